@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The choice of kernels: the tables that run here, laid over each other, weakest first. Made once at
+ * import (and by tests); never lazily, so there is no race and no first-call cost. */
+#include "kernels.h"
+
+#include <string.h>
+
+typedef void vgq_slot(void);
+
+static vgq_kernels chosen;
+static const char *chosen_isa = "none";
+
+#define X(name, runs_here) ISA_##name,
+enum { VGQ_ISAS(X) ISAS };
+#undef X
+
+static const char *isa_name(int isa)
+{
+#define X(name, runs_here) #name,
+    static const char *const names[] = {VGQ_ISAS(X)};
+#undef X
+    return names[isa];
+}
+
+/* Asks the CPU and, through XCR0, the operating system. */
+static int runs_here(int isa)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+#define X(name, condition)                                                                         \
+    case ISA_##name:                                                                               \
+        return condition;
+    switch (isa) {
+        VGQ_ISAS(X)
+    }
+#undef X
+    return 0;
+}
+
+/* Sets of instructions are nested: each one needs all weaker ones. */
+static int strongest(void)
+{
+    int isa = 0;
+    while (isa + 1 < ISAS && runs_here(isa + 1))
+        isa++;
+    return isa;
+}
+
+/* Every member of a table is a pointer, so a table is an array of slots; a filled slot replaces. */
+static void overlay(void *onto, const void *table, size_t nbytes)
+{
+    for (size_t i = 0; i < nbytes; i += sizeof(vgq_slot *)) {
+        vgq_slot *slot;
+        memcpy(&slot, (const char *)table + i, sizeof(slot));
+        if (slot)
+            memcpy((char *)onto + i, &slot, sizeof(slot));
+    }
+}
+
+vgq_status vgq_use(const char *isa)
+{
+    int last = strongest();
+    if (isa) {
+        while (last >= 0 && strcmp(isa, isa_name(last)) != 0)
+            last--;
+        if (last < 0)
+            return VGQ_EISA;
+    }
+    memset(&chosen, 0, sizeof(chosen));
+#define X(subject, name)                                                                           \
+    if (ISA_##name <= last)                                                                        \
+        overlay(&chosen.subject, &vgq_##subject##_##name, sizeof(chosen.subject));
+    VGQ_TABLES(X)
+#undef X
+    chosen_isa = isa_name(last);
+    return VGQ_OK;
+}
+
+const char *vgq_isa(void) { return chosen_isa; }
+
+const char *vgq_isa_here(size_t index)
+{
+    return index <= (size_t)strongest() ? isa_name((int)index) : NULL;
+}
+
+const vgq_kernels *vgq_chosen(void) { return &chosen; }
+
+const char *vgq_message(vgq_status status)
+{
+    static const char *const messages[VGQ_STATUSES] = {
+        [VGQ_OK] = "ok",
+        [VGQ_EINVAL] = "a null pointer, an unknown format or dtype, or sizes that do not fit together",
+        [VGQ_EISA] = "an instruction set that is unknown or does not run on this machine",
+        [VGQ_EPACKED] = "packed weights that another instruction set laid out; pack them again",
+        [VGQ_EDEPTH] = "a row too long for exact 32-bit sums",
+    };
+    return (unsigned)status < VGQ_STATUSES ? messages[status] : "unknown status";
+}

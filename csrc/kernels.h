@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Private: the slots that an instruction set may fill, and the list of tables that fill them.
+ * A kernel works on one row, block or tile: no checks but assert, no threads, no allocation, no failure.
+ * Tables may have holes: dispatch.c lets the next weaker table fill them. scalar has none. */
+#ifndef VGQ_KERNELS_H
+#define VGQ_KERNELS_H
+
+#include "vgq.h"
+
+/* Fronts cut long rows into blocks of this many elements: a multiple of 16 (the lanes of a float
+ * reduction) and of 2 (two 4-bit codes share a byte). */
+#define VGQ_BLOCK 4096
+#define VGQ_LANES 16
+
+/* ---- quantize ------------------------------------------------------------------------------- */
+
+/* dst[i] = (float)src[i], exact. */
+typedef void vgq_load_fn(size_t n, const void *src, float *dst);
+/* dst[i] = src[i] rounded once, half to even. */
+typedef void vgq_store_fn(size_t n, const float *src, void *dst);
+
+/* Widen *lo..*hi so that it holds every finite x; returns how many are NaN or infinite
+ * (then lo and hi are unspecified). */
+typedef size_t vgq_span_fn(size_t n, const float *x, float *lo, float *hi);
+
+/* Linear map of one group: code = saturate(rint(x / scale) + zero), x = (code - zero) * scale. */
+typedef struct vgq_map {
+    float scale;
+    int zero, lowest, highest;
+} vgq_map;
+
+typedef void vgq_encode_fn(size_t n, const float *x, vgq_map map, int8_t *codes);
+typedef void vgq_decode_fn(size_t n, const int8_t *codes, vgq_map map, float *x);
+/* lanes[i % 16] += (x[i] - decode(encode(x[i])))^2, in index order; the difference in float,
+ * the square and the sum in double. */
+typedef void vgq_error_fn(size_t n, const float *x, vgq_map map, double lanes[VGQ_LANES]);
+/* Two codes a byte, the even one in the low nibble; an odd last code leaves the high nibble 0. */
+typedef void vgq_pack4_fn(size_t n, const int8_t *codes, uint8_t *q);
+typedef void vgq_unpack4_fn(size_t n, const uint8_t *q, int8_t *codes);
+
+typedef struct vgq_quantize_kernels {
+    vgq_load_fn *load[VGQ_DTYPES];
+    vgq_store_fn *store[VGQ_DTYPES];
+    vgq_span_fn *span;
+    vgq_encode_fn *encode;
+    vgq_decode_fn *decode;
+    vgq_error_fn *error;
+    vgq_pack4_fn *pack4;
+    vgq_unpack4_fn *unpack4;
+} vgq_quantize_kernels;
+
+#include "kernels_metrics.h"
+#include "kernels_linear.h"
+
+/* ---- the chosen table ----------------------------------------------------------------------- */
+
+typedef struct vgq_kernels {
+    vgq_quantize_kernels quantize;
+    vgq_metrics_kernels metrics;
+    vgq_linear_kernels linear;
+} vgq_kernels;
+
+const vgq_kernels *vgq_chosen(void);
+
+/* Instruction sets, weakest first, with what the CPU and the OS must support.
+ * A new one: a row here, its tables below, and the files cpu/<subject>_<isa>.c. */
+#if defined(__x86_64__)
+#define VGQ_ISAS(X)                                                                                \
+    X(scalar, 1)                                                                                   \
+    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&                     \
+                __builtin_cpu_supports("f16c"))                                                    \
+    X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&           \
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))        \
+    X(avx512vnni, __builtin_cpu_supports("avx512vnni"))
+#define VGQ_TABLES(X)                                                                              \
+    X(quantize, scalar)                                                                            \
+    X(metrics, scalar)                                                                             \
+    X(linear, scalar)                                                                              \
+    X(quantize, avx2)                                                                              \
+    X(metrics, avx2)                                                                               \
+    X(linear, avx2)                                                                                \
+    X(quantize, avx512)                                                                            \
+    X(linear, avx512)                                                                              \
+    X(linear, avx512vnni)
+#else
+#define VGQ_ISAS(X) X(scalar, 1)
+#define VGQ_TABLES(X) X(quantize, scalar) X(metrics, scalar) X(linear, scalar)
+#endif
+
+#define X(subject, isa) extern const vgq_##subject##_kernels vgq_##subject##_##isa;
+VGQ_TABLES(X)
+#undef X
+
+/* ---- shared by the fronts ------------------------------------------------------------------- */
+
+/* The lanes of a reduction, added by a fixed tree: i with i + 8, then 4, 2, 1. */
+static inline double vgq_lane_sum(const double lanes[VGQ_LANES])
+{
+    double t[VGQ_LANES];
+    for (int i = 0; i < VGQ_LANES; i++)
+        t[i] = lanes[i];
+    for (int step = VGQ_LANES / 2; step > 0; step /= 2)
+        for (int i = 0; i < step; i++)
+            t[i] += t[i + step];
+    return t[0];
+}
+
+/* Threads for work of that many elements: 1 where a parallel region would cost more than it gains. */
+int vgq_team(size_t elements);
+
+/* Default rounding and denormals for one thread's share of the work, whatever the caller has set
+ * (torch.set_flush_denormal, for one): enter, compute, leave. */
+typedef struct vgq_float_mode {
+    unsigned char saved[64];
+} vgq_float_mode;
+void vgq_float_enter(vgq_float_mode *mode);
+void vgq_float_leave(const vgq_float_mode *mode);
+
+#endif

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * OpenMP without a runtime of our own. The fronts are compiled with -fopenmp, but the module links no
+ * OpenMP library: torch brings one (renamed, inside its wheel), and a second pool of threads beside it
+ * costs more than any kernel gains. So the few entry points that gcc's generated code calls are defined
+ * here, hidden, and handed on to whichever runtime the process has loaded, torch's first.
+ * With none loaded, the system's libgomp is opened; without that, work runs on the calling thread.
+ * Also here: the floating-point mode of worker threads. */
+#define _GNU_SOURCE
+#include "kernels.h"
+
+#include <dlfcn.h>
+#include <fenv.h>
+#include <link.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+typedef void outlined_fn(void *data);
+typedef void parallel_fn(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags);
+typedef int count_fn(void);
+
+typedef struct runtime {
+    parallel_fn *parallel;
+    count_fn *thread_num, *num_threads, *max_threads, *in_parallel;
+    char name[128];
+} runtime;
+
+static runtime found;
+static _Atomic unsigned long long found_at; /* how many libraries had been loaded then; 0: never looked */
+static pthread_mutex_t looking = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic int wanted;                  /* vgq_set_threads */
+static _Atomic int forked;
+static _Thread_local int serial;            /* inside a region that this file runs on one thread */
+
+static const char *basename_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* torch's runtime is a libgomp in a folder of torch's; LLVM's and Intel's serve the same calls. */
+static int rank_of(const char *path)
+{
+    const char *name = basename_of(path);
+    const int is_runtime = !strncmp(name, "libgomp", 7) || !strncmp(name, "libomp", 6) ||
+                           !strncmp(name, "libiomp5", 8);
+    if (!is_runtime)
+        return 0;
+    return strstr(path, "/torch") ? 2 : 1;
+}
+
+typedef struct search {
+    int rank;
+    char path[4096];
+    unsigned long long loads;
+} search;
+
+static int visit(struct dl_phdr_info *info, size_t size, void *data)
+{
+    search *s = data;
+    (void)size;
+    s->loads = info->dlpi_adds;
+    const int rank = info->dlpi_name ? rank_of(info->dlpi_name) : 0;
+    if (rank > s->rank && strlen(info->dlpi_name) < sizeof(s->path)) {
+        s->rank = rank;
+        strcpy(s->path, info->dlpi_name);
+    }
+    return 0;
+}
+
+static int count_loads(struct dl_phdr_info *info, size_t size, void *data)
+{
+    (void)size;
+    *(unsigned long long *)data = info->dlpi_adds;
+    return 1;
+}
+
+static int bind(runtime *r, void *library, const char *path)
+{
+    if (!library)
+        return 0;
+    /* ISO C has no cast from object to function pointer; POSIX defines it through memory. */
+    *(void **)&r->parallel = dlsym(library, "GOMP_parallel");
+    *(void **)&r->thread_num = dlsym(library, "omp_get_thread_num");
+    *(void **)&r->num_threads = dlsym(library, "omp_get_num_threads");
+    *(void **)&r->max_threads = dlsym(library, "omp_get_max_threads");
+    *(void **)&r->in_parallel = dlsym(library, "omp_in_parallel");
+    if (!r->parallel || !r->thread_num || !r->num_threads || !r->max_threads || !r->in_parallel) {
+        memset(r, 0, sizeof(*r));
+        return 0;
+    }
+    strncpy(r->name, basename_of(path), sizeof(r->name) - 1);
+    return 1;
+}
+
+static void in_child(void) { forked = 1; }
+
+/* Looks again whenever a library was loaded since, because torch may be imported after us. */
+static const runtime *openmp(void)
+{
+    unsigned long long loads = 0;
+    dl_iterate_phdr(count_loads, &loads);
+    if (loads == found_at)
+        return &found;
+    pthread_mutex_lock(&looking);
+    if (!found_at)
+        pthread_atfork(NULL, NULL, in_child);
+    search s = {0};
+    dl_iterate_phdr(visit, &s);
+    runtime now = {0};
+    if (!(s.rank && bind(&now, dlopen(s.path, RTLD_LAZY | RTLD_NOLOAD), s.path)))
+        bind(&now, dlopen("libgomp.so.1", RTLD_LAZY), "libgomp.so.1");
+    if (now.parallel != found.parallel || !found_at)
+        found = now;
+    dl_iterate_phdr(count_loads, &loads);
+    found_at = loads;
+    pthread_mutex_unlock(&looking);
+    return &found;
+}
+
+/* ---- what the generated code of `#pragma omp parallel` calls ------------------------------------ */
+
+void GOMP_parallel(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags);
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+
+void GOMP_parallel(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags)
+{
+    /* A forked child has none of the pool's threads, and libgomp would wait for them for ever. */
+    if (num_threads != 1 && found.parallel && !forked && !found.in_parallel()) {
+        found.parallel(fn, data, num_threads, flags);
+        return;
+    }
+    serial++;
+    fn(data);
+    serial--;
+}
+
+int omp_get_thread_num(void) { return serial || !found.parallel ? 0 : found.thread_num(); }
+
+int omp_get_num_threads(void) { return serial || !found.parallel ? 1 : found.num_threads(); }
+
+/* ---- counts --------------------------------------------------------------------------------------- */
+
+void vgq_set_threads(int n) { wanted = n > 0 ? n : 0; }
+
+int vgq_threads(void)
+{
+    if (wanted)
+        return wanted;
+    const runtime *r = openmp();
+    return r->parallel && !forked ? r->max_threads() : 1;
+}
+
+int vgq_team(size_t elements)
+{
+    if (elements < 32768)
+        return 1;
+    openmp();
+    return vgq_threads();
+}
+
+const char *vgq_openmp(void)
+{
+    const runtime *r = openmp();
+    return r->parallel ? r->name : "none";
+}
+
+/* ---- floating-point mode -------------------------------------------------------------------------- */
+
+_Static_assert(sizeof(fenv_t) <= sizeof(vgq_float_mode), "vgq_float_mode must hold a fenv_t");
+
+void vgq_float_enter(vgq_float_mode *mode)
+{
+    fenv_t env;
+    fegetenv(&env);
+    memcpy(mode, &env, sizeof(env));
+    fesetenv(FE_DFL_ENV);
+}
+
+void vgq_float_leave(const vgq_float_mode *mode)
+{
+    fenv_t env;
+    memcpy(&env, mode, sizeof(env));
+    fesetenv(&env);
+}

@@ -1,0 +1,1 @@
+/* part of vgq.h, merged at the end */
