@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Linear kernels for AVX2. vpmaddubsw would saturate, so the integer product is the exact one: weights
+ * and activations as int16, vpmaddwd, sums in int32. */
+#include "isa.h"
+#include "../formats.h"
+#include "../kernels.h"
+
+#include <immintrin.h>
+
+ISA_BEGIN("avx2,fma,f16c")
+
+static float code_row_avx2(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+{
+    int16_t *const q = codes;
+    const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = _mm256_setzero_si256();
+    size_t i = 0;
+    for (; i + 8 <= k; i += 8)
+        most = _mm256_max_epi32(
+            most, _mm256_and_si256(_mm256_loadu_si256((const void *)(x + i)), no_sign));
+    uint32_t lanes[8], largest = 0;
+    _mm256_storeu_si256((void *)lanes, most);
+    for (int lane = 0; lane < 8; lane++)
+        largest = lanes[lane] > largest ? lanes[lane] : largest;
+    for (; i < k; i++) {
+        const uint32_t magnitude = vgq_bits_of_float(x[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    float inverse;
+    const float scale = vgq_token_scale(largest, &inverse);
+    const __m256 times = _mm256_set1_ps(inverse);
+    const __m256 low = _mm256_set1_ps(-127.0f), high = _mm256_set1_ps(127.0f);
+    __m256i total = _mm256_setzero_si256();
+    for (i = 0; i + 8 <= k; i += 8) {
+        __m256 r = _mm256_mul_ps(_mm256_loadu_ps(x + i), times);
+        r = _mm256_and_ps(r, _mm256_cmp_ps(r, r, _CMP_ORD_Q));
+        r = _mm256_round_ps(r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __m256i c = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(r, low), high));
+        total = _mm256_add_epi32(total, c);
+        const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(c, c), 0x08);
+        _mm_storeu_si128((void *)(q + i), _mm256_castsi256_si128(words));
+    }
+    int32_t sums[8];
+    _mm256_storeu_si256((void *)sums, total);
+    *sum = 0;
+    for (int lane = 0; lane < 8; lane++)
+        *sum += sums[lane];
+    for (; i < padded; i++) {
+        q[i] = i < k ? vgq_encode_token(x[i], inverse) : 0;
+        *sum += q[i];
+    }
+    return scale;
+}
+
+/* 8 columns a step: factor * nibble in 16-bit lanes, then + 128 - factor * (zero + 8) in bytes. */
+static void expand4_avx2(size_t k, const uint8_t *nibbles, const uint8_t *factor, const int8_t *zero,
+                         uint8_t *bytes)
+{
+    const __m256i low = _mm256_set1_epi8(15);
+    for (size_t part = 0; part < 8; part++) {
+        const __m256i f = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(factor + 8 * part)));
+        const __m256i z = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(zero + 8 * part)));
+        const __m256i shift = _mm256_sub_epi32(
+            _mm256_set1_epi32(128), _mm256_mullo_epi32(f, _mm256_add_epi32(z, _mm256_set1_epi32(8))));
+        const __m256i f16 = _mm256_or_si256(f, _mm256_slli_epi32(f, 16));
+        const __m256i s8 = _mm256_and_si256(shift, _mm256_set1_epi32(255));
+        const __m256i s16 = _mm256_or_si256(s8, _mm256_slli_epi32(s8, 8));
+        const __m256i s = _mm256_or_si256(s16, _mm256_slli_epi32(s16, 16));
+        for (size_t step = 0; step < k / 8; step++) {
+            const __m256i b =
+                _mm256_loadu_si256((const void *)(nibbles + step * 4 * VGQ_PANEL + 32 * part));
+            const __m256i halves[2] = {_mm256_and_si256(b, low),
+                                       _mm256_and_si256(_mm256_srli_epi16(b, 4), low)};
+            for (size_t half = 0; half < 2; half++) {
+                const __m256i even = _mm256_and_si256(halves[half], _mm256_set1_epi16(255));
+                const __m256i odd = _mm256_srli_epi16(halves[half], 8);
+                const __m256i product =
+                    _mm256_or_si256(_mm256_mullo_epi16(even, f16),
+                                    _mm256_slli_epi16(_mm256_mullo_epi16(odd, f16), 8));
+                _mm256_storeu_si256(
+                    (void *)(bytes + (2 * step + half) * 4 * VGQ_PANEL + 32 * part),
+                    _mm256_add_epi8(product, s));
+            }
+        }
+    }
+}
+
+static void decode_panel_avx2(size_t k, const uint8_t *bytes, const int32_t *offset,
+                              const float *scale, float *w)
+{
+    const __m256i low = _mm256_set1_epi32(255);
+    for (size_t part = 0; part < 8; part++) {
+        const __m256i o = _mm256_loadu_si256((const void *)(offset + 8 * part));
+        const __m256 s = _mm256_loadu_ps(scale + 8 * part);
+        for (size_t i = 0; i < k; i += 4) {
+            __m256i b = _mm256_loadu_si256((const void *)(bytes + i * VGQ_PANEL + 32 * part));
+            for (size_t j = 0; j < 4; j++) {
+                const __m256i c = _mm256_sub_epi32(_mm256_and_si256(b, low), o);
+                _mm256_storeu_ps(w + (i + j) * VGQ_PANEL + 8 * part,
+                                 _mm256_mul_ps(_mm256_cvtepi32_ps(c), s));
+                b = _mm256_srli_epi32(b, 8);
+            }
+        }
+    }
+}
+
+/* operand[column block of 16][k / 2][16 columns][2 inputs], int16: a tile reads one block straight on. */
+static void widen_avx2(size_t k, const uint8_t *bytes, void *operand)
+{
+    const __m256i first = _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1, 0,
+                                           -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+    const __m256i second = _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1,
+                                            2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
+    const __m256i offset = _mm256_set1_epi16(128);
+    int16_t *const out = operand;
+    for (size_t i = 0; i < k; i += 4)
+        for (size_t part = 0; part < 8; part++) {
+            const __m256i b = _mm256_loadu_si256((const void *)(bytes + i * VGQ_PANEL + 32 * part));
+            int16_t *const at = out + i * VGQ_PANEL + part * 16;
+            _mm256_storeu_si256((void *)at, _mm256_sub_epi16(_mm256_shuffle_epi8(b, first), offset));
+            _mm256_storeu_si256((void *)(at + 2 * VGQ_PANEL),
+                                _mm256_sub_epi16(_mm256_shuffle_epi8(b, second), offset));
+        }
+}
+
+static inline __m256i two_codes(const int16_t *q)
+{
+    int32_t bits;
+    memcpy(&bits, q, sizeof(bits));
+    return _mm256_set1_epi32(bits);
+}
+
+#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define EACH_1(X) X(0)
+#define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
+#define STEP(r)                                                                                    \
+    {                                                                                              \
+        const __m256i x = two_codes(q + (r) * ld + i);                                             \
+        a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(w0, x));                             \
+        a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(w1, x));                             \
+    }
+#define SAVE(r)                                                                                    \
+    _mm256_storeu_si256((void *)(acc + (r) * VGQ_PANEL), a##r##0);                                 \
+    _mm256_storeu_si256((void *)(acc + (r) * VGQ_PANEL + 8), a##r##1);
+#define TILE(rows, EACH)                                                                           \
+    static void tile_i16_##rows##x16_avx2(size_t k, const int16_t *q, size_t ld, const int16_t *w, \
+                                          int32_t *acc)                                            \
+    {                                                                                              \
+        EACH(ZERO)                                                                                 \
+        for (size_t i = 0; i < k; i += 2) {                                                        \
+            const __m256i w0 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL));              \
+            const __m256i w1 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL + 16));         \
+            EACH(STEP)                                                                             \
+        }                                                                                          \
+        EACH(SAVE)                                                                                 \
+    }
+
+TILE(6, EACH_6)
+TILE(1, EACH_1)
+
+#undef TILE
+#undef SAVE
+#undef STEP
+#undef ZERO
+
+static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
+                          int32_t *acc)
+{
+    const int16_t *const q = codes;
+    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
+        const int16_t *const w = (const int16_t *)operand + 2 * column;
+        if (rows == 6)
+            tile_i16_6x16_avx2(k, q, ld, w, acc + column);
+        else
+            for (size_t r = 0; r < rows; r++)
+                tile_i16_1x16_avx2(k, q + r * ld, ld, w, acc + r * VGQ_PANEL + column);
+    }
+}
+
+#define LOAD(r)                                                                                    \
+    __m256 a##r##0 = _mm256_setzero_ps(), a##r##1 = a##r##0;                                       \
+    if (accumulate) {                                                                              \
+        a##r##0 = _mm256_loadu_ps(acc + (r) * VGQ_PANEL);                                          \
+        a##r##1 = _mm256_loadu_ps(acc + (r) * VGQ_PANEL + 8);                                      \
+    }
+#define STEP(r)                                                                                    \
+    {                                                                                              \
+        const __m256 v = _mm256_set1_ps(x[(r) * ldx + i]);                                         \
+        a##r##0 = _mm256_fmadd_ps(v, w0, a##r##0);                                                 \
+        a##r##1 = _mm256_fmadd_ps(v, w1, a##r##1);                                                 \
+    }
+#define SAVE(r)                                                                                    \
+    _mm256_storeu_ps(acc + (r) * VGQ_PANEL, a##r##0);                                              \
+    _mm256_storeu_ps(acc + (r) * VGQ_PANEL + 8, a##r##1);
+#define TILE(rows, EACH)                                                                           \
+    static void float_tile_##rows##x16_avx2(size_t k, const float *x, size_t ldx, const float *w,  \
+                                            float *acc, int accumulate)                            \
+    {                                                                                              \
+        EACH(LOAD)                                                                                 \
+        for (size_t i = 0; i < k; i++) {                                                           \
+            const __m256 w0 = _mm256_loadu_ps(w + i * VGQ_PANEL);                                  \
+            const __m256 w1 = _mm256_loadu_ps(w + i * VGQ_PANEL + 8);                              \
+            EACH(STEP)                                                                             \
+        }                                                                                          \
+        EACH(SAVE)                                                                                 \
+    }
+
+TILE(6, EACH_6)
+TILE(1, EACH_1)
+
+#undef TILE
+#undef SAVE
+#undef STEP
+#undef LOAD
+#undef EACH_1
+#undef EACH_6
+
+static void float_tile_avx2(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
+                            float *acc, int accumulate)
+{
+    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
+        if (rows == VGQ_FLOAT_ROWS)
+            float_tile_6x16_avx2(k, x, ldx, w + column, acc + column, accumulate);
+        else
+            for (size_t r = 0; r < rows; r++)
+                float_tile_1x16_avx2(k, x + r * ldx, ldx, w + column, acc + r * VGQ_PANEL + column,
+                                     accumulate);
+    }
+}
+
+static void finish_avx2(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,
+                        const float *scale, const float *bias, float *y)
+{
+    const __m256i s = _mm256_set1_epi32(sum);
+    const __m256 xs = _mm256_set1_ps(x_scale);
+    for (size_t n = 0; n < VGQ_PANEL; n += 8) {
+        const __m256i extra =
+            _mm256_mullo_epi32(_mm256_loadu_si256((const void *)(offset + n)), s);
+        const __m256i a = _mm256_loadu_si256((const void *)(acc + n));
+        const __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(a, extra));
+        const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(v, xs), _mm256_loadu_ps(scale + n));
+        _mm256_storeu_ps(y + n, _mm256_add_ps(scaled, _mm256_loadu_ps(bias + n)));
+    }
+}
+
+static void flush_avx2(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
+                       float *total)
+{
+    const __m256i extra = _mm256_set1_epi32(offset * sum);
+    for (size_t n = 0; n < VGQ_PANEL; n += 8) {
+        const __m256i a = _mm256_loadu_si256((const void *)(acc + n));
+        const __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(a, extra));
+        const __m256 scaled = _mm256_mul_ps(v, _mm256_loadu_ps(scale + n));
+        _mm256_storeu_ps(total + n, _mm256_add_ps(_mm256_loadu_ps(total + n), scaled));
+    }
+}
+
+ISA_END
+
+static const vgq_int_gemm int_gemm_avx2 = {
+    .mr = 6,
+    .code_nbytes = 2,
+    .weight_nbytes = 2,
+    .code_row = code_row_avx2,
+    .widen = widen_avx2,
+    .tile = tile_i16_avx2,
+    .offset = 0,
+};
+
+const vgq_linear_kernels vgq_linear_avx2 = {
+    .expand4 = expand4_avx2,
+    .decode_panel = decode_panel_avx2,
+    .float_tile = float_tile_avx2,
+    .int_gemm = &int_gemm_avx2,
+    .finish = finish_avx2,
+    .flush = flush_avx2,
+};

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Linear kernels for AVX-512 without VNNI: activations, panels, the float product, epilogues. */
+#include "isa.h"
+#include "../formats.h"
+#include "../kernels.h"
+
+#include <immintrin.h>
+
+ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+static inline __mmask16 first(size_t n) { return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff; }
+
+float vgq_code_row_avx512(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+{
+    int8_t *const q = codes;
+    const __m512i no_sign = _mm512_set1_epi32(0x7fffffff);
+    __m512i most0 = _mm512_setzero_si512(), most1 = most0;
+    size_t i = 0;
+    for (; i + 32 <= k; i += 32) {
+        const __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(x + i + 16);
+        most0 = _mm512_max_epi32(most0, _mm512_and_si512(a, no_sign));
+        most1 = _mm512_max_epi32(most1, _mm512_and_si512(b, no_sign));
+    }
+    for (; i < k; i += 16) {
+        const __m512i a = _mm512_maskz_loadu_epi32(first(k - i), x + i);
+        most0 = _mm512_max_epi32(most0, _mm512_and_si512(a, no_sign));
+    }
+    float inverse;
+    const uint32_t largest = (uint32_t)_mm512_reduce_max_epi32(_mm512_max_epi32(most0, most1));
+    const float scale = vgq_token_scale(largest, &inverse);
+    const __m512 times = _mm512_set1_ps(inverse);
+    const __m512 low = _mm512_set1_ps(-127.0f), high = _mm512_set1_ps(127.0f);
+    __m512i total = _mm512_setzero_si512();
+    for (i = 0; i < padded; i += 16) {
+        const __m512 v = i < k ? _mm512_maskz_loadu_ps(first(k - i), x + i) : _mm512_setzero_ps();
+        __m512 r = _mm512_mul_ps(v, times);
+        r = _mm512_maskz_roundscale_ps(_mm512_cmp_ps_mask(r, r, _CMP_ORD_Q), r,
+                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __m512i c = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(r, low), high));
+        total = _mm512_add_epi32(total, c);
+        _mm_mask_storeu_epi8(q + i, first(padded - i), _mm512_cvtepi32_epi8(c));
+    }
+    *sum = _mm512_reduce_add_epi32(total);
+    return scale;
+}
+
+/* Each group of four bytes is one column; its factor, and 128 - factor * zero, stand in all four. */
+static void expand4_avx512(size_t k, const uint8_t *nibbles, const uint8_t *factor, const int8_t *zero,
+                           uint8_t *bytes)
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    for (size_t part = 0; part < 4; part++) {
+        /* 16 columns: as 16-bit lanes, two of the four bytes at a time. factor * nibble <= 225. */
+        const __m512i f = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(factor + 16 * part)));
+        const __m512i z = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(zero + 16 * part)));
+        const __m512i shift = _mm512_sub_epi32(
+            _mm512_set1_epi32(128), _mm512_mullo_epi32(f, _mm512_add_epi32(z, _mm512_set1_epi32(8))));
+        const __m512i f16 = _mm512_or_si512(f, _mm512_slli_epi32(f, 16));
+        const __m512i s8 = _mm512_and_si512(shift, _mm512_set1_epi32(255));
+        const __m512i s16 = _mm512_or_si512(s8, _mm512_slli_epi32(s8, 8));
+        const __m512i s = _mm512_or_si512(s16, _mm512_slli_epi32(s16, 16));
+        for (size_t step = 0; step < k / 8; step++) {
+            const __m512i b = _mm512_loadu_si512(nibbles + step * 4 * VGQ_PANEL + 64 * part);
+            const __m512i halves[2] = {_mm512_and_si512(b, low),
+                                       _mm512_and_si512(_mm512_srli_epi16(b, 4), low)};
+            for (size_t half = 0; half < 2; half++) {
+                const __m512i even = _mm512_and_si512(halves[half], _mm512_set1_epi16(255));
+                const __m512i odd = _mm512_srli_epi16(halves[half], 8);
+                const __m512i product =
+                    _mm512_or_si512(_mm512_mullo_epi16(even, f16),
+                                    _mm512_slli_epi16(_mm512_mullo_epi16(odd, f16), 8));
+                _mm512_storeu_si512(bytes + (2 * step + half) * 4 * VGQ_PANEL + 64 * part,
+                                    _mm512_add_epi8(product, s));
+            }
+        }
+    }
+}
+
+static void decode_panel_avx512(size_t k, const uint8_t *bytes, const int32_t *offset,
+                                const float *scale, float *w)
+{
+    const __m512i low = _mm512_set1_epi32(255);
+    for (size_t part = 0; part < 4; part++) {
+        const __m512i o = _mm512_loadu_si512(offset + 16 * part);
+        const __m512 s = _mm512_loadu_ps(scale + 16 * part);
+        for (size_t i = 0; i < k; i += 4) {
+            __m512i b = _mm512_loadu_si512(bytes + i * VGQ_PANEL + 64 * part);
+            for (size_t j = 0; j < 4; j++) {
+                const __m512i c = _mm512_sub_epi32(_mm512_and_si512(b, low), o);
+                _mm512_storeu_ps(w + (i + j) * VGQ_PANEL + 16 * part,
+                                 _mm512_mul_ps(_mm512_cvtepi32_ps(c), s));
+                b = _mm512_srli_epi32(b, 8);
+            }
+        }
+    }
+}
+
+#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define EACH_1(X) X(0)
+#define LOAD(r)                                                                                    \
+    __m512 a##r##0 = _mm512_setzero_ps(), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0; \
+    if (accumulate) {                                                                              \
+        a##r##0 = _mm512_loadu_ps(acc + (r) * VGQ_PANEL);                                          \
+        a##r##1 = _mm512_loadu_ps(acc + (r) * VGQ_PANEL + 16);                                     \
+        a##r##2 = _mm512_loadu_ps(acc + (r) * VGQ_PANEL + 32);                                     \
+        a##r##3 = _mm512_loadu_ps(acc + (r) * VGQ_PANEL + 48);                                     \
+    }
+#define STEP(r)                                                                                    \
+    {                                                                                              \
+        const __m512 v = _mm512_set1_ps(x[(r) * ldx + i]);                                         \
+        a##r##0 = _mm512_fmadd_ps(v, w0, a##r##0);                                                 \
+        a##r##1 = _mm512_fmadd_ps(v, w1, a##r##1);                                                 \
+        a##r##2 = _mm512_fmadd_ps(v, w2, a##r##2);                                                 \
+        a##r##3 = _mm512_fmadd_ps(v, w3, a##r##3);                                                 \
+    }
+#define SAVE(r)                                                                                    \
+    _mm512_storeu_ps(acc + (r) * VGQ_PANEL, a##r##0);                                              \
+    _mm512_storeu_ps(acc + (r) * VGQ_PANEL + 16, a##r##1);                                         \
+    _mm512_storeu_ps(acc + (r) * VGQ_PANEL + 32, a##r##2);                                         \
+    _mm512_storeu_ps(acc + (r) * VGQ_PANEL + 48, a##r##3);
+
+#define TILE(rows, EACH)                                                                           \
+    static void float_tile_##rows##x64_avx512(size_t k, const float *x, size_t ldx, const float *w, \
+                                              float *acc, int accumulate)                          \
+    {                                                                                              \
+        EACH(LOAD)                                                                                 \
+        for (size_t i = 0; i < k; i++) {                                                           \
+            const float *const at = w + i * VGQ_PANEL;                                             \
+            const __m512 w0 = _mm512_loadu_ps(at), w1 = _mm512_loadu_ps(at + 16);                  \
+            const __m512 w2 = _mm512_loadu_ps(at + 32), w3 = _mm512_loadu_ps(at + 48);             \
+            EACH(STEP)                                                                             \
+        }                                                                                          \
+        EACH(SAVE)                                                                                 \
+    }
+
+TILE(6, EACH_6)
+TILE(1, EACH_1)
+
+#undef TILE
+#undef SAVE
+#undef STEP
+#undef LOAD
+#undef EACH_1
+#undef EACH_6
+
+static void float_tile_avx512(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
+                              float *acc, int accumulate)
+{
+    if (rows == VGQ_FLOAT_ROWS) {
+        float_tile_6x64_avx512(k, x, ldx, w, acc, accumulate);
+        return;
+    }
+    for (size_t r = 0; r < rows; r++)
+        float_tile_1x64_avx512(k, x + r * ldx, ldx, w, acc + r * VGQ_PANEL, accumulate);
+}
+
+static void finish_avx512(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,
+                          const float *scale, const float *bias, float *y)
+{
+    const __m512i s = _mm512_set1_epi32(sum);
+    const __m512 xs = _mm512_set1_ps(x_scale);
+    for (size_t n = 0; n < VGQ_PANEL; n += 16) {
+        const __m512i extra = _mm512_mullo_epi32(_mm512_loadu_si512(offset + n), s);
+        const __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(acc + n), extra));
+        const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(v, xs), _mm512_loadu_ps(scale + n));
+        _mm512_storeu_ps(y + n, _mm512_add_ps(scaled, _mm512_loadu_ps(bias + n)));
+    }
+}
+
+static void flush_avx512(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
+                         float *total)
+{
+    const __m512i extra = _mm512_set1_epi32(offset * sum);
+    for (size_t n = 0; n < VGQ_PANEL; n += 16) {
+        const __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(acc + n), extra));
+        const __m512 scaled = _mm512_mul_ps(v, _mm512_loadu_ps(scale + n));
+        _mm512_storeu_ps(total + n, _mm512_add_ps(_mm512_loadu_ps(total + n), scaled));
+    }
+}
+
+ISA_END
+
+const vgq_linear_kernels vgq_linear_avx512 = {
+    .expand4 = expand4_avx512,
+    .decode_panel = decode_panel_avx512,
+    .float_tile = float_tile_avx512,
+    .finish = finish_avx512,
+    .flush = flush_avx512,
+};

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Linear kernels in plain C: the definition of right for every other table. */
+#include "../formats.h"
+#include "../kernels.h"
+
+static void expand4_scalar(size_t k, const uint8_t *nibbles, const uint8_t *factor, const int8_t *zero,
+                           uint8_t *bytes)
+{
+    for (size_t step = 0; step < k / 8; step++)
+        for (size_t half = 0; half < 2; half++)
+            for (size_t i = 0; i < 4 * VGQ_PANEL; i++) {
+                const uint8_t both = nibbles[step * 4 * VGQ_PANEL + i];
+                const int code = (half ? both >> 4 : both & 15) - 8;
+                const size_t column = i / 4;
+                bytes[(2 * step + half) * 4 * VGQ_PANEL + i] =
+                    (uint8_t)(factor[column] * (code - zero[column]) + 128);
+            }
+}
+
+static void decode_panel_scalar(size_t k, const uint8_t *bytes, const int32_t *offset,
+                                const float *scale, float *w)
+{
+    for (size_t i = 0; i < k; i++)
+        for (size_t n = 0; n < VGQ_PANEL; n++)
+            w[i * VGQ_PANEL + n] =
+                (float)(bytes[(i / 4 * VGQ_PANEL + n) * 4 + i % 4] - offset[n]) * scale[n];
+}
+
+static void float_tile_scalar(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
+                              float *acc, int accumulate)
+{
+    for (size_t m = 0; m < rows; m++) {
+        float *const row = acc + m * VGQ_PANEL;
+        for (size_t n = 0; n < VGQ_PANEL && !accumulate; n++)
+            row[n] = 0;
+        for (size_t i = 0; i < k; i++)
+            for (size_t n = 0; n < VGQ_PANEL; n++)
+                row[n] += x[m * ldx + i] * w[i * VGQ_PANEL + n];
+    }
+}
+
+static float code_row_scalar(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+{
+    int8_t *const q = codes;
+    uint32_t largest = 0; /* of the magnitudes as integers: NaN above infinity above all numbers */
+    for (size_t i = 0; i < k; i++) {
+        const uint32_t magnitude = vgq_bits_of_float(x[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    float inverse;
+    const float scale = vgq_token_scale(largest, &inverse);
+    *sum = 0;
+    for (size_t i = 0; i < padded; i++) {
+        q[i] = i < k ? vgq_encode_token(x[i], inverse) : 0;
+        *sum += q[i];
+    }
+    return scale;
+}
+
+static void tile_i8_scalar(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
+                           int32_t *acc)
+{
+    const uint8_t *const bytes = operand;
+    for (size_t m = 0; m < rows; m++) {
+        const int8_t *const q = (const int8_t *)codes + m * ld;
+        int32_t *const row = acc + m * VGQ_PANEL;
+        for (size_t n = 0; n < VGQ_PANEL; n++)
+            row[n] = 0;
+        for (size_t i = 0; i < k; i += 4)
+            for (size_t n = 0; n < VGQ_PANEL; n++) {
+                const uint8_t *const w = bytes + i * VGQ_PANEL + 4 * n;
+                row[n] += q[i] * w[0] + q[i + 1] * w[1] + q[i + 2] * w[2] + q[i + 3] * w[3];
+            }
+    }
+}
+
+static void finish_scalar(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,
+                          const float *scale, const float *bias, float *y)
+{
+    for (size_t n = 0; n < VGQ_PANEL; n++)
+        y[n] = (float)(acc[n] - offset[n] * sum) * x_scale * scale[n] + bias[n];
+}
+
+static void flush_scalar(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
+                         float *total)
+{
+    for (size_t n = 0; n < VGQ_PANEL; n++)
+        total[n] += (float)(acc[n] - offset * sum) * scale[n];
+}
+
+static const vgq_int_gemm int_gemm_scalar = {
+    .mr = 6,
+    .code_nbytes = 1,
+    .weight_nbytes = 1,
+    .code_row = code_row_scalar,
+    .tile = tile_i8_scalar,
+    .offset = 128,
+};
+
+const vgq_linear_kernels vgq_linear_scalar = {
+    .expand4 = expand4_scalar,
+    .decode_panel = decode_panel_scalar,
+    .float_tile = float_tile_scalar,
+    .int_gemm = &int_gemm_scalar,
+    .finish = finish_scalar,
+    .flush = flush_scalar,
+};

@@ -1,0 +1,552 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Front of the quantized Linear: packs weights into panels, splits a product over threads.
+ *
+ * Packed bytes, the same on every machine:
+ *
+ *      header | panel 0 | panel 1 | ...                   64 outputs a panel, the last one padded
+ *      panel:   scale   floats  [64], or [groups][64] with VGQ_PER_GROUP
+ *               zero    int8    [64], or [groups][64] with INT4; absent where symmetric
+ *               factor  uint8   [groups][64], VGQ_TWO_LEVEL only
+ *               codes   as kernels_linear.h draws them: code + 128, or two nibbles of code + 8
+ *
+ * A product is cut into tasks of one panel and one block of rows. A task expands its panel once into
+ * scratch that stays in the cache and runs the tiles of its rows over it. Tasks are dealt to threads by
+ * their index alone, and no sum is split between tasks, so the thread count changes no bit. */
+#include "kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    MOST_ROWS = 768,   /* of a task: amortizes expanding a panel, and its codes stay in L2 */
+    FLOAT_DEPTH = 512, /* inputs of a float panel in scratch at a time: 128 KB */
+    ALIGN = 64
+};
+
+typedef struct vgq_header {
+    char magic[8];
+    uint32_t format, scales, asymmetric, panel;
+    uint64_t n, k, group;
+    unsigned char reserved[16];
+} vgq_header;
+
+_Static_assert(sizeof(vgq_header) == 64, "the header is 64 bytes, so that panels stay aligned");
+static const char magic[8] = "vgqpack1";
+
+/* Where the parts of a panel begin, in bytes. */
+typedef struct vgq_layout {
+    size_t groups, panels, depth; /* depth: k padded to whole steps */
+    size_t zero, factor, codes, panel_nbytes;
+} vgq_layout;
+
+static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+static vgq_layout layout_of(const vgq_weight *w)
+{
+    vgq_layout at;
+    const size_t groups = w->scales == VGQ_PER_ROW ? 1 : (w->k + w->group - 1) / w->group;
+    at.groups = groups;
+    at.panels = (w->n + VGQ_PANEL - 1) / VGQ_PANEL;
+    at.depth = round_up(w->k, 8);
+    at.zero = VGQ_PANEL * sizeof(float) * (w->scales == VGQ_PER_GROUP ? groups : 1);
+    at.factor = at.zero + (w->asymmetric ? VGQ_PANEL * groups : 0);
+    at.codes = at.factor + (w->scales == VGQ_TWO_LEVEL ? VGQ_PANEL * groups : 0);
+    at.panel_nbytes = at.codes + VGQ_PANEL * at.depth / (w->format == VGQ_I4 ? 2 : 1);
+    return at;
+}
+
+static vgq_status check(const vgq_weight *w)
+{
+    if (!w || (unsigned)w->format >= VGQ_FORMATS || (unsigned)w->scales >= VGQ_SCALES || !w->n ||
+        !w->k || (w->scales == VGQ_PER_ROW) != (w->format == VGQ_I8) ||
+        (w->scales != VGQ_PER_ROW && (!w->group || (w->group < w->k && w->group % 8))) ||
+        w->n > SIZE_MAX / 8 / VGQ_DEEPEST)
+        return VGQ_EINVAL;
+    return w->k > VGQ_DEEPEST ? VGQ_EDEPTH : VGQ_OK;
+}
+
+static vgq_weight normal(const vgq_weight *w)
+{
+    vgq_weight same = *w;
+    if (same.group > same.k || same.scales == VGQ_PER_ROW)
+        same.group = same.k;
+    return same;
+}
+
+size_t vgq_packed_nbytes(const vgq_weight *weight)
+{
+    if (check(weight) != VGQ_OK)
+        return 0;
+    const vgq_weight w = normal(weight);
+    const vgq_layout at = layout_of(&w);
+    return sizeof(vgq_header) + at.panels * at.panel_nbytes;
+}
+
+/* ---- pack and unpack -------------------------------------------------------------------------- */
+
+/* Where code (row n of the panel, input i) lies behind `codes`: its byte, and whether the high nibble. */
+static size_t place(vgq_format format, size_t n, size_t i, int *high)
+{
+    *high = format == VGQ_I4 && i % 8 >= 4;
+    return format == VGQ_I4 ? (i / 8 * VGQ_PANEL + n) * 4 + i % 4
+                            : (i / 4 * VGQ_PANEL + n) * 4 + i % 4;
+}
+
+static void pack_panel(const vgq_weight *w, const vgq_layout *at, size_t p, unsigned char *panel)
+{
+    float *const scale = (float *)(void *)panel;
+    int8_t *const zero = (int8_t *)panel + at->zero;
+    uint8_t *const factor = panel + at->factor, *const codes = panel + at->codes;
+    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
+    const size_t scales = w->scales == VGQ_PER_GROUP ? at->groups : 1;
+    memset(panel, 0, at->codes);
+    memset(codes, w->format == VGQ_I4 ? 0x88 : 128, at->panel_nbytes - at->codes);
+    for (size_t c = 0; c < VGQ_PANEL && p * VGQ_PANEL + c < w->n; c++) {
+        const size_t row = p * VGQ_PANEL + c;
+        for (size_t g = 0; g < scales; g++)
+            scale[g * VGQ_PANEL + c] = w->scale[row * scales + g];
+        for (size_t g = 0; g < at->groups && w->asymmetric; g++)
+            zero[g * VGQ_PANEL + c] = w->zero[row * at->groups + g];
+        for (size_t g = 0; g < at->groups && w->scales == VGQ_TWO_LEVEL; g++)
+            factor[g * VGQ_PANEL + c] = w->factor[row * at->groups + g];
+        const uint8_t *const q = w->q + row * row_nbytes;
+        for (size_t i = 0; i < w->k; i++) {
+            int high;
+            uint8_t *const byte = codes + place(w->format, c, i, &high);
+            if (w->format == VGQ_I8)
+                *byte = q[i] ^ 128; /* two's complement to code + 128 */
+            else {
+                const unsigned nibble = ((i % 2 ? q[i / 2] >> 4 : q[i / 2]) & 15u) ^ 8u;
+                *byte = (uint8_t)(high ? (*byte & 15u) | nibble << 4 : (*byte & 240u) | nibble);
+            }
+        }
+    }
+}
+
+static void unpack_panel(const vgq_weight *w, const vgq_layout *at, size_t p,
+                         const unsigned char *panel)
+{
+    const float *const scale = (const float *)(const void *)panel;
+    const int8_t *const zero = (const int8_t *)panel + at->zero;
+    const uint8_t *const factor = panel + at->factor, *const codes = panel + at->codes;
+    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
+    const size_t scales = w->scales == VGQ_PER_GROUP ? at->groups : 1;
+    for (size_t c = 0; c < VGQ_PANEL && p * VGQ_PANEL + c < w->n; c++) {
+        const size_t row = p * VGQ_PANEL + c;
+        for (size_t g = 0; g < scales; g++)
+            w->scale[row * scales + g] = scale[g * VGQ_PANEL + c];
+        for (size_t g = 0; g < at->groups && w->asymmetric; g++)
+            w->zero[row * at->groups + g] = zero[g * VGQ_PANEL + c];
+        for (size_t g = 0; g < at->groups && w->scales == VGQ_TWO_LEVEL; g++)
+            w->factor[row * at->groups + g] = factor[g * VGQ_PANEL + c];
+        uint8_t *const q = w->q + row * row_nbytes;
+        memset(q, 0, row_nbytes);
+        for (size_t i = 0; i < w->k; i++) {
+            int high;
+            const unsigned byte = codes[place(w->format, c, i, &high)];
+            if (w->format == VGQ_I8)
+                q[i] = (uint8_t)(byte ^ 128u);
+            else
+                q[i / 2] |= (uint8_t)((((high ? byte >> 4 : byte) & 15u) ^ 8u) << (i % 2 ? 4 : 0));
+        }
+    }
+}
+
+vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes)
+{
+    const vgq_status status = check(weight);
+    if (status != VGQ_OK)
+        return status;
+    const vgq_weight w = normal(weight);
+    if (!packed || nbytes != vgq_packed_nbytes(&w) || !w.q || !w.scale ||
+        (w.scales == VGQ_TWO_LEVEL && !w.factor) || (w.asymmetric && !w.zero))
+        return VGQ_EINVAL;
+    const vgq_layout at = layout_of(&w);
+    vgq_header header = {.format = w.format, .scales = w.scales, .asymmetric = w.asymmetric != 0,
+                         .panel = VGQ_PANEL, .n = w.n, .k = w.k, .group = w.group};
+    memcpy(header.magic, magic, sizeof(magic));
+    memcpy(packed, &header, sizeof(header));
+    unsigned char *const panels = (unsigned char *)packed + sizeof(header);
+#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n * w.k))
+    for (size_t p = 0; p < at.panels; p++)
+        pack_panel(&w, &at, p, panels + p * at.panel_nbytes);
+    return VGQ_OK;
+}
+
+vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weight)
+{
+    vgq_header header;
+    if (!packed || !weight || nbytes < sizeof(header) || (uintptr_t)packed % sizeof(float))
+        return VGQ_EPACKED;
+    memcpy(&header, packed, sizeof(header));
+    const vgq_weight w = {.format = (vgq_format)header.format, .scales = (vgq_scales)header.scales,
+                          .n = header.n, .k = header.k, .group = header.group,
+                          .asymmetric = (int)header.asymmetric};
+    if (memcmp(header.magic, magic, sizeof(magic)) != 0 || header.panel != VGQ_PANEL ||
+        vgq_packed_nbytes(&w) != nbytes)
+        return VGQ_EPACKED;
+    *weight = w;
+    return VGQ_OK;
+}
+
+vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weight)
+{
+    vgq_weight w;
+    const vgq_status status = vgq_packed_weight(packed, nbytes, &w);
+    if (status != VGQ_OK)
+        return status;
+    if (!weight || !weight->q || !weight->scale || (w.scales == VGQ_TWO_LEVEL && !weight->factor) ||
+        (w.asymmetric && !weight->zero))
+        return VGQ_EINVAL;
+    w.q = weight->q;
+    w.scale = weight->scale;
+    w.factor = weight->factor;
+    w.zero = weight->zero;
+    const vgq_layout at = layout_of(&w);
+    const unsigned char *const panels = (const unsigned char *)packed + sizeof(vgq_header);
+#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n * w.k))
+    for (size_t p = 0; p < at.panels; p++)
+        unpack_panel(&w, &at, p, panels + p * at.panel_nbytes);
+    return VGQ_OK;
+}
+
+/* ---- the product ------------------------------------------------------------------------------- */
+
+/* One call, cut up. Scratch: activations (codes, or floats where x is not float), a scale and sums a
+ * token, then for each thread its operand and its accumulators. */
+typedef struct vgq_plan {
+    vgq_weight w;
+    vgq_layout at;
+    vgq_linear_call call;
+    const vgq_linear_kernels *kernels;
+    const unsigned char *panels;
+    int team;
+    size_t rows, blocks;      /* rows of a task; blocks of rows */
+    size_t sums;              /* sums of codes a token: 1, or one a group */
+    size_t x_nbytes, scale_nbytes, sum_nbytes, bytes_nbytes, operand_nbytes, acc_nbytes, own_nbytes;
+    unsigned char *x;         /* codes [m][depth], or floats [m][k] */
+    float *x_scale;           /* [m] */
+    int32_t *x_sum;           /* [m][sums] */
+    unsigned char *own;       /* the first thread's share */
+} vgq_plan;
+
+static int is_int(const vgq_plan *plan) { return plan->call.activations == VGQ_INT8_ACTIVATIONS; }
+
+static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
+{
+    vgq_plan plan = {.w = normal(w), .call = *call, .kernels = &vgq_chosen()->linear};
+    const vgq_int_gemm *const gemm = plan.kernels->int_gemm;
+    plan.at = layout_of(&plan.w);
+    plan.team = vgq_team(call->m * w->k * (w->n < 1024 ? w->n : 1024) / 64);
+    const size_t threads = (size_t)plan.team, mr = is_int(&plan) ? gemm->mr : VGQ_FLOAT_ROWS;
+    /* As few blocks as keep every thread busy and no block too long; by shape and team alone. */
+    plan.blocks = (call->m + MOST_ROWS - 1) / MOST_ROWS;
+    if (plan.at.panels < 4 * threads && plan.blocks < threads)
+        plan.blocks = threads;
+    plan.rows = round_up((call->m + plan.blocks - 1) / plan.blocks, mr);
+    plan.blocks = (call->m + plan.rows - 1) / plan.rows;
+    plan.sums = plan.w.scales == VGQ_PER_GROUP ? plan.at.groups : 1;
+    if (is_int(&plan)) {
+        plan.x_nbytes = round_up(call->m * plan.at.depth * gemm->code_nbytes, ALIGN);
+        plan.scale_nbytes = round_up(call->m * sizeof(float), ALIGN);
+        plan.sum_nbytes = round_up(call->m * plan.sums * sizeof(int32_t), ALIGN);
+        plan.bytes_nbytes = plan.w.format == VGQ_I4 ? plan.at.depth * VGQ_PANEL : 0;
+        plan.operand_nbytes = gemm->widen ? plan.at.depth * VGQ_PANEL * gemm->weight_nbytes : 0;
+        plan.acc_nbytes = gemm->mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
+    } else {
+        plan.x_nbytes =
+            call->x_dtype == VGQ_F32 ? 0 : round_up(call->m * plan.w.k * sizeof(float), ALIGN);
+        plan.bytes_nbytes = plan.w.format == VGQ_I4 ? FLOAT_DEPTH * VGQ_PANEL : 0;
+        plan.operand_nbytes = FLOAT_DEPTH * VGQ_PANEL * sizeof(float);
+        plan.acc_nbytes = plan.rows * VGQ_PANEL * sizeof(float);
+    }
+    plan.own_nbytes = plan.bytes_nbytes + plan.operand_nbytes + plan.acc_nbytes;
+    if (is_int(&plan) && plan.own_nbytes < plan.w.k * sizeof(float)) /* a token as floats */
+        plan.own_nbytes = round_up(plan.w.k * sizeof(float), ALIGN);
+    return plan;
+}
+
+static size_t plan_nbytes(const vgq_plan *plan)
+{
+    return ALIGN + plan->x_nbytes + plan->scale_nbytes + plan->sum_nbytes +
+           (size_t)plan->team * plan->own_nbytes;
+}
+
+static int bad_call(const vgq_linear_call *call)
+{
+    return !call || (unsigned)call->activations >= VGQ_ACTIVATIONS ||
+           (unsigned)call->x_dtype >= VGQ_DTYPES || (unsigned)call->y_dtype >= VGQ_DTYPES ||
+           call->m > SIZE_MAX / 8 / VGQ_DEEPEST / sizeof(int32_t);
+}
+
+size_t vgq_linear_nbytes(const vgq_weight *weight, const vgq_linear_call *call)
+{
+    if (check(weight) != VGQ_OK || bad_call(call) || !call->m)
+        return 0;
+    const vgq_plan plan = plan_of(weight, call);
+    return plan_nbytes(&plan);
+}
+
+static size_t element_nbytes(vgq_dtype dtype) { return dtype == VGQ_F32 ? 4 : 2; }
+
+/* Row m of x as floats: x itself, or a copy of it in buffer. */
+static const float *float_row(const vgq_plan *plan, size_t m, float *buffer)
+{
+    const vgq_dtype dtype = plan->call.x_dtype;
+    const char *const row = (const char *)plan->call.x + m * plan->w.k * element_nbytes(dtype);
+    if (dtype == VGQ_F32)
+        return (const float *)(const void *)row;
+    vgq_chosen()->quantize.load[dtype](plan->w.k, row, buffer);
+    return buffer;
+}
+
+/* The sums of a token's codes over each group of the weights. */
+static void group_sums(const vgq_plan *plan, const unsigned char *codes, int32_t *sums)
+{
+    const size_t nbytes = plan->kernels->int_gemm->code_nbytes;
+    for (size_t g = 0; g < plan->sums; g++) {
+        const size_t start = g * plan->w.group, end = min_size(start + plan->w.group, plan->w.k);
+        sums[g] = 0;
+        for (size_t i = start; i < end; i++) {
+            int16_t wide;
+            if (nbytes == 2)
+                memcpy(&wide, codes + 2 * i, sizeof(wide));
+            else
+                wide = (int8_t)codes[i];
+            sums[g] += wide;
+        }
+    }
+}
+
+/* Code token m. A 2-byte x is widened into this thread's own scratch first. */
+static void code_token(const vgq_plan *plan, size_t m, float *buffer)
+{
+    const vgq_int_gemm *const gemm = plan->kernels->int_gemm;
+    unsigned char *const codes = plan->x + m * plan->at.depth * gemm->code_nbytes;
+    int32_t *const sums = plan->x_sum + m * plan->sums;
+    int32_t sum;
+    plan->x_scale[m] =
+        gemm->code_row(plan->w.k, plan->at.depth, float_row(plan, m, buffer), codes, &sum);
+    sums[0] = sum;
+    if (plan->sums > 1)
+        group_sums(plan, codes, sums);
+}
+
+typedef struct vgq_panel {
+    const float *scale;
+    const int8_t *zero;    /* NULL: symmetric */
+    const uint8_t *factor; /* NULL: all 1 */
+    const uint8_t *codes;
+} vgq_panel;
+
+static vgq_panel panel_at(const vgq_plan *plan, size_t p)
+{
+    const unsigned char *const at = plan->panels + p * plan->at.panel_nbytes;
+    return (vgq_panel){
+        .scale = (const float *)(const void *)at,
+        .zero = plan->w.asymmetric ? (const int8_t *)at + plan->at.zero : NULL,
+        .factor = plan->w.scales == VGQ_TWO_LEVEL ? at + plan->at.factor : NULL,
+        .codes = at + plan->at.codes,
+    };
+}
+
+static const int8_t no_zero[VGQ_PANEL];
+
+/* Inputs start..start+depth of a panel as bytes: those packed, or W4 expanded into `bytes`.
+ * start and depth are multiples of 8. */
+static const uint8_t *bytes_of(const vgq_plan *plan, vgq_panel panel, size_t start, size_t depth,
+                               uint8_t *bytes)
+{
+    static const uint8_t ones[VGQ_PANEL] = {
+        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    if (plan->w.format == VGQ_I8)
+        return panel.codes + start * VGQ_PANEL;
+    for (size_t i = start; i < start + depth;) {
+        const size_t g = min_size(i / plan->w.group, plan->at.groups - 1);
+        const size_t end = g + 1 == plan->at.groups ? start + depth
+                                                    : min_size((g + 1) * plan->w.group, start + depth);
+        plan->kernels->expand4(end - i, panel.codes + i * VGQ_PANEL / 2,
+                               panel.factor ? panel.factor + g * VGQ_PANEL : ones,
+                               panel.zero ? panel.zero + g * VGQ_PANEL : no_zero,
+                               bytes + (i - start) * VGQ_PANEL);
+        i = end;
+    }
+    return bytes;
+}
+
+static void store_row(const vgq_plan *plan, size_t m, size_t p, const float *y)
+{
+    const size_t col = p * VGQ_PANEL, n = min_size(VGQ_PANEL, plan->w.n - col);
+    const vgq_dtype dtype = plan->call.y_dtype;
+    char *const at = (char *)plan->call.y + (m * plan->w.n + col) * element_nbytes(dtype);
+    vgq_chosen()->quantize.store[dtype](n, y, at);
+}
+
+static void bias_of(const vgq_plan *plan, size_t p, float bias[VGQ_PANEL])
+{
+    const size_t col = p * VGQ_PANEL, n = min_size(VGQ_PANEL, plan->w.n - col);
+    memset(bias, 0, VGQ_PANEL * sizeof(*bias));
+    if (plan->call.bias)
+        memcpy(bias, plan->call.bias + col, n * sizeof(*bias));
+}
+
+/* Rows start..end against panel p, integers; the scales are the panel's rows'. */
+static void int_task(const vgq_plan *plan, size_t start, size_t end, size_t p, unsigned char *own)
+{
+    const vgq_int_gemm *const gemm = plan->kernels->int_gemm;
+    const vgq_panel panel = panel_at(plan, p);
+    const size_t depth = plan->at.depth, ld = depth * gemm->code_nbytes;
+    const uint8_t *const bytes = bytes_of(plan, panel, 0, depth, own);
+    const unsigned char *operand = bytes;
+    if (gemm->widen) {
+        gemm->widen(depth, bytes, own + plan->bytes_nbytes);
+        operand = own + plan->bytes_nbytes;
+    }
+    int32_t *const acc = (int32_t *)(void *)(own + plan->bytes_nbytes + plan->operand_nbytes);
+    float *const total = (float *)(void *)(acc + gemm->mr * VGQ_PANEL);
+    int32_t offset[VGQ_PANEL];
+    float bias[VGQ_PANEL], y[VGQ_PANEL];
+    bias_of(plan, p, bias);
+    for (size_t c = 0; c < VGQ_PANEL; c++)
+        offset[c] = gemm->offset + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
+
+    for (size_t m = start; m < end; m += gemm->mr) {
+        const size_t rows = min_size(gemm->mr, end - m);
+        const unsigned char *const codes = plan->x + m * ld;
+        if (plan->w.scales != VGQ_PER_GROUP) {
+            gemm->tile(rows, depth, codes, depth, operand, acc);
+            for (size_t r = 0; r < rows; r++) {
+                plan->kernels->finish(acc + r * VGQ_PANEL, offset, plan->x_sum[m + r],
+                                      plan->x_scale[m + r], panel.scale, bias, y);
+                store_row(plan, m + r, p, y);
+            }
+            continue;
+        }
+        /* Float scales a group: each group's exact sum is scaled and added, in order of the groups. */
+        memset(total, 0, gemm->mr * VGQ_PANEL * sizeof(*total));
+        for (size_t g = 0; g < plan->at.groups; g++) {
+            const size_t at = g * plan->w.group;
+            const size_t k = g + 1 == plan->at.groups ? depth - at : plan->w.group;
+            gemm->tile(rows, k, codes + at * gemm->code_nbytes, depth,
+                       operand + at * VGQ_PANEL * gemm->weight_nbytes, acc);
+            for (size_t r = 0; r < rows; r++)
+                plan->kernels->flush(acc + r * VGQ_PANEL, gemm->offset,
+                                     plan->x_sum[(m + r) * plan->sums + g],
+                                     panel.scale + g * VGQ_PANEL, total + r * VGQ_PANEL);
+        }
+        for (size_t r = 0; r < rows; r++) {
+            for (size_t c = 0; c < VGQ_PANEL; c++)
+                y[c] = total[r * VGQ_PANEL + c] * plan->x_scale[m + r] + bias[c];
+            store_row(plan, m + r, p, y);
+        }
+    }
+}
+
+/* Rows start..end against panel p, floats: FLOAT_DEPTH inputs of the panel are decoded at a time, and
+ * the sums wait in acc between them. */
+static void float_task(const vgq_plan *plan, size_t start, size_t end, size_t p, unsigned char *own)
+{
+    const vgq_panel panel = panel_at(plan, p);
+    const size_t k = plan->w.k;
+    float *const w = (float *)(void *)(own + plan->bytes_nbytes);
+    float *const acc = (float *)(void *)(own + plan->bytes_nbytes + plan->operand_nbytes);
+    const float *const x =
+        plan->x_nbytes ? (const float *)(const void *)plan->x : (const float *)plan->call.x;
+    int32_t offset[VGQ_PANEL];
+    float bias[VGQ_PANEL];
+    bias_of(plan, p, bias);
+    for (size_t c = 0; c < VGQ_PANEL; c++)
+        offset[c] = 128 + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
+
+    for (size_t i = 0; i < k; i += FLOAT_DEPTH) {
+        const size_t depth = min_size(FLOAT_DEPTH, plan->at.depth - i);
+        const uint8_t *const bytes = bytes_of(plan, panel, i, depth, own);
+        const size_t group = plan->w.scales == VGQ_PER_GROUP ? plan->w.group : plan->at.depth;
+        for (size_t j = 0, stop; j < depth; j = stop) {
+            const size_t g = min_size((i + j) / group, plan->at.groups - 1);
+            stop = g + 1 == plan->at.groups || plan->w.scales != VGQ_PER_GROUP
+                       ? depth
+                       : min_size((g + 1) * group - i, depth);
+            plan->kernels->decode_panel(
+                stop - j, bytes + j * VGQ_PANEL, offset,
+                panel.scale + (plan->w.scales == VGQ_PER_GROUP ? g * VGQ_PANEL : 0),
+                w + j * VGQ_PANEL);
+        }
+        for (size_t m = start; m < end; m += VGQ_FLOAT_ROWS)
+            plan->kernels->float_tile(min_size(VGQ_FLOAT_ROWS, end - m), min_size(depth, k - i),
+                                      x + m * k + i, k, w, acc + (m - start) * VGQ_PANEL, i > 0);
+    }
+    for (size_t m = start; m < end; m++) {
+        float *const y = acc + (m - start) * VGQ_PANEL;
+        for (size_t c = 0; c < VGQ_PANEL; c++)
+            y[c] += bias[c];
+        store_row(plan, m, p, y);
+    }
+}
+
+int omp_get_thread_num(void); /* of threads.c */
+int omp_get_num_threads(void);
+
+/* This thread's share of n things. */
+static void share(size_t n, size_t *first, size_t *last)
+{
+    const size_t threads = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
+    *first = n / threads * me + min_size(n % threads, me);
+    *last = *first + n / threads + (me < n % threads);
+}
+
+vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *call, void *scratch,
+                      size_t scratch_nbytes)
+{
+    vgq_weight w;
+    const vgq_status status = vgq_packed_weight(packed, nbytes, &w);
+    if (status != VGQ_OK)
+        return status;
+    if (bad_call(call) || (call->m && (!call->x || !call->y)))
+        return VGQ_EINVAL;
+    if (!call->m)
+        return VGQ_OK;
+    vgq_plan plan = plan_of(&w, call);
+    if (!scratch || scratch_nbytes < plan_nbytes(&plan))
+        return VGQ_EINVAL;
+    unsigned char *at = scratch;
+    at += (ALIGN - (uintptr_t)at % ALIGN) % ALIGN;
+    plan.panels = (const unsigned char *)packed + sizeof(vgq_header);
+    plan.x = at;
+    plan.x_scale = (float *)(void *)(at += plan.x_nbytes);
+    plan.x_sum = (int32_t *)(void *)(at += plan.scale_nbytes);
+    plan.own = at + plan.sum_nbytes;
+
+    if (is_int(&plan) || plan.x_nbytes) {
+#pragma omp parallel num_threads(plan.team)
+        {
+            vgq_float_mode mode;
+            vgq_float_enter(&mode);
+            unsigned char *const own = plan.own + (size_t)omp_get_thread_num() * plan.own_nbytes;
+            size_t m, last;
+            for (share(call->m, &m, &last); m < last; m++) {
+                if (is_int(&plan))
+                    code_token(&plan, m, (float *)(void *)own);
+                else
+                    float_row(&plan, m, (float *)(void *)plan.x + m * w.k);
+            }
+            vgq_float_leave(&mode);
+        }
+    }
+#pragma omp parallel num_threads(plan.team)
+    {
+        vgq_float_mode mode;
+        vgq_float_enter(&mode);
+        unsigned char *const own = plan.own + (size_t)omp_get_thread_num() * plan.own_nbytes;
+        size_t i, last;
+        for (share(plan.blocks * plan.at.panels, &i, &last); i < last; i++) {
+            const size_t start = i / plan.at.panels * plan.rows;
+            const size_t end = min_size(start + plan.rows, call->m);
+            (is_int(&plan) ? int_task : float_task)(&plan, start, end, i % plan.at.panels, own);
+        }
+        vgq_float_leave(&mode);
+    }
+    return VGQ_OK;
+}

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds vggtquant._cpu and vggtquant._render from csrc/. Nothing of torch or CUDA is needed.
+
+VGGTQUANT_DEBUG=1 builds with -O1 -g and the address and undefined-behaviour sanitizers.
+"""
+
+import os
+import platform
+import sys
+from glob import glob
+
+import numpy
+from setuptools import Extension, setup
+
+if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
+    sys.exit(
+        f"vggtquant builds on Linux, x86-64 and aarch64; this is {sys.platform}, {platform.machine()}"
+    )
+
+DEBUG = os.environ.get("VGGTQUANT_DEBUG") == "1"
+SANITIZERS = ["-fsanitize=address,undefined"] if DEBUG else []
+FLAGS = [
+    "-std=c11",
+    "-ffp-contract=off",  # the same bits everywhere: docs/conventions.md
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Wmissing-prototypes",
+    *(["-Werror"] if os.environ.get("VGGTQUANT_WERROR") == "1" else []),
+    *(["-O1", "-g", *SANITIZERS] if DEBUG else ["-O3"]),
+]
+
+
+def kernels() -> list[str]:
+    """Kernel files: scalar ones everywhere, the others on the machines that have them."""
+    return [
+        path
+        for path in sorted(glob("csrc/cpu/*.c"))
+        if path.endswith("_scalar.c") or platform.machine() == "x86_64"
+    ]
+
+
+def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
+    return Extension(
+        f"vggtquant.{name}",
+        sources,
+        include_dirs=[numpy.get_include()],
+        depends=glob("csrc/**/*.h", recursive=True) + glob("csrc/*.def"),
+        extra_compile_args=[*FLAGS, *flags],
+        extra_link_args=SANITIZERS,
+    )
+
+
+setup(
+    ext_modules=[
+        # -fopenmp only compiles; the runtime is the process's own: csrc/threads.c
+        extension(
+            "_cpu",
+            [*sorted(glob("csrc/*.c")), *kernels(), "csrc/python/cpu.c", "csrc/python/metrics.c"],
+            ["-fopenmp"],
+        ),
+        extension("_render", [*sorted(glob("csrc/render/*.c")), "csrc/python/render.c"], []),
+    ]
+)
