@@ -95,8 +95,7 @@ def load_frames(
     UserError for an unknown mode, `max_images` below 1, a size that is no multiple of 14, and a
     picture that cannot be read (named). Different shapes are padded to the largest, with a warning.
     """
-    if mode not in MODES:
-        raise UserError(f"unknown mode {mode!r}: wanted one of {', '.join(MODES)}")
+    check_mode(mode)
     if max_images is not None and max_images < 1:
         raise UserError(f"max_images must be 1 or more, got {max_images}")
     if size < PATCH or size % PATCH:
@@ -123,6 +122,14 @@ def load_frames(
         mask=torch.stack([_pad(x[0] >= 0, height, width, False) for x in pictures]),
         paths=paths,
     )
+
+
+def check_mode(mode: str) -> Mode:
+    """The mode itself, as a type checker knows it; UserError for an unknown one."""
+    for known in MODES:
+        if mode == known:
+            return known
+    raise UserError(f"unknown mode {mode!r}: wanted one of {', '.join(MODES)}")
 
 
 def image_hashes(paths: Sequence[Path]) -> dict[str, str]:
