@@ -488,4 +488,5 @@ static struct PyModuleDef module_def = {
     .m_slots = slots,
 };
 
+PyMODINIT_FUNC PyInit__cpu(void); /* Python.h declares none */
 PyMODINIT_FUNC PyInit__cpu(void) { return PyModuleDef_Init(&module_def); }

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked for: number schemes, model configurations, and the table of named ones."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
+
+from .errors import UserError
+
+Granularity = Literal["per_tensor", "per_channel", "per_group"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How an array is coded: bits, symmetry, and which values share a scale.
+
+    two_level is for INT4 groups: a group's scale is an integer factor (1..15, asymmetric 1..8) times
+    one float a channel, so that all arithmetic before the epilogue is in integers
+    (docs/conventions.md, "Two-level scales"). Without it each group has a float scale.
+
+    >>> Scheme(bits=8, granularity="per_group", group_size=64).zero_points
+    False
+    """
+
+    bits: Literal[4, 8] = 8
+    symmetric: bool = True
+    granularity: Granularity = "per_channel"
+    group_size: int = 128
+    two_level: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("bits", self.bits, (4, 8))
+        _one_of("granularity", self.granularity, ("per_tensor", "per_channel", "per_group"))
+        _positive("group_size", self.group_size)
+        if self.two_level and (self.bits != 4 or self.granularity != "per_group"):
+            raise UserError("two_level scales are for bits=4 with granularity='per_group'")
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether each scale has a zero point beside it."""
+        return not self.symmetric
+
+
+class _Kind(NamedTuple):
+    """What a quant_type fixes; None: the field is free."""
+
+    bits: int | None
+    symmetric: bool | None
+    per_channel: bool | None
+
+
+QUANT_TYPES: dict[str, _Kind] = {
+    "fp32": _Kind(32, None, None),
+    "bf16": _Kind(16, None, None),
+    "int8_per_tensor_sym": _Kind(8, True, False),
+    "int8_per_tensor_asym": _Kind(8, False, False),
+    "int8_per_channel_sym": _Kind(8, True, True),
+    "int8_per_channel_asym": _Kind(8, False, True),
+    "int4_group": _Kind(4, None, True),
+    "mixed_precision": _Kind(None, None, True),
+}
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """What is wanted of a model's Linear layers; nothing here touches a tensor.
+
+    Raises:
+        UserError: for fields that contradict each other, with the value seen and the value wanted.
+
+    >>> QuantizationConfig("mine", "int4_group", bits=4, group_size=64).scheme(4).two_level
+    True
+    """
+
+    name: str
+    """Key in CONFIGS and row label of every report."""
+    quant_type: str
+    """A key of QUANT_TYPES."""
+    bits: int = 8
+    symmetric: bool = True
+    """False: a zero point beside each scale."""
+    per_channel: bool = True
+    """A scale a row of the weight; False: one for the whole weight."""
+    group_size: int = 128
+    """Neighbours along a row that share a factor (INT4); the last group of a row may be shorter."""
+    calibration_samples: int = 100
+    """Inputs shown to range observers, where a scheme has any; none of the present ones has."""
+    quantize_activations: bool = False
+    """False: float activations. True: INT8 per token, chosen from each row as it comes (dynamic)."""
+    skip_first_last: bool = True
+    """Leave the first and the last Linear of the model in float."""
+    device: str = "cpu"
+    """Where the quantized layers run."""
+    sensitive_layers: tuple[str, ...] = ()
+    """fnmatch patterns of the layers that get sensitive_bits; mixed_precision only."""
+    sensitive_bits: int = 8
+    normal_bits: int = 4
+    """Bits of the layers that no pattern of sensitive_layers names; mixed_precision only."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sensitive_layers", tuple(self.sensitive_layers))
+        if self.quant_type not in QUANT_TYPES:
+            raise UserError(
+                f"quant_type {self.quant_type!r} is unknown; one of: {', '.join(QUANT_TYPES)}"
+            )
+        kind = QUANT_TYPES[self.quant_type]
+        for field, wanted in kind._asdict().items():
+            seen = getattr(self, field)
+            if wanted is not None and seen != wanted:
+                raise UserError(f"{self.quant_type} has {field}={wanted}, not {seen}")
+        _one_of("device", self.device.partition(":")[0], ("cpu", "cuda"))
+        _positive("group_size", self.group_size)
+        if self.group_size % 8 and self.quant_type in ("int4_group", "mixed_precision"):
+            raise UserError(f"group_size is {self.group_size}; a Linear wants a multiple of 8")
+        if self.calibration_samples < 0:
+            raise UserError(f"calibration_samples is {self.calibration_samples}; 0 or more is wanted")
+        if self.quant_type == "mixed_precision":
+            _one_of("sensitive_bits", self.sensitive_bits, (4, 8))
+            _one_of("normal_bits", self.normal_bits, (4, 8))
+        elif self.sensitive_layers:
+            raise UserError(f"sensitive_layers are for mixed_precision, not for {self.quant_type}")
+        if not self.quantizes and self.quantize_activations:
+            raise UserError(f"{self.quant_type} quantizes nothing, so no activations either")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any layer is swapped."""
+        return self.quant_type not in ("fp32", "bf16")
+
+    def scheme(self, bits: int) -> Scheme:
+        """How a weight is coded with that many bits."""
+        if bits == 4:
+            return Scheme(4, self.symmetric, "per_group", self.group_size, two_level=True)
+        granularity: Granularity = "per_channel" if self.per_channel else "per_tensor"
+        return Scheme(8, self.symmetric, granularity, self.group_size)
+
+    def layer_bits(self, sensitive: bool) -> int:
+        """Bits of a layer's weight; `sensitive`: a pattern of sensitive_layers names it."""
+        if self.quant_type != "mixed_precision":
+            return self.bits
+        return self.sensitive_bits if sensitive else self.normal_bits
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able fields; from_dict is the inverse."""
+        return {**asdict(self), "sensitive_layers": list(self.sensitive_layers)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> QuantizationConfig:
+        """The config that to_dict described."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise UserError(f"a config has no field {', '.join(unknown)}")
+        return cls(**values)
+
+
+def _one_of(field: str, seen: object, wanted: tuple[object, ...]) -> None:
+    if seen not in wanted:
+        raise UserError(f"{field} is {seen!r}; one of {', '.join(map(repr, wanted))} is wanted")
+
+
+def _positive(field: str, seen: object) -> None:
+    if not isinstance(seen, int) or isinstance(seen, bool) or seen <= 0:
+        raise UserError(f"{field} is {seen!r}; a positive whole number is wanted")
+
+
+# fmt: off
+_TABLE = (
+    # name                          quant_type               bits  symmetric  per_channel  group_size
+    ("Baseline_FP32",               "fp32",                  32,   True,      True,        128),
+    ("Baseline_BF16",               "bf16",                  16,   True,      True,        128),
+    ("INT8_Per_Tensor_Symmetric",   "int8_per_tensor_sym",    8,   True,      False,       128),
+    ("INT8_Per_Tensor_Asymmetric",  "int8_per_tensor_asym",   8,   False,     False,       128),
+    ("INT8_Per_Channel_Symmetric",  "int8_per_channel_sym",   8,   True,      True,        128),
+    ("INT8_Per_Channel_Asymmetric", "int8_per_channel_asym",  8,   False,     True,        128),
+    ("INT4_Group_128",              "int4_group",             4,   True,      True,        128),
+    ("INT4_Group_64",               "int4_group",             4,   True,      True,        64),
+    ("INT4_Group_32",               "int4_group",             4,   True,      True,        32),
+)
+# fmt: on
+CONFIGS: dict[str, QuantizationConfig] = {row[0]: QuantizationConfig(*row) for row in _TABLE}
+CONFIGS |= {
+    f"{config.name}_A8": replace(config, name=f"{config.name}_A8", quantize_activations=True)
+    for config in CONFIGS.values()
+    if config.quantizes
+}
+
+
+def get_config(config: str | QuantizationConfig) -> QuantizationConfig:
+    """The config itself, or the one of that name.
+
+    Raises:
+        UserError: an unknown name, with the nearest ones.
+
+    >>> get_config("INT4_Group_64").bits
+    4
+    """
+    if isinstance(config, QuantizationConfig):
+        return config
+    if config in CONFIGS:
+        return CONFIGS[config]
+    folded = {name.lower(): name for name in CONFIGS}
+    near = difflib.get_close_matches(str(config).lower(), folded, n=3, cutoff=0.4)
+    names = ", ".join(folded[name] for name in near) or ", ".join(CONFIGS)
+    raise UserError(f"scheme {config!r} is unknown; nearest: {names}")

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QuantizedLinear: nn.Linear on packed weights, which are the only copy kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import ops
+from .configs import QuantizationConfig, get_config
+from .errors import UserError
+from .qtensor import QTensor, quantize
+
+# What a state_dict holds of a weight, row-major as in a checkpoint, and the dtype of each part.
+_PARTS = {
+    "weight_codes": torch.uint8,
+    "weight_scale": torch.float32,
+    "weight_factor": torch.uint8,
+    "weight_zero_point": torch.int8,
+}
+
+
+class _Product(torch.autograd.Function):
+    """The product, for scripts that forgot no_grad: forward works, backward says why it cannot."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: QuantizedLinear
+    ) -> torch.Tensor:
+        return layer.product(x, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            "QuantizedLinear is for inference: its integer weights have no gradient; "
+            "train the original model and quantize it afterwards"
+        )
+
+
+class QuantizedLinear(nn.Module):
+    """An nn.Linear whose weight is packed INT8 or INT4 and computed with as it is.
+
+    x (..., in_features) of float32, float16 or bfloat16 gives (..., out_features) of the same dtype;
+    under CPU autocast, of autocast's. With quantize_activations each token is coded to INT8 and the
+    sums are exact integers: the same bits on every instruction set and thread count. Without, weights
+    are decoded panel by panel and multiplied in float32, in an order fixed per instruction set.
+
+    >>> layer = QuantizedLinear.from_linear(nn.Linear(64, 32), "INT4_Group_32_A8")
+    >>> layer(torch.ones(2, 3, 64)).shape
+    torch.Size([2, 3, 32])
+    """
+
+    bias: nn.Parameter | None
+    packed: torch.Tensor
+
+    def __init__(
+        self, q: QTensor, bias: nn.Parameter | None, config: QuantizationConfig, name: str = ""
+    ) -> None:
+        super().__init__()
+        if len(q.shape) != 2 or 0 in q.shape:
+            raise UserError(f"a weight of shape {q.shape} is given; (out, in), not empty, is wanted")
+        self.out_features, self.in_features = q.shape
+        self.config = config
+        self.scheme = q.scheme
+        self.name = name
+        self.register_parameter("bias", bias)
+        self.register_buffer("packed", _pack(q), persistent=False)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, config: str | QuantizationConfig, *, name: str = ""
+    ) -> QuantizedLinear:
+        """Quantize an nn.Linear's weight; the bias is shared with it.
+
+        Raises:
+            UserError: NaN or infinite weights, an unknown scheme, a scheme that quantizes nothing.
+        """
+        config = get_config(config)
+        if not config.quantizes:
+            raise UserError(f"{config.name} quantizes nothing; a scheme of integers is wanted")
+        scheme = config.scheme(config.layer_bits(sensitive=False))
+        return cls(quantize(linear.weight.detach(), scheme), linear.bias, config, name)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight that the codes stand for, float32 (out, in): made anew each time, read only."""
+        return self.qtensor().dequantize()  # type: ignore[no-any-return]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight, padding included, and of the bias."""
+        bias = 0 if self.bias is None else self.bias.numel() * self.bias.element_size()
+        return self.packed.numel() + bias
+
+    def qtensor(self) -> QTensor:
+        """The weight as plain codes and scales: the inverse of packing."""
+        about, q, scale, factor, zero = ops.unpack(self.packed)
+        if self.scheme.granularity == "per_tensor":  # packed with one value a row
+            scale, zero = scale[:1].copy(), None if zero is None else zero[:1].copy()
+            q = q.reshape(1, -1)
+        shape = (about.n, about.k)
+        return QTensor(self.scheme, shape, "float32", True, q, scale, factor, zero)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """forward without autograd."""
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        rows = x.reshape(-1, self.in_features)
+        y = ops.linear(
+            self.packed, self.config.quantize_activations, rows, bias, self.out_features, dtype
+        )
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in_features) to (..., out_features)."""
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise UserError(f"x has shape {tuple(x.shape)}; (..., {self.in_features}) is wanted")
+        return _Product.apply(x, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, scheme={self.config.name}, "
+            f"{8 * self.packed.numel() / (self.in_features * self.out_features):.2f} bits a weight"
+        )
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        q = self.qtensor()
+        parts = (q.packed, q.stored_scale, q.factor, q.stored_zero)
+        for key, part in zip(_PARTS, parts, strict=True):
+            if part is not None:
+                destination[prefix + key] = torch.from_numpy(part)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        given = {key: state_dict.get(prefix + key) for key in _PARTS}
+        try:
+            self._take(given)
+        except (UserError, TypeError, ValueError) as error:
+            error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+        # What is left is the bias; our own keys must not count as unexpected.
+        rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in _PARTS}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _take(self, given: dict[str, torch.Tensor | None]) -> None:
+        """Pack what a state_dict holds. Its parts say whether scales have two levels."""
+        shape = (self.out_features, self.in_features)
+        arrays: list[Any] = []
+        for (key, dtype), tensor in zip(_PARTS.items(), given.values(), strict=True):
+            if tensor is not None and tensor.dtype != dtype:
+                raise UserError(f"{key} is {tensor.dtype}; {dtype} is wanted")
+            arrays.append(None if tensor is None else np.ascontiguousarray(tensor.numpy()))
+        q, scale, factor, zero = arrays
+        if q is None or scale is None:
+            raise UserError("weight_codes and weight_scale are wanted")
+        if (zero is None) != self.scheme.symmetric:
+            raise UserError(f"weight_zero_point does not fit {self.config.name}")
+        from dataclasses import replace
+
+        scheme = replace(self.scheme, two_level=factor is not None)
+        packed = _pack(QTensor(scheme, shape, "float32", True, q, scale, factor, zero))
+        self.scheme, self.packed = scheme, packed
+
+
+def _pack(q: QTensor) -> torch.Tensor:
+    n, k = q.shape
+    scale, zero = q.stored_scale, q.stored_zero
+    if q.scheme.bits == 8:
+        scales = "per_row"
+        if q.scheme.granularity == "per_tensor":
+            scale, zero = np.repeat(scale, n), None if zero is None else np.repeat(zero, n)
+    else:
+        scales = "two_level" if q.factor is not None else "per_group"
+    group = min(q.scheme.group_size, k) if q.scheme.granularity == "per_group" else k
+    about = ops.Packed(q.scheme.bits, scales, n, k, group, zero is not None)
+    return ops.pack(about, q.packed, scale, q.factor, zero)

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quantize_model: walk a model, choose its Linear layers, swap them in place, report each one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from . import ops, vggt
+from .configs import QuantizationConfig, get_config
+from .errors import UserError
+from .linear import QuantizedLinear
+from .qtensor import QTensor, quantize
+
+Model = TypeVar("Model", bound=nn.Module)
+Progress = Callable[[int, int, str], None]
+"""Called with layers done, layers in all, and the name of the next one."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One Linear of the model and what became of it."""
+
+    name: str
+    shape: tuple[int, int]
+    """(out_features, in_features)"""
+    scheme: str
+    bytes_before: int
+    """Of weight and bias."""
+    bytes_after: int
+    sqnr_db: float | None = None
+    """Signal to quantization noise of the weight, 10 log10(sum w^2 / sum (w - w')^2); None: no noise."""
+    cosine: float | None = None
+    """Cosine of the weight and what its codes stand for."""
+    skipped: str | None = None
+    """Why it stays as it was."""
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What quantize_model did: a row a layer, and sums over the quantized ones."""
+
+    config: QuantizationConfig
+    layers: list[LayerReport]
+    notes: list[str]
+    originals: dict[str, nn.Linear] = field(default_factory=dict, repr=False)
+    """The layers that were swapped out, where keep_originals asked for them."""
+
+    @property
+    def quantized(self) -> list[LayerReport]:
+        return [layer for layer in self.layers if layer.skipped is None]
+
+    @property
+    def skipped(self) -> list[LayerReport]:
+        return [layer for layer in self.layers if layer.skipped is not None]
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(layer.bytes_before for layer in self.quantized)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(layer.bytes_after for layer in self.quantized)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the quantized layers, biases included; NaN where there are none."""
+        weights = sum(math.prod(layer.shape) for layer in self.quantized)
+        return 8 * self.bytes_after / weights if weights else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "config": self.config.to_dict(),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "layers": [{**asdict(layer), "shape": list(layer.shape)} for layer in self.layers],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=5)
+        lines = [f"{'layer':{width}}  {'out x in':>13}  {'bytes':>10}  {'SQNR dB':>7}  what"]
+        for layer in self.layers:
+            noise = "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
+            what = layer.scheme if layer.skipped is None else f"skipped: {layer.skipped}"
+            shape = f"{layer.shape[0]} x {layer.shape[1]}"
+            lines.append(
+                f"{layer.name:{width}}  {shape:>13}  {layer.bytes_after:>10}  {noise:>7}  "
+                + "; ".join(filter(None, (what, layer.note)))
+            )
+        lines.append(
+            f"{len(self.quantized)} of {len(self.layers)} layers quantized: "
+            f"{self.bytes_before / 1e6:.2f} MB before, {self.bytes_after / 1e6:.2f} MB after"
+        )
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers as really held, each tensor once.
+
+    >>> model_bytes(nn.Linear(3, 2))
+    32
+    """
+    held = {id(t): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
+    return sum(held.values())
+
+
+def quantize_model(
+    model: Model,
+    config: str | QuantizationConfig,
+    *,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    keep_originals: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Model, ModelReport]:
+    """Swap a model's Linear layers for quantized ones, in place.
+
+    include, exclude: fnmatch patterns of layer names. keep_originals: keep the float layers in the
+    report, for restore_model. Nothing is swapped unless every layer can be.
+
+    Raises:
+        UserError: no Linear in the model, a pattern that names none, NaN or infinite weights (the
+            layer is named), an unknown scheme, a device that this build does not serve.
+
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64))
+    >>> model, report = quantize_model(model, "INT8_Per_Channel_Symmetric")
+    >>> [layer.name for layer in report.quantized]
+    ['1']
+    """
+    config = get_config(config)
+    if config.device != "cpu":
+        raise UserError(f"device {config.device!r} is not served by this build; 'cpu' is")
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if not linears:
+        raise UserError(f"{type(model).__name__} has no nn.Linear layer to quantize")
+    skipped = _reasons(model, linears, config, include, exclude)
+    _refuse_nonfinite({name: m for name, m in linears.items() if name not in skipped})
+
+    layers, originals = [], {}
+    wanted = len(linears) - len(skipped)
+    done = 0
+    for name, linear in linears.items():
+        if name in skipped:
+            layers.append(_row(name, linear, "float", skipped=skipped[name]))
+            continue
+        if progress:
+            progress(done, wanted, name)
+        swapped, row = _swap(model, name, linear, config)
+        layers.append(row)
+        if keep_originals:
+            originals[name] = swapped
+        done += 1
+    linears.clear()
+    if progress:
+        progress(done, wanted, "")
+    return model, ModelReport(config, layers, _notes(config), originals)
+
+
+def restore_model(model: nn.Module, report: ModelReport) -> None:
+    """Set the float layers back that quantize_model(…, keep_originals=True) swapped out."""
+    for name, linear in report.originals.items():
+        _set(model, name, linear)
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _swap(
+    model: nn.Module, name: str, linear: nn.Linear, config: QuantizationConfig
+) -> tuple[nn.Linear, LayerReport]:
+    bits = config.layer_bits(_named(name, config.sensitive_layers))
+    scheme = config.scheme(bits)
+    weight = linear.weight.detach()
+    q = quantize(weight, scheme)
+    layer = QuantizedLinear(q, linear.bias, config, name)
+    layer.train(linear.training)
+    note = None
+    if scheme.two_level and not q.scheme.two_level:
+        note = "float group scales: two-level ones would cost more than 5 % in squared error"
+    sqnr_db, cosine = _weight_quality(weight, q)
+    _set(model, name, layer)
+    label = config.name if config.quant_type != "mixed_precision" else f"{config.name}, INT{bits}"
+    row = LayerReport(
+        name,
+        (linear.out_features, linear.in_features),
+        label,
+        _nbytes(linear),
+        layer.nbytes,
+        sqnr_db,
+        cosine,
+        note=note,
+    )
+    return linear, row
+
+
+def _weight_quality(weight: torch.Tensor, q: QTensor) -> tuple[float | None, float | None]:
+    m = ops.moments(ops.values(weight), ops.values(q.dequantize()))
+    sqnr = 10 * math.log10(m["rr"] / m["dd"]) if m["dd"] and m["rr"] else None
+    norm = math.sqrt(m["rr"] * m["cc"])
+    return sqnr, m["rc"] / norm if norm else None
+
+
+def _nbytes(linear: nn.Linear) -> int:
+    tensors = [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _row(name: str, linear: nn.Linear, scheme: str, skipped: str) -> LayerReport:
+    shape, nbytes = (linear.out_features, linear.in_features), _nbytes(linear)
+    return LayerReport(name, shape, scheme, nbytes, nbytes, skipped=skipped)
+
+
+def _named(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _checked(what: str, patterns: Iterable[str] | None, names: Iterable[str]) -> tuple[str, ...]:
+    """The patterns, each of which names a layer."""
+    patterns, names = tuple(patterns or ()), list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"{what} pattern {pattern!r} matches no Linear layer of the model")
+    return patterns
+
+
+def _reasons(
+    model: nn.Module,
+    linears: dict[str, nn.Linear],
+    config: QuantizationConfig,
+    include: Iterable[str] | None,
+    exclude: Iterable[str] | None,
+) -> dict[str, str]:
+    """Why layers are not swapped, by name; the first reason that holds."""
+    excluded = _checked("exclude", exclude, linears)
+    included = _checked("include", include, linears) if include is not None else ("*",)
+    _checked("sensitive_layers", config.sensitive_layers, linears)
+    in_attention = {
+        f"{name}." if name else ""
+        for name, m in model.named_modules()
+        if isinstance(m, nn.MultiheadAttention)
+    }
+    owners: dict[int, list[str]] = {}
+    for owner, module in model.named_modules(remove_duplicate=False):
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(owner)
+
+    reasons: dict[str, str] = {}
+    for name, linear in linears.items():
+        parent = name.rpartition(".")[0]
+        shared = [owner for owner in owners[id(linear.weight)] if owner != name]
+        if not config.quantizes:
+            reasons[name] = f"{config.name} quantizes nothing"
+        elif (f"{parent}." if parent else "") in in_attention:
+            reasons[name] = "nn.MultiheadAttention uses its weight without calling it"
+        elif type(linear) is not nn.Linear:
+            reasons[name] = f"a subclass of nn.Linear ({type(linear).__name__})"
+        elif shared:
+            reasons[name] = f"its weight is shared with {shared[0] or 'the model itself'}"
+        elif linear.weight.device.type != "cpu":
+            reasons[name] = f"its weight is on {linear.weight.device}, not on the CPU"
+        elif not linear.weight.numel():
+            reasons[name] = "its weight is empty"
+        elif not name:
+            reasons[name] = "it is the model itself; use QuantizedLinear.from_linear"
+        elif not _named(name, included):
+            reasons[name] = "not included"
+        elif _named(name, excluded):
+            reasons[name] = "excluded"
+    if config.skip_first_last and config.quantizes:
+        plain = [name for name, m in linears.items() if type(m) is nn.Linear]
+        plain = [name for name in plain if "MultiheadAttention" not in reasons.get(name, "")]
+        edges = vggt.first_and_last(plain) or (plain[:1] + plain[-1:])
+        for name, which in zip(edges, ("first", "last"), strict=False):
+            reasons.setdefault(name, f"the {which} Linear (skip_first_last)")
+    return reasons
+
+
+def _refuse_nonfinite(linears: dict[str, nn.Linear]) -> None:
+    for name, linear in linears.items():
+        weight = ops.values(linear.weight)
+        rows, cols = weight.shape
+        nonfinite = ops.ranges(ops.Shape(rows, cols, cols), weight)[2]
+        if nonfinite:
+            raise UserError(
+                f"layer {name}: {nonfinite} weights are NaN or infinite; finite ones are wanted"
+            )
+
+
+def _notes(config: QuantizationConfig) -> list[str]:
+    """Fields that had nothing to do."""
+    if not config.quantizes:
+        return [f"{config.name}: no layer is quantized"]
+    notes = [
+        f"calibration_samples={config.calibration_samples} had nothing to do: weights are coded from "
+        "their own values, activations from each token as it comes"
+    ]
+    uses_groups = config.bits == 4 or config.quant_type == "mixed_precision"
+    if not uses_groups and config.group_size != 128:
+        notes.append(f"group_size={config.group_size} had nothing to do: INT8 has no groups")
+    return notes

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QTensor: an array as packed codes and their scales; quantize and dequantize."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import ops
+from .configs import QuantizationConfig, Scheme, get_config
+from .errors import UserError
+
+TWO_LEVEL_LIMIT = 1.05
+"""Two-level scales are taken while their squared error is at most this much of float scales'."""
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """A quantized array: really packed, two INT4 codes a byte.
+
+    Axis 0 of the array is the channel and the rest is one row; an array of one axis is one row.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, ...]
+    dtype: str
+    """Of what came in: float32, float16 or bfloat16."""
+    is_torch: bool
+    packed: NDArray[Any]
+    """Codes, uint8 (rows, bytes of a row); 4-bit ones with the even one in the low nibble."""
+    stored_scale: NDArray[Any]
+    """float32: one a tensor, channel or group; with two-level scales one a channel."""
+    factor: NDArray[Any] | None
+    """uint8, one a group, with two-level scales."""
+    stored_zero: NDArray[Any] | None
+    """int8, beside each scale of an asymmetric scheme."""
+
+    @property
+    def layout(self) -> ops.Shape:
+        """The array as the core sees it."""
+        return _layout(self.shape, self.scheme)
+
+    @property
+    def codes(self) -> NDArray[np.int8]:
+        """The codes, int8, in the array's shape."""
+        one_scale = self.layout._replace(group=max(1, self.layout.cols))
+        ones = np.ones(one_scale.groups, np.float32)
+        codes = ops.dequantize(self.scheme.bits, one_scale, self.packed, ones, None)
+        return codes.astype(np.int8).reshape(self.shape)
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """Effective scales, float32: () a tensor, (channels,) or (channels, groups)."""
+        return _shaped(self._group_scale(), self.layout, self.scheme)
+
+    @property
+    def zero_point(self) -> NDArray[np.int8]:
+        """Zero points, int8, in the shape of `scale`; all 0 for a symmetric scheme."""
+        zero = np.zeros(self.layout.groups, np.int8) if self.stored_zero is None else self.stored_zero
+        return _shaped(zero, self.layout, self.scheme)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales, factors and zero points."""
+        parts = (self.packed, self.stored_scale, self.factor, self.stored_zero)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """nbytes in bits over the number of values; NaN for an empty array."""
+        count = math.prod(self.shape)
+        return 8 * self.nbytes / count if count else math.nan
+
+    def dequantize(self) -> Any:
+        """The values that the codes stand for, in the type, dtype and shape that came in."""
+        x = ops.dequantize(
+            self.scheme.bits,
+            self.layout,
+            self.packed,
+            self._group_scale(),
+            self.stored_zero,
+            self.dtype,
+        ).reshape(self.shape)
+        if self.is_torch:
+            return ops.tensor_like(x, self.dtype)
+        return x.view(_numpy_dtype(self.dtype))
+
+    def _group_scale(self) -> NDArray[Any]:
+        if self.factor is None:
+            return self.stored_scale
+        by_channel = np.repeat(self.stored_scale, self.layout.row_groups)
+        return by_channel * self.factor.astype(np.float32)
+
+    def __repr__(self) -> str:
+        return (
+            f"QTensor(shape={self.shape}, {self.scheme}, {self.nbytes} bytes, "
+            f"{self.bits_per_weight:.3f} bits a weight)"
+        )
+
+
+def quantize(
+    x: ops.Array,
+    config: str | QuantizationConfig | Scheme,
+    *,
+    scale: ArrayLike | None = None,
+    zero_point: ArrayLike | None = None,
+) -> QTensor:
+    """Code an array.
+
+    x: NumPy array or torch CPU tensor of float32, float16 or bfloat16, any shape. config: a name of
+    CONFIGS, a config, or a Scheme. scale, zero_point: take these instead of choosing (codes are then
+    rint(x / scale) + zero_point, saturated, as ONNX QuantizeLinear has it; NaN codes as 0.0).
+    Formulas: docs/conventions.md.
+
+    Raises:
+        UserError: NaN or infinite values, an unknown scheme, scales that do not fit.
+        TypeError: another dtype.
+
+    >>> q = quantize(np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128), "INT4_Group_64")
+    >>> q.scale.shape, q.packed.nbytes
+    ((2, 2), 128)
+    """
+    scheme = config if isinstance(config, Scheme) else _scheme_of(get_config(config))
+    values = ops.values(x)
+    shape = tuple(x.shape)
+    layout = _layout(shape, scheme)
+    factor = None
+    if scale is not None:
+        scheme = replace(scheme, two_level=False)
+        stored, zero = _given(scheme, layout, scale, zero_point)
+    elif zero_point is not None:
+        raise UserError("zero_point is given without scale; give both or neither")
+    else:
+        scheme, stored, factor, zero = _chosen(scheme, layout, values)
+    effective = stored
+    if factor is not None:
+        effective = np.repeat(stored, layout.row_groups) * factor.astype(np.float32)
+    packed = ops.quantize(scheme.bits, layout, values, effective, zero)
+    is_torch = not isinstance(x, np.ndarray)
+    return QTensor(scheme, shape, ops.dtype_name(x), is_torch, packed, stored, factor, zero)
+
+
+def dequantize(q: QTensor) -> Any:
+    """The values that q's codes stand for, in the type, dtype and shape that came in.
+
+    >>> x = np.float32([[0.5, -1.0]])
+    >>> float(abs(dequantize(quantize(x, "INT8_Per_Channel_Symmetric")) - x).max()) < 0.005
+    True
+    """
+    return q.dequantize()
+
+
+def _scheme_of(config: QuantizationConfig) -> Scheme:
+    if not config.quantizes:
+        raise UserError(f"{config.name} quantizes nothing; a scheme of integers is wanted")
+    return config.scheme(config.layer_bits(sensitive=False))
+
+
+def _layout(shape: tuple[int, ...], scheme: Scheme) -> ops.Shape:
+    rows = shape[0] if len(shape) > 1 else 1
+    cols = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+    if scheme.granularity == "per_tensor":
+        rows, cols = 1, rows * cols
+    group = scheme.group_size if scheme.granularity == "per_group" else cols
+    return ops.Shape(rows, cols, max(1, min(group, cols)))
+
+
+def _shaped(a: NDArray[Any], layout: ops.Shape, scheme: Scheme) -> NDArray[Any]:
+    if scheme.granularity == "per_tensor":
+        return a.reshape(()) if a.size else np.zeros((), a.dtype)
+    return a if scheme.granularity == "per_channel" else a.reshape(layout.rows, layout.row_groups)
+
+
+def _chosen(
+    scheme: Scheme, layout: ops.Shape, values: NDArray[Any]
+) -> tuple[Scheme, NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
+    """Scheme, stored scales, factors and zero points for these values."""
+    # Ranges of a whole tensor are found row by row, which threads can share, and are then joined.
+    by_row = layout
+    if scheme.granularity == "per_tensor" and values.ndim > 1 and values.size:
+        cols = values.size // values.shape[0]
+        by_row = ops.Shape(values.shape[0], cols, cols)
+    lo, hi, nonfinite = ops.ranges(by_row, values)
+    if nonfinite:
+        raise UserError(f"{nonfinite} values are NaN or infinite; finite ones are wanted")
+    if by_row is not layout:
+        lo, hi = lo.min(keepdims=True), hi.max(keepdims=True)
+    if scheme.two_level and values.size:
+        channel_scale, factor, zero, error = ops.two_level(layout, values, scheme.zero_points)
+        two_level_error, float_error = (math.fsum(column) for column in error.T)
+        if two_level_error <= TWO_LEVEL_LIMIT * float_error:
+            return scheme, channel_scale, factor, zero
+        scheme = replace(scheme, two_level=False)
+    scale, zero = ops.parameters(scheme.bits, lo, hi, scheme.zero_points)
+    return scheme, scale, None, zero
+
+
+def _given(
+    scheme: Scheme, layout: ops.Shape, scale: ArrayLike, zero_point: ArrayLike | None
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The caller's parameters as the core wants them."""
+    wanted = _shaped(np.empty(layout.groups), layout, scheme).shape
+    stored = _fitted("scale", np.asarray(scale, np.float32), wanted)
+    if stored.size and not (np.isfinite(stored).all() and (stored > 0).all()):
+        raise UserError("scale must be positive and finite everywhere")
+    if zero_point is None:
+        return stored, None
+    zero = _fitted("zero_point", np.asarray(zero_point), wanted)
+    lowest, highest = (-128, 127) if scheme.bits == 8 else (-8, 7)
+    if zero.size and (zero.min() < lowest or zero.max() > highest):
+        raise UserError(
+            f"zero_point ranges from {zero.min()} to {zero.max()}; {lowest} to {highest} is wanted"
+        )
+    return stored, np.ascontiguousarray(zero, np.int8)
+
+
+def _fitted(name: str, a: NDArray[Any], wanted: tuple[int, ...]) -> NDArray[Any]:
+    if a.size != math.prod(wanted):
+        raise UserError(f"{name} has shape {a.shape}; {wanted} is wanted")
+    return np.ascontiguousarray(a).reshape(-1)
+
+
+def _numpy_dtype(name: str) -> Any:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes  # only who passes such an array has it
+
+    return np.dtype(ml_dtypes.bfloat16)
