@@ -243,3 +243,71 @@ def moments(reference: NDArray[Any], candidate: NDArray[Any]) -> dict[str, float
     parts = np.empty((_cpu.compare_parts(r.size), len(names)))
     _cpu.compare(r, c, parts)
     return dict(zip(names, parts[0].tolist(), strict=True))
+
+
+def cross_entropy(reference: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, float]:
+    """Cross entropy and KL divergence in nats: means over the rows along the last axis."""
+    cols = reference.shape[-1]
+    r, c = reference.reshape(-1, cols), candidate.reshape(-1, cols)
+    parts = np.empty((_cpu.cross_entropy_parts(len(r)), 2))
+    _cpu.cross_entropy(r, c, parts)
+    return float(parts[0, 0]), float(parts[0, 1])
+
+
+SSIM_SIDE, SSIM_CHANNELS = _cpu.ssim_limits()
+
+
+def _as_images(x: NDArray[Any], h: int, w: int) -> NDArray[Any]:
+    """(images, height, width, channels); copied only where the memory does not lie that way."""
+    channels = int(np.prod(x.shape[w + 1 :]))
+    if w != h + 1 or channels > SSIM_CHANNELS:
+        x = np.ascontiguousarray(np.moveaxis(x, (h, w), (-2, -1)))
+        h, w, channels = x.ndim - 2, x.ndim - 1, 1
+    return x.reshape(-1, x.shape[h], x.shape[w], channels)
+
+
+def ssim(
+    reference: NDArray[Any],
+    candidate: NDArray[Any],
+    axes: tuple[int, int],
+    data_range: float,
+    centre: float,
+) -> float:
+    """Mean structural similarity; centre: any value near the data (csrc/vgq.h)."""
+    r, c = _as_images(reference, *axes), _as_images(candidate, *axes)
+    parts = np.empty(_cpu.ssim_parts(*r.shape))
+    _cpu.ssim(r, c, data_range, centre, parts)
+    return float(parts[0])
+
+
+def metric_rows(companions: bool) -> list[tuple[str, str, bool]]:
+    """Name, unit and "larger is better" of the metrics, or of the values that stand beside them."""
+    return [row[:3] for row in _cpu.metric_rows() if row[3] == companions]
+
+
+def metric_values(
+    moments: dict[str, float],
+    data_range: float,
+    cross_entropy: float,
+    kl_divergence: float,
+    ssim: float,
+) -> list[float]:
+    """A value for each row, metrics first; NaN where it is undefined. NaN: a part not computed."""
+    values = np.empty(len(_cpu.metric_rows()))
+    sums = np.array([moments[name] for name in _cpu.moment_names()])
+    _cpu.metric_values(sums, data_range, cross_entropy, kl_divergence, ssim, values)
+    return values.tolist()
+
+
+def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """e^x as the entropies compute it."""
+    y = np.empty_like(x)
+    _cpu.exp(x, y)
+    return y
+
+
+def log(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ln x as the entropies compute it."""
+    y = np.empty_like(x)
+    _cpu.log(x, y)
+    return y

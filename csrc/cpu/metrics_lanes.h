@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the metrics kernels of all instruction sets share: one element's moments, the end of a
+ * block, and the window of SSIM. */
+#ifndef VGQ_METRICS_LANES_H
+#define VGQ_METRICS_LANES_H
+
+#include "../kernels.h"
+
+#include <math.h>
+
+/* Rows of metrics.def that are sums. */
+enum {
+#define SUM(name, term) SUM_##name,
+#include "../metrics.def"
+    SUMS
+};
+
+/* Adds element i of a block to its lane. */
+static inline void add_element(double lanes[SUMS][VGQ_LANES], size_t i, float r_element,
+                               float c_element)
+{
+    const double r = r_element, c = c_element, d = r - c;
+#define SUM(name, term) lanes[SUM_##name][i % VGQ_LANES] += term;
+#include "../metrics.def"
+}
+
+static inline void lanes_to_moments(double lanes[SUMS][VGQ_LANES], vgq_moments *m)
+{
+#define SUM(name, term) m->name = vgq_lane_sum(lanes[SUM_##name]);
+#include "../metrics.def"
+}
+
+/* Range and count of what is not finite. */
+static inline void add_to_range(float r, float c, vgq_moments *m)
+{
+    if (!(fabsf(c) < INFINITY))
+        m->nonfinite_c++;
+    if (!(fabsf(r) < INFINITY)) {
+        m->nonfinite_r++;
+        return;
+    }
+    m->lo = r < m->lo ? r : m->lo;
+    m->hi = r > m->hi ? r : m->hi;
+}
+
+/* exp(-k^2 / (2 * 1.5^2)), k = 0..5 from the middle outwards, over the sum of all eleven; 80-bit
+ * arithmetic, rounded once. */
+static const double window[VGQ_SSIM_SIDE / 2 + 1] = {
+    0x1.106560aa892c0p-2, 0x1.b43c3f52b19f2p-3, 0x1.bff0fe8e98418p-4,
+    0x1.26eb175d83f66p-5, 0x1.f1fe01ae5a5b7p-8, 0x1.0d956b52a1d6fp-10,
+};
+
+/* The similarity of a pixel from the filtered s, d, s^2, d^2 (Wang et al. 2004, eq. 13). With
+ * S = mu_r + mu_c and D = mu_r - mu_c: 2 mu_r mu_c = (S^2 - D^2) / 2, mu_r^2 + mu_c^2 = (S^2 + D^2)
+ * / 2; covariance and variances likewise. c1 and c2 come doubled, for the halves left out. */
+static inline double similarity(const double maps[VGQ_SSIM_MAPS], double twice_centre, double c1,
+                                double c2)
+{
+    const double s = maps[VGQ_SSIM_S], d = maps[VGQ_SSIM_D];
+    const double sum = s + twice_centre, sum2 = sum * sum, d2 = d * d;
+    const double vs = maps[VGQ_SSIM_SS] - s * s, vd = maps[VGQ_SSIM_DD] - d2;
+    return (((sum2 - d2) + c1) * ((vs - vd) + c2)) / (((sum2 + d2) + c1) * ((vs + vd) + c2));
+}
+
+#endif

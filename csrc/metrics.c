@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Front of the metrics: checks, splits into blocks that do not depend on the threads, adds the
+ * blocks' results by a fixed tree. The definitions are docs/conventions.md's. */
+#include "kernels.h"
+#include "exp_log.h"
+
+typedef struct array {
+    vgq_dtype dtype;
+    const void *x;
+} array;
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+static size_t parts_of(size_t n, size_t size) { return n > size ? (n - 1) / size + 1 : 1; }
+
+static int bad_array(array a, size_t n) { return (unsigned)a.dtype >= VGQ_DTYPES || (n && !a.x); }
+
+/* n elements from offset as floats: the array itself where it is float, else converted into buffer.
+ */
+static const float *floats(array a, size_t offset, size_t n, float *buffer)
+{
+    const char *at = (const char *)a.x + offset * (a.dtype == VGQ_F32 ? 4 : 2);
+    if (a.dtype == VGQ_F32 && (uintptr_t)at % sizeof(float) == 0)
+        return (const float *)(const void *)at;
+    vgq_chosen()->quantize.load[a.dtype](n, at, buffer);
+    return buffer;
+}
+
+/* parts[0] = the sum of all parts of `width` numbers each, added in pairs, then pairs of pairs. */
+static void add_parts(size_t count, size_t width, double *parts)
+{
+    for (size_t step = 1; step < count; step *= 2)
+        for (size_t i = 0; i + step < count; i += 2 * step)
+            for (size_t k = 0; k < width; k++)
+                parts[i * width + k] += parts[(i + step) * width + k];
+}
+
+/* ---- moments ------------------------------------------------------------------------------------
+ */
+
+size_t vgq_compare_parts(size_t n) { return parts_of(n, VGQ_BLOCK); }
+
+vgq_status vgq_compare(size_t n, vgq_dtype r_dtype, const void *r_x, vgq_dtype c_dtype,
+                       const void *c_x, vgq_moments *parts)
+{
+    const array r = {r_dtype, r_x}, c = {c_dtype, c_x};
+    const size_t count = vgq_compare_parts(n);
+    if (bad_array(r, n) || bad_array(c, n) || !parts)
+        return VGQ_EINVAL;
+#pragma omp parallel num_threads(vgq_team(n))
+    {
+        float r_block[VGQ_BLOCK], c_block[VGQ_BLOCK];
+        vgq_float_mode mode;
+        vgq_float_enter(&mode);
+#pragma omp for schedule(static) nowait
+        for (size_t b = 0; b < count; b++) {
+            const size_t at = b * VGQ_BLOCK, size = min_size(VGQ_BLOCK, n - at);
+            vgq_chosen()->metrics.moments(size, floats(r, at, size, r_block),
+                                          floats(c, at, size, c_block), &parts[b]);
+        }
+        vgq_float_leave(&mode);
+    }
+    double lo = INFINITY, hi = -INFINITY;
+    for (size_t b = 0; b < count; b++) {
+        lo = parts[b].lo < lo ? parts[b].lo : lo;
+        hi = parts[b].hi > hi ? parts[b].hi : hi;
+    }
+    add_parts(count, sizeof(*parts) / sizeof(double), (double *)parts);
+    parts[0].lo = lo + 0.0; /* -0.0 becomes 0.0: which zero came first depends on the kernel */
+    parts[0].hi = hi + 0.0;
+    return VGQ_OK;
+}
+
+/* ---- cross entropy ------------------------------------------------------------------------------
+ */
+
+enum { PART_ROWS = 256 };
+
+size_t vgq_cross_entropy_parts(size_t rows) { return parts_of(rows, PART_ROWS); }
+
+static float peak_of(array a, size_t offset, size_t n)
+{
+    float buffer[VGQ_BLOCK], peak = -INFINITY;
+    for (size_t i = 0; i < n; i += VGQ_BLOCK) {
+        const size_t size = min_size(VGQ_BLOCK, n - i);
+        const float x = vgq_chosen()->metrics.peak(size, floats(a, offset + i, size, buffer));
+        peak = x > peak ? x : peak;
+    }
+    return peak;
+}
+
+/* With p = softmax(r), q = softmax(c), a = r - max r, b = c - max c, R and C the sums of e^a and
+ * e^b: cross entropy = ln C + sum e^a * -b / R, of which no term is negative, and divergence = sum
+ * e^a * (a - b) / R + ln(C / R), each term exactly 0 for equal rows. */
+static void add_row(array r, array c, size_t offset, size_t n, vgq_entropy *total)
+{
+    const float r_peak = peak_of(r, offset, n), c_peak = peak_of(c, offset, n);
+    float r_block[VGQ_BLOCK], c_block[VGQ_BLOCK];
+    double lanes[VGQ_SOFTMAX_SUMS][VGQ_LANES] = {{0}}, sums[VGQ_SOFTMAX_SUMS];
+    for (size_t i = 0; i < n; i += VGQ_BLOCK) {
+        const size_t size = min_size(VGQ_BLOCK, n - i);
+        vgq_chosen()->metrics.softmax(size, floats(r, offset + i, size, r_block), r_peak,
+                                      floats(c, offset + i, size, c_block), c_peak, lanes);
+    }
+    for (int k = 0; k < VGQ_SOFTMAX_SUMS; k++)
+        sums[k] = vgq_lane_sum(lanes[k]);
+    const double divergence = sums[VGQ_SOFTMAX_KL] / sums[VGQ_SOFTMAX_R] +
+                              log_one(sums[VGQ_SOFTMAX_C] / sums[VGQ_SOFTMAX_R]);
+    total->cross_entropy +=
+        log_one(sums[VGQ_SOFTMAX_C]) + sums[VGQ_SOFTMAX_CROSS] / sums[VGQ_SOFTMAX_R];
+    total->kl_divergence += divergence > 0 ? divergence : 0; /* rounding can leave -1e-16 */
+}
+
+vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const void *r_x,
+                             vgq_dtype c_dtype, const void *c_x, vgq_entropy *parts)
+{
+    const array r = {r_dtype, r_x}, c = {c_dtype, c_x};
+    const size_t count = vgq_cross_entropy_parts(rows);
+    size_t n;
+    if (__builtin_mul_overflow(rows, cols, &n) || !n || bad_array(r, n) || bad_array(c, n) ||
+        !parts)
+        return VGQ_EINVAL;
+#pragma omp parallel num_threads(vgq_team(n))
+    {
+        vgq_float_mode mode;
+        vgq_float_enter(&mode);
+#pragma omp for schedule(static) nowait
+        for (size_t part = 0; part < count; part++) {
+            parts[part] = (vgq_entropy){0};
+            for (size_t row = part * PART_ROWS; row < min_size(rows, (part + 1) * PART_ROWS); row++)
+                add_row(r, c, row * cols, cols, &parts[part]);
+        }
+        vgq_float_leave(&mode);
+    }
+    add_parts(count, sizeof(*parts) / sizeof(double), (double *)parts);
+    parts[0].cross_entropy /= (double)rows;
+    parts[0].kl_divergence /= (double)rows;
+    return VGQ_OK;
+}
+
+/* ---- structural similarity ----------------------------------------------------------------------
+ */
+
+/* Channels lie side by side, so a row is one line of width * channels numbers, filtered with taps
+ * `channels` apart. The map of similarities is cut into tiles of columns; a part is a row of a
+ * tile. Walking down a tile, eleven filtered rows are kept, and each further part filters one more.
+ */
+typedef struct tiling {
+    size_t height, line, tiles, map_line, map_height, parts;
+} tiling;
+
+static tiling tiling_of(vgq_images shape)
+{
+    tiling t = {.height = shape.height, .line = shape.width * shape.channels};
+    t.map_line = (shape.width - (VGQ_SSIM_SIDE - 1)) * shape.channels;
+    t.map_height = shape.height - (VGQ_SSIM_SIDE - 1);
+    t.tiles = parts_of(t.map_line, VGQ_SSIM_TILE);
+    t.parts = shape.images * t.tiles * t.map_height;
+    return t;
+}
+
+static int bad_images(vgq_images shape)
+{
+    size_t n;
+    return shape.width < VGQ_SSIM_SIDE || shape.height < VGQ_SSIM_SIDE || !shape.images ||
+           !shape.channels || shape.channels > VGQ_SSIM_CHANNELS ||
+           __builtin_mul_overflow(shape.width * shape.channels, shape.height, &n) ||
+           __builtin_mul_overflow(n, shape.images, &n);
+}
+
+size_t vgq_ssim_parts(vgq_images shape) { return bad_images(shape) ? 0 : tiling_of(shape).parts; }
+
+vgq_status vgq_ssim(vgq_images shape, vgq_dtype r_dtype, const void *r_x, vgq_dtype c_dtype,
+                    const void *c_x, double data_range, double centre, double *parts)
+{
+    const array r = {r_dtype, r_x}, c = {c_dtype, c_x};
+    if (bad_images(shape) || bad_array(r, 1) || bad_array(c, 1) || !(data_range > 0) || !parts)
+        return VGQ_EINVAL;
+    const tiling t = tiling_of(shape);
+    const size_t margin = (VGQ_SSIM_SIDE - 1) * shape.channels;
+    const double c1 = 0.01 * data_range, c2 = 0.03 * data_range;
+#pragma omp parallel num_threads(vgq_team(t.parts *VGQ_SSIM_TILE))
+    {
+        float r_line[VGQ_SSIM_TILE + VGQ_SSIM_MARGIN], c_line[VGQ_SSIM_TILE + VGQ_SSIM_MARGIN];
+        vgq_ssim_row ring[VGQ_SSIM_SIDE];
+        size_t next = t.parts; /* the part that the ring is ready for, but for one row */
+        vgq_float_mode mode;
+        vgq_float_enter(&mode);
+#pragma omp for schedule(static) nowait
+        for (size_t part = 0; part < t.parts; part++) {
+            const size_t y = part % t.map_height, tile = part / t.map_height % t.tiles;
+            const size_t image = part / t.map_height / t.tiles, left = tile * VGQ_SSIM_TILE;
+            const size_t n = min_size(VGQ_SSIM_TILE, t.map_line - left);
+            const vgq_ssim_row *rows[VGQ_SSIM_SIDE];
+            const size_t ready = y && part == next ? VGQ_SSIM_SIDE - 1 : 0;
+            for (size_t k = ready; k < VGQ_SSIM_SIDE; k++) {
+                const size_t at = (image * t.height + y + k) * t.line + left;
+                vgq_chosen()->metrics.ssim_across(
+                    n, shape.channels, floats(r, at, n + margin, r_line),
+                    floats(c, at, n + margin, c_line), 2 * centre, &ring[(y + k) % VGQ_SSIM_SIDE]);
+            }
+            for (size_t k = 0; k < VGQ_SSIM_SIDE; k++)
+                rows[k] = &ring[(y + k) % VGQ_SSIM_SIDE];
+            parts[part] =
+                vgq_chosen()->metrics.ssim_down(n, rows, 2 * centre, 2 * c1 * c1, 2 * c2 * c2);
+            next = part + 1;
+        }
+        vgq_float_leave(&mode);
+    }
+    add_parts(t.parts, 1, parts);
+    parts[0] /= (double)shape.images * (double)t.map_height * (double)t.map_line;
+    return VGQ_OK;
+}
+
+/* ---- the table
+ * ------------------------------------------------------------------------------------ */
+
+const vgq_metric *vgq_metric_row(size_t index)
+{
+    static const vgq_metric rows[] = {
+#define METRIC(name, unit, larger, value) {#name, unit, larger, 0},
+#define COMPANION(name, unit, larger, value) {#name, unit, larger, 1},
+#include "metrics.def"
+    };
+    return index < sizeof(rows) / sizeof(*rows) ? &rows[index] : NULL;
+}
+
+static double decibels(double peak_square, double mse)
+{
+    const double ten_over_ln_10 = 0x1.15f2ced384f29p+2;
+    if (mse == 0)
+        return INFINITY;
+    return peak_square > 0 ? ten_over_ln_10 * log_one(peak_square / mse) : NAN;
+}
+
+/* sqrt(x * x) is x, so equal arrays give exactly 1; rounding could otherwise step beyond it. */
+static double cosine(double rc, double rr, double cc)
+{
+    const double norms = sqrt(rr * cc);
+    return norms > 0 ? fmin(fmax(rc / norms, -1), 1) : NAN;
+}
+
+vgq_status vgq_metric_values(const vgq_moments *m, const vgq_metric_parts *p, double *values)
+{
+    if (!m || !p || !values)
+        return VGQ_EINVAL;
+    vgq_float_mode mode;
+    vgq_float_enter(&mode);
+    const int defined = m->n > 0 && m->nonfinite_r + m->nonfinite_c == 0;
+    double *value = values;
+#define METRIC(name, unit, larger, formula) *value++ = defined ? (formula) : NAN;
+#define COMPANION METRIC
+#include "metrics.def"
+    vgq_float_leave(&mode);
+    return VGQ_OK;
+}
+
+/* ---- exp and log
+ * ---------------------------------------------------------------------------------- */
+
+vgq_status vgq_exp(size_t n, const double *x, double *y)
+{
+    if (n && (!x || !y))
+        return VGQ_EINVAL;
+    vgq_float_mode mode;
+    vgq_float_enter(&mode);
+    vgq_chosen()->metrics.exp(n, x, y);
+    vgq_float_leave(&mode);
+    return VGQ_OK;
+}
+
+vgq_status vgq_log(size_t n, const double *x, double *y)
+{
+    if (n && (!x || !y))
+        return VGQ_EINVAL;
+    vgq_float_mode mode;
+    vgq_float_enter(&mode);
+    for (size_t i = 0; i < n; i++)
+        y[i] = log_one(x[i]);
+    vgq_float_leave(&mode);
+    return VGQ_OK;
+}
