@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws the six charts of a document of results as one PNG that survives a grey printer.
+
+Kinds of schemes differ in lightness and hatching, not in hue alone (Okabe and Ito's colours);
+every axis has its unit.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from . import report
+
+Row = dict[str, Any]
+
+# kind: face colour, hatch, marker, words
+_LOOKS = {
+    "baseline": ("#4d4d4d", "", "s", "FP32 reference"),
+    "reference": ("#a6a6a6", "", "D", "bfloat16 autocast"),
+    "weights": ("#0072b2", "", "o", "packed weights, float activations"),
+    "a8": ("#f0c77c", "////", "^", "packed weights, INT8 activations (A8)"),
+}
+_OUTPUT_MARKERS = "osD^vP*X<>"
+_OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
+
+
+def _look(row: Row) -> tuple[str, str, str, str]:
+    if row["kind"] != "quantized":
+        return _LOOKS[row["kind"]]
+    return _LOOKS["a8" if row["config"]["quantize_activations"] else "weights"]
+
+
+def draw(document: dict[str, Any]) -> bytes:
+    """The PNG of a document, with its six charts."""
+    rows = document["schemes"]
+    figure = Figure(figsize=(16.5, 4.6 + 0.36 * len(rows) * 1.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3)
+    data, model, env = document["data"], document["model"], document["environment"]
+    scene = data["scenes"][0]
+    figure.suptitle(
+        f"{model['name']} on {len(data['scenes'])} x {scene['frames']} pictures "
+        f"({data['description']}, {scene['width_px']} x {scene['height_px']} px) · "
+        f"{env['cpu']['model']}, {env['threads']['torch']} threads, {env['cpu']['isa_active']}",
+        fontsize=12,
+    )
+    _bars(axes[0, 0], rows, "Model size", "parameters as held (MB)", _size, "{:.2f}")
+    _bars(
+        axes[0, 1], rows, "Inference time", "median time of a forward (ms)", _ms, "{:.0f}",
+        spread=_quartiles,
+    )  # fmt: skip
+    _bars(
+        axes[0, 2], rows, "Compression", "FP32 bytes / bytes, whole model (x)", _ratio, "{:.2f}",
+        reference=1.0,
+    )  # fmt: skip
+    _bars(
+        axes[1, 0], rows, "Speedup", "FP32 time / time (x)", _speedup, "{:.2f}", reference=1.0
+    )  # fmt: skip
+    _mae(axes[1, 1], rows)
+    _tradeoff(axes[1, 2], figure, rows, document["best"])
+    for axis in (*axes[:, 1], axes[0, 2]):
+        axis.set_yticklabels([str(number) for number in range(1, len(rows) + 1)])
+    figure.legend(
+        handles=[
+            Patch(facecolor=face, hatch=hatch, edgecolor="black", linewidth=0.6, label=words)
+            for face, hatch, _, words in _LOOKS.values()
+        ],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+    )
+    file = io.BytesIO()
+    # No date in the file: the same document gives the same bytes.
+    figure.savefig(file, format="png", metadata={"Software": "vggtquant"})
+    return file.getvalue()
+
+
+def _size(row: Row) -> float:
+    return float(row["bytes"]["model_bytes"]) / 1e6
+
+
+def _ms(row: Row) -> float:
+    return float(row["time"]["forward_ms_median"])
+
+
+def _ratio(row: Row) -> float:
+    return float(row["bytes"]["compression_ratio_model"])
+
+
+def _speedup(row: Row) -> float:
+    return float(row["time"]["speedup"])
+
+
+def _quartiles(row: Row) -> float:
+    return float(row["time"]["forward_ms_iqr"] or 0.0) / 2
+
+
+def _schemes_axis(axis: Axes, rows: Sequence[Row]) -> None:
+    """Schemes from top to bottom, numbered, so that charts beside each other share their rows."""
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    names = [f"{row['name']}  {number}" for number, row in enumerate(rows, 1)]
+    axis.set_yticks(range(len(rows)), names, fontsize=8.5)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _absent(axis: Axes, place: int, row: Row) -> None:
+    """The word for a row without results, at the left edge of the chart."""
+    axis.text(
+        0.01, place, row["status"], transform=axis.get_yaxis_transform(), va="center", fontsize=8,
+        style="italic",
+    )  # fmt: skip
+
+
+def _bars(
+    axis: Axes,
+    rows: Sequence[Row],
+    title: str,
+    unit: str,
+    value: Callable[[Row], float],
+    form: str,
+    *,
+    spread: Callable[[Row], float] | None = None,
+    reference: float | None = None,
+) -> None:
+    """A horizontal bar a scheme, with its value behind it."""
+    _schemes_axis(axis, rows)
+    axis.set_title(title, fontweight="bold")
+    axis.set_xlabel(unit)
+    longest = max((value(row) for row in rows if row["status"] == "ok"), default=1.0)
+    axis.set_xlim(0, 1.18 * longest)
+    if reference is not None:
+        axis.axvline(reference, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    for place, row in enumerate(rows):
+        if row["status"] != "ok":
+            _absent(axis, place, row)
+            continue
+        face, hatch, _, _ = _look(row)
+        width, half = value(row), spread(row) if spread else 0.0
+        axis.barh(
+            place, width, height=0.72, color=face, hatch=hatch, edgecolor="black", linewidth=0.6,
+            xerr=half or None, capsize=2,
+        )  # fmt: skip
+        axis.text(
+            width + half + 0.012 * longest, place, form.format(width), va="center", fontsize=8
+        )
+
+
+def _mae(axis: Axes, rows: Sequence[Row]) -> None:
+    """MAE of every output, since no single one stands for the model."""
+    _schemes_axis(axis, rows)
+    axis.set_title("Mean absolute error", fontweight="bold")
+    axis.set_xlabel("MAE against FP32, each output in its own unit (log scale)")
+    axis.set_xscale("log")
+    axis.grid(axis="y", linewidth=0.4, color="#cccccc")
+    axis.set_axisbelow(True)
+    names = list(rows[0]["metrics"]) if rows else []
+    seen = False
+    for index, name in enumerate(names):
+        points = [
+            (row["metrics"][name]["mae"], place)
+            for place, row in enumerate(rows)
+            if row["status"] == "ok" and row["kind"] != "baseline" and row["metrics"][name]["mae"]
+        ]
+        if not points:
+            continue
+        seen = True
+        axis.plot(
+            *zip(*points, strict=True),
+            linestyle="",
+            marker=_OUTPUT_MARKERS[index % len(_OUTPUT_MARKERS)],
+            color=_OUTPUT_COLOURS[index % len(_OUTPUT_COLOURS)],
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+            markersize=6,
+            label=name,
+        )
+    for place, row in enumerate(rows):
+        if row["status"] != "ok":
+            _absent(axis, place, row)
+        elif row["kind"] == "baseline":
+            axis.text(
+                0.01, place, "reference: 0", transform=axis.get_yaxis_transform(), va="center",
+                fontsize=8, style="italic",
+            )  # fmt: skip
+    if seen:
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=4, frameon=False,
+            handletextpad=0.2, columnspacing=1.0,
+        )  # fmt: skip
+
+
+def _tradeoff(axis: Axes, figure: Figure, rows: Sequence[Row], best: dict[str, Any]) -> None:
+    """Error against compression; the line joins the schemes that no other beats in both."""
+    axis.set_title("Accuracy against compression", fontweight="bold")
+    axis.set_xlabel("FP32 bytes / bytes, whole model (x)")
+    axis.set_ylabel("error: geometric mean of relative L2 (%, log scale)")
+    axis.set_yscale("log")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(linewidth=0.4, color="#dddddd")
+    axis.set_axisbelow(True)
+    points = [
+        (number, row, _ratio(row), 100 * row["error"])
+        for number, row in enumerate(rows, 1)
+        if row["status"] == "ok" and row["error"]
+    ]
+    if not points:
+        axis.text(0.5, 0.5, "no scheme finished", transform=axis.transAxes, ha="center")
+        return
+    front = {row["name"] for row in report.pareto(report.candidates(rows))}
+    line = sorted((x, y) for _, row, x, y in points if row["name"] in front)
+    axis.plot(*zip(*line, strict=True), color="black", linewidth=1, linestyle="--", zorder=1)
+    for _, row, x, y in points:
+        face, _, marker, _ = _look(row)
+        axis.plot(
+            x, y, marker=marker, markersize=9, color=face, markeredgecolor="black",
+            linestyle="", zorder=2,
+        )  # fmt: skip
+        if row["name"] == best["balance"]:
+            axis.plot(
+                x, y, marker="o", markersize=17, markerfacecolor="none", markeredgecolor="black",
+                markeredgewidth=1.2, zorder=2,
+            )  # fmt: skip
+    axis.margins(0.12, 0.15)
+    _number_points(axis, figure, [(number, x, y) for number, _, x, y in points])
+    axis.legend(
+        handles=[
+            Line2D([], [], color="black", linestyle="--", linewidth=1, label="none better in both"),
+            Line2D(
+                [], [], marker="o", markersize=12, markerfacecolor="none", color="black",
+                linestyle="", label="best balance",
+            ),
+            Line2D([], [], linestyle="", label="numbers: rows"),
+        ],
+        loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=3, frameon=False,
+    )  # fmt: skip
+
+
+def _number_points(axis: Axes, figure: Figure, points: Sequence[tuple[int, float, float]]) -> None:
+    """Writes the points' numbers beside them: one label for points that cover each other."""
+    figure.draw_without_rendering()  # settles the scales
+    scale = figure.dpi / 72
+    groups: list[tuple[list[int], float, float, float, float]] = []
+    for number, x, y in points:
+        px, py = axis.transData.transform((x, y))
+        near = [g for g in groups if abs(g[3] - px) < 8 * scale and abs(g[4] - py) < 8 * scale]
+        if near:
+            near[0][0].append(number)
+        else:
+            groups.append(([number], x, y, px, py))
+    taken = [(g[3], g[4], 6.0) for g in groups]  # centre and half width of points and labels
+    for numbers, x, y, px, py in groups:
+        label = ", ".join(map(str, numbers))
+        half = 2.6 * len(label) + 1
+
+        def free(
+            offset: tuple[float, float], px: float = px, py: float = py, half: float = half
+        ) -> bool:
+            here = (px + scale * offset[0], py + scale * offset[1])
+            room = axis.bbox.x0 < here[0] - half * scale and here[0] + half * scale < axis.bbox.x1
+            return room and all(
+                abs(here[0] - tx) > (half + width) * scale or abs(here[1] - ty) > 11 * scale
+                for tx, ty, width in taken
+            )
+
+        offsets = [
+            (side * (half + 8) * far, 13 * step * far)
+            for far in (1.0, 1.6, 2.2, 3.0)
+            for side, step in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+        ]
+        dx, dy = next(filter(free, offsets), offsets[0])
+        taken.append((px + scale * dx, py + scale * dy, half))
+        axis.annotate(
+            label,
+            (x, y),
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4} if abs(dy) > 18 else None,
+        )

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees while an evaluation runs: bars on a terminal, a line per scheme elsewhere.
+
+Everything goes to stderr, so that stdout holds the result alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+
+class Progress:
+    """Shows the work as it is done; `bars=None` decides by whether stderr is a terminal.
+
+    Use as a context manager: leaving it takes the bars away, also after an error.
+    """
+
+    def __init__(self, *, bars: bool | None = None) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        shown = self._console.is_terminal if bars is None else bars and self._console.is_terminal
+        self._bars: Bars | None = None
+        if shown:
+            self._bars = Bars(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+        self._all: TaskID | None = None
+        self._one: TaskID | None = None
+        self._schemes = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bars."""
+        self._console.print(line, soft_wrap=True)
+
+    def start(self, forwards: int) -> None:
+        """Begins the display of a run of that many forwards."""
+        if self._bars is not None:
+            self._bars.start()
+            self._all = self._bars.add_task("all schemes", total=forwards)
+
+    def scheme(self, name: str, forwards: int) -> None:
+        """Begins a scheme of that many forwards."""
+        self._schemes += 1
+        if self._bars is not None:
+            self._one = self._bars.add_task(name, total=forwards)
+        sys.stderr.flush()
+
+    def tick(self) -> None:
+        """Counts one forward."""
+        if self._bars is not None:
+            for task in (self._one, self._all):
+                if task is not None:
+                    self._bars.advance(task)
+
+    def done(self, summary: str, seconds: float) -> None:
+        """Ends a scheme, wherever its bar stands, with a line on its result."""
+        if self._bars is not None and self._one is not None:
+            task = self._bars.tasks[self._bars.task_ids.index(self._one)]
+            if self._all is not None:  # a failed scheme leaves forwards undone
+                self._bars.advance(self._all, (task.total or 0) - task.completed)
+            self._bars.remove_task(self._one)
+            self._one = None
+        self.say(f"[{self._schemes}] {summary} ({seconds:.1f} s)")

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns rows of results into a document, picks the best schemes, and writes JSON and files safely.
+
+Nothing here runs a model. The keys of the document are explained in docs/report.md, and
+docs/report.schema.json is their schema; text.py says the same in words, charts.py in pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import vggtquant as vq
+
+from .errors import UserError
+
+Row = dict[str, Any]
+Document = dict[str, Any]
+
+SCHEMA_VERSION = "1.0"
+JSON_NAME = "comprehensive_results.json"
+TEXT_NAME = "comprehensive_report.txt"
+CHARTS_NAME = "comprehensive_visualizations.png"
+
+RULES = {
+    "error": (
+        "The error of a scheme is the geometric mean over the model's outputs of relative_l2 = "
+        "||FP32 - scheme|| / ||FP32||, each first averaged over the scenes."
+    ),
+    "accuracy": "The smallest error; of equals, the fewest bytes.",
+    "size": "The fewest bytes held by the whole model; of equals, the smallest error.",
+    "speed": "The smallest median time of a forward; of equals, the smallest error.",
+    "balance": (
+        "The smallest sum of (bytes / FP32 bytes) and error: one percent of the FP32 model's bytes "
+        "weighs as much as one percent of error. Time has no part in it, because it depends on the "
+        "machine; of equals, the fewest bytes."
+    ),
+}
+
+
+# ---- picks ---------------------------------------------------------------------------------------
+
+
+def candidates(rows: Sequence[Row]) -> list[Row]:
+    """The quantized rows that finished and can be believed."""
+    return [row for row in rows if row["kind"] == "quantized" and row["status"] == "ok"]
+
+
+def _bytes(row: Row) -> int:
+    return int(row["bytes"]["model_bytes"])
+
+
+def pareto(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other row beats in error or bytes without losing in the other."""
+
+    def beaten(row: Row) -> bool:
+        here = (row["error"], _bytes(row))
+        others = ((other["error"], _bytes(other)) for other in rows)
+        return any(e <= here[0] and b <= here[1] and (e, b) != here for e, b in others)
+
+    return [row for row in rows if not beaten(row)]
+
+
+def best(rows: Sequence[Row]) -> Document:
+    """The best schemes by RULES; null where no scheme finished."""
+    there = [row for row in candidates(rows) if row["error"] is not None]
+    picks: dict[str, Row | None] = dict.fromkeys(("accuracy", "size", "speed", "balance"))
+    if there:
+        picks["accuracy"] = min(there, key=lambda row: (row["error"], _bytes(row)))
+        picks["size"] = min(there, key=lambda row: (_bytes(row), row["error"]))
+        picks["speed"] = min(
+            there, key=lambda row: (row["time"]["forward_ms_median"], row["error"])
+        )
+        picks["balance"] = min(
+            there,
+            key=lambda row: (
+                1 / row["bytes"]["compression_ratio_model"] + row["error"],
+                _bytes(row),
+            ),
+        )
+    return {
+        **{why: row["name"] if row else None for why, row in picks.items()},
+        "pareto_front": [row["name"] for row in sorted(pareto(there), key=_bytes)],
+        "rules": RULES,
+    }
+
+
+def regressions(rows: Sequence[Row], most: int = 8) -> list[tuple[float, str, str]]:
+    """The largest relative_l2 as (value, scheme, output), largest first."""
+    found = [
+        (values["relative_l2"], row["name"], output)
+        for row in rows
+        if row["kind"] != "baseline" and row["status"] == "ok"
+        for output, values in row["metrics"].items()
+        if values["relative_l2"] is not None
+    ]
+    return sorted(found, reverse=True)[:most]
+
+
+# ---- the document --------------------------------------------------------------------------------
+
+
+def document(
+    *,
+    status: str,
+    environment: Mapping[str, Any],
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    forecast: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    recheck: Mapping[str, Any] | None,
+) -> Document:
+    """The whole result as plain JSON values, in a fixed order of keys and without NaN or Inf."""
+    whole = {
+        "schema_version": SCHEMA_VERSION,
+        "generator": {"name": "vggtquant", "version": vq.__version__},
+        "status": status,
+        "environment": dict(environment),
+        "model": dict(model),
+        "data": dict(data),
+        "settings": dict(settings),
+        "metrics": [
+            {"name": m.name, "unit": m.unit, "larger_is_better": bool(m.larger_is_better)}
+            for m in vq.METRICS
+        ],
+        "forecast": [dict(cost) for cost in forecast],
+        "schemes": list(rows),
+        "baseline_recheck": dict(recheck) if recheck else None,
+        "best": best(rows),
+    }
+    lost: dict[str, str] = {}
+    clean: Document = _plain(whole, "", lost)
+    clean["nulls"] = lost
+    return clean
+
+
+def _plain(value: Any, path: str, lost: dict[str, str]) -> Any:
+    """`value` in JSON's types; a NaN or Inf becomes None, and `lost` says where and which."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{path}/{k}", lost) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{path}/{i}", lost) for i, v in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        lost[path] = f"the value was {value}"
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{path} holds a {type(value).__name__}, which JSON has no form for")
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def check_writable(folder: Path) -> None:
+    """Makes `folder` and writes to it once; UserError when that does not work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"vggtquant")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to output directory {folder}: {error.strerror or error}"
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: beside its place first, then renamed into it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Document) -> None:
+    """Writes a document; ValueError when it holds NaN or Inf, which JSON cannot."""
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says a document of results in words and tables: for the terminal, and as the text report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import report
+
+Row = dict[str, Any]
+Document = dict[str, Any]
+
+WIDTH = 100
+PICKS = ("accuracy", "size", "speed", "balance")
+# Ground-truth scores in words: key, heading, factor, format.
+_TRUTH = (
+    ("auc_3", "AUC@3", 100.0, ".1f"),
+    ("auc_5", "@5", 100.0, ".1f"),
+    ("auc_15", "@15", 100.0, ".1f"),
+    ("auc_30", "@30", 100.0, ".1f"),
+    ("rotation_median_deg", "rot", 1.0, ".2f"),
+    ("translation_median_deg", "trans", 1.0, ".2f"),
+    ("depth_abs_rel_median", "AbsRel", 100.0, ".2f"),
+    ("depth_delta_1.25_median", "d<1.25", 100.0, ".1f"),
+    ("points_chamfer_umeyama", "chamfer", 1.0, ".4f"),
+    ("depth_ause", "AUSE", 1.0, ".3f"),
+)
+# Those that the main table has room for.
+_TRUTH_COLUMNS = (
+    ("auc_30", "AUC@30", 100.0, ".1f"),
+    ("depth_abs_rel_median", "AbsRel", 100.0, ".2f"),
+)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number to a few significant digits; a dash for None.
+
+    >>> number(0.000123456), number(12.0), number(None)
+    ('0.0001235', '12', '-')
+    """
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def megabytes(nbytes: float | None) -> str:
+    """Bytes as millions, the unit of every MB in the reports."""
+    return "-" if nbytes is None else f"{nbytes / 1e6:,.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use.
+
+    >>> duration(0.4), duration(75), duration(5400)
+    ('0.4 s', '1 min 15 s', '1 h 30 min')
+    """
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _table(headings: Iterable[str], title: str | None = None) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    return table
+
+
+def main_table(document: Document) -> Table:
+    """A line a scheme: bytes, time and accuracy."""
+    rows = document["schemes"]
+    truth = [
+        column
+        for column in _TRUTH_COLUMNS
+        if any(row["ground_truth"].get(column[0]) is not None for row in rows)
+    ]
+    headings = ("Scheme", "MB", "smaller", "ms", "±", "speedup", "error %")
+    table = _table(headings + tuple(heading for _, heading, _, _ in truth))
+    chosen = {document["best"][why] for why in PICKS}
+    for row in rows:
+        if row["status"] != "ok":
+            table.add_row(row["name"], Text(row["status"], style="red"))
+            continue
+        size, time, error = row["bytes"], row["time"], row["error"]
+        table.add_row(
+            Text(row["name"], style="bold" if row["name"] in chosen else ""),
+            megabytes(size["model_bytes"]),
+            f"{size['compression_ratio_model']:.2f}x",
+            f"{time['forward_ms_median']:.1f}",
+            "-" if time["forward_ms_iqr"] is None else f"{time['forward_ms_iqr']:.1f}",
+            f"{time['speedup']:.2f}x",
+            "(is 0)" if row["kind"] == "baseline" else percent(error),
+            *(_scaled(row["ground_truth"].get(key), k, form) for key, _, k, form in truth),
+        )
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, to three digits; a dash for None."""
+    return "-" if value is None else f"{100 * value:.3g}"
+
+
+def headline(document: Document) -> list[str]:
+    """The best schemes, and the reasons of those that failed or were not run: a line each."""
+    lines = [
+        f"best for {why + ':':10} {document['best'][why]}"
+        for why in PICKS
+        if document["best"][why] is not None
+    ]
+    for row in document["schemes"]:
+        if row["status"] != "ok":
+            lines.append(f"{row['status']}: {row['name']}: {row['reason']}")
+    return lines
+
+
+def _scaled(value: float | None, factor: float, form: str) -> str:
+    return "-" if value is None else format(factor * value, form)
+
+
+def legend(document: Document) -> list[str]:
+    """What the columns of the main table mean."""
+    lines = [
+        "MB: millions of bytes of parameters and buffers as held; smaller: FP32 bytes / these.",
+        "ms: median over the passes of a forward's mean time; ±: their interquartile range.",
+        "error: geometric mean over outputs of ||FP32 - scheme|| / ||FP32||, in percent.",
+    ]
+    if any(row["ground_truth"] for row in document["schemes"]):
+        lines.append(
+            "AUC@30 (camera poses, more is better) and AbsRel (depth, less is better): against "
+            "ground truth, in percent."
+        )
+    return lines
+
+
+# ---- the text report -----------------------------------------------------------------------------
+
+
+def _section(out: Console, title: str) -> None:
+    out.print(f"\n{title}\n{'-' * len(title)}")
+
+
+def _facts(out: Console, facts: Sequence[tuple[str, str]]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for name, value in facts:
+        grid.add_row(name, value)
+    out.print(grid)
+
+
+def _compared(out: Console, document: Document) -> None:
+    model, data, settings = document["model"], document["data"], document["settings"]
+    env = document["environment"]
+    first = data["scenes"][0]
+    frames = sum(scene["frames"] for scene in data["scenes"])
+    plural = "s" if len(data["scenes"]) > 1 else ""
+    inputs = (
+        f"{data['description']}: {len(data['scenes'])} scene{plural}, {frames} pictures in all, "
+        f"{first['width_px']} x {first['height_px']} px"
+    )
+    _facts(
+        out,
+        [
+            (
+                "Model",
+                f"{model['name']}: {model['parameters']:,} parameters, "
+                f"{megabytes(model['parameter_bytes'])} MB in FP32, {model['linear_layers']} "
+                f"Linear layers with {100 * model['linear_share']:.1f} % of them. "
+                f"Licence: {model['licence']}.",
+            ),
+            ("Inputs", inputs),
+            (
+                "Reference",
+                "the same model with its FP32 weights on the same pictures. Each scheme replaces "
+                "the weights of the Linear layers by packed integers; every output is compared.",
+            ),
+            (
+                "Runs",
+                f"{settings['warmup']} warm-up, {settings['runs']} counted passes over all scenes, "
+                f"{env['threads']['torch']} threads",
+            ),
+            (
+                "Machine",
+                f"{env['cpu']['model']}, {env['cpu']['cores_usable']} cores, kernels: "
+                f"{env['cpu']['isa_active']}; torch {env['versions']['torch']}",
+            ),
+            ("Date", env["utc"]),
+            ("State", document["status"]),
+        ],
+    )
+
+
+def _recommended(out: Console, document: Document) -> None:
+    rows = {row["name"]: row for row in document["schemes"]}
+    picks = document["best"]
+    if picks["balance"] is None:
+        out.print("None: no scheme finished with results that can be believed.")
+        return
+    for why in PICKS:
+        row = rows[picks[why]]
+        out.print(
+            f"Best for {why}: {row['name']} ({megabytes(row['bytes']['model_bytes'])} MB, "
+            f"{row['time']['forward_ms_median']:.1f} ms, error {100 * row['error']:.3f} %)\n"
+            f"  Rule: {picks['rules'][why]}"
+        )
+    out.print(picks["rules"]["error"])
+
+
+def _metrics(out: Console, document: Document) -> None:
+    names = [metric["name"] for metric in document["metrics"]]
+    short = {
+        "cross_entropy": "cross ent.",
+        "cosine_similarity": "cosine",
+        "relative_error": "rel. err.",
+    }
+    for row in document["schemes"]:
+        if row["kind"] == "baseline" or not row["metrics"]:
+            continue
+        table = _table(["output", *(short.get(n, n) for n in names), "rel. L2"], title=row["name"])
+        for output, values in row["metrics"].items():
+            table.add_row(output, *(number(values[n], 3) for n in (*names, "relative_l2")))
+        out.print(table)
+    whys = sorted(
+        {
+            f"{output}, {metric}: {why}"
+            for row in document["schemes"]
+            for output, reasons in row["reasons"].items()
+            for metric, why in reasons.items()
+        }
+    )
+    if whys:
+        out.print("A dash means that there is no such value:")
+        for why in whys:
+            out.print(f"  {why}")
+
+
+def _truth(out: Console, document: Document) -> None:
+    rows = [row for row in document["schemes"] if row["ground_truth"]]
+    there = [column for column in _TRUTH if any(column[0] in row["ground_truth"] for row in rows)]
+    table = _table(["Scheme", *(heading for _, heading, _, _ in there)])
+    for row in rows:
+        table.add_row(
+            row["name"],
+            *(_scaled(row["ground_truth"].get(key), k, form) for key, _, k, form in there),
+        )
+    out.print(table)
+    out.print(
+        "AUC@k: area under the curve of camera pairs whose rotation and translation direction are "
+        "both right to within 1..k degrees, in percent (pairs of all scenes pooled). rot, trans: "
+        "median angles in degrees. AbsRel, d<1.25: depth after median scaling, in percent. "
+        "chamfer: of the points after Umeyama alignment, in scene units. AUSE: how well confidence "
+        "ranks the depth errors, 0 is best. The JSON holds more scores and those of each scene."
+    )
+
+
+def _left_out(out: Console, document: Document) -> None:
+    model = document["model"]
+    rest = model["parameter_bytes"] - model["linear_weights"] * 4
+    out.print(
+        f"{megabytes(rest)} MB are no Linear weights (convolutions, norms, embeddings, biases) and "
+        "stay as they are in every scheme."
+    )
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for row in document["schemes"]:
+        for layer in row["layers"]:
+            if layer["skipped"]:
+                skipped.setdefault((layer["name"], layer["skipped"]), []).append(row["name"])
+    for (name, why), schemes in skipped.items():
+        out.print(f"  {name}: {why} (in {len(schemes)} schemes)")
+    if model["linear_layers_not_reached"]:
+        names = model["linear_layers_not_reached"]
+        out.print(
+            f"{len(names)} Linear layers did not run on these inputs, not even in FP32, so nothing "
+            f"is known about them: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        )
+
+
+def _proofs(out: Console, document: Document) -> None:
+    rows = [row for row in document["schemes"] if row["proof"]]
+    table = _table(["Scheme", "swapped", "ran", "calls", "float weights", "kernels", "bits/weight"])
+    for row in rows:
+        proof, size = row["proof"], row["bytes"] or {}
+        table.add_row(
+            row["name"],
+            str(proof["layers_swapped"]),
+            str(proof["layers_executed"]),
+            str(proof["layer_calls"]),
+            str(len(proof["layers_with_float_weights"])),
+            proof["isa"],
+            number(size.get("bits_per_weight"), 3),
+        )
+    out.print(table)
+    check = document["baseline_recheck"]
+    if check:
+        same = "the same bits as" if check["outputs_equal_first_run"] else "OTHER outputs than"
+        out.print(
+            f"FP32 run once more after all schemes gave {same} before them, in "
+            f"{check['forward_ms']:.1f} ms ({check['time_drift_percent']:+.0f} %)."
+        )
+
+
+def cautions(document: Document) -> list[str]:
+    """What a reader should not conclude from these results."""
+    env, settings = document["environment"], document["settings"]
+    scenes = document["data"]["scenes"]
+    words = [
+        "Times hold for this machine, these threads and this load: compare within this report.",
+        "Only weights shrink. The memory of activations is the same in every scheme, so the whole "
+        "process shrinks by less than the weights do.",
+    ]
+    if not all(scene["ground_truth"] for scene in scenes):
+        words.append("Errors are against the FP32 model, not against the truth.")
+    if document["data"]["synthetic"]:
+        words.append(
+            "The scenes are rendered, not photographed: test your own with --image_folder."
+        )
+    if document["model"]["name"].startswith("builtin:"):
+        words.append("The built-in model is small; VGGT-1B need not rank the schemes alike.")
+    if len(scenes) < 5:
+        words.append(
+            f"{len(scenes)} scene(s) say little about chance; small differences mean nothing."
+        )
+    if settings["runs"] < 3:
+        words.append("Fewer than three passes: the times have no useful spread.")
+    rough = [
+        row["name"]
+        for row in document["schemes"]
+        if row["status"] == "ok"
+        and (row["time"]["forward_ms_iqr"] or 0) > 0.2 * row["time"]["forward_ms_median"]
+    ]
+    if rough:
+        words.append(
+            f"The passes of {len(rough)} rows differ by more than a fifth of their median: "
+            "something else was running. Do not compare these times; run again on a quiet machine."
+        )
+    if env["load_average_1min"] > env["cpu"]["cores_usable"]:
+        words.append(
+            f"The machine was busy (load {env['load_average_1min']} on "
+            f"{env['cpu']['cores_usable']} cores): times are too long and not comparable."
+        )
+    check = document["baseline_recheck"]
+    if check and abs(check["time_drift_percent"]) > 15:
+        words.append(
+            f"FP32's own time moved by {check['time_drift_percent']:+.0f} % during the run: "
+            "differences in time below that are no finding."
+        )
+    return words
+
+
+def full_report(document: Document) -> str:
+    """The text report: what was compared, results, what to use, what got worse, what to beware."""
+    file = io.StringIO()
+    out = Console(file=file, width=WIDTH, color_system=None, highlight=False, markup=False)
+    title = "VGGT quantization report"
+    out.print(f"{title}\n{'=' * len(title)}")
+    _section(out, "What was compared")
+    _compared(out, document)
+    _section(out, "Results")
+    out.print(main_table(document))
+    for line in legend(document):
+        out.print(line)
+    bad = [row for row in document["schemes"] if row["status"] != "ok"]
+    if bad:
+        _section(out, "Failed or not run")
+        for row in bad:
+            out.print(f"{row['name']} ({row['status']}): {row['reason']}")
+    _section(out, "Recommendation")
+    _recommended(out, document)
+    _section(out, "Biggest regressions (relative_l2 against FP32)")
+    for value, scheme, output in report.regressions(document["schemes"]):
+        out.print(f"{100 * value:10.3f} %  {output:18} {scheme}")
+    if any(row["ground_truth"] for row in document["schemes"]):
+        _section(out, "Against ground truth")
+        _truth(out, document)
+    _section(out, "What was not quantized")
+    _left_out(out, document)
+    _section(out, "Proof that the quantized layers ran")
+    _proofs(out, document)
+    _section(out, "Cautions")
+    for words in cautions(document):
+        out.print(f"* {words}")
+    _section(out, "Every metric of every output, against FP32 (mean over scenes)")
+    _metrics(out, document)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
