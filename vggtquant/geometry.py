@@ -280,7 +280,8 @@ class Similarity:
 def umeyama(source: ArrayLike, target: ArrayLike, *, with_scale: bool = True) -> Similarity:
     """The similarity that brings points (N,3) closest to their partners, in summed squares.
 
-    Umeyama 1991, equations 40-42. UserError when the shapes differ or all source points coincide.
+    Umeyama 1991, equations 40-42. Source points that all coincide, for which every scale is as
+    good, are only shifted. UserError when the shapes differ.
 
     >>> move = umeyama(np.eye(3), 2 * np.eye(3))
     >>> round(move.scale, 9)
@@ -293,7 +294,7 @@ def umeyama(source: ArrayLike, target: ArrayLike, *, with_scale: bool = True) ->
     x, y = x - x_mean, y - y_mean
     spread = np.mean(np.sum(x * x, axis=1))
     if not spread > 0:
-        raise UserError("umeyama wants points that differ: all of them are at one place")
+        return Similarity(1.0, np.eye(3), y_mean - x_mean)
     u, d, vt = np.linalg.svd(y.T @ x / len(x))
     s = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])  # no reflection
     rotation = u @ np.diag(s) @ vt

@@ -98,8 +98,7 @@ def load_frames(
     check_mode(mode)
     if max_images is not None and max_images < 1:
         raise UserError(f"max_images must be 1 or more, got {max_images}")
-    if size < PATCH or size % PATCH:
-        raise UserError(f"size must be a positive multiple of {PATCH}, got {size}")
+    check_size(size)
     if isinstance(source, str | Path):
         paths = find_images(source)
     else:
@@ -130,6 +129,13 @@ def check_mode(mode: str) -> Mode:
         if mode == known:
             return known
     raise UserError(f"unknown mode {mode!r}: wanted one of {', '.join(MODES)}")
+
+
+def check_size(size: int) -> int:
+    """The frame size itself; UserError when it is no positive multiple of the patch, 14."""
+    if size < PATCH or size % PATCH:
+        raise UserError(f"size must be a positive multiple of {PATCH}, got {size}")
+    return size
 
 
 def image_hashes(paths: Sequence[Path]) -> dict[str, str]:

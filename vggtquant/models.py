@@ -27,7 +27,9 @@ from .errors import UserError
 FRAME_SIZE = 518
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
-_BUILTIN = {"builtin:tiny": "vggtquant.tiny:build"}
+_BUILTIN = {  # name: (function, width of the pictures it was trained on)
+    "builtin:tiny": ("vggtquant.tiny:build", 112),
+}
 _WEIGHTS = ("model.safetensors", "model.pt", "pytorch_model.bin")  # in a directory or repository
 _INSTALL_VGGT = (
     "the vggt package is not installed, and its checkpoints need it: "
@@ -122,8 +124,8 @@ def state_hash(model: nn.Module) -> str:
 def _load_builtin(spec: str) -> LoadedModel:
     if spec not in _BUILTIN:
         raise UserError(f"unknown built-in model {spec!r}: wanted {', '.join(_BUILTIN)}")
-    model = _call(_BUILTIN[spec])
-    size = int(getattr(model, "image_size", FRAME_SIZE))
+    function, size = _BUILTIN[spec]
+    model = _call(function)
     return LoadedModel(model, spec, state_hash(model), "part of vggtquant", _OWN_LICENCE, size)
 
 

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vggtquant run`: pictures in, a reconstruction out that can be looked at.
+
+Importing this module is cheap; what computes is imported by `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from .configs import QuantizationConfig
+    from .images import Frames
+    from .model import ModelReport
+    from .scenes import Scene
+
+CONF_PERCENTILE = 25.0
+COLMAP_POINTS = (
+    100_000  # a text model with every pixel is slow to open; VGGT's export stops here too
+)
+BUILTIN_FRAMES = 4
+
+# Where the points come from: the outputs that hold them and their confidence.
+POINT_SOURCES = {
+    "depth": ("depth", "depth_conf"),  # depth seen through the cameras
+    "map": ("world_points", "world_points_conf"),  # the point head
+}
+
+
+@dataclass
+class Reconstruction:
+    """What a run found and where it was written."""
+
+    files: list[Path] = field(default_factory=list)
+    frames: int = 0
+    points: int = 0
+    seconds: float = 0.0  # of the forward
+    report: ModelReport | None = None  # of the quantization
+    scores: dict[str, float] = field(default_factory=dict)  # against the truth of a built-in scene
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vggtquant run`."""
+    parser.epilog = (
+        "Writes reconstruction.ply (coloured points), sparse/ (COLMAP's text model of the pictures "
+        "in images/), depth/ (each picture beside its depth), and predictions.npz (all outputs)."
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="builtin:tiny, a hub id such as facebook/VGGT-1B, a directory, a .pt or .safetensors "
+        "file, or module:function that returns a model",
+    )
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="a folder of pictures; builtin, builtin:1, builtin:2, … are rendered scenes",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the results go")
+    parser.add_argument("--scheme", metavar="NAME", help="quantize first, e.g. INT4_Group_128")
+    parser.add_argument("--max_images", type=int, metavar="N", help="the first N (default: all)")
+    parser.add_argument(
+        "--mode",
+        default="crop",
+        choices=("crop", "pad"),
+        help="how pictures are brought to the model's width, as in VGGT (default crop)",
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PX", help="that width, a multiple of 14 (default: the model's)"
+    )
+    parser.add_argument(
+        "--points",
+        default="depth",
+        choices=tuple(POINT_SOURCES),
+        help="points from depth and cameras, which is the more accurate on most scenes, or from "
+        "the point head's map (default depth)",
+    )
+    parser.add_argument(
+        "--conf_percentile",
+        type=float,
+        default=CONF_PERCENTILE,
+        metavar="P",
+        help="drop the P percent of points with the least confidence (default %(default)g)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), or cuda where there is one")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the command; what was written goes to stdout, progress to stderr."""
+    done = run(
+        args.model,
+        args.images,
+        args.out,
+        scheme=args.scheme,
+        mode=args.mode,
+        size=args.size,
+        max_images=args.max_images,
+        points=args.points,
+        conf_percentile=args.conf_percentile,
+        device=args.device,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    for line in summary(done):
+        print(line)
+    return 0
+
+
+def summary(done: Reconstruction) -> list[str]:
+    """The result in lines for a person."""
+    lines = [f"{done.frames} frames in {done.seconds:.1f} s, {done.points:,} points"]
+    if done.report is not None:
+        lines.append(
+            f"{len(done.report.quantized)} Linear layers quantized to "
+            f"{done.report.bits_per_weight:.2f} bits a weight"
+        )
+    shown = {
+        "depth_abs_rel_median": "depth AbsRel {:.3f}",
+        "rotation_median_deg": "rotation {:.1f} deg",
+        "direction_median_deg": "translation direction {:.1f} deg",
+        "points_chamfer_umeyama": "chamfer {:.3f}",
+    }
+    words = [text.format(done.scores[key]) for key, text in shown.items() if key in done.scores]
+    if words:
+        lines.append(f"against the truth: {', '.join(words)}")
+    return lines + [f"wrote {path}" for path in done.files]
+
+
+def run(
+    model: str | Path,
+    images: str | Path,
+    out: str | Path,
+    *,
+    scheme: str | QuantizationConfig | None = None,
+    mode: str = "crop",
+    size: int | None = None,
+    max_images: int | None = None,
+    points: str = "depth",
+    conf_percentile: float = CONF_PERCENTILE,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> Reconstruction:
+    """Reconstructs pictures with a (quantized) model and writes the result into `out`.
+
+    UserError, one line, for bad input; what can be found before the model is loaded, is. Options:
+    see `vggtquant run --help`. `say` is told what happens.
+
+    >>> run("builtin:tiny", "builtin", "out", scheme="INT4_Group_128").frames   # doctest: +SKIP
+    4
+    """
+    from . import export, models
+    from .configs import get_config
+    from .images import check_mode, check_size, find_images
+    from .model import quantize_model
+
+    config = get_config(scheme) if scheme is not None else None
+    target = models.check_device(device)
+    check_mode(mode)
+    if size is not None:
+        check_size(size)
+    if points not in POINT_SOURCES:
+        raise UserError(f"unknown points {points!r}: wanted one of {', '.join(POINT_SOURCES)}")
+    if not 0 <= conf_percentile <= 100:
+        raise UserError(f"conf_percentile must be between 0 and 100, got {conf_percentile:g}")
+    if max_images is not None and max_images < 1:
+        raise UserError(f"max_images must be 1 or more, got {max_images}")
+    scene_number = _scene_number(images)
+    if scene_number is None:
+        find_images(images)
+    folder = export.prepare_folder(out)
+
+    say(f"loading {model}")
+    loaded = models.load_model(model, target)
+    say(f"licence of the weights: {loaded.licence}")
+    width = size or loaded.image_size
+    if scene_number is None:
+        frames, names, scene = (*_pictures(images, mode, width, max_images, say), None)
+    else:
+        frames, names, scene = _rendered(scene_number, width, max_images)
+    done = Reconstruction(frames=len(names))
+    expected = _forecast(loaded.model, frames.images.shape, config)
+    if config is not None and config.quant_type not in ("fp32", "bf16"):
+        say(f"quantizing to {config.name}")
+        _, done.report = quantize_model(loaded.model, config)
+
+    shape = "x".join(map(str, frames.images.shape[:-3:-1]))
+    say(f"reconstructing {len(names)} frames of {shape}, about {expected:.0f} s")
+    start = time.perf_counter()
+    bf16 = config is not None and config.quant_type == "bf16"
+    outputs = _forward(loaded.model, frames.images.to(target), bf16=bf16)
+    done.seconds = time.perf_counter() - start
+
+    _write(done, folder, frames, names, outputs, points, conf_percentile)
+    if scene is not None:
+        done.scores = _scores(outputs, scene)
+    return done
+
+
+def _scene_number(images: str | Path) -> int | None:
+    """3 for `builtin:3`, 0 for `builtin`, None for a folder of pictures."""
+    name, _, number = str(images).partition(":")
+    if name != "builtin":
+        return None
+    if not (number or "0").isdecimal():
+        raise UserError(f"unknown images {str(images)!r}: wanted a folder, builtin, builtin:1, …")
+    return int(number or 0)
+
+
+def _pictures(
+    images: str | Path, mode: str, size: int, most: int | None, say: Callable[[str], None]
+) -> tuple[Frames, list[str]]:
+    """The frames of a folder, and names for their files."""
+    from .images import check_mode, load_frames
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        frames = load_frames(images, check_mode(mode), most, size=size)
+    for warning in caught:
+        say(f"note: {warning.message}")
+    stems = [re.sub(r"\s+", "_", path.stem) for path in frames.paths]
+    return frames, [f"{i:03d}_{stem}.png" for i, stem in enumerate(stems)]
+
+
+def _rendered(number: int, size: int, most: int | None) -> tuple[Frames, list[str], Scene]:
+    """A built-in scene that no training of ours has seen, its frames and names for their files."""
+    import torch
+
+    from . import scenes
+    from .images import Frames
+
+    *_, seed = scenes.scene_seeds(number + 1, 0)
+    scene = scenes.make_scene(seed, most or BUILTIN_FRAMES, size)
+    pixels = torch.from_numpy(scene.images).permute(0, 3, 1, 2).contiguous().float() / 255
+    names = [f"{i:03d}_rendered.png" for i in range(len(pixels))]
+    frames = Frames(pixels, torch.from_numpy(scene.mask), [Path(name) for name in names])
+    return frames, names, scene
+
+
+def _forecast(model: Any, shape: torch.Size, config: QuantizationConfig | None) -> float:
+    """Seconds that a forward of (S,3,H,W) should take, from the speed of one layer."""
+    from torch import nn
+
+    from . import forecast
+    from .configs import get_config
+
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if not layers:
+        return 0.0
+    work = forecast.count(model, layers, forecast.Shape(shape[0], shape[2], shape[3]))
+    scheme = config or get_config("Baseline_FP32")
+    return forecast.costs(model, layers, work, [scheme])[0].forward_s
+
+
+def _forward(model: Any, images: torch.Tensor, *, bf16: bool) -> dict[str, NDArray[np.float32]]:
+    """The model's outputs for one scene (S,3,H,W), without their batch axis.
+
+    UserError for a model that returns no dict, or values that are no numbers.
+    """
+    import torch
+
+    with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        predictions = model(images[None])
+    if not isinstance(predictions, Mapping):
+        raise UserError(f"the model returned {type(predictions).__name__}, wanted VGGT's dict")
+    tensors = {name: x for name, x in predictions.items() if isinstance(x, torch.Tensor)}
+    outputs = {name: x[0].float().cpu().numpy() for name, x in tensors.items()}
+    for name, x in tensors.items():
+        bad = int((~torch.isfinite(x)).sum())
+        if bad:
+            raise UserError(f"the model's output {name} has {bad} values that are NaN or infinite")
+    return outputs
+
+
+def _write(
+    done: Reconstruction,
+    folder: Path,
+    frames: Frames,
+    names: list[str],
+    outputs: dict[str, NDArray[np.float32]],
+    source: str,
+    percentile: float,
+) -> None:
+    """All files of a reconstruction; their paths go into `done`."""
+    from . import export, geometry
+
+    where, confidence = POINT_SOURCES[source]
+    missing = [name for name in ("pose_enc", where) if name not in outputs]
+    if missing:
+        raise UserError(
+            f"the model gives no {' and no '.join(missing)}, which points from {source} need; "
+            f"it gives {', '.join(outputs)}"
+        )
+    images, mask = frames.images.numpy(), frames.mask.numpy()
+    size = (images.shape[-2], images.shape[-1])
+    extrinsics, intrinsics = geometry.decode_pose(outputs["pose_enc"], size)
+    arrays: dict[str, Any] = {  # the names of VGGT's own demos
+        "images": images,
+        **outputs,
+        "extrinsic": extrinsics,
+        "intrinsic": intrinsics,
+        "mask": mask,
+        "image_names": names,
+    }
+    if "depth" in outputs:
+        unprojected = geometry.unproject(outputs["depth"], extrinsics, intrinsics)
+        arrays["world_points_from_depth"] = unprojected.astype("float32")
+    xyz = arrays["world_points_from_depth" if source == "depth" else where]
+    points = export.select_points(xyz, images, outputs.get(confidence), mask, percentile)
+    done.points = len(points)
+
+    done.files.append(export.write_ply(folder / "reconstruction.ply", points))
+    some = points.thinned(COLMAP_POINTS)
+    done.files += export.write_colmap(folder / "sparse", names, extrinsics, intrinsics, size, some)
+    pictures = export.prepare_folder(folder / "images")
+    for name, image in zip(names, images, strict=True):
+        export.write_picture(pictures / name, export.to_picture(image))
+    done.files.append(pictures)
+    if "depth" in outputs:
+        previews = export.prepare_folder(folder / "depth")
+        shown = export.depth_previews(images, outputs["depth"][..., 0], mask)
+        for name, picture in zip(names, shown, strict=True):
+            export.write_picture(previews / name, picture)
+        done.files.append(previews)
+    done.files.append(export.write_npz(folder / "predictions.npz", arrays))
+
+
+def _scores(outputs: dict[str, NDArray[np.float32]], scene: Scene) -> dict[str, float]:
+    from . import geometry
+
+    return geometry.pooled_scores([geometry.scene_errors(outputs, scene)])
