@@ -38,12 +38,13 @@ def compare(
 ) -> dict[str, Any]:
     """Eight metrics, two companions and what they rest on, from arrays of the same shape.
 
-    Keys: the names of METRICS, `relative_l2`, `kl_divergence` and `data_range` (floats, or None where
-    undefined); `nonfinite_reference` and `nonfinite_candidate` (counts of NaN and infinite values,
-    which never raise); `reasons` (why a metric is None, by its name). PSNR of equal arrays is `inf`.
+    Keys: the names of METRICS, `relative_l2`, `kl_divergence` and `data_range` (floats, or None
+    where undefined); `nonfinite_reference` and `nonfinite_candidate` (counts of NaN and infinite
+    values, which never raise); `reasons` (why a metric is None, by its name).
+    PSNR of equal arrays is `inf`.
 
     Args:
-        reference: the array taken as right: float32, float16 or bfloat16, NumPy or torch on the CPU.
+        reference: the array taken as right: float32, float16 or bfloat16; NumPy, or torch (CPU).
         candidate: the array to judge, of any of these dtypes.
         data_range: peak of PSNR and scale of SSIM; None: max - min of the finite reference.
         image_axes: (height axis, width axis) for SSIM; None: not an image.
