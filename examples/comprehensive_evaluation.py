@@ -3,9 +3,9 @@
 
     python examples/comprehensive_evaluation.py --model_name facebook/VGGT-1B --image_folder photos
 
-Without flags it takes the built-in model and rendered scenes. It is `vggtquant evaluate` under other
-names, and writes the same three files: comprehensive_results.json, comprehensive_report.txt and
-comprehensive_visualizations.png.
+Without flags it takes the built-in model and rendered scenes. It is `vggtquant evaluate` under
+other names, and writes the same three files: comprehensive_results.json, comprehensive_report.txt
+and comprehensive_visualizations.png.
 """
 
 import argparse

@@ -41,7 +41,7 @@ def _look(row: Row) -> tuple[str, str, str, str]:
 def draw(document: dict[str, Any]) -> bytes:
     """The PNG of a document, with its six charts."""
     rows = document["schemes"]
-    figure = Figure(figsize=(16.5, 4.6 + 0.36 * len(rows) * 1.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(16.5, 4.6 + 0.58 * max(6, len(rows))), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3)
     data, model, env = document["data"], document["model"], document["environment"]

@@ -193,9 +193,8 @@ def _schemes(args: argparse.Namespace) -> int:
     sample = np.random.default_rng(0).standard_normal((256, 1024), dtype=np.float32)
     print(f"{'scheme':32} {'bits/weight':>11}  {'activations':12} weights")
     for name, config in vq.CONFIGS.items():
-        bits = float(config.bits)
-        if config.quant_type not in ("fp32", "bf16"):
-            bits = vq.quantize(sample, config).bits_per_weight
+        # Baseline_BF16 holds FP32 weights too: autocast makes its copies as it goes.
+        bits = vq.quantize(sample, config).bits_per_weight if config.quantizes else 32.0
         activations = "bfloat16" if config.quant_type == "bf16" else "float32"
         if config.quantize_activations:
             activations = "INT8 a token"
@@ -210,7 +209,7 @@ def _words(config: Any) -> str:
     if config.quant_type == "bf16":
         return "FP32 held, bfloat16 autocast: the float alternative"
     if config.quant_type == "int4_group":
-        return f"INT4, a scale for every {config.group_size} weights of a row"
+        return f"INT4, a scale a row, a factor for every {config.group_size} of its weights"
     where = "a row" if config.per_channel else "the tensor"
     return f"INT8, a scale for {where}{'' if config.symmetric else ', with a zero point'}"
 
