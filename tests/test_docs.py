@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents show is run: the README's example, the notebooks' cells, the docstrings."""
+
+import doctest
+import importlib
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import vggtquant
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(vggtquant.__path__, "vggtquant.")
+    if not module.name.rpartition(".")[2].startswith("_")
+)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+def test_notebook_runs(path, capsys):
+    notebook = json.loads(path.read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells, "a notebook without code shows nothing"
+    names: dict = {}
+    for cell in cells:
+        assert cell["outputs"] == [] and cell["execution_count"] is None, "outputs are stripped"
+        exec(compile("".join(cell["source"]), path.name, "exec"), names)
+    assert capsys.readouterr().out.strip()
+
+
+def test_readme_example_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    for block in blocks:
+        if "facebook/VGGT-1B" not in block:  # those need the user's weights
+            exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_readme_names_every_config():
+    text = (ROOT / "README.md").read_text()
+    missing = [name for name in vggtquant.CONFIGS if name.removesuffix("_A8") not in text]
+    assert not missing
