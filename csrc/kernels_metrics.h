@@ -20,13 +20,12 @@ typedef void vgq_softmax_fn(size_t n, const float *r, float r_peak, const float 
 #define VGQ_SSIM_TILE 256
 #define VGQ_SSIM_MARGIN ((VGQ_SSIM_SIDE - 1) * VGQ_SSIM_CHANNELS)
 enum { VGQ_SSIM_S, VGQ_SSIM_D, VGQ_SSIM_SS, VGQ_SSIM_DD, VGQ_SSIM_MAPS };
+/* s, d, s^2, d^2; the 8 keeps equal places of neighbouring rows off the same cache set */
 typedef struct vgq_ssim_row {
-    double maps[VGQ_SSIM_MAPS]
-               [VGQ_SSIM_TILE + 8]; /* s, d, s^2, d^2; 8: no two rows on the same cache lines */
+    double maps[VGQ_SSIM_MAPS][VGQ_SSIM_TILE + 8];
 } vgq_ssim_row;
 
-/* One row, filtered along the row: output i from the inputs i, i + channels, ... i + 10 * channels.
- */
+/* One row, filtered along it: output i from the inputs i, i + channels, ... i + 10 * channels. */
 typedef void vgq_ssim_across_fn(size_t n, size_t channels, const float *r, const float *c,
                                 double twice_centre, vgq_ssim_row *row);
 /* Eleven such rows, filtered down; the sum of the similarities of n pixels. */
