@@ -93,16 +93,13 @@ VGQ_TABLES(X)
 
 /* ---- shared by the fronts ------------------------------------------------------------------- */
 
-/* The lanes of a reduction, added by a fixed tree: i with i + 8, then 4, 2, 1. */
-static inline double vgq_lane_sum(const double lanes[VGQ_LANES])
+/* The lanes of a reduction, added by a fixed tree: i with i + 8, then 4, 2, 1. Written out, because
+ * compilers make stores and loads of a loop over halves. */
+static inline double vgq_lane_sum(const double x[VGQ_LANES])
 {
-    double t[VGQ_LANES];
-    for (int i = 0; i < VGQ_LANES; i++)
-        t[i] = lanes[i];
-    for (int step = VGQ_LANES / 2; step > 0; step /= 2)
-        for (int i = 0; i < step; i++)
-            t[i] += t[i + step];
-    return t[0];
+    const double sum0 = (x[0] + x[8]) + (x[4] + x[12]), sum1 = (x[1] + x[9]) + (x[5] + x[13]);
+    const double sum2 = (x[2] + x[10]) + (x[6] + x[14]), sum3 = (x[3] + x[11]) + (x[7] + x[15]);
+    return (sum0 + sum2) + (sum1 + sum3);
 }
 
 /* Threads for work of that many elements: 1 where a parallel region would cost more than it gains. */

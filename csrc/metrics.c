@@ -88,14 +88,11 @@ static float peak_of(array a, size_t offset, size_t n)
     return peak;
 }
 
-/* With p = softmax(r), q = softmax(c), a = r - max r, b = c - max c, R and C the sums of e^a and
- * e^b: cross entropy = ln C + sum e^a * -b / R, of which no term is negative, and divergence = sum
- * e^a * (a - b) / R + ln(C / R), each term exactly 0 for equal rows. */
-static void add_row(array r, array c, size_t offset, size_t n, vgq_entropy *total)
+static void row_sums(array r, array c, size_t offset, size_t n, double sums[VGQ_SOFTMAX_SUMS])
 {
     const float r_peak = peak_of(r, offset, n), c_peak = peak_of(c, offset, n);
     float r_block[VGQ_BLOCK], c_block[VGQ_BLOCK];
-    double lanes[VGQ_SOFTMAX_SUMS][VGQ_LANES] = {{0}}, sums[VGQ_SOFTMAX_SUMS];
+    double lanes[VGQ_SOFTMAX_SUMS][VGQ_LANES] = {{0}};
     for (size_t i = 0; i < n; i += VGQ_BLOCK) {
         const size_t size = min_size(VGQ_BLOCK, n - i);
         vgq_chosen()->metrics.softmax(size, floats(r, offset + i, size, r_block), r_peak,
@@ -103,10 +100,16 @@ static void add_row(array r, array c, size_t offset, size_t n, vgq_entropy *tota
     }
     for (int k = 0; k < VGQ_SOFTMAX_SUMS; k++)
         sums[k] = vgq_lane_sum(lanes[k]);
-    const double divergence = sums[VGQ_SOFTMAX_KL] / sums[VGQ_SOFTMAX_R] +
-                              log_one(sums[VGQ_SOFTMAX_C] / sums[VGQ_SOFTMAX_R]);
-    total->cross_entropy +=
-        log_one(sums[VGQ_SOFTMAX_C]) + sums[VGQ_SOFTMAX_CROSS] / sums[VGQ_SOFTMAX_R];
+}
+
+/* With p = softmax(r), q = softmax(c), a = r - max r, b = c - max c, R and C the sums of e^a and e^b:
+ * cross entropy = ln C + sum e^a * -b / R, of which no term is negative, and
+ * divergence = sum e^a * (a - b) / R + ln(C / R), each term exactly 0 for equal rows. */
+static void add_row(const double sums[VGQ_SOFTMAX_SUMS], vgq_entropy *total)
+{
+    const double sum_r = sums[VGQ_SOFTMAX_R], sum_c = sums[VGQ_SOFTMAX_C];
+    const double divergence = sums[VGQ_SOFTMAX_KL] / sum_r + log_one(sum_c / sum_r);
+    total->cross_entropy += log_one(sum_c) + sums[VGQ_SOFTMAX_CROSS] / sum_r;
     total->kl_divergence += divergence > 0 ? divergence : 0; /* rounding can leave -1e-16 */
 }
 
@@ -125,9 +128,13 @@ vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const 
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t part = 0; part < count; part++) {
+            const size_t first = part * PART_ROWS, own = min_size(PART_ROWS, rows - first);
+            double sums[PART_ROWS][VGQ_SOFTMAX_SUMS];
             parts[part] = (vgq_entropy){0};
-            for (size_t row = part * PART_ROWS; row < min_size(rows, (part + 1) * PART_ROWS); row++)
-                add_row(r, c, row * cols, cols, &parts[part]);
+            for (size_t k = 0; k < own; k++)
+                row_sums(r, c, (first + k) * cols, cols, sums[k]);
+            for (size_t k = 0; k < own; k++) /* apart, so that the logarithms overlap */
+                add_row(sums[k], &parts[part]);
         }
         vgq_float_leave(&mode);
     }
