@@ -362,6 +362,22 @@ def test_a_dependency_that_vggt_lacks_is_named(
         models.load_model(path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_released_file_is_no_longer_mapped(vggt: Path, suffix: str) -> None:
+    path = save(original().state_dict(), vggt / f"weights{suffix}")
+
+    def mapped() -> bool:
+        return str(path) in Path("/proc/self/maps").read_text()
+
+    model = models.load_model(path).model
+    assert mapped()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    models.release_file(model)
+    assert not mapped()
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
 def test_loading_holds_one_copy(vggt: Path) -> None:
     """Peak memory of a fresh process, over one that loads nothing, stays below the file's size."""
     width, megabytes = 2000, 48  # three Linears of 16 MB

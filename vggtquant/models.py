@@ -118,6 +118,21 @@ def state_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def release_file(model: nn.Module) -> None:
+    """Copies the float tensors that a model still shares with a mapped file, which can then go.
+
+    For a model whose Linear layers were quantized: one remaining bias keeps a whole 5 GB mapping.
+
+    >>> release_file(torch.nn.Linear(2, 2))
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    for module in model.modules():
+        for name, tensor in module._buffers.items():
+            if tensor is not None and tensor.is_floating_point():
+                module._buffers[name] = tensor.clone()  # the old object itself holds the mapping
+
+
 # One loader for each kind of spec --------------------------------------------------------------
 
 

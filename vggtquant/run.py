@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> int:
 
 def summary(done: Reconstruction) -> list[str]:
     """The result in lines for a person."""
-    lines = [f"{done.frames} frames in {done.seconds:.1f} s, {done.points:,} points"]
+    lines = [f"{_count(done.frames)} in {done.seconds:.1f} s, {done.points:,} points"]
     if done.report is not None:
         lines.append(
             f"{len(done.report.quantized)} Linear layers quantized to "
@@ -195,9 +195,10 @@ def run(
     if config is not None and config.quant_type not in ("fp32", "bf16"):
         say(f"quantizing to {config.name}")
         _, done.report = quantize_model(loaded.model, config)
+        models.release_file(loaded.model)
 
     shape = "x".join(map(str, frames.images.shape[:-3:-1]))
-    say(f"reconstructing {len(names)} frames of {shape}, about {expected:.0f} s")
+    say(f"reconstructing {_count(done.frames)} of {shape}, {expected:.0f} s or more")
     start = time.perf_counter()
     bf16 = config is not None and config.quant_type == "bf16"
     outputs = _forward(loaded.model, frames.images.to(target), bf16=bf16)
@@ -207,6 +208,10 @@ def run(
     if scene is not None:
         done.scores = _scores(outputs, scene)
     return done
+
+
+def _count(frames: int) -> str:
+    return "1 frame" if frames == 1 else f"{frames} frames"
 
 
 def _scene_number(images: str | Path) -> int | None:
