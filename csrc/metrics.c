@@ -102,9 +102,9 @@ static void row_sums(array r, array c, size_t offset, size_t n, double sums[VGQ_
         sums[k] = vgq_lane_sum(lanes[k]);
 }
 
-/* With p = softmax(r), q = softmax(c), a = r - max r, b = c - max c, R and C the sums of e^a and
- * e^b: cross entropy = ln C + sum e^a * -b / R, of which no term is negative, and divergence = sum
- * e^a * (a - b) / R + ln(C / R), each term exactly 0 for equal rows. */
+/* p = softmax(r), q = softmax(c); a = r - max r, b = c - max c; R, C: the sums of e^a and e^b.
+ * Cross entropy = ln C + sum e^a * -b / R, of which no term is negative.
+ * Divergence = sum e^a * (a - b) / R + ln(C / R), each term exactly 0 for equal rows. */
 static void add_row(const double sums[VGQ_SOFTMAX_SUMS], vgq_entropy *total)
 {
     const double sum_r = sums[VGQ_SOFTMAX_R], sum_c = sums[VGQ_SOFTMAX_C];
