@@ -1,9 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The choice of kernels: the tables that run here, laid over each other, weakest first. Made once at
- * import (and by tests); never lazily, so there is no race and no first-call cost. */
+ * The choice of kernels: the tables that run here, laid over each other, weakest first. Made once
+ * at import (and by tests); never lazily, so there is no race and no first-call cost. */
 #include "kernels.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* clang 14 knows no such word for __builtin_cpu_supports; that of AVX2 has asked the system
+ * already. */
+int vgq_has_f16c(void)
+{
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
 
 typedef void vgq_slot(void);
 
@@ -28,8 +39,8 @@ static int runs_here(int isa)
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-#define X(name, condition)                                                                         \
-    case ISA_##name:                                                                               \
+#define X(name, condition) \
+    case ISA_##name:       \
         return condition;
     switch (isa) {
         VGQ_ISAS(X)
@@ -68,8 +79,8 @@ vgq_status vgq_use(const char *isa)
             return VGQ_EISA;
     }
     memset(&chosen, 0, sizeof(chosen));
-#define X(subject, name)                                                                           \
-    if (ISA_##name <= last)                                                                        \
+#define X(subject, name)    \
+    if (ISA_##name <= last) \
         overlay(&chosen.subject, &vgq_##subject##_##name, sizeof(chosen.subject));
     VGQ_TABLES(X)
 #undef X
@@ -90,7 +101,8 @@ const char *vgq_message(vgq_status status)
 {
     static const char *const messages[VGQ_STATUSES] = {
         [VGQ_OK] = "ok",
-        [VGQ_EINVAL] = "a null pointer, an unknown format or dtype, or sizes that do not fit together",
+        [VGQ_EINVAL] =
+            "a null pointer, an unknown format or dtype, or sizes that do not fit together",
         [VGQ_EISA] = "an instruction set that is unknown or does not run on this machine",
         [VGQ_EPACKED] = "packed weights that another instruction set laid out; pack them again",
         [VGQ_EDEPTH] = "a row too long for exact 32-bit sums",

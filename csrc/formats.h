@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * docs/conventions.md in code: one value to its code and back, half and bfloat16 to float and back.
- * Scalar kernels, the tails of vector kernels and CUDA all use these, so there is one definition. */
+ * Scalar kernels, the tails of vector kernels and CUDA all use these, so there is one definition.
+ */
 #ifndef VGQ_FORMATS_H
 #define VGQ_FORMATS_H
 
@@ -29,7 +30,8 @@ VGQ_INLINE uint32_t vgq_bits_of_float(float x)
 }
 
 /* saturate(rint(x / scale) + zero), ties to even; NaN codes as 0.0 does. The clamp comes before the
- * addition, where it is exact for every quotient; the NaN test first, since fminf would swallow it. */
+ * addition, where it is exact for every quotient; the NaN test first, since fminf would swallow it.
+ */
 VGQ_INLINE int8_t vgq_encode(float x, float scale, int zero, int lowest, int highest)
 {
     const float r = rintf(x / scale);
@@ -43,8 +45,8 @@ VGQ_INLINE float vgq_decode(int8_t code, float scale, int zero)
     return (float)(code - zero) * scale;
 }
 
-/* A token's scale, from the largest magnitude of its row as an integer; *inverse is what its values are
- * multiplied by. Below 2^-120 the row counts as zeros (127 / absmax would overflow). */
+/* A token's scale, from the largest magnitude of its row as an integer; *inverse is what its values
+ * are multiplied by. Below 2^-120 the row counts as zeros (127 / absmax would overflow). */
 VGQ_INLINE float vgq_token_scale(uint32_t largest, float *inverse)
 {
     *inverse = 0;

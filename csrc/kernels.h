@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Private: the slots that an instruction set may fill, and the list of tables that fill them.
- * A kernel works on one row, block or tile: no checks but assert, no threads, no allocation, no failure.
- * Tables may have holes: dispatch.c lets the next weaker table fill them. scalar has none. */
+ * A kernel works on one row, block or tile: no checks but assert, no threads, no allocation, no
+ * failure. Tables may have holes: dispatch.c lets the next weaker table fill them. scalar has none.
+ */
 #ifndef VGQ_KERNELS_H
 #define VGQ_KERNELS_H
 
@@ -65,22 +66,22 @@ const vgq_kernels *vgq_chosen(void);
 /* Instruction sets, weakest first, with what the CPU and the OS must support.
  * A new one: a row here, its tables below, and the files cpu/<subject>_<isa>.c. */
 #if defined(__x86_64__)
-#define VGQ_ISAS(X)                                                                                \
-    X(scalar, 1)                                                                                   \
-    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&                     \
-                __builtin_cpu_supports("f16c"))                                                    \
-    X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&           \
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))        \
+int vgq_has_f16c(void);
+#define VGQ_ISAS(X)                                                                            \
+    X(scalar, 1)                                                                               \
+    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && vgq_has_f16c()) \
+    X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&       \
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))    \
     X(avx512vnni, __builtin_cpu_supports("avx512vnni"))
-#define VGQ_TABLES(X)                                                                              \
-    X(quantize, scalar)                                                                            \
-    X(metrics, scalar)                                                                             \
-    X(linear, scalar)                                                                              \
-    X(quantize, avx2)                                                                              \
-    X(metrics, avx2)                                                                               \
-    X(linear, avx2)                                                                                \
-    X(quantize, avx512)                                                                            \
-    X(linear, avx512)                                                                              \
+#define VGQ_TABLES(X)   \
+    X(quantize, scalar) \
+    X(metrics, scalar)  \
+    X(linear, scalar)   \
+    X(quantize, avx2)   \
+    X(metrics, avx2)    \
+    X(linear, avx2)     \
+    X(quantize, avx512) \
+    X(linear, avx512)   \
     X(linear, avx512vnni)
 #else
 #define VGQ_ISAS(X) X(scalar, 1)
@@ -102,7 +103,8 @@ static inline double vgq_lane_sum(const double x[VGQ_LANES])
     return (sum0 + sum2) + (sum1 + sum3);
 }
 
-/* Threads for work of that many elements: 1 where a parallel region would cost more than it gains. */
+/* Threads for work of that many elements: 1 where a parallel region would cost more than it gains.
+ */
 int vgq_team(size_t elements);
 
 /* Default rounding and denormals for one thread's share of the work, whatever the caller has set

@@ -1,46 +1,49 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Private: the slots of the linear kernels (included by kernels.h).
  *
- * A panel is 64 outputs (columns here) wide. Its INT8 form, `bytes`, is what packed W8 holds and what a
- * W4 panel is expanded to: [k / 4][64 columns][4 inputs], each byte the integer weight plus 128.
+ * A panel is 64 outputs (columns here) wide. Its INT8 form, `bytes`, is what packed W8 holds and
+ * what a W4 panel is expanded to: [k / 4][64 columns][4 inputs], each byte the integer weight plus
+ * 128.
  *
  *      byte  0 1 2 3 | 4 5 6 7 | ...          column 0: inputs 0..3 | column 1: inputs 0..3 | ...
  *      byte  256...                           inputs 4..7 of the 64 columns
  *
- * A packed W4 panel has two such steps in one: [k / 8][64][4], low nibbles inputs 0..3, high ones 4..7,
- * each nibble the code plus 8. */
+ * A packed W4 panel has two such steps in one: [k / 8][64][4], low nibbles inputs 0..3, high
+ * ones 4..7, each nibble the code plus 8. */
 #ifndef VGQ_KERNELS_LINEAR_H
 #define VGQ_KERNELS_LINEAR_H
 
 enum { VGQ_PANEL = 64 };
 
-/* k inputs (multiple of 8) that share a group: bytes = factor * (code - zero) + 128. factor and zero:
- * one a column. */
-typedef void vgq_expand4_fn(size_t k, const uint8_t *nibbles, const uint8_t *factor, const int8_t *zero,
-                            uint8_t *bytes);
+/* k inputs (multiple of 8) that share a group: bytes = factor * (code - zero) + 128. factor and
+ * zero: one a column. */
+typedef void vgq_expand4_fn(size_t k, const uint8_t *nibbles, const uint8_t *factor,
+                            const int8_t *zero, uint8_t *bytes);
 /* w[k][64] = (byte - offset) * scale. k multiple of 4; offset and scale: one a column. */
 typedef void vgq_decode_panel_fn(size_t k, const uint8_t *bytes, const int32_t *offset,
                                  const float *scale, float *w);
 
-/* acc[rows][64] (+)= x[rows][k] w[k][64], one chain of additions an output, k ascending. rows <= mr. */
+/* acc[rows][64] (+)= x[rows][k] w[k][64], one chain of additions an output, k ascending. rows <=
+ * mr. */
 typedef void vgq_float_tile_fn(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
                                float *acc, int accumulate);
 
-/* One token: codes[0..padded), zeros from k on, in the type that this table's product reads; its scale
- * (NaN where x is not finite, 0 where it is all but zero) and the sum of its codes. */
+/* One token: codes[0..padded), zeros from k on, in the type that this table's product reads; its
+ * scale (NaN where x is not finite, 0 where it is all but zero) and the sum of its codes. */
 typedef float vgq_code_row_fn(size_t k, size_t padded, const float *x, void *codes, int32_t *sum);
 
 typedef struct vgq_int_gemm {
-    size_t mr;           /* rows of a tile */
-    size_t code_nbytes;  /* of an activation's code */
+    size_t mr;            /* rows of a tile */
+    size_t code_nbytes;   /* of an activation's code */
     size_t weight_nbytes; /* of an operand's element; 1: the panel's bytes are the operand */
     vgq_code_row_fn *code_row;
     /* bytes of a panel to the operand, k multiple of 4; NULL: nothing to do */
     void (*widen)(size_t k, const uint8_t *bytes, void *operand);
-    /* acc[rows][64] = codes w, where w may lack the 128 (see offset). rows <= mr, k multiple of 4. */
+    /* acc[rows][64] = codes w, where w may lack the 128 (see offset). rows <= mr, k multiple of 4.
+     */
     void (*tile)(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
                  int32_t *acc);
-    int32_t offset;      /* what the operand's elements stand above the weights: 128 or 0 */
+    int32_t offset; /* what the operand's elements stand above the weights: 128 or 0 */
 } vgq_int_gemm;
 
 /* y[64] = ((float)(acc - offset * sum) * x_scale) * scale + bias */

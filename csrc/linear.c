@@ -9,9 +9,10 @@
  *               factor  uint8   [groups][64], VGQ_TWO_LEVEL only
  *               codes   as kernels_linear.h draws them: code + 128, or two nibbles of code + 8
  *
- * A product is cut into tasks of one panel and one block of rows. A task expands its panel once into
- * scratch that stays in the cache and runs the tiles of its rows over it. Tasks are dealt to threads by
- * their index alone, and no sum is split between tasks, so the thread count changes no bit. */
+ * A product is cut into tasks of one panel and one block of rows. A task expands its panel once
+ * into scratch that stays in the cache and runs the tiles of its rows over it. Tasks are dealt to
+ * threads by their index alone, and no sum is split between tasks, so the thread count changes no
+ * bit. */
 #include "kernels.h"
 
 #include <math.h>
@@ -83,9 +84,11 @@ size_t vgq_packed_nbytes(const vgq_weight *weight)
     return sizeof(vgq_header) + at.panels * at.panel_nbytes;
 }
 
-/* ---- pack and unpack -------------------------------------------------------------------------- */
+/* ---- pack and unpack --------------------------------------------------------------------------
+ */
 
-/* Where code (row n of the panel, input i) lies behind `codes`: its byte, and whether the high nibble. */
+/* Where code (row n of the panel, input i) lies behind `codes`: its byte, and whether the high
+ * nibble. */
 static size_t place(vgq_format format, size_t n, size_t i, int *high)
 {
     *high = format == VGQ_I4 && i % 8 >= 4;
@@ -163,12 +166,17 @@ vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes)
         (w.scales == VGQ_TWO_LEVEL && !w.factor) || (w.asymmetric && !w.zero))
         return VGQ_EINVAL;
     const vgq_layout at = layout_of(&w);
-    vgq_header header = {.format = w.format, .scales = w.scales, .asymmetric = w.asymmetric != 0,
-                         .panel = VGQ_PANEL, .n = w.n, .k = w.k, .group = w.group};
+    vgq_header header = {.format = w.format,
+                         .scales = w.scales,
+                         .asymmetric = w.asymmetric != 0,
+                         .panel = VGQ_PANEL,
+                         .n = w.n,
+                         .k = w.k,
+                         .group = w.group};
     memcpy(header.magic, magic, sizeof(magic));
     memcpy(packed, &header, sizeof(header));
     unsigned char *const panels = (unsigned char *)packed + sizeof(header);
-#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n * w.k))
+#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
     for (size_t p = 0; p < at.panels; p++)
         pack_panel(&w, &at, p, panels + p * at.panel_nbytes);
     return VGQ_OK;
@@ -180,8 +188,11 @@ vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weig
     if (!packed || !weight || nbytes < sizeof(header) || (uintptr_t)packed % sizeof(float))
         return VGQ_EPACKED;
     memcpy(&header, packed, sizeof(header));
-    const vgq_weight w = {.format = (vgq_format)header.format, .scales = (vgq_scales)header.scales,
-                          .n = header.n, .k = header.k, .group = header.group,
+    const vgq_weight w = {.format = (vgq_format)header.format,
+                          .scales = (vgq_scales)header.scales,
+                          .n = header.n,
+                          .k = header.k,
+                          .group = header.group,
                           .asymmetric = (int)header.asymmetric};
     if (memcmp(header.magic, magic, sizeof(magic)) != 0 || header.panel != VGQ_PANEL ||
         vgq_packed_nbytes(&w) != nbytes)
@@ -205,16 +216,17 @@ vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weigh
     w.zero = weight->zero;
     const vgq_layout at = layout_of(&w);
     const unsigned char *const panels = (const unsigned char *)packed + sizeof(vgq_header);
-#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n * w.k))
+#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
     for (size_t p = 0; p < at.panels; p++)
         unpack_panel(&w, &at, p, panels + p * at.panel_nbytes);
     return VGQ_OK;
 }
 
-/* ---- the product ------------------------------------------------------------------------------- */
+/* ---- the product -------------------------------------------------------------------------------
+ */
 
-/* One call, cut up. Scratch: activations (codes, or floats where x is not float), a scale and sums a
- * token, then for each thread its operand and its accumulators. */
+/* One call, cut up. Scratch: activations (codes, or floats where x is not float), a scale and sums
+ * a token, then for each thread its operand and its accumulators. */
 typedef struct vgq_plan {
     vgq_weight w;
     vgq_layout at;
@@ -222,13 +234,13 @@ typedef struct vgq_plan {
     const vgq_linear_kernels *kernels;
     const unsigned char *panels;
     int team;
-    size_t rows, blocks;      /* rows of a task; blocks of rows */
-    size_t sums;              /* sums of codes a token: 1, or one a group */
+    size_t rows, blocks; /* rows of a task; blocks of rows */
+    size_t sums;         /* sums of codes a token: 1, or one a group */
     size_t x_nbytes, scale_nbytes, sum_nbytes, bytes_nbytes, operand_nbytes, acc_nbytes, own_nbytes;
-    unsigned char *x;         /* codes [m][depth], or floats [m][k] */
-    float *x_scale;           /* [m] */
-    int32_t *x_sum;           /* [m][sums] */
-    unsigned char *own;       /* the first thread's share */
+    unsigned char *x;   /* codes [m][depth], or floats [m][k] */
+    float *x_scale;     /* [m] */
+    int32_t *x_sum;     /* [m][sums] */
+    unsigned char *own; /* the first thread's share */
 } vgq_plan;
 
 static int is_int(const vgq_plan *plan) { return plan->call.activations == VGQ_INT8_ACTIVATIONS; }
@@ -358,15 +370,17 @@ static const int8_t no_zero[VGQ_PANEL];
 static const uint8_t *bytes_of(const vgq_plan *plan, vgq_panel panel, size_t start, size_t depth,
                                uint8_t *bytes)
 {
-    static const uint8_t ones[VGQ_PANEL] = {
-        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const uint8_t ones[VGQ_PANEL] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     if (plan->w.format == VGQ_I8)
         return panel.codes + start * VGQ_PANEL;
     for (size_t i = start; i < start + depth;) {
         const size_t g = min_size(i / plan->w.group, plan->at.groups - 1);
-        const size_t end = g + 1 == plan->at.groups ? start + depth
-                                                    : min_size((g + 1) * plan->w.group, start + depth);
+        const size_t end = g + 1 == plan->at.groups
+                               ? start + depth
+                               : min_size((g + 1) * plan->w.group, start + depth);
         plan->kernels->expand4(end - i, panel.codes + i * VGQ_PANEL / 2,
                                panel.factor ? panel.factor + g * VGQ_PANEL : ones,
                                panel.zero ? panel.zero + g * VGQ_PANEL : no_zero,
@@ -424,7 +438,8 @@ static void int_task(const vgq_plan *plan, size_t start, size_t end, size_t p, u
             }
             continue;
         }
-        /* Float scales a group: each group's exact sum is scaled and added, in order of the groups. */
+        /* Float scales a group: each group's exact sum is scaled and added, in order of the groups.
+         */
         memset(total, 0, gemm->mr * VGQ_PANEL * sizeof(*total));
         for (size_t g = 0; g < plan->at.groups; g++) {
             const size_t at = g * plan->w.group;
@@ -444,8 +459,8 @@ static void int_task(const vgq_plan *plan, size_t start, size_t end, size_t p, u
     }
 }
 
-/* Rows start..end against panel p, floats: FLOAT_DEPTH inputs of the panel are decoded at a time, and
- * the sums wait in acc between them. */
+/* Rows start..end against panel p, floats: FLOAT_DEPTH inputs of the panel are decoded at a time,
+ * and the sums wait in acc between them. */
 static void float_task(const vgq_plan *plan, size_t start, size_t end, size_t p, unsigned char *own)
 {
     const vgq_panel panel = panel_at(plan, p);
@@ -469,10 +484,10 @@ static void float_task(const vgq_plan *plan, size_t start, size_t end, size_t p,
             stop = g + 1 == plan->at.groups || plan->w.scales != VGQ_PER_GROUP
                        ? depth
                        : min_size((g + 1) * group - i, depth);
-            plan->kernels->decode_panel(
-                stop - j, bytes + j * VGQ_PANEL, offset,
-                panel.scale + (plan->w.scales == VGQ_PER_GROUP ? g * VGQ_PANEL : 0),
-                w + j * VGQ_PANEL);
+            plan->kernels->decode_panel(stop - j, bytes + j * VGQ_PANEL, offset,
+                                        panel.scale +
+                                            (plan->w.scales == VGQ_PER_GROUP ? g * VGQ_PANEL : 0),
+                                        w + j * VGQ_PANEL);
         }
         for (size_t m = start; m < end; m += VGQ_FLOAT_ROWS)
             plan->kernels->float_tile(min_size(VGQ_FLOAT_ROWS, end - m), min_size(depth, k - i),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Front of quantization: checks, chooses kernels, splits rows over threads. Which numbers come out is
- * said in docs/conventions.md. */
+ * Front of quantization: checks, chooses kernels, splits rows over threads. Which numbers come out
+ * is said in docs/conventions.md. */
 #include "kernels.h"
 
 #include <float.h>
@@ -31,11 +31,13 @@ size_t vgq_row_nbytes(vgq_format format, size_t cols)
 
 static int bad_shape(vgq_dtype dtype, vgq_shape shape)
 {
-    return (unsigned)dtype >= VGQ_DTYPES || (shape.cols && (!shape.group || shape.group > shape.cols)) ||
+    return (unsigned)dtype >= VGQ_DTYPES ||
+           (shape.cols && (!shape.group || shape.group > shape.cols)) ||
            (shape.cols && shape.rows > SIZE_MAX / sizeof(float) / shape.cols);
 }
 
-/* Elements offset..offset+n of x as floats: x itself where it is float, else converted into buffer. */
+/* Elements offset..offset+n of x as floats: x itself where it is float, else converted into buffer.
+ */
 static const float *floats(vgq_dtype dtype, const void *x, size_t offset, size_t n, float *buffer)
 {
     const char *at = (const char *)x + offset * element_nbytes[dtype];
@@ -73,9 +75,9 @@ vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo,
             nonfinite[r] = 0;
             for (size_t g = 0; g < groups; g++) {
                 const size_t at = g * shape.group;
-                nonfinite[r] += span_of(dtype, x, r * shape.cols + at,
-                                        min_size(shape.group, shape.cols - at),
-                                        lo + r * groups + g, hi + r * groups + g);
+                nonfinite[r] +=
+                    span_of(dtype, x, r * shape.cols + at, min_size(shape.group, shape.cols - at),
+                            lo + r * groups + g, hi + r * groups + g);
             }
         }
         vgq_float_leave(&mode);
@@ -108,8 +110,8 @@ static vgq_map asymmetric_map(vgq_format format, float lo, float hi)
                      formats[format].highest};
 }
 
-vgq_status vgq_parameters(vgq_format format, size_t n, const float *lo, const float *hi, float *scale,
-                          int8_t *zero)
+vgq_status vgq_parameters(vgq_format format, size_t n, const float *lo, const float *hi,
+                          float *scale, int8_t *zero)
 {
     if ((unsigned)format >= VGQ_FORMATS || (n && (!lo || !hi || !scale)))
         return VGQ_EINVAL;
@@ -127,8 +129,8 @@ vgq_status vgq_parameters(vgq_format format, size_t n, const float *lo, const fl
 }
 
 /* ---- codes ------------------------------------------------------------------------------------
- * Work is cut into blocks of VGQ_BLOCK elements of a row, so that one long row (per tensor) is split
- * as many short ones are. A block starts at an even element, hence at a whole byte. */
+ * Work is cut into blocks of VGQ_BLOCK elements of a row, so that one long row (per tensor) is
+ * split as many short ones are. A block starts at an even element, hence at a whole byte. */
 
 typedef struct vgq_job {
     vgq_format format;
@@ -147,16 +149,16 @@ static vgq_map map_at(const vgq_job *job, size_t row, size_t col, size_t *end)
                      formats[job->format].highest};
 }
 
-static void encode_block(const vgq_job *job, vgq_dtype dtype, const void *x, size_t row, size_t start,
-                         uint8_t *q)
+static void encode_block(const vgq_job *job, vgq_dtype dtype, const void *x, size_t row,
+                         size_t start, uint8_t *q)
 {
     float buffer[VGQ_BLOCK];
     int8_t codes[VGQ_BLOCK];
     const vgq_quantize_kernels *const k = &vgq_chosen()->quantize;
     const size_t n = min_size(VGQ_BLOCK, job->shape.cols - start);
     const float *const values = floats(dtype, x, row * job->shape.cols + start, n, buffer);
-    uint8_t *const bytes = q + row * vgq_row_nbytes(job->format, job->shape.cols) +
-                           vgq_row_nbytes(job->format, start);
+    uint8_t *const bytes =
+        q + row * vgq_row_nbytes(job->format, job->shape.cols) + vgq_row_nbytes(job->format, start);
     int8_t *const out = formats[job->format].bits == 4 ? codes : (int8_t *)bytes;
     for (size_t i = 0, end; i < n; i = end) {
         const vgq_map map = map_at(job, row, start + i, &end);
@@ -174,8 +176,8 @@ static void decode_block(const vgq_job *job, vgq_dtype dtype, const uint8_t *q, 
     int8_t codes[VGQ_BLOCK];
     const vgq_quantize_kernels *const k = &vgq_chosen()->quantize;
     const size_t n = min_size(VGQ_BLOCK, job->shape.cols - start);
-    const uint8_t *const bytes = q + row * vgq_row_nbytes(job->format, job->shape.cols) +
-                                 vgq_row_nbytes(job->format, start);
+    const uint8_t *const bytes =
+        q + row * vgq_row_nbytes(job->format, job->shape.cols) + vgq_row_nbytes(job->format, start);
     const int8_t *in = (const int8_t *)bytes;
     if (formats[job->format].bits == 4) {
         k->unpack4(n, bytes, codes);
@@ -186,8 +188,7 @@ static void decode_block(const vgq_job *job, vgq_dtype dtype, const uint8_t *q, 
         end = min_size(end - start, n);
         k->decode(end - i, in + i, map, buffer + i);
     }
-    k->store[dtype](n, buffer,
-                    (char *)x + (row * job->shape.cols + start) * element_nbytes[dtype]);
+    k->store[dtype](n, buffer, (char *)x + (row * job->shape.cols + start) * element_nbytes[dtype]);
 }
 
 vgq_status vgq_quantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
@@ -234,13 +235,13 @@ vgq_status vgq_dequantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, c
 
 /* ---- two-level scales -------------------------------------------------------------------------
  * The factor that just covers a group's range is not the best one: clipping the few largest weights
- * makes all other steps finer. So a group tries that factor, the next, and CLIPPED below it, and keeps
- * the one with the smallest squared error (the smallest factor of equals). */
+ * makes all other steps finer. So a group tries that factor, the next, and CLIPPED below it, and
+ * keeps the one with the smallest squared error (the smallest factor of equals). */
 
 enum { CLIPPED = 4 };
 
-/* Nearest float with 17 significant bits, ties to even: times a factor (4 bits) times a code less its
- * zero point (5 bits; with 5 the factor has 3) it still fits the 24 bits of a float. */
+/* Nearest float with 17 significant bits, ties to even: times a factor (4 bits) times a code less
+ * its zero point (5 bits; with 5 the factor has 3) it still fits the 24 bits of a float. */
 static float round17(float x)
 {
     int exponent;

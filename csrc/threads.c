@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
- * OpenMP without a runtime of our own. The fronts are compiled with -fopenmp, but the module links no
- * OpenMP library: torch brings one (renamed, inside its wheel), and a second pool of threads beside it
- * costs more than any kernel gains. So the few entry points that gcc's generated code calls are defined
- * here, hidden, and handed on to whichever runtime the process has loaded, torch's first.
- * With none loaded, the system's libgomp is opened; without that, work runs on the calling thread.
- * Also here: the floating-point mode of worker threads. */
+ * OpenMP without a runtime of our own. The fronts are compiled with -fopenmp, but the module links
+ * no OpenMP library: torch brings one (renamed, inside its wheel), and a second pool of threads
+ * beside it costs more than any kernel gains. So the few entry points that gcc's generated code
+ * calls are defined here, hidden, and handed on to whichever runtime the process has loaded,
+ * torch's first. With none loaded, the system's libgomp is opened; without that, work runs on the
+ * calling thread. Also here: the floating-point mode of worker threads. */
 #define _GNU_SOURCE
 #include "kernels.h"
 
@@ -26,11 +26,12 @@ typedef struct runtime {
 } runtime;
 
 static runtime found;
-static _Atomic unsigned long long found_at; /* how many libraries had been loaded then; 0: never looked */
+static _Atomic unsigned long long
+    found_at; /* how many libraries had been loaded then; 0: never looked */
 static pthread_mutex_t looking = PTHREAD_MUTEX_INITIALIZER;
-static _Atomic int wanted;                  /* vgq_set_threads */
+static _Atomic int wanted; /* vgq_set_threads */
 static _Atomic int forked;
-static _Thread_local int serial;            /* inside a region that this file runs on one thread */
+static _Thread_local int serial; /* inside a region that this file runs on one thread */
 
 static const char *basename_of(const char *path)
 {
@@ -118,7 +119,8 @@ static const runtime *openmp(void)
     return &found;
 }
 
-/* ---- what the generated code of `#pragma omp parallel` calls ------------------------------------ */
+/* ---- what the generated code of `#pragma omp parallel` calls ------------------------------------
+ */
 
 void GOMP_parallel(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags);
 int omp_get_thread_num(void);
@@ -140,7 +142,8 @@ int omp_get_thread_num(void) { return serial || !found.parallel ? 0 : found.thre
 
 int omp_get_num_threads(void) { return serial || !found.parallel ? 1 : found.num_threads(); }
 
-/* ---- counts --------------------------------------------------------------------------------------- */
+/* ---- counts
+ * --------------------------------------------------------------------------------------- */
 
 void vgq_set_threads(int n) { wanted = n > 0 ? n : 0; }
 
@@ -166,7 +169,8 @@ const char *vgq_openmp(void)
     return r->parallel ? r->name : "none";
 }
 
-/* ---- floating-point mode -------------------------------------------------------------------------- */
+/* ---- floating-point mode
+ * -------------------------------------------------------------------------- */
 
 _Static_assert(sizeof(fenv_t) <= sizeof(vgq_float_mode), "vgq_float_mode must hold a fenv_t");
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * vggtquant's C library: quantize, compare, multiply. No Python, no allocation, no I/O.
  *
- * Every formula (rounding, ranges, scales, zero points, edge values, nibble order, metrics) is stated
- * once, in docs/conventions.md; contracts here say shapes, aliasing and errors.
- * Arrays are row-major, of any alignment, and must not overlap unless said. Sizes count elements;
- * `nbytes` counts bytes. After an error nothing has been written. */
+ * Every formula (rounding, ranges, scales, zero points, edge values, nibble order, metrics) is
+ * stated once, in docs/conventions.md; contracts here say shapes, aliasing and errors. Arrays are
+ * row-major, of any alignment, and must not overlap unless said. Sizes count elements; `nbytes`
+ * counts bytes. After an error nothing has been written. */
 #ifndef VGQ_H
 #define VGQ_H
 
@@ -33,8 +33,8 @@ typedef enum vgq_format {
 } vgq_format;
 #undef FORMAT
 
-/* rows x cols values; each `group` neighbours of a row share a scale, a row's last group may be shorter.
- * Per channel: group = cols. Per tensor: rows = 1 and group = cols = all. */
+/* rows x cols values; each `group` neighbours of a row share a scale, a row's last group may be
+ * shorter. Per channel: group = cols. Per tensor: rows = 1 and group = cols = all. */
 typedef struct vgq_shape {
     size_t rows, cols, group;
 } vgq_shape;
@@ -68,14 +68,14 @@ size_t vgq_row_groups(vgq_shape shape);
 /* Bytes of a row of codes: cols for 8 bits, ceil(cols / 2) for 4. */
 size_t vgq_row_nbytes(vgq_format format, size_t cols);
 
-/* lo[group] <= 0 <= hi[group]: each group's range, widened to hold zero; nonfinite[row]: how many of the
- * row are NaN or infinite (its lo and hi are unspecified where there are any). */
+/* lo[group] <= 0 <= hi[group]: each group's range, widened to hold zero; nonfinite[row]: how many
+ * of the row are NaN or infinite (its lo and hi are unspecified where there are any). */
 vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo, float *hi,
                      uint64_t *nonfinite);
 
 /* Scale and zero point of each of n ranges. zero NULL: symmetric. */
-vgq_status vgq_parameters(vgq_format format, size_t n, const float *lo, const float *hi, float *scale,
-                          int8_t *zero);
+vgq_status vgq_parameters(vgq_format format, size_t n, const float *lo, const float *hi,
+                          float *scale, int8_t *zero);
 
 /* Codes. scale (and zero, NULL: all 0): one a group. q: vgq_row_nbytes a row. */
 vgq_status vgq_quantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
@@ -85,8 +85,8 @@ vgq_status vgq_quantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, con
 vgq_status vgq_dequantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, const uint8_t *q,
                           const float *scale, const int8_t *zero, void *x);
 
-/* Two-level scales for INT4: group scale = channel_scale[row] * factor[group], both chosen by squared
- * error. zero NULL: symmetric, factors 1..15; else factors 1..8 and a zero point a group.
+/* Two-level scales for INT4: group scale = channel_scale[row] * factor[group], both chosen by
+ * squared error. zero NULL: symmetric, factors 1..15; else factors 1..8 and a zero point a group.
  * error[row][0]: the row's squared error with them; error[row][1]: with float group scales.
  * x must be finite (vgq_range tells). */
 vgq_status vgq_two_level(vgq_dtype dtype, vgq_shape shape, const void *x, float *channel_scale,

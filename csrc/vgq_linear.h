@@ -1,4 +1,5 @@
-/* ---- linear (linear.c) ------------------------------------------------------------------------ */
+/* ---- linear (linear.c) ------------------------------------------------------------------------
+ */
 
 /* How the codes of a weight matrix scale: w = scale * factor * (code - zero). */
 typedef enum vgq_scales {
@@ -8,7 +9,8 @@ typedef enum vgq_scales {
     VGQ_SCALES
 } vgq_scales;
 
-/* A weight matrix of n outputs and k inputs, as a file holds it: q row-major, vgq_row_nbytes a row. */
+/* A weight matrix of n outputs and k inputs, as a file holds it: q row-major, vgq_row_nbytes a row.
+ */
 typedef struct vgq_weight {
     vgq_format format;
     vgq_scales scales;
@@ -27,15 +29,18 @@ typedef struct vgq_weight {
 size_t vgq_packed_nbytes(const vgq_weight *weight);
 /* Lay the weight out for the kernels. VGQ_EDEPTH: k above VGQ_DEEPEST. */
 vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes);
-/* What packed bytes hold: all of *weight but its pointers. VGQ_EPACKED: not packed, or cut short. */
+/* What packed bytes hold: all of *weight but its pointers. VGQ_EPACKED: not packed, or cut short.
+ */
 vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weight);
-/* The inverse of pack: writes through weight's pointers, which must be there as packed_weight says. */
+/* The inverse of pack: writes through weight's pointers, which must be there as packed_weight says.
+ */
 vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weight);
 
 /* What the activations are while they are multiplied. */
 typedef enum vgq_activations {
     VGQ_FLOAT_ACTIVATIONS, /* floats; the product has a fixed order per instruction set */
-    VGQ_INT8_ACTIVATIONS,  /* INT8 per token, chosen from each row; exact sums, the same bits everywhere */
+    VGQ_INT8_ACTIVATIONS,  /* INT8 per token, chosen from each row; exact sums, the same bits
+                              everywhere */
     VGQ_ACTIVATIONS
 } vgq_activations;
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Linear kernels for AVX2. vpmaddubsw would saturate, so the integer product is the exact one: weights
- * and activations as int16, vpmaddwd, sums in int32. */
+ * Linear kernels for AVX2. vpmaddubsw would saturate, so the integer product is the exact one:
+ * weights and activations as int16, vpmaddwd, sums in int32. */
 #include "isa.h"
 #include "../formats.h"
 #include "../kernels.h"
@@ -53,15 +53,16 @@ static float code_row_avx2(size_t k, size_t padded, const float *x, void *codes,
 }
 
 /* 8 columns a step: factor * nibble in 16-bit lanes, then + 128 - factor * (zero + 8) in bytes. */
-static void expand4_avx2(size_t k, const uint8_t *nibbles, const uint8_t *factor, const int8_t *zero,
-                         uint8_t *bytes)
+static void expand4_avx2(size_t k, const uint8_t *nibbles, const uint8_t *factor,
+                         const int8_t *zero, uint8_t *bytes)
 {
     const __m256i low = _mm256_set1_epi8(15);
     for (size_t part = 0; part < 8; part++) {
         const __m256i f = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(factor + 8 * part)));
         const __m256i z = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(zero + 8 * part)));
-        const __m256i shift = _mm256_sub_epi32(
-            _mm256_set1_epi32(128), _mm256_mullo_epi32(f, _mm256_add_epi32(z, _mm256_set1_epi32(8))));
+        const __m256i shift =
+            _mm256_sub_epi32(_mm256_set1_epi32(128),
+                             _mm256_mullo_epi32(f, _mm256_add_epi32(z, _mm256_set1_epi32(8))));
         const __m256i f16 = _mm256_or_si256(f, _mm256_slli_epi32(f, 16));
         const __m256i s8 = _mm256_and_si256(shift, _mm256_set1_epi32(255));
         const __m256i s16 = _mm256_or_si256(s8, _mm256_slli_epi32(s8, 8));
@@ -77,9 +78,8 @@ static void expand4_avx2(size_t k, const uint8_t *nibbles, const uint8_t *factor
                 const __m256i product =
                     _mm256_or_si256(_mm256_mullo_epi16(even, f16),
                                     _mm256_slli_epi16(_mm256_mullo_epi16(odd, f16), 8));
-                _mm256_storeu_si256(
-                    (void *)(bytes + (2 * step + half) * 4 * VGQ_PANEL + 32 * part),
-                    _mm256_add_epi8(product, s));
+                _mm256_storeu_si256((void *)(bytes + (2 * step + half) * 4 * VGQ_PANEL + 32 * part),
+                                    _mm256_add_epi8(product, s));
             }
         }
     }
@@ -104,20 +104,24 @@ static void decode_panel_avx2(size_t k, const uint8_t *bytes, const int32_t *off
     }
 }
 
-/* operand[column block of 16][k / 2][16 columns][2 inputs], int16: a tile reads one block straight on. */
+/* operand[column block of 16][k / 2][16 columns][2 inputs], int16: a tile reads one block straight
+ * on. */
 static void widen_avx2(size_t k, const uint8_t *bytes, void *operand)
 {
-    const __m256i first = _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1, 0,
-                                           -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
-    const __m256i second = _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1,
-                                            2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
+    const __m256i first =
+        _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1, 0, -1, 1, -1, 4,
+                         -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+    const __m256i second =
+        _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1, 2, -1, 3, -1,
+                         6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
     const __m256i offset = _mm256_set1_epi16(128);
     int16_t *const out = operand;
     for (size_t i = 0; i < k; i += 4)
         for (size_t part = 0; part < 8; part++) {
             const __m256i b = _mm256_loadu_si256((const void *)(bytes + i * VGQ_PANEL + 32 * part));
             int16_t *const at = out + i * VGQ_PANEL + part * 16;
-            _mm256_storeu_si256((void *)at, _mm256_sub_epi16(_mm256_shuffle_epi8(b, first), offset));
+            _mm256_storeu_si256((void *)at,
+                                _mm256_sub_epi16(_mm256_shuffle_epi8(b, first), offset));
             _mm256_storeu_si256((void *)(at + 2 * VGQ_PANEL),
                                 _mm256_sub_epi16(_mm256_shuffle_epi8(b, second), offset));
         }
@@ -133,15 +137,15 @@ static inline __m256i two_codes(const int16_t *q)
 #define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
 #define EACH_1(X) X(0)
 #define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
-#define STEP(r)                                                                                    \
-    {                                                                                              \
-        const __m256i x = two_codes(q + (r) * ld + i);                                             \
-        a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(w0, x));                             \
-        a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(w1, x));                             \
+#define STEP(r)                                                        \
+    {                                                                  \
+        const __m256i x = two_codes(q + (r)*ld + i);                   \
+        a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(w0, x)); \
+        a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(w1, x)); \
     }
-#define SAVE(r)                                                                                    \
-    _mm256_storeu_si256((void *)(acc + (r) * VGQ_PANEL), a##r##0);                                 \
-    _mm256_storeu_si256((void *)(acc + (r) * VGQ_PANEL + 8), a##r##1);
+#define SAVE(r)                                                  \
+    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL), a##r##0); \
+    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL + 8), a##r##1);
 #define TILE(rows, EACH)                                                                           \
     static void tile_i16_##rows##x16_avx2(size_t k, const int16_t *q, size_t ld, const int16_t *w, \
                                           int32_t *acc)                                            \
@@ -177,32 +181,32 @@ static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, c
     }
 }
 
-#define LOAD(r)                                                                                    \
-    __m256 a##r##0 = _mm256_setzero_ps(), a##r##1 = a##r##0;                                       \
-    if (accumulate) {                                                                              \
-        a##r##0 = _mm256_loadu_ps(acc + (r) * VGQ_PANEL);                                          \
-        a##r##1 = _mm256_loadu_ps(acc + (r) * VGQ_PANEL + 8);                                      \
+#define LOAD(r)                                              \
+    __m256 a##r##0 = _mm256_setzero_ps(), a##r##1 = a##r##0; \
+    if (accumulate) {                                        \
+        a##r##0 = _mm256_loadu_ps(acc + (r)*VGQ_PANEL);      \
+        a##r##1 = _mm256_loadu_ps(acc + (r)*VGQ_PANEL + 8);  \
     }
-#define STEP(r)                                                                                    \
-    {                                                                                              \
-        const __m256 v = _mm256_set1_ps(x[(r) * ldx + i]);                                         \
-        a##r##0 = _mm256_fmadd_ps(v, w0, a##r##0);                                                 \
-        a##r##1 = _mm256_fmadd_ps(v, w1, a##r##1);                                                 \
+#define STEP(r)                                          \
+    {                                                    \
+        const __m256 v = _mm256_set1_ps(x[(r)*ldx + i]); \
+        a##r##0 = _mm256_fmadd_ps(v, w0, a##r##0);       \
+        a##r##1 = _mm256_fmadd_ps(v, w1, a##r##1);       \
     }
-#define SAVE(r)                                                                                    \
-    _mm256_storeu_ps(acc + (r) * VGQ_PANEL, a##r##0);                                              \
-    _mm256_storeu_ps(acc + (r) * VGQ_PANEL + 8, a##r##1);
-#define TILE(rows, EACH)                                                                           \
-    static void float_tile_##rows##x16_avx2(size_t k, const float *x, size_t ldx, const float *w,  \
-                                            float *acc, int accumulate)                            \
-    {                                                                                              \
-        EACH(LOAD)                                                                                 \
-        for (size_t i = 0; i < k; i++) {                                                           \
-            const __m256 w0 = _mm256_loadu_ps(w + i * VGQ_PANEL);                                  \
-            const __m256 w1 = _mm256_loadu_ps(w + i * VGQ_PANEL + 8);                              \
-            EACH(STEP)                                                                             \
-        }                                                                                          \
-        EACH(SAVE)                                                                                 \
+#define SAVE(r)                                     \
+    _mm256_storeu_ps(acc + (r)*VGQ_PANEL, a##r##0); \
+    _mm256_storeu_ps(acc + (r)*VGQ_PANEL + 8, a##r##1);
+#define TILE(rows, EACH)                                                                          \
+    static void float_tile_##rows##x16_avx2(size_t k, const float *x, size_t ldx, const float *w, \
+                                            float *acc, int accumulate)                           \
+    {                                                                                             \
+        EACH(LOAD)                                                                                \
+        for (size_t i = 0; i < k; i++) {                                                          \
+            const __m256 w0 = _mm256_loadu_ps(w + i * VGQ_PANEL);                                 \
+            const __m256 w1 = _mm256_loadu_ps(w + i * VGQ_PANEL + 8);                             \
+            EACH(STEP)                                                                            \
+        }                                                                                         \
+        EACH(SAVE)                                                                                \
     }
 
 TILE(6, EACH_6)
@@ -234,8 +238,7 @@ static void finish_avx2(const int32_t *acc, const int32_t *offset, int32_t sum, 
     const __m256i s = _mm256_set1_epi32(sum);
     const __m256 xs = _mm256_set1_ps(x_scale);
     for (size_t n = 0; n < VGQ_PANEL; n += 8) {
-        const __m256i extra =
-            _mm256_mullo_epi32(_mm256_loadu_si256((const void *)(offset + n)), s);
+        const __m256i extra = _mm256_mullo_epi32(_mm256_loadu_si256((const void *)(offset + n)), s);
         const __m256i a = _mm256_loadu_si256((const void *)(acc + n));
         const __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(a, extra));
         const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(v, xs), _mm256_loadu_ps(scale + n));

@@ -8,7 +8,10 @@
 
 ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-static inline __mmask16 first(size_t n) { return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff; }
+static inline __mmask16 first(size_t n)
+{
+    return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff;
+}
 
 float vgq_code_row_avx512(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
 {
@@ -44,17 +47,19 @@ float vgq_code_row_avx512(size_t k, size_t padded, const float *x, void *codes, 
     return scale;
 }
 
-/* Each group of four bytes is one column; its factor, and 128 - factor * zero, stand in all four. */
-static void expand4_avx512(size_t k, const uint8_t *nibbles, const uint8_t *factor, const int8_t *zero,
-                           uint8_t *bytes)
+/* Each group of four bytes is one column; its factor, and 128 - factor * zero, stand in all four.
+ */
+static void expand4_avx512(size_t k, const uint8_t *nibbles, const uint8_t *factor,
+                           const int8_t *zero, uint8_t *bytes)
 {
     const __m512i low = _mm512_set1_epi8(15);
     for (size_t part = 0; part < 4; part++) {
         /* 16 columns: as 16-bit lanes, two of the four bytes at a time. factor * nibble <= 225. */
         const __m512i f = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(factor + 16 * part)));
         const __m512i z = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(zero + 16 * part)));
-        const __m512i shift = _mm512_sub_epi32(
-            _mm512_set1_epi32(128), _mm512_mullo_epi32(f, _mm512_add_epi32(z, _mm512_set1_epi32(8))));
+        const __m512i shift =
+            _mm512_sub_epi32(_mm512_set1_epi32(128),
+                             _mm512_mullo_epi32(f, _mm512_add_epi32(z, _mm512_set1_epi32(8))));
         const __m512i f16 = _mm512_or_si512(f, _mm512_slli_epi32(f, 16));
         const __m512i s8 = _mm512_and_si512(shift, _mm512_set1_epi32(255));
         const __m512i s16 = _mm512_or_si512(s8, _mm512_slli_epi32(s8, 8));
@@ -100,37 +105,37 @@ static void decode_panel_avx512(size_t k, const uint8_t *bytes, const int32_t *o
 #define LOAD(r)                                                                                    \
     __m512 a##r##0 = _mm512_setzero_ps(), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0; \
     if (accumulate) {                                                                              \
-        a##r##0 = _mm512_loadu_ps(acc + (r) * VGQ_PANEL);                                          \
-        a##r##1 = _mm512_loadu_ps(acc + (r) * VGQ_PANEL + 16);                                     \
-        a##r##2 = _mm512_loadu_ps(acc + (r) * VGQ_PANEL + 32);                                     \
-        a##r##3 = _mm512_loadu_ps(acc + (r) * VGQ_PANEL + 48);                                     \
+        a##r##0 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL);                                            \
+        a##r##1 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 16);                                       \
+        a##r##2 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 32);                                       \
+        a##r##3 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 48);                                       \
     }
-#define STEP(r)                                                                                    \
-    {                                                                                              \
-        const __m512 v = _mm512_set1_ps(x[(r) * ldx + i]);                                         \
-        a##r##0 = _mm512_fmadd_ps(v, w0, a##r##0);                                                 \
-        a##r##1 = _mm512_fmadd_ps(v, w1, a##r##1);                                                 \
-        a##r##2 = _mm512_fmadd_ps(v, w2, a##r##2);                                                 \
-        a##r##3 = _mm512_fmadd_ps(v, w3, a##r##3);                                                 \
+#define STEP(r)                                          \
+    {                                                    \
+        const __m512 v = _mm512_set1_ps(x[(r)*ldx + i]); \
+        a##r##0 = _mm512_fmadd_ps(v, w0, a##r##0);       \
+        a##r##1 = _mm512_fmadd_ps(v, w1, a##r##1);       \
+        a##r##2 = _mm512_fmadd_ps(v, w2, a##r##2);       \
+        a##r##3 = _mm512_fmadd_ps(v, w3, a##r##3);       \
     }
-#define SAVE(r)                                                                                    \
-    _mm512_storeu_ps(acc + (r) * VGQ_PANEL, a##r##0);                                              \
-    _mm512_storeu_ps(acc + (r) * VGQ_PANEL + 16, a##r##1);                                         \
-    _mm512_storeu_ps(acc + (r) * VGQ_PANEL + 32, a##r##2);                                         \
-    _mm512_storeu_ps(acc + (r) * VGQ_PANEL + 48, a##r##3);
+#define SAVE(r)                                          \
+    _mm512_storeu_ps(acc + (r)*VGQ_PANEL, a##r##0);      \
+    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 16, a##r##1); \
+    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 32, a##r##2); \
+    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 48, a##r##3);
 
-#define TILE(rows, EACH)                                                                           \
-    static void float_tile_##rows##x64_avx512(size_t k, const float *x, size_t ldx, const float *w, \
-                                              float *acc, int accumulate)                          \
-    {                                                                                              \
-        EACH(LOAD)                                                                                 \
-        for (size_t i = 0; i < k; i++) {                                                           \
-            const float *const at = w + i * VGQ_PANEL;                                             \
-            const __m512 w0 = _mm512_loadu_ps(at), w1 = _mm512_loadu_ps(at + 16);                  \
-            const __m512 w2 = _mm512_loadu_ps(at + 32), w3 = _mm512_loadu_ps(at + 48);             \
-            EACH(STEP)                                                                             \
-        }                                                                                          \
-        EACH(SAVE)                                                                                 \
+#define TILE(rows, EACH)                                                                  \
+    static void float_tile_##rows##x64_avx512(size_t k, const float *x, size_t ldx,       \
+                                              const float *w, float *acc, int accumulate) \
+    {                                                                                     \
+        EACH(LOAD)                                                                        \
+        for (size_t i = 0; i < k; i++) {                                                  \
+            const float *const at = w + i * VGQ_PANEL;                                    \
+            const __m512 w0 = _mm512_loadu_ps(at), w1 = _mm512_loadu_ps(at + 16);         \
+            const __m512 w2 = _mm512_loadu_ps(at + 32), w3 = _mm512_loadu_ps(at + 48);    \
+            EACH(STEP)                                                                    \
+        }                                                                                 \
+        EACH(SAVE)                                                                        \
     }
 
 TILE(6, EACH_6)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The integer product for AVX-512 VNNI: vpdpbusd takes the panel's bytes (weight + 128, unsigned) and
- * the activation's codes (signed), and wraps, so that every sum is exact modulo 2^32 and the true one
- * fits. The tile is 6 rows x 64 columns: 24 accumulators, each a variable of its own, because gcc keeps
- * an array of them in memory. */
+ * The integer product for AVX-512 VNNI: vpdpbusd takes the panel's bytes (weight + 128, unsigned)
+ * and the activation's codes (signed), and wraps, so that every sum is exact modulo 2^32 and the
+ * true one fits. The tile is 6 rows x 64 columns: 24 accumulators, each a variable of its own,
+ * because gcc keeps an array of them in memory. */
 #include "isa.h"
 #include "../kernels.h"
 
@@ -21,34 +21,35 @@ static inline __m512i four_codes(const int8_t *q)
 #define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
 #define EACH_3(X) X(0) X(1) X(2)
 #define EACH_1(X) X(0)
-#define ZERO(r)                                                                                    \
-    __m512i a##r##0 = _mm512_setzero_si512(), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0;
-#define STEP(r)                                                                                    \
-    {                                                                                              \
-        const __m512i x = four_codes(q + (r) * ld + i);                                            \
-        a##r##0 = _mm512_dpbusd_epi32(a##r##0, w0, x);                                             \
-        a##r##1 = _mm512_dpbusd_epi32(a##r##1, w1, x);                                             \
-        a##r##2 = _mm512_dpbusd_epi32(a##r##2, w2, x);                                             \
-        a##r##3 = _mm512_dpbusd_epi32(a##r##3, w3, x);                                             \
+#define ZERO(r)                                                                     \
+    __m512i a##r##0 = _mm512_setzero_si512(), a##r##1 = a##r##0, a##r##2 = a##r##0, \
+            a##r##3 = a##r##0;
+#define STEP(r)                                        \
+    {                                                  \
+        const __m512i x = four_codes(q + (r)*ld + i);  \
+        a##r##0 = _mm512_dpbusd_epi32(a##r##0, w0, x); \
+        a##r##1 = _mm512_dpbusd_epi32(a##r##1, w1, x); \
+        a##r##2 = _mm512_dpbusd_epi32(a##r##2, w2, x); \
+        a##r##3 = _mm512_dpbusd_epi32(a##r##3, w3, x); \
     }
-#define SAVE(r)                                                                                    \
-    _mm512_storeu_si512(acc + (r) * VGQ_PANEL, a##r##0);                                           \
-    _mm512_storeu_si512(acc + (r) * VGQ_PANEL + 16, a##r##1);                                      \
-    _mm512_storeu_si512(acc + (r) * VGQ_PANEL + 32, a##r##2);                                      \
-    _mm512_storeu_si512(acc + (r) * VGQ_PANEL + 48, a##r##3);
+#define SAVE(r)                                             \
+    _mm512_storeu_si512(acc + (r)*VGQ_PANEL, a##r##0);      \
+    _mm512_storeu_si512(acc + (r)*VGQ_PANEL + 16, a##r##1); \
+    _mm512_storeu_si512(acc + (r)*VGQ_PANEL + 32, a##r##2); \
+    _mm512_storeu_si512(acc + (r)*VGQ_PANEL + 48, a##r##3);
 
-#define TILE(rows, EACH)                                                                           \
-    static void tile_i8_##rows##x64_avx512vnni(size_t k, const int8_t *q, size_t ld,               \
-                                               const uint8_t *bytes, int32_t *acc)                 \
-    {                                                                                              \
-        EACH(ZERO)                                                                                 \
-        for (size_t i = 0; i < k; i += 4) {                                                        \
-            const uint8_t *const w = bytes + i * VGQ_PANEL;                                        \
-            const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64);             \
-            const __m512i w2 = _mm512_loadu_si512(w + 128), w3 = _mm512_loadu_si512(w + 192);      \
-            EACH(STEP)                                                                             \
-        }                                                                                          \
-        EACH(SAVE)                                                                                 \
+#define TILE(rows, EACH)                                                                      \
+    static void tile_i8_##rows##x64_avx512vnni(size_t k, const int8_t *q, size_t ld,          \
+                                               const uint8_t *bytes, int32_t *acc)            \
+    {                                                                                         \
+        EACH(ZERO)                                                                            \
+        for (size_t i = 0; i < k; i += 4) {                                                   \
+            const uint8_t *const w = bytes + i * VGQ_PANEL;                                   \
+            const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64);        \
+            const __m512i w2 = _mm512_loadu_si512(w + 128), w3 = _mm512_loadu_si512(w + 192); \
+            EACH(STEP)                                                                        \
+        }                                                                                     \
+        EACH(SAVE)                                                                            \
     }
 
 TILE(6, EACH_6)

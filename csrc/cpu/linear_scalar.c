@@ -3,8 +3,8 @@
 #include "../formats.h"
 #include "../kernels.h"
 
-static void expand4_scalar(size_t k, const uint8_t *nibbles, const uint8_t *factor, const int8_t *zero,
-                           uint8_t *bytes)
+static void expand4_scalar(size_t k, const uint8_t *nibbles, const uint8_t *factor,
+                           const int8_t *zero, uint8_t *bytes)
 {
     for (size_t step = 0; step < k / 8; step++)
         for (size_t half = 0; half < 2; half++)

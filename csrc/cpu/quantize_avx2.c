@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Quantize kernels for AVX2. Every body does the scalar definition's operations in its order; tails go
- * through formats.h. */
+ * Quantize kernels for AVX2. Every body does the scalar definition's operations in its order; tails
+ * go through formats.h. */
 #include "isa.h"
 #include "../formats.h"
 #include "../kernels.h"
@@ -36,8 +36,9 @@ static void store_f16_avx2(size_t n, const float *src, void *dst)
     uint16_t *h = dst;
     size_t i = 0;
     for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((void *)(h + i), _mm256_cvtps_ph(_mm256_loadu_ps(src + i),
-                                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        _mm_storeu_si128((void *)(h + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(src + i),
+                                         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     for (; i < n; i++)
         h[i] = vgq_f16_of_float(src[i]);
 }
@@ -154,10 +155,8 @@ static void error_avx2(size_t n, const float *x, vgq_map map, double lanes[VGQ_L
     size_t i = 0;
     for (; i + 16 <= n; i += 16) {
         const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + 8);
-        const __m256 ea =
-            _mm256_sub_ps(a, _mm256_mul_ps(steps(a, scale, lowest, highest), scale));
-        const __m256 eb =
-            _mm256_sub_ps(b, _mm256_mul_ps(steps(b, scale, lowest, highest), scale));
+        const __m256 ea = _mm256_sub_ps(a, _mm256_mul_ps(steps(a, scale, lowest, highest), scale));
+        const __m256 eb = _mm256_sub_ps(b, _mm256_mul_ps(steps(b, scale, lowest, highest), scale));
         s0 = add_square(s0, _mm256_castps256_ps128(ea));
         s1 = add_square(s1, _mm256_extractf128_ps(ea, 1));
         s2 = add_square(s2, _mm256_castps256_ps128(eb));

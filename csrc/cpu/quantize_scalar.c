@@ -3,7 +3,10 @@
 #include "../formats.h"
 #include "../kernels.h"
 
-static void load_f32_scalar(size_t n, const void *src, float *dst) { memcpy(dst, src, n * sizeof(*dst)); }
+static void load_f32_scalar(size_t n, const void *src, float *dst)
+{
+    memcpy(dst, src, n * sizeof(*dst));
+}
 
 static void load_f16_scalar(size_t n, const void *src, float *dst)
 {
@@ -19,7 +22,10 @@ static void load_bf16_scalar(size_t n, const void *src, float *dst)
         dst[i] = vgq_float_of_bf16(h[i]);
 }
 
-static void store_f32_scalar(size_t n, const float *src, void *dst) { memcpy(dst, src, n * sizeof(*src)); }
+static void store_f32_scalar(size_t n, const float *src, void *dst)
+{
+    memcpy(dst, src, n * sizeof(*src));
+}
 
 static void store_f16_scalar(size_t n, const float *src, void *dst)
 {
@@ -87,8 +93,11 @@ static void unpack4_scalar(size_t n, const uint8_t *q, int8_t *codes)
 }
 
 const vgq_quantize_kernels vgq_quantize_scalar = {
-    .load = {[VGQ_F32] = load_f32_scalar, [VGQ_F16] = load_f16_scalar, [VGQ_BF16] = load_bf16_scalar},
-    .store = {[VGQ_F32] = store_f32_scalar, [VGQ_F16] = store_f16_scalar, [VGQ_BF16] = store_bf16_scalar},
+    .load =
+        {[VGQ_F32] = load_f32_scalar, [VGQ_F16] = load_f16_scalar, [VGQ_BF16] = load_bf16_scalar},
+    .store = {[VGQ_F32] = store_f32_scalar,
+              [VGQ_F16] = store_f16_scalar,
+              [VGQ_BF16] = store_bf16_scalar},
     .span = span_scalar,
     .encode = encode_scalar,
     .decode = decode_scalar,

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Shared by the files of the module vggtquant._cpu: converters for PyArg_ParseTuple's O& and the one
- * place where a status becomes None or an exception. Converters borrow: a wrapper never cleans up.
- * All arrays must be C-contiguous, aligned and of native byte order; outputs writable as well. */
+ * Shared by the files of the module vggtquant._cpu: converters for PyArg_ParseTuple's O& and the
+ * one place where a status becomes None or an exception. Converters borrow: a wrapper never cleans
+ * up. All arrays must be C-contiguous, aligned and of native byte order; outputs writable as well.
+ */
 #ifndef VGQ_BINDING_H
 #define VGQ_BINDING_H
 

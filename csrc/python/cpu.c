@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The module vggtquant._cpu: parse, check shapes, call, report. Types and meanings stand in _cpu.pyi,
- * contracts in vgq.h. Only vggtquant/ops.py imports it. */
+ * The module vggtquant._cpu: parse, check shapes, call, report. Types and meanings stand in
+ * _cpu.pyi, contracts in vgq.h. Only vggtquant/ops.py imports it. */
 #define VGQ_IMPORTS_NUMPY
 #include "binding.h"
 
-/* ---- converters --------------------------------------------------------------------------------- */
+/* ---- converters ---------------------------------------------------------------------------------
+ */
 
 static const char *kind_of(PyArrayObject *a)
 {
@@ -15,7 +16,8 @@ static const char *kind_of(PyArrayObject *a)
     return PyArray_IS_C_CONTIGUOUS(a) ? "read-only" : "non-contiguous";
 }
 
-static int convert(PyObject *object, PyArrayObject **array, int writable, int type, const char *wanted)
+static int convert(PyObject *object, PyArrayObject **array, int writable, int type,
+                   const char *wanted)
 {
     if (!PyArray_Check(object)) {
         PyErr_Format(PyExc_TypeError, "an array of %s is wanted, not %.100s", wanted,
@@ -40,14 +42,14 @@ static int convert(PyObject *object, PyArrayObject **array, int writable, int ty
     return 1;
 }
 
-#define CONVERTER(name, optional, writable, type, wanted)                                          \
-    int vgq_##name(PyObject *object, void *array)                                                  \
-    {                                                                                              \
-        if (optional && object == Py_None) {                                                       \
-            *(PyArrayObject **)array = NULL;                                                       \
-            return 1;                                                                              \
-        }                                                                                          \
-        return convert(object, array, writable, type, wanted);                                     \
+#define CONVERTER(name, optional, writable, type, wanted)      \
+    int vgq_##name(PyObject *object, void *array)              \
+    {                                                          \
+        if (optional && object == Py_None) {                   \
+            *(PyArrayObject **)array = NULL;                   \
+            return 1;                                          \
+        }                                                      \
+        return convert(object, array, writable, type, wanted); \
     }
 CONVERTER(in_values, 0, 0, NPY_NOTYPE, "float32, float16 or uint16 (bfloat16 bits)")
 CONVERTER(out_values, 0, 1, NPY_NOTYPE, "float32, float16 or uint16 (bfloat16 bits)")
@@ -76,7 +78,8 @@ PyObject *vgq_done(vgq_status status)
 {
     if (status == VGQ_OK)
         Py_RETURN_NONE;
-    PyErr_SetString(status == VGQ_EISA ? PyExc_RuntimeError : PyExc_ValueError, vgq_message(status));
+    PyErr_SetString(status == VGQ_EISA ? PyExc_RuntimeError : PyExc_ValueError,
+                    vgq_message(status));
     return NULL;
 }
 
@@ -117,7 +120,8 @@ static int bad_shape(vgq_shape shape)
                           shape.rows > (size_t)PY_SSIZE_T_MAX / 8 / shape.cols);
 }
 
-/* ---- instruction sets and threads ---------------------------------------------------------------- */
+/* ---- instruction sets and threads
+ * ---------------------------------------------------------------- */
 
 static PyObject *py_use(PyObject *self, PyObject *args)
 {
@@ -172,7 +176,8 @@ static PyObject *py_openmp(PyObject *self, PyObject *args)
     return PyUnicode_FromString(vgq_openmp());
 }
 
-/* ---- quantize ------------------------------------------------------------------------------------- */
+/* ---- quantize
+ * ------------------------------------------------------------------------------------- */
 
 static PyObject *py_range(PyObject *self, PyObject *args)
 {
@@ -181,11 +186,12 @@ static PyObject *py_range(PyObject *self, PyObject *args)
     vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "(nnn)O&O&O&O&:range", &shape.rows, &shape.cols, &shape.group,
-                          vgq_in_values, &x, vgq_out_f32, &lo, vgq_out_f32, &hi, vgq_out_u64, &nonfinite))
+                          vgq_in_values, &x, vgq_out_f32, &lo, vgq_out_f32, &hi, vgq_out_u64,
+                          &nonfinite))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
-    if (bad_shape(shape) || !has(x, shape.rows * shape.cols) || !has(lo, groups) || !has(hi, groups) ||
-        !has(nonfinite, shape.rows))
+    if (bad_shape(shape) || !has(x, shape.rows * shape.cols) || !has(lo, groups) ||
+        !has(hi, groups) || !has(nonfinite, shape.rows))
         return wrong_sizes();
     Py_BEGIN_ALLOW_THREADS
         status = vgq_range(vgq_dtype_of(x), shape, vgq_data(x), vgq_data(lo), vgq_data(hi),
@@ -207,7 +213,8 @@ static PyObject *py_parameters(PyObject *self, PyObject *args)
     if (!has(hi, n) || !has(scale, n) || (zero && !has(zero, n)))
         return wrong_sizes();
     Py_BEGIN_ALLOW_THREADS
-        status = vgq_parameters(format, n, vgq_data(lo), vgq_data(hi), vgq_data(scale), vgq_data(zero));
+        status =
+            vgq_parameters(format, n, vgq_data(lo), vgq_data(hi), vgq_data(scale), vgq_data(zero));
     Py_END_ALLOW_THREADS
     return vgq_done(status);
 }
@@ -284,7 +291,8 @@ static PyObject *py_two_level(PyObject *self, PyObject *args)
     return vgq_done(status);
 }
 
-/* ---- linear --------------------------------------------------------------------------------------- */
+/* ---- linear
+ * --------------------------------------------------------------------------------------- */
 
 static const char *const scales_names[VGQ_SCALES] = {"per_row", "two_level", "per_group"};
 
@@ -335,7 +343,8 @@ static PyObject *py_pack(PyObject *self, PyObject *args)
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&(nnn)O&O&O&O&O&:pack", parse_format, &w.format, parse_scales,
                           &w.scales, &w.n, &w.k, &w.group, vgq_in_u8, &q, vgq_in_f32, &scale,
-                          vgq_optional_in_u8, &factor, vgq_optional_in_i8, &zero, vgq_out_u8, &packed))
+                          vgq_optional_in_u8, &factor, vgq_optional_in_i8, &zero, vgq_out_u8,
+                          &packed))
         return NULL;
     w.asymmetric = zero != NULL;
     if (w.k > VGQ_DEEPEST)
@@ -368,8 +377,9 @@ static PyObject *py_unpack(PyObject *self, PyObject *args)
     vgq_weight w;
     PyArrayObject *packed, *q, *scale, *factor, *zero;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&:unpack", vgq_in_u8, &packed, vgq_out_u8, &q, vgq_out_f32,
-                          &scale, vgq_optional_out_u8, &factor, vgq_optional_out_i8, &zero))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&:unpack", vgq_in_u8, &packed, vgq_out_u8, &q,
+                          vgq_out_f32, &scale, vgq_optional_out_u8, &factor, vgq_optional_out_i8,
+                          &zero))
         return NULL;
     const size_t nbytes = (size_t)PyArray_SIZE(packed);
     vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
@@ -415,8 +425,8 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     vgq_linear_call call = {0};
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&:linear", vgq_in_u8, &packed, parse_activations,
-                          &call.activations, vgq_in_values, &x, vgq_optional_f32, &bias, vgq_out_values,
-                          &y, vgq_out_u8, &scratch))
+                          &call.activations, vgq_in_values, &x, vgq_optional_f32, &bias,
+                          vgq_out_values, &y, vgq_out_u8, &scratch))
         return NULL;
     const size_t nbytes = (size_t)PyArray_SIZE(packed);
     vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
@@ -437,21 +447,25 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     return vgq_done(status);
 }
 
-/* ---- the module ----------------------------------------------------------------------------------- */
+/* ---- the module
+ * ----------------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
-    {"use", py_use, METH_VARARGS, "Use the named instruction set, or with None the best that runs here."},
+    {"use", py_use, METH_VARARGS,
+     "Use the named instruction set, or with None the best that runs here."},
     {"isa", py_isa, METH_NOARGS, "The instruction set in use."},
     {"isas", py_isas, METH_NOARGS, "Those that run here, weakest first."},
     {"set_threads", py_set_threads, METH_VARARGS, "At most so many threads; 0: as OpenMP says."},
     {"threads", py_threads, METH_NOARGS, "Threads that a large call uses now."},
     {"openmp", py_openmp, METH_NOARGS, "File name of the OpenMP runtime in use, or none."},
-    {"range", py_range, METH_VARARGS, "Each group's range, and each row's count of NaN and infinities."},
+    {"range", py_range, METH_VARARGS,
+     "Each group's range, and each row's count of NaN and infinities."},
     {"parameters", py_parameters, METH_VARARGS, "Scales and zero points from ranges."},
     {"quantize", py_quantize, METH_VARARGS, "Codes from values."},
     {"dequantize", py_dequantize, METH_VARARGS, "Values from codes."},
     {"two_level", py_two_level, METH_VARARGS, "Two-level INT4 scales by squared error."},
-    {"packed_nbytes", py_packed_nbytes, METH_VARARGS, "Bytes of a packed weight; 0 if it cannot be."},
+    {"packed_nbytes", py_packed_nbytes, METH_VARARGS,
+     "Bytes of a packed weight; 0 if it cannot be."},
     {"pack", py_pack, METH_VARARGS, "Lay a weight out for the kernels."},
     {"packed_weight", py_packed_weight, METH_VARARGS, "What packed bytes hold."},
     {"unpack", py_unpack, METH_VARARGS, "The inverse of pack."},
