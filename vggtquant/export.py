@@ -62,6 +62,8 @@ def prepare_folder(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"cannot write into {folder}: a file stands in its place") from error
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
     return folder
