@@ -20,6 +20,7 @@ from vggtquant import evaluate, forecast, inputs, measure, report, scores
 from vggtquant.errors import UserError
 from vggtquant.measure import Passes, Sample
 from vggtquant.progress import Progress
+from vggtquant.scores import Row
 
 INT8 = "INT8_Per_Channel_Symmetric"
 INT4 = "INT4_Group_32"
@@ -36,7 +37,7 @@ def model() -> nn.Module:
     return build()
 
 
-def _run(model: nn.Module, samples: list[Sample], name: str = INT8) -> measure.Row:
+def _run(model: nn.Module, samples: list[Sample], name: str = INT8) -> Row:
     passes = Passes(runs=2, warmup=1)
     baseline = measure.run_baseline(model, samples, passes)
     return measure.run_scheme(model, samples, vq.get_config(name), passes, baseline)

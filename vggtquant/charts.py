@@ -135,7 +135,8 @@ def _bars(
     _schemes_axis(axis, rows)
     axis.set_title(title, fontweight="bold")
     axis.set_xlabel(unit)
-    longest = max((value(row) for row in rows if row["status"] == "ok"), default=1.0)
+    ends = [value(row) + (spread(row) if spread else 0.0) for row in rows if row["status"] == "ok"]
+    longest = max(ends, default=1.0)
     axis.set_xlim(0, 1.18 * longest)
     if reference is not None:
         axis.axvline(reference, color="black", linewidth=0.8, linestyle=":", zorder=0)
@@ -200,7 +201,7 @@ def _mae(axis: Axes, rows: Sequence[Row]) -> None:
 
 def _tradeoff(axis: Axes, figure: Figure, rows: Sequence[Row], best: dict[str, Any]) -> None:
     """Error against compression; the line joins the schemes that no other beats in both."""
-    axis.set_title("Accuracy against compression", fontweight="bold")
+    axis.set_title("Accuracy against compression (numbers: rows)", fontweight="bold")
     axis.set_xlabel("FP32 bytes / bytes, whole model (x)")
     axis.set_ylabel("error: geometric mean of relative L2 (%, log scale)")
     axis.set_yscale("log")
@@ -238,7 +239,6 @@ def _tradeoff(axis: Axes, figure: Figure, rows: Sequence[Row], best: dict[str, A
                 [], [], marker="o", markersize=12, markerfacecolor="none", color="black",
                 linestyle="", label="best balance",
             ),
-            Line2D([], [], linestyle="", label="numbers: rows"),
         ],
         loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=3, frameon=False,
     )  # fmt: skip

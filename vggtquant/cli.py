@@ -145,6 +145,8 @@ def _show(result: Any) -> None:
     console.print(text.main_table(result.document))
     for line in (*text.legend(result.document), "", *text.headline(result.document)):
         console.print(line, soft_wrap=True)
+    for words in text.timing_cautions(result.document):
+        console.print(f"caution: {words}", soft_wrap=True)
     for path in result.files:
         console.print(f"wrote {path}", soft_wrap=True)
 

@@ -21,7 +21,8 @@ import vggtquant as vq
 
 from . import environment, forecast, inputs, measure, report
 from .errors import UserError
-from .measure import Passes, Row, Sample
+from .measure import Passes, Sample
+from .scores import Row
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -136,6 +137,7 @@ def plan(
         least=available.amount if given is not None else available.least,
         runs=settings.runs,
         warmup=settings.warmup,
+        budget=forecast.COFFEE_SECONDS if settings.images else forecast.LOOK_SECONDS,
     )
     planned = Planned(
         Passes(chosen.runs, chosen.warmup, settings.device),
@@ -280,7 +282,7 @@ def _rows(
         "environment": environment.describe(settings.argv or sys.argv),
         "model": _model_block(loaded, baseline),
         "data": _data_block(settings, samples),
-        "settings": asdict(settings)
+        "settings": {key: value for key, value in asdict(settings).items() if key != "argv"}
         | {"runs": passes.runs, "warmup": passes.warmup, "schemes": [c.name for c in configs]},
         "forecast": [
             asdict(cost) | {"row_s": cost.seconds(planned.forwards)} for cost in planned.costs

@@ -17,7 +17,9 @@ from torch import nn
 
 import vggtquant as vq
 
-COFFEE_SECONDS = 600.0  # what the default of --max_images fits into
+# What the default amount of input fits into: a coffee for a user's pictures, a first look at the
+# rendered scenes.
+COFFEE_SECONDS, LOOK_SECONDS = 600.0, 90.0
 # The bfloat16 row is left out when it would take longer than both; torch is some 50 times slower
 # on CPUs without instructions for it.
 HOPELESS_SECONDS, HOPELESS_TIMES = 20.0, 10.0

@@ -34,6 +34,10 @@ class Sample:
     truth: geometry.Truth | None = None
 
 
+# A forward that takes longer is not repeated beside each scheme for its time alone.
+_LONG_SECONDS = 1.0
+
+
 @dataclass(frozen=True)
 class Passes:
     """How often the inputs are run: `warmup` forwards that are not counted, then `runs` passes."""
@@ -67,6 +71,11 @@ class Baseline:
     def reached(self) -> set[str]:
         """Names of the Linear layers that ran."""
         return {name for name in self.linears if self.measured.calls[name]}
+
+    @property
+    def first_scene_seconds(self) -> float:
+        """Median time of a forward of the first scene."""
+        return statistics.median(turn[0] for turn in self.measured.seconds)
 
 
 # ---- one forward, watched ------------------------------------------------------------------------
@@ -158,20 +167,26 @@ def _equal(a: Outputs, b: Outputs) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _time(measured: Measured, baseline_ms: float | None = None) -> Row:
-    """Milliseconds a forward: mean over the scenes of a pass, then median and spread of passes."""
-    turns = [1e3 * statistics.fmean(turn) for turn in measured.seconds]
-    median = statistics.median(turns)
+def _time(measured: Measured, fp32_ms: float | None) -> Row:
+    """Milliseconds a forward: median over the passes for each scene, then the mean over scenes.
+
+    `fp32_ms` is the baseline's time to which the speedup is held; None for the baseline itself.
+    """
+    by_scene = [
+        [1e3 * seconds for seconds in scene] for scene in zip(*measured.seconds, strict=True)
+    ]
+    median = statistics.fmean(map(statistics.median, by_scene))
     spread = None
-    if len(turns) > 1:
-        quartiles = statistics.quantiles(turns, n=4, method="inclusive")
-        spread = quartiles[2] - quartiles[0]
+    if len(measured.seconds) > 1:
+        quarters = [statistics.quantiles(scene, n=4, method="inclusive") for scene in by_scene]
+        spread = statistics.fmean(high - low for low, _, high in quarters)
     return {
         "forward_ms_median": median,
         "forward_ms_iqr": spread,
-        "forward_ms_min": min(turns),
-        "forward_ms_max": max(turns),
-        "speedup": baseline_ms / median if baseline_ms else 1.0,
+        "forward_ms_min": statistics.fmean(map(min, by_scene)),
+        "forward_ms_max": statistics.fmean(map(max, by_scene)),
+        "fp32_ms_nearby": fp32_ms,
+        "speedup": fp32_ms / median if fp32_ms else 1.0,
     }
 
 
@@ -365,9 +380,43 @@ def run_scheme(
     A scheme that cannot be believed (NaN outputs, layers that did not run, an exception) comes back
     as a row with status "failed" and the reason. UserError and KeyboardInterrupt pass through.
     """
-    row = _row(config.name, _kind(config), config)
-    if row["kind"] == "baseline":
+    if _kind(config) == "baseline":
         return baseline.row
+    nearby = _fp32_again(model, samples, passes, baseline)
+    row = _run_scheme(model, samples, config, passes, baseline, tick)
+    if row["time"] and nearby:
+        nearby += _fp32_again(model, samples, passes, baseline)
+        drift = statistics.median(nearby) / baseline.first_scene_seconds
+        row["time"] |= {
+            "fp32_ms_nearby": drift * baseline.row["time"]["forward_ms_median"],
+            "speedup": drift * row["time"]["speedup"],
+        }
+    return row
+
+
+def _fp32_again(
+    model: nn.Module, samples: Sequence[Sample], passes: Passes, baseline: Baseline
+) -> list[float]:
+    """Seconds of two more FP32 forwards of the first scene; none where they would take long.
+
+    On a machine that others use, a scheme's time means something only beside an FP32 time of the
+    same minute.
+    """
+    if passes.runs < 2 or baseline.first_scene_seconds > _LONG_SECONDS:
+        return []
+    again = measure(model, samples[:1], Passes(2, 0, passes.device), watched=baseline.linears)
+    return [seconds for turn in again.seconds for seconds in turn]
+
+
+def _run_scheme(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    config: vq.QuantizationConfig,
+    passes: Passes,
+    baseline: Baseline,
+    tick: Callable[[], None],
+) -> Row:
+    row = _row(config.name, _kind(config), config)
     report: vq.ModelReport | None = None
     try:
         if row["kind"] == "quantized":
@@ -422,7 +471,7 @@ def recheck(model: nn.Module, samples: Sequence[Sample], passes: Passes, baselin
     """Runs the baseline again after all schemes: the same bits, and how far its time drifted."""
     again = measure(model, samples, Passes(1, 0, passes.device), watched=baseline.linears)
     first = baseline.row["time"]["forward_ms_median"]
-    last = _time(again)["forward_ms_median"]
+    last = _time(again, None)["forward_ms_median"]
     return {
         "outputs_equal_first_run": all(map(_equal, again.outputs, baseline.measured.outputs)),
         "forward_ms": last,

@@ -69,7 +69,12 @@ def duration(seconds: float) -> str:
 
 def _table(headings: Iterable[str], title: str | None = None) -> Table:
     table = Table(
-        box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+        box=SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
@@ -131,7 +136,8 @@ def legend(document: Document) -> list[str]:
     """What the columns of the main table mean."""
     lines = [
         "MB: millions of bytes of parameters and buffers as held; smaller: FP32 bytes / these.",
-        "ms: median over the passes of a forward's mean time; ±: their interquartile range.",
+        "ms: median time of a forward over the passes; ±: interquartile range; speedup: against "
+        "FP32 timed right before and after.",
         "error: geometric mean over outputs of ||FP32 - scheme|| / ||FP32||, in percent.",
     ]
     if any(row["ground_truth"] for row in document["schemes"]):
@@ -216,19 +222,24 @@ def _recommended(out: Console, document: Document) -> None:
     out.print(picks["rules"]["error"])
 
 
+# Of the metrics' columns: headings shorter than their names, formats other than 1.23e-04.
+_SHORT = {
+    "cross_entropy": "CE",
+    "cosine_similarity": "cosine",
+    "relative_error": "rel. err",
+    "relative_l2": "rel. L2",
+}
+_FORMS = {"psnr": ".1f", "cross_entropy": ".3f", "cosine_similarity": ".6f", "ssim": ".5f"}
+
+
 def _metrics(out: Console, document: Document) -> None:
-    names = [metric["name"] for metric in document["metrics"]]
-    short = {
-        "cross_entropy": "cross ent.",
-        "cosine_similarity": "cosine",
-        "relative_error": "rel. err.",
-    }
+    names = [*(metric["name"] for metric in document["metrics"]), "relative_l2"]
     for row in document["schemes"]:
         if row["kind"] == "baseline" or not row["metrics"]:
             continue
-        table = _table(["output", *(short.get(n, n) for n in names), "rel. L2"], title=row["name"])
+        table = _table(["output", *(_SHORT.get(n, n) for n in names)], title=row["name"])
         for output, values in row["metrics"].items():
-            table.add_row(output, *(number(values[n], 3) for n in (*names, "relative_l2")))
+            table.add_row(output, *(_scaled(values[n], 1.0, _FORMS.get(n, ".2e")) for n in names))
         out.print(table)
     whys = sorted(
         {
@@ -311,8 +322,7 @@ def _proofs(out: Console, document: Document) -> None:
 
 def cautions(document: Document) -> list[str]:
     """What a reader should not conclude from these results."""
-    env, settings = document["environment"], document["settings"]
-    scenes = document["data"]["scenes"]
+    settings, scenes = document["settings"], document["data"]["scenes"]
     words = [
         "Times hold for this machine, these threads and this load: compare within this report.",
         "Only weights shrink. The memory of activations is the same in every scheme, so the whole "
@@ -332,6 +342,13 @@ def cautions(document: Document) -> list[str]:
         )
     if settings["runs"] < 3:
         words.append("Fewer than three passes: the times have no useful spread.")
+    return words + timing_cautions(document)
+
+
+def timing_cautions(document: Document) -> list[str]:
+    """What speaks against the times, from the times themselves and the machine's load."""
+    env = document["environment"]
+    words = []
     rough = [
         row["name"]
         for row in document["schemes"]
