@@ -214,6 +214,16 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(here: Path) -> None:
     assert not (here / "out").exists() or not list((here / "out").iterdir())
 
 
+def test_results_are_not_written_among_the_pictures(here: Path) -> None:
+    folder = here / "scene" / "images"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (28, 28)).save(folder / "a.png")
+    for images in ("scene", folder):
+        with pytest.raises(UserError, match="--out scene holds the pictures in images/"):
+            run.run("oracle_of_a_test:build", images, "scene")
+    assert len(list((here / "scene").rglob("*"))) == 2
+
+
 def test_a_model_without_depth_still_gives_its_point_map(here: Path) -> None:
     done = run.run("oracle_of_a_test:no_depth", "builtin:2", "out", points="map")
     assert done.points > 0

@@ -179,7 +179,7 @@ def run(
         raise UserError(f"max_images must be 1 or more, got {max_images}")
     scene_number = _scene_number(images)
     if scene_number is None:
-        find_images(images)
+        _keep_apart(find_images(images), Path(out))
     folder = export.prepare_folder(out)
 
     say(f"loading {model}")
@@ -222,6 +222,13 @@ def _scene_number(images: str | Path) -> int | None:
     if not (number or "0").isdecimal():
         raise UserError(f"unknown images {str(images)!r}: wanted a folder, builtin, builtin:1, …")
     return int(number or 0)
+
+
+def _keep_apart(pictures: list[Path], out: Path) -> None:
+    """UserError when results would be written among the pictures, where a later run takes them in."""
+    for name in ("images", "depth"):
+        if pictures[0].resolve().parent == (out / name).resolve():
+            raise UserError(f"--out {out} holds the pictures in {name}/: wanted another folder")
 
 
 def _pictures(
