@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ray caster of render.h.  Each shape is mapped to its unit form (cube, sphere, cylinder) once a picture, so that a ray test
-// works on numbers near 1; a bounding rectangle on the image lets most pixels test one or two shapes only.
+// The ray caster of render.h.  Each shape is mapped to its unit form (cube, sphere, cylinder) once
+// a picture, so that a ray test works on numbers near 1; a bounding rectangle on the image lets
+// most pixels test one or two shapes only.
 #include "render.h"
 
 #include <math.h>
@@ -122,7 +123,8 @@ static vec pattern(const vgq_texture *t, float u, float v, uint32_t seed)
         return h >> (4 * (j - 1) + i - 1) & 1 ? c1 : paper;
     }
     case VGQ_FLAT:
-    case VGQ_TEXTURE_KINDS: break;
+    case VGQ_TEXTURE_KINDS:
+        break;
     }
     return c0;
 }
@@ -139,14 +141,14 @@ static vec texture_colour(const vgq_texture *t, float u, float v, uint32_t face)
 // ---- rays: a shape as one camera sees it
 
 typedef struct {
-    float from_pixel[9]; // unit-form direction = from_pixel * (x, y, 1)
-    vec origin;          // camera centre in unit form
+    float from_pixel[9];            // unit-form direction = from_pixel * (x, y, 1)
+    vec origin;                     // camera centre in unit form
     float left, right, top, bottom; // bounding rectangle on the plane z = 1
     vgq_shape_kind kind;
 } view;
 
 typedef struct {
-    float t; // depth, because ray directions have z = 1
+    float t;         // depth, because ray directions have z = 1
     int shape, axis; // axis: the face's normal is along +-axis of the unit form; 3: a curved side
 } hit;
 
@@ -192,7 +194,8 @@ static void see(const vgq_shape *shape, const vgq_camera *camera, view *out)
 static vec direction(const view *v, float x, float y)
 {
     const float *m = v->from_pixel;
-    return (vec){m[0] * x + m[1] * y + m[2], m[3] * x + m[4] * y + m[5], m[6] * x + m[7] * y + m[8]};
+    return (vec){m[0] * x + m[1] * y + m[2], m[3] * x + m[4] * y + m[5],
+                 m[6] * x + m[7] * y + m[8]};
 }
 
 // Where the ray leaves (room) or enters (box) the unit cube; 0 if never in front of the camera.
@@ -279,7 +282,8 @@ static hit trace(const view *views, const int *list, int n, float x, float y)
 
 // ---- shading
 
-// An angle-like coordinate in [0, 4) around the circle, without an arc tangent: the place on a diamond.
+// An angle-like coordinate in [0, 4) around the circle, without an arc tangent: the place on a
+// diamond.
 static float diamond_angle(float x, float z)
 {
     const float r = z / (absolute(x) + absolute(z) + 1e-20f);
@@ -324,9 +328,9 @@ static vec shade(const vgq_scene *scene, const vgq_camera *camera, const view *v
     const vec albedo = texture_colour(texture, tu, tv, face);
 
     const float *m = shape->to_local; // its transpose turns the normal into the world
-    const vec normal = unit((vec){m[0] * n[0] + m[3] * n[1] + m[6] * n[2],
-                                  m[1] * n[0] + m[4] * n[1] + m[7] * n[2],
-                                  m[2] * n[0] + m[5] * n[1] + m[8] * n[2]});
+    const vec normal =
+        unit((vec){m[0] * n[0] + m[3] * n[1] + m[6] * n[2], m[1] * n[0] + m[4] * n[1] + m[7] * n[2],
+                   m[2] * n[0] + m[5] * n[1] + m[8] * n[2]});
     const float *r = camera->rotation;
     const vec ray = {r[0] * x + r[3] * y + r[6], r[1] * x + r[4] * y + r[7],
                      r[2] * x + r[5] * y + r[8]};
@@ -407,14 +411,16 @@ void vgq_render_rows(const vgq_scene *scene, const vgq_camera *camera, size_t wi
             const hit centre = trace(views, list, n, x, y);
             vec colour = {0.0f, 0.0f, 0.0f};
             if (antialias) {
-                // two opposite rays first; the other two only where these differ: edges, fine texture
+                // two opposite rays first; the other two only where these differ: edges, fine
+                // texture
                 vec seen[2];
                 int s = 0;
                 for (; s < 4; s++) {
                     if (s == 2 && alike(seen[0], seen[1]))
                         break;
                     const float sx = x + grid[s][0] * step_x, sy = y + grid[s][1] * step_y;
-                    seen[s & 1] = shade(scene, camera, views, trace(views, list, n, sx, sy), sx, sy);
+                    seen[s & 1] =
+                        shade(scene, camera, views, trace(views, list, n, sx, sy), sx, sy);
                     colour = add(colour, seen[s & 1]);
                 }
                 colour = scaled(colour, 1.0f / (float)s);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Closed-form ray caster for the rendered scenes: textured boxes, ellipsoids, cylinders and one room around them, several lights,
-// no shadows.  Plain C11 that owns nothing: caller's buffers, no allocation, no globals, no libm but the exact sqrt.  Built without
-// contraction (-ffp-contract=off), every pixel is the same bits on every machine, and rows are independent, so that any split of
-// them over threads gives the same image.
+// Closed-form ray caster for the rendered scenes: textured boxes, ellipsoids, cylinders and one
+// room around them, several lights, no shadows.  Plain C11 that owns nothing: caller's buffers, no
+// allocation, no globals, no libm but the exact sqrt.  Built without contraction
+// (-ffp-contract=off), every pixel is the same bits on every machine, and rows are independent, so
+// that any split of them over threads gives the same image.
 //
-// Camera convention: OpenCV (x right, y down, z forward).  The ray of pixel (u, v) passes through ((u - W/2) / fx, (v - H/2) / fy, 1):
-// pixel coordinates are integers at pixel centres and the principal point is W/2, H/2, which is how VGGT unprojects depth.
+// Camera convention: OpenCV (x right, y down, z forward).  The ray of pixel (u, v) passes through
+// ((u - W/2) / fx, (v - H/2) / fy, 1): pixel coordinates are integers at pixel centres and the
+// principal point is W/2, H/2, which is how VGGT unprojects depth.
 #ifndef VGQ_RENDER_H
 #define VGQ_RENDER_H
 
@@ -30,11 +32,11 @@ typedef enum {
 } vgq_texture_kind;
 
 typedef struct {
-    float kind;         // vgq_shape_kind
-    float texture;      // index of its texture; a room uses six in a row, one for each face
-    float to_local[9];  // rotation, row-major: local = to_local * (world - centre)
-    float centre[3];    // world
-    float half[3];      // half sizes along the local axes; a cylinder's axis is local y
+    float kind;        // vgq_shape_kind
+    float texture;     // index of its texture; a room uses six in a row, one for each face
+    float to_local[9]; // rotation, row-major: local = to_local * (world - centre)
+    float centre[3];   // world
+    float half[3];     // half sizes along the local axes; a cylinder's axis is local y
 } vgq_shape;
 
 typedef struct {
@@ -47,7 +49,8 @@ typedef struct {
 } vgq_texture;
 
 typedef struct {
-    float is_point;    // 0: position is the direction towards the light (unit length); 1: position is a place
+    float is_point; // 0: position is the direction towards the light (unit length); 1: position is
+                    // a place
     float position[3]; // world
     float colour[3];   // linear RGB
     float falloff;     // point lights: intensity / (1 + falloff * distance^2)
@@ -60,20 +63,21 @@ typedef struct {
 } vgq_camera;
 
 typedef struct {
-    const vgq_shape *shapes;     // shapes[0] is the room; the cameras are inside it
+    const vgq_shape *shapes; // shapes[0] is the room; the cameras are inside it
     const vgq_texture *textures;
     const vgq_light *lights;
     size_t n_shapes, n_textures, n_lights;
     float ambient[3];
 } vgq_scene;
 
-// Whether the scene can be rendered: 1 to VGQ_MAX_SHAPES shapes of known kinds with a room first and positive sizes, texture indices
-// in range.  Returns NULL, or one sentence that says what is wrong.
+// Whether the scene can be rendered: 1 to VGQ_MAX_SHAPES shapes of known kinds with a room first
+// and positive sizes, texture indices in range.  Returns NULL, or one sentence that says what is
+// wrong.
 const char *vgq_scene_check(const vgq_scene *scene);
 
-// Renders rows first..last-1 of one picture into rgb (height, width, 3; gamma 2), depth (height, width; camera z of the pixel's
-// centre ray) and points (height, width, 3; world).  With antialias the colour is the mean of two to
-// four rays, else the centre ray's.
+// Renders rows first..last-1 of one picture into rgb (height, width, 3; gamma 2), depth (height,
+// width; camera z of the pixel's centre ray) and points (height, width, 3; world).  With antialias
+// the colour is the mean of two to four rays, else the centre ray's.
 void vgq_render_rows(const vgq_scene *scene, const vgq_camera *camera, size_t width, size_t height,
                      size_t first, size_t last, int antialias, uint8_t *rgb, float *depth,
                      float *points);

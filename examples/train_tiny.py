@@ -1,0 +1,484 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the embedded model `builtin:tiny` on rendered rooms, from nothing, on a CPU.
+
+    python examples/train_tiny.py --out runs/tiny --minutes 60              # train, or train on
+    python examples/train_tiny.py --out runs/tiny --minutes 0 --decay 1200  # anneal and export
+    python examples/train_tiny.py --out runs/tiny --evaluate                # print the scores
+
+The learning rate warms up, stays, and falls only in the annealing that --decay asks for (WSD). The
+annealing starts from a copy: `last.pt`, from before it, stays, so that a later day can train on
+and anneal again. A checkpoint is written every few minutes to a new file that then replaces the
+old one: kill the process at any time, the same command goes on. Data is a function of the step,
+nothing depends on the number of threads that render.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggtquant import scenes
+from vggtquant.tiny.model import PATCH, TinyVGGT
+
+SIZE = 112
+FRAMES = (
+    4,
+    4,
+    4,
+    4,
+    4,
+    4,
+    2,
+    3,
+    6,
+    8,
+)  # drawn for each batch, so that any number from 1 to 8 works
+IMAGES = 32  # in a batch: 8 scenes of 4 frames
+RATE, WARMUP, BETAS, WEIGHT_DECAY, CLIP = 1e-3, 300, (0.9, 0.95), 0.02, 1.0
+EMA = 0.998
+VALIDATION = scenes.HELD_OUT + 900_000_000  # for the curve; not the scenes of the final table
+MATCH_AFTER = 1  # the patch-matching loss reads the tokens after this pair of blocks (from 0)
+
+Batch = dict[str, Tensor]
+
+
+# ---- data
+
+
+def quaternion(rotation: Tensor) -> Tensor:
+    """Quaternions XYZW with w >= 0 of rotations (..., 3, 3) of less than 120 degrees."""
+    m = rotation
+    w = 0.5 * (1 + m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]).clamp(min=1e-8).sqrt()
+    x = m[..., 2, 1] - m[..., 1, 2]
+    y = m[..., 0, 2] - m[..., 2, 0]
+    z = m[..., 1, 0] - m[..., 0, 1]
+    return torch.cat([torch.stack([x, y, z], -1) / (4 * w[..., None]), w[..., None]], -1)
+
+
+def collate(items: list[scenes.Scene]) -> Batch:
+    """Tensors of a batch of scenes, with pose encodings and patch matches."""
+
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(item, name) for item in items]))
+
+    extrinsics, intrinsics = stack("extrinsics"), stack("intrinsics")
+    images = stack("images").permute(0, 1, 4, 2, 3).float() / 255
+    height, width = images.shape[-2:]
+    fov = [
+        2 * torch.atan(0.5 * size / intrinsics[..., axis, axis])
+        for axis, size in ((1, height), (0, width))
+    ]
+    pose = torch.cat(
+        [extrinsics[..., 3], quaternion(extrinsics[..., :3]), torch.stack(fov, -1)], dim=-1
+    )
+    batch = {
+        "images": images,
+        "depth": stack("depth"),
+        "points": stack("world_points"),
+        "extrinsics": extrinsics,
+        "intrinsics": intrinsics,
+        "pose": pose,
+    }
+    batch["match"] = matches(batch)
+    return batch
+
+
+def matches(batch: Batch) -> Tensor:
+    """For each patch centre of frame i the patch of frame j that shows the same point, else -1.
+
+    Returns (B, S, S, patches): [b, i, j, p].
+    """
+    depth, points = batch["depth"], batch["points"]
+    height, width = depth.shape[-2:]
+    centre = points[:, :, PATCH // 2 :: PATCH, PATCH // 2 :: PATCH].flatten(2, 3)  # (B, S, P, 3)
+    rotation, shift = batch["extrinsics"][..., :3], batch["extrinsics"][..., 3]
+    seen = torch.einsum("bjxy,bipy->bijpx", rotation, centre) + shift[:, None, :, None]
+    z = seen[..., 2]
+    focal = batch["intrinsics"][:, None, :, None, 0, 0]
+    u = (focal * seen[..., 0] / z + width / 2).round().long()
+    v = (focal * seen[..., 1] / z + height / 2).round().long()
+    inside = (z > 0.05) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    index = torch.where(inside, v * width + u, 0)
+    found = depth.flatten(2)[:, None].expand(-1, index.shape[1], -1, -1).gather(3, index)
+    visible = inside & ((found - z).abs() < 0.05 * z)
+    return torch.where(visible, v // PATCH * (width // PATCH) + u // PATCH, -1)
+
+
+def training_batch(step: int) -> Batch:
+    """The batch of a step; its seeds lie below the held-out ones."""
+    frames = FRAMES[int(random.Random(step).random() * len(FRAMES))]
+    seeds = range(step * IMAGES, step * IMAGES + IMAGES // frames)
+    return collate([scenes.make_scene(seed, frames, SIZE) for seed in seeds])
+
+
+def prefetched(first: int, last: int) -> Iterator[tuple[int, Batch]]:
+    """Batches of steps first..last-1, rendered in a background thread a few ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead: list[Future[Batch]] = []
+        for step in range(first, last):
+            while len(ahead) < 4 and step + len(ahead) < last:
+                ahead.append(pool.submit(training_batch, step + len(ahead)))
+            yield step, ahead.pop(0).result()
+
+
+# ---- losses
+
+
+class Matcher(nn.Module):
+    """Training only: patch tokens to descriptors, and how sharply these must match."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.proj = nn.Linear(dim, 64)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, tokens: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
+        """InfoNCE loss and share of right matches; tokens (B, S, P, dim), match as matches()."""
+        d = F.normalize(self.proj(self.norm(tokens)), dim=-1)
+        logits = torch.einsum("bipc,bjqc->bijpq", d, d) * self.log_scale.exp().clamp(max=100)
+        frames = torch.arange(match.shape[1])
+        wanted = (match >= 0) & (frames[:, None] != frames)[None, :, :, None]
+        logits, target = logits[wanted], match[wanted]
+        if not len(target):
+            return logits.sum(), torch.tensor(0.0)
+        return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean()
+
+
+def confident(error: Tensor, confidence: Tensor) -> Tensor:
+    """VGGT's confidence-weighted loss: unsure places cost less, but being unsure costs too."""
+    return (confidence * error - 0.2 * confidence.log()).mean()
+
+
+def losses(out: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
+    """Depth in log space with a gradient term, points, and the pose of every iteration."""
+    error = out["depth"][..., 0].log() - batch["depth"].log()
+    gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    points = (out["world_points"] - batch["points"]).norm(dim=-1)
+    pose = error.new_zeros(())
+    steps = len(out["pose_enc_list"])
+    for i, guess in enumerate(out["pose_enc_list"]):
+        off = (guess - batch["pose"]).abs()
+        parts = off[..., :3].mean() + off[..., 3:7].mean() + 0.5 * off[..., 7:].mean()
+        pose = pose + 0.6 ** (steps - 1 - i) * parts / steps
+    return {
+        "depth": confident(error.abs(), out["depth_conf"]) + 0.5 * gradient,
+        "points": confident(points, out["world_points_conf"]),
+        "pose": 10 * pose,
+    }
+
+
+# ---- scores against the truth, and two predictors that look at nothing
+
+
+def angle(cosine: Tensor) -> Tensor:
+    return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
+
+
+def rotations(quaternions: Tensor) -> Tensor:
+    """Rotation matrices of quaternions XYZW of any length."""
+    x, y, z, w = F.normalize(quaternions, dim=-1).unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def pose_errors(guess: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotation and translation-direction errors in degrees over all pairs of frames.
+
+    guess and truth are pose encodings (B, S, 9).  Directions are compared without sign, as in
+    VGGT's evaluation; a translation of zero has an error of 90 degrees.
+    """
+    first, second = torch.triu_indices(guess.shape[1], guess.shape[1], 1)
+
+    def relative(pose: Tensor) -> tuple[Tensor, Tensor]:
+        r, t = rotations(pose[..., 3:7].double()), pose[..., :3].double()
+        turn = r[:, second] @ r[:, first].mT
+        return turn, t[:, second] - (turn @ t[:, first, :, None])[..., 0]
+
+    (r0, t0), (r1, t1) = relative(guess), relative(truth)
+    trace = (r0.mT @ r1).diagonal(dim1=-2, dim2=-1).sum(-1)
+    cosine = (F.normalize(t0, dim=-1) * F.normalize(t1, dim=-1)).sum(-1)
+    return angle((trace - 1) / 2).flatten(), angle(cosine.abs()).flatten()
+
+
+def scores(depth: Tensor, pose: Tensor, batch: Batch) -> dict[str, float]:
+    """Depth after median alignment of each scene, and pose; depth (B, S, H, W), pose (B, S, 9)."""
+    d, g = depth.flatten(1).double(), batch["depth"].flatten(1).double()
+    d = d * (g.median(1).values / d.median(1).values)[:, None]
+    rotation, translation = pose_errors(pose, batch["pose"])
+    worst = torch.maximum(rotation, translation)
+    bins = torch.arange(1, 31)
+    return {
+        "absrel": ((d - g).abs() / g).mean().item(),
+        "delta": (torch.maximum(d / g, g / d) < 1.25).double().mean().item(),
+        "rotation": rotation.median().item(),
+        "translation": translation.median().item(),
+        "auc30": (worst[:, None] < bins).double().mean().item(),
+    }
+
+
+def held_out(first: int, count: int) -> Batch:
+    return collate([scenes.make_scene(seed, 4, SIZE) for seed in range(first, first + count)])
+
+
+@torch.no_grad()
+def predict(model: TinyVGGT, batch: Batch) -> dict[str, Tensor]:
+    parts = [model.eval()(images) for images in batch["images"].split(8)]
+    names = ("depth", "depth_conf", "pose_enc", "world_points")
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def trivial_scores(batch: Batch) -> dict[str, dict[str, float]]:
+    """Constant depth with all cameras at the origin, and the mean of 512 training scenes."""
+    still = torch.tensor([1e-9, 0, 0, 0, 0, 0, 1.0, 1.1, 1.1]).expand_as(batch["pose"])
+    train = collate([scenes.make_scene(seed, 4, SIZE) for seed in range(512)])
+    mean_depth = train["depth"].mean(0).expand_as(batch["depth"])
+    mean_pose = train["pose"].mean(0).expand_as(batch["pose"])
+    return {
+        "constant depth, identity pose": scores(torch.ones_like(batch["depth"]), still, batch),
+        "training mean": scores(mean_depth, mean_pose, batch),
+    }
+
+
+# ---- training
+
+
+class Trainer:
+    """Model, optimiser, averaged weights, history; everything that a checkpoint holds."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = TinyVGGT()
+        self.matcher = Matcher(self.model.aggregator.camera_token.shape[-1])
+        both = nn.ModuleList([self.model, self.matcher])
+        self.parameters = list(both.parameters())
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, RATE, BETAS, fused=True)
+        self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.step = 0
+        self.seconds = 0.0
+        self.decay_from = -1  # the step at which annealing began
+        self.history: list[dict[str, float]] = []
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "matcher": self.matcher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+            "decay_from": self.decay_from,
+            "history": self.history,
+        }
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        for name in ("model", "matcher", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in ("average", "step", "seconds", "decay_from", "history"):
+            setattr(self, name, state[name])
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that is whole or not there: a new file, flushed, then renamed."""
+        new = path.with_suffix(".new")
+        with open(new, "wb") as file:
+            torch.save(self.state(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+    def rate(self, decay: int) -> float:
+        if self.decay_from >= 0:
+            left = 1 - (self.step - self.decay_from) / max(decay, 1)
+            return RATE * max(left, 0.01)
+        return RATE * min(1.0, (self.step + 1) / WARMUP)
+
+    def update(self, batch: Batch, rate: float) -> dict[str, float]:
+        """One optimiser step; returns the losses and the share of right patch matches."""
+        model = self.model.train()
+        tokens, start = model.aggregator(batch["images"])
+        out = model.heads(tokens, batch["images"], start)
+        parts = losses(out, batch)
+        half = tokens[MATCH_AFTER].shape[-1] // 2
+        patches = tokens[MATCH_AFTER][:, :, start:, half:]  # after the global block
+        matching, share = self.matcher(patches, batch["match"])
+        parts["match"] = 0.5 * matching
+        total = torch.stack(list(parts.values())).sum()
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if math.isfinite(norm.item()):
+            self.optimizer.step()
+        keep = min(EMA, (self.step + 1) / (self.step + 10))
+        averages = list(self.average.values())
+        torch._foreach_lerp_(averages, list(model.state_dict().values()), 1 - keep)
+        self.step += 1
+        shown = {name: value.item() for name, value in parts.items()}
+        return shown | {"matched": share.item(), "norm": norm.item()}
+
+    def averaged(self) -> TinyVGGT:
+        model = TinyVGGT()
+        model.load_state_dict(self.average)
+        return model.eval()
+
+
+def draw_curve(history: list[dict[str, float]], path: Path) -> None:
+    """Validation scores over minutes of training, one panel a score."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = {
+        "absrel": "depth AbsRel",
+        "delta": "depth, share within 1.25",
+        "rotation": "rotation error, median (degrees)",
+        "translation": "translation direction error, median (degrees)",
+        "auc30": "pose AUC@30",
+        "matched": "patches matched in training",
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    for axis, (name, title) in zip(axes.flat, panels.items(), strict=True):
+        axis.plot([h["minutes"] for h in history], [h[name] for h in history], ".-")
+        axis.set(title=title, xlabel="minutes")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def export(state: dict[str, Tensor], path: Path) -> None:
+    """Write the weights in float16: half the file, and the outputs move by less than 0.1 %."""
+    half = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
+    new = path.with_suffix(".new")
+    save_file(half, new, {"licence": "Apache-2.0", "model": "vggtquant builtin:tiny"})
+    new.replace(path)
+
+
+def validate(trainer: Trainer, batch: Batch, recent: dict[str, float], out: Path) -> None:
+    guess = predict(trainer.averaged(), batch)
+    row = scores(guess["depth"][..., 0], guess["pose_enc"], batch)
+    row |= {"step": trainer.step, "minutes": trainer.seconds / 60, "matched": recent["matched"]}
+    trainer.history.append(row)
+    text = " ".join(f"{name} {value:.4g}" for name, value in row.items())
+    print(f"\nvalidation: {text}", flush=True)
+    draw_curve(trainer.history, out / "curve.png")
+    (out / "history.json").write_text(json.dumps(trainer.history, indent=1))
+    export(trainer.average, out / "weights.safetensors")
+
+
+def bar(done: float) -> str:
+    return "#" * int(20 * min(done, 1.0)) + "." * (20 - int(20 * min(done, 1.0)))
+
+
+def train(args: argparse.Namespace) -> None:
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    last, annealed = out / "last.pt", out / "annealed.pt"
+    trainer = Trainer()
+    # an annealing that was killed goes on; a finished one starts again from the plateau
+    if args.decay and annealed.exists():
+        trainer.load(annealed)
+    if trainer.decay_from < 0 or trainer.step >= trainer.decay_from + args.decay:
+        trainer = Trainer()
+        if last.exists():
+            trainer.load(last)
+    if trainer.decay_from < 0:
+        plateau(trainer, args, last)
+        trainer.decay_from = trainer.step if args.decay else -1
+    if args.decay:
+        steps(trainer, trainer.decay_from + args.decay, math.inf, args, annealed)
+
+
+def plateau(trainer: Trainer, args: argparse.Namespace, path: Path) -> None:
+    limit = args.minutes * 60 if args.minutes is not None else math.inf
+    if limit > 0:
+        steps(trainer, args.steps if args.steps is not None else 10**9, limit, args, path)
+
+
+def steps(trainer: Trainer, last: int, limit: float, args: argparse.Namespace, path: Path) -> None:
+    """Train to step last, or for limit seconds; save to path every few minutes and at the end."""
+    batch = held_out(VALIDATION, 32)
+    began, saved, first = time.time(), time.time(), trainer.step
+    before = trainer.seconds
+    recent: dict[str, float] = {}
+    for _, data in prefetched(trainer.step, last):
+        now = trainer.update(data, trainer.rate(args.decay))
+        recent = {k: 0.95 * recent.get(k, v) + 0.05 * v for k, v in now.items()}
+        spent = time.time() - began
+        trainer.seconds = before + spent
+        if trainer.step % 20 == 0:
+            done = max(spent / limit, (trainer.step - first) / max(last - first, 1))
+            text = " ".join(f"{name} {value:.3f}" for name, value in recent.items())
+            end = "" if sys.stdout.isatty() else "\n"
+            speed = (trainer.step - first) / spent
+            line = f"[{bar(done)}] step {trainer.step} {speed:.2f}/s {text}"
+            print(f"\r{line}" if not end else line, end=end, flush=True)
+        if time.time() - saved > 120:
+            trainer.save(path)
+            saved = time.time()
+        if trainer.step % args.validate == 0:
+            validate(trainer, batch, recent, args.out)
+        if spent > limit:
+            break
+    trainer.save(path)
+    if recent:
+        validate(trainer, batch, recent, args.out)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print the scores of exported weights on 64 held-out scenes beside trivial predictors."""
+    from vggtquant import tiny
+
+    batch = held_out(scenes.HELD_OUT, 64)
+    guess = predict(tiny.build(args.weights or args.out / "weights.safetensors"), batch)
+    rows = trivial_scores(batch)
+    rows["builtin:tiny"] = scores(guess["depth"][..., 0], guess["pose_enc"], batch)
+    names = list(rows["builtin:tiny"])
+    print("| predictor | " + " | ".join(names) + " |")
+    print("|---|" + "---|" * len(names))
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(f"{row[n]:.3f}" for n in names) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run's files")
+    parser.add_argument("--minutes", type=float, help="stop the plateau after these minutes")
+    parser.add_argument("--steps", type=int, help="stop the plateau at this step in all")
+    parser.add_argument("--decay", type=int, default=0, help="then anneal for so many steps")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    parser.add_argument("--validate", type=int, default=250, help="steps between validations")
+    parser.add_argument("--evaluate", action="store_true", help="only score exported weights")
+    parser.add_argument("--weights", type=Path, help="with --evaluate: these weights")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    evaluate(args) if args.evaluate else train(args)
+
+
+if __name__ == "__main__":
+    main()
