@@ -14,7 +14,8 @@ from setuptools import Extension, setup
 
 if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
     sys.exit(
-        f"vggtquant builds on Linux, x86-64 and aarch64; this is {sys.platform}, {platform.machine()}"
+        "vggtquant builds on Linux, x86-64 and aarch64; "
+        f"this is {sys.platform}, {platform.machine()}"
     )
 
 DEBUG = os.environ.get("VGGTQUANT_DEBUG") == "1"

@@ -16,8 +16,8 @@ Granularity = Literal["per_tensor", "per_channel", "per_group"]
 class Scheme:
     """How an array is coded: bits, symmetry, and which values share a scale.
 
-    two_level is for INT4 groups: a group's scale is an integer factor (1..15, asymmetric 1..8) times
-    one float a channel, so that all arithmetic before the epilogue is in integers
+    two_level is for INT4 groups: a group's scale is an integer factor (1..15, asymmetric 1..8)
+    times one float a channel, so that all arithmetic before the epilogue is in integers
     (docs/conventions.md, "Two-level scales"). Without it each group has a float scale.
 
     >>> Scheme(bits=8, granularity="per_group", group_size=64).zero_points
@@ -88,7 +88,7 @@ class QuantizationConfig:
     calibration_samples: int = 100
     """Inputs shown to range observers, where a scheme has any; none of the present ones has."""
     quantize_activations: bool = False
-    """False: float activations. True: INT8 per token, chosen from each row as it comes (dynamic)."""
+    """False: float activations. True: INT8, a scale a token, chosen as it comes (dynamic)."""
     skip_first_last: bool = True
     """Leave the first and the last Linear of the model in float."""
     device: str = "cpu"
@@ -115,7 +115,9 @@ class QuantizationConfig:
         if self.group_size % 8 and self.quant_type in ("int4_group", "mixed_precision"):
             raise UserError(f"group_size is {self.group_size}; a Linear wants a multiple of 8")
         if self.calibration_samples < 0:
-            raise UserError(f"calibration_samples is {self.calibration_samples}; 0 or more is wanted")
+            raise UserError(
+                f"calibration_samples is {self.calibration_samples}; 0 or more is wanted"
+            )
         if self.quant_type == "mixed_precision":
             _one_of("sensitive_bits", self.sensitive_bits, (4, 8))
             _one_of("normal_bits", self.normal_bits, (4, 8))
@@ -167,7 +169,7 @@ def _positive(field: str, seen: object) -> None:
 
 # fmt: off
 _TABLE = (
-    # name                          quant_type               bits  symmetric  per_channel  group_size
+    # name                          quant_type              bits  symmetric  per_channel  group_size
     ("Baseline_FP32",               "fp32",                  32,   True,      True,        128),
     ("Baseline_BF16",               "bf16",                  16,   True,      True,        128),
     ("INT8_Per_Tensor_Symmetric",   "int8_per_tensor_sym",    8,   True,      False,       128),

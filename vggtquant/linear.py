@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,10 +44,11 @@ class _Product(torch.autograd.Function):
 class QuantizedLinear(nn.Module):
     """An nn.Linear whose weight is packed INT8 or INT4 and computed with as it is.
 
-    x (..., in_features) of float32, float16 or bfloat16 gives (..., out_features) of the same dtype;
-    under CPU autocast, of autocast's. With quantize_activations each token is coded to INT8 and the
-    sums are exact integers: the same bits on every instruction set and thread count. Without, weights
-    are decoded panel by panel and multiplied in float32, in an order fixed per instruction set.
+    x (..., in_features) of float32, float16 or bfloat16 gives (..., out_features) of the same
+    dtype; under CPU autocast, of autocast's. With quantize_activations each token is coded to INT8
+    and sums are exact integers: the same bits on every instruction set and thread count. Without,
+    weights are decoded panel by panel and multiplied in float32, in an order fixed per instruction
+    set.
 
     >>> layer = QuantizedLinear.from_linear(nn.Linear(64, 32), "INT4_Group_32_A8")
     >>> layer(torch.ones(2, 3, 64)).shape
@@ -61,7 +63,9 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         if len(q.shape) != 2 or 0 in q.shape:
-            raise UserError(f"a weight of shape {q.shape} is given; (out, in), not empty, is wanted")
+            raise UserError(
+                f"a weight of shape {q.shape} is given; (out, in), not empty, is wanted"
+            )
         self.out_features, self.in_features = q.shape
         self.config = config
         self.scheme = q.scheme
@@ -86,7 +90,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight that the codes stand for, float32 (out, in): made anew each time, read only."""
+        """What the codes stand for, float32 (out, in): made anew each time, read only."""
         return self.qtensor().dequantize()  # type: ignore[no-any-return]
 
     @property
@@ -168,8 +172,6 @@ class QuantizedLinear(nn.Module):
             raise UserError("weight_codes and weight_scale are wanted")
         if (zero is None) != self.scheme.symmetric:
             raise UserError(f"weight_zero_point does not fit {self.config.name}")
-        from dataclasses import replace
-
         scheme = replace(self.scheme, two_level=factor is not None)
         packed = _pack(QTensor(scheme, shape, "float32", True, q, scale, factor, zero))
         self.scheme, self.packed = scheme, packed
@@ -178,6 +180,7 @@ class QuantizedLinear(nn.Module):
 def _pack(q: QTensor) -> torch.Tensor:
     n, k = q.shape
     scale, zero = q.stored_scale, q.stored_zero
+    scales: Literal["per_row", "two_level", "per_group"]
     if q.scheme.bits == 8:
         scales = "per_row"
         if q.scheme.granularity == "per_tensor":

@@ -35,7 +35,8 @@ class LayerReport:
     """Of weight and bias."""
     bytes_after: int
     sqnr_db: float | None = None
-    """Signal to quantization noise of the weight, 10 log10(sum w^2 / sum (w - w')^2); None: no noise."""
+    """Of the weight w and what its codes stand for, w': 10 log10(sum w^2 / sum (w - w')^2); None
+    where there is no noise."""
     cosine: float | None = None
     """Cosine of the weight and what its codes stand for."""
     skipped: str | None = None
@@ -303,8 +304,8 @@ def _notes(config: QuantizationConfig) -> list[str]:
     if not config.quantizes:
         return [f"{config.name}: no layer is quantized"]
     notes = [
-        f"calibration_samples={config.calibration_samples} had nothing to do: weights are coded from "
-        "their own values, activations from each token as it comes"
+        f"calibration_samples={config.calibration_samples} had nothing to do: "
+        "weights are coded from their own values, activations from each token as it comes"
     ]
     uses_groups = config.bits == 4 or config.quant_type == "mixed_precision"
     if not uses_groups and config.group_size != 128:

@@ -38,7 +38,8 @@ def use_isa(name: str | None) -> None:
         _cpu.use(name)
     except RuntimeError as error:
         raise UserError(
-            f"instruction set {name!r} is unknown or does not run here; these do: {', '.join(isas())}"
+            f"instruction set {name!r} is unknown or does not run here; "
+            f"these do: {', '.join(isas())}"
         ) from error
 
 
@@ -129,7 +130,7 @@ def parameters(
 def two_level(
     shape: Shape, x: NDArray[Any], zero_points: bool
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any]]:
-    """Channel scales, factors, zero points, and squared errors (rows, 2): two-level, float scales."""
+    """Channel scales, factors, zero points; squared errors (rows, 2): two-level, float scales."""
     channel_scale = np.empty(shape.rows, np.float32)
     factor = np.empty(shape.groups, np.uint8)
     zero = np.empty(shape.groups, np.int8) if zero_points else None
@@ -168,7 +169,7 @@ class Packed(NamedTuple):
     """What packed bytes hold; see vgq_weight in csrc/vgq.h."""
 
     bits: int
-    scales: str
+    scales: _cpu.Scales
     n: int
     k: int
     group: int
@@ -188,10 +189,10 @@ def pack(
     zero: NDArray[Any] | None,
 ) -> torch.Tensor:
     """The kernels' layout of a weight, as one uint8 tensor."""
-    nkg, scales = (about.n, about.k, about.group), about.scales
-    nbytes = _cpu.packed_nbytes(_format(about.bits), scales, nkg, about.asymmetric)  # type: ignore[arg-type]
+    nkg, scales, fmt = (about.n, about.k, about.group), about.scales, _format(about.bits)
+    nbytes = _cpu.packed_nbytes(fmt, scales, nkg, about.asymmetric)
     packed = torch.empty(max(nbytes, 1), dtype=torch.uint8)
-    _cpu.pack(_format(about.bits), scales, nkg, q, scale, factor, zero, packed.numpy())  # type: ignore[arg-type]
+    _cpu.pack(fmt, scales, nkg, q, scale, factor, zero, packed.numpy())
     return packed
 
 

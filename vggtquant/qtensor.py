@@ -60,7 +60,9 @@ class QTensor:
     @property
     def zero_point(self) -> NDArray[np.int8]:
         """Zero points, int8, in the shape of `scale`; all 0 for a symmetric scheme."""
-        zero = np.zeros(self.layout.groups, np.int8) if self.stored_zero is None else self.stored_zero
+        zero = (
+            np.zeros(self.layout.groups, np.int8) if self.stored_zero is None else self.stored_zero
+        )
         return _shaped(zero, self.layout, self.scheme)
 
     @property
@@ -112,8 +114,8 @@ def quantize(
     """Code an array.
 
     x: NumPy array or torch CPU tensor of float32, float16 or bfloat16, any shape. config: a name of
-    CONFIGS, a config, or a Scheme. scale, zero_point: take these instead of choosing (codes are then
-    rint(x / scale) + zero_point, saturated, as ONNX QuantizeLinear has it; NaN codes as 0.0).
+    CONFIGS, a config, or a Scheme. scale, zero_point: take these instead of choosing (codes are
+    then rint(x / scale) + zero_point, saturated, as ONNX QuantizeLinear has it; NaN codes as 0.0).
     Formulas: docs/conventions.md.
 
     Raises:

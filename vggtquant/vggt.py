@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is special to VGGT: its first and last Linear, its outputs and which of their axes are images."""
+"""What is special to VGGT: its first and last Linear, its outputs and their image axes."""
 
 from __future__ import annotations
 
