@@ -225,7 +225,7 @@ def _scene_number(images: str | Path) -> int | None:
 
 
 def _keep_apart(pictures: list[Path], out: Path) -> None:
-    """UserError when results would be written among the pictures, where a later run takes them in."""
+    """UserError when results would be written among the pictures, to be read by the next run."""
     for name in ("images", "depth"):
         if pictures[0].resolve().parent == (out / name).resolve():
             raise UserError(f"--out {out} holds the pictures in {name}/: wanted another folder")
