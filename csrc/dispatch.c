@@ -49,15 +49,6 @@ static int runs_here(int isa)
     return 0;
 }
 
-/* Sets of instructions are nested: each one needs all weaker ones. */
-static int strongest(void)
-{
-    int isa = 0;
-    while (isa + 1 < ISAS && runs_here(isa + 1))
-        isa++;
-    return isa;
-}
-
 /* Every member of a table is a pointer, so a table is an array of slots; a filled slot replaces. */
 static void overlay(void *onto, const void *table, size_t nbytes)
 {
@@ -71,16 +62,14 @@ static void overlay(void *onto, const void *table, size_t nbytes)
 
 vgq_status vgq_use(const char *isa)
 {
-    int last = strongest();
-    if (isa) {
-        while (last >= 0 && strcmp(isa, isa_name(last)) != 0)
-            last--;
-        if (last < 0)
-            return VGQ_EISA;
-    }
+    int last = ISAS - 1;
+    while (last >= 0 && (!runs_here(last) || (isa && strcmp(isa, isa_name(last)) != 0)))
+        last--;
+    if (last < 0)
+        return VGQ_EISA;
     memset(&chosen, 0, sizeof(chosen));
-#define X(subject, name)    \
-    if (ISA_##name <= last) \
+#define X(subject, name)                             \
+    if (ISA_##name <= last && runs_here(ISA_##name)) \
         overlay(&chosen.subject, &vgq_##subject##_##name, sizeof(chosen.subject));
     VGQ_TABLES(X)
 #undef X
@@ -92,7 +81,10 @@ const char *vgq_isa(void) { return chosen_isa; }
 
 const char *vgq_isa_here(size_t index)
 {
-    return index <= (size_t)strongest() ? isa_name((int)index) : NULL;
+    for (int isa = 0; isa < ISAS; isa++)
+        if (runs_here(isa) && index-- == 0)
+            return isa_name(isa);
+    return NULL;
 }
 
 const vgq_kernels *vgq_chosen(void) { return &chosen; }
