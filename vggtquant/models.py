@@ -29,6 +29,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 _BUILTIN = {  # name: (function, width of the pictures it was trained on)
     "builtin:tiny": ("vggtquant.tiny:build", 112),
+    "builtin:tiny-outliers": ("vggtquant.tiny.outliers:build_outliers", 112),
 }
 _WEIGHTS = ("model.safetensors", "model.pt", "pytorch_model.bin")  # in a directory or repository
 _INSTALL_VGGT = (
