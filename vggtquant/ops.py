@@ -49,7 +49,8 @@ def dtype_name(x: Array) -> str:
     Raises:
         TypeError: for any other dtype, and for what is no array.
     """
-    name = str(getattr(x, "dtype", type(x).__name__)).removeprefix("torch.")
+    dtype = getattr(x, "dtype", type(x).__name__)
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")  # NumPy's, in any byte order
     if name not in DTYPES:
         raise TypeError(f"dtype {name} is given; one of {', '.join(DTYPES)} is wanted")
     return name
@@ -61,7 +62,7 @@ def values(x: Array) -> NDArray[Any]:
     if not isinstance(x, torch.Tensor):
         if name == "bfloat16":
             x = x.view(np.uint16)
-        return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("=")).reshape(x.shape)
+        return np.require(np.asarray(x), x.dtype.newbyteorder("="), ["C", "ALIGNED"])
     if x.layout != torch.strided or x.device.type != "cpu":
         raise UserError(f"a dense CPU tensor is wanted, not one of {x.layout} on {x.device}")
     x = x.detach().contiguous()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from . import ops
@@ -142,7 +143,7 @@ def quantize(
     if factor is not None:
         effective = np.repeat(stored, layout.row_groups) * factor.astype(np.float32)
     packed = ops.quantize(scheme.bits, layout, values, effective, zero)
-    is_torch = not isinstance(x, np.ndarray)
+    is_torch = isinstance(x, torch.Tensor)
     return QTensor(scheme, shape, ops.dtype_name(x), is_torch, packed, stored, factor, zero)
 
 
@@ -190,7 +191,9 @@ def _chosen(
     if nonfinite:
         raise UserError(f"{nonfinite} values are NaN or infinite; finite ones are wanted")
     if by_row is not layout:
-        lo, hi = lo.min(keepdims=True), hi.max(keepdims=True)
+        # By the core, since NumPy would follow a caller who flushes denormals.
+        both = np.concatenate([lo, hi])
+        lo, hi, _ = ops.ranges(ops.Shape(1, both.size, both.size), both)
     if scheme.two_level and values.size:
         channel_scale, factor, zero, error = ops.two_level(layout, values, scheme.zero_points)
         two_level_error, float_error = (math.fsum(column) for column in error.T)
@@ -206,13 +209,15 @@ def _given(
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """The caller's parameters as the core wants them."""
     wanted = _shaped(np.empty(layout.groups), layout, scheme).shape
-    stored = _fitted("scale", np.asarray(scale, np.float32), wanted)
+    stored = _fitted("scale", np.asarray(scale, np.float32), wanted)[: layout.groups]
     if stored.size and not (np.isfinite(stored).all() and (stored > 0).all()):
         raise UserError("scale must be positive and finite everywhere")
     if zero_point is None:
         return stored, None
-    zero = _fitted("zero_point", np.asarray(zero_point), wanted)
+    zero = _fitted("zero_point", np.asarray(zero_point), wanted)[: layout.groups]
     lowest, highest = (-128, 127) if scheme.bits == 8 else (-8, 7)
+    if not np.array_equal(zero, np.rint(zero)):
+        raise UserError("zero_point must be whole numbers")
     if zero.size and (zero.min() < lowest or zero.max() > highest):
         raise UserError(
             f"zero_point ranges from {zero.min()} to {zero.max()}; {lowest} to {highest} is wanted"

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures over the tables: instruction sets that run here, thread counts, configs, dtypes."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import vggtquant as vq
+
+INTEGER_CONFIGS = {name: config for name, config in vq.CONFIGS.items() if config.quantizes}
+
+
+@pytest.fixture(params=vq.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this machine can run, in use while the test runs."""
+    before = vq.isa()
+    vq.use_isa(request.param)
+    yield request.param
+    vq.use_isa(before)
+
+
+@pytest.fixture(params=[1, 2, 3, 7], ids=lambda n: f"{n}threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Thread counts of the process's OpenMP runtime, through torch, which owns it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A fresh seed a test, printed with a failure."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(params=INTEGER_CONFIGS.values(), ids=INTEGER_CONFIGS)
+def config(request: pytest.FixtureRequest) -> vq.QuantizationConfig:
+    """Each config of CONFIGS that quantizes."""
+    return request.param
+
+
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    import ml_dtypes
+
+    return x.astype(ml_dtypes.bfloat16)
+
+
+SOURCES: dict[str, Callable[[np.ndarray], np.ndarray | torch.Tensor]] = {
+    "numpy-float32": lambda x: x,
+    "numpy-float16": lambda x: x.astype(np.float16),
+    "numpy-bfloat16": _bfloat16,
+    "torch-float32": torch.from_numpy,
+    "torch-float16": lambda x: torch.from_numpy(x).half(),
+    "torch-bfloat16": lambda x: torch.from_numpy(x).bfloat16(),
+}
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> Callable[[np.ndarray], np.ndarray | torch.Tensor]:
+    """Makes a source of one library and dtype from float32."""
+    if request.param == "numpy-bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
+        pytest.skip("ml_dtypes, which gives NumPy a bfloat16, is not installed")
+    return SOURCES[request.param]

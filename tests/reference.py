@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/conventions.md in NumPy: slow and obvious. The metrics stand in reference_metrics.py.
+
+Written from the page, not from the C code. Each float32 operation is one NumPy operation on float32
+arrays, so it is rounded where the page says; what the page does in double is done in float64.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vggtquant import Scheme
+
+Array = NDArray[np.generic]
+F32 = np.float32
+
+LIMITS = {8: (-128, 127), 4: (-8, 7)}
+SMALLEST_SCALE = F32(2.0**-126)
+MOST = {True: 15, False: 8}
+"""Largest factor of two-level scales, by symmetry."""
+
+
+# ---- dtypes --------------------------------------------------------------------------------------
+
+
+def dtype_name(x: Array | torch.Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def bits16(x: Array | torch.Tensor) -> NDArray[np.uint16]:
+    """The bits of a 16-bit array or tensor."""
+    return (
+        x.contiguous().view(torch.uint16).numpy() if isinstance(x, torch.Tensor) else x.view("u2")
+    )
+
+
+def widen(x: Array | torch.Tensor) -> NDArray[np.float32]:
+    """Exactly to float32, from the fields of the number's bits."""
+    if dtype_name(x) == "float32":
+        return x.numpy() if isinstance(x, torch.Tensor) else np.asarray(x, F32)
+    bits = bits16(x).astype(np.int64)
+    if dtype_name(x) == "bfloat16":  # the upper half of a float32
+        return (bits << 16).astype(np.uint32).view(F32)
+    sign = np.where(bits >> 15, -1.0, 1.0)
+    exponent, fraction = bits >> 10 & 31, bits & 1023
+    special = np.where(fraction == 0, math.inf, math.nan)
+    normal = (1024 + fraction) * 2.0 ** (exponent - 25.0)
+    value = np.where(exponent == 0, fraction * 2.0**-24, np.where(exponent == 31, special, normal))
+    return (sign * value).astype(F32)
+
+
+def narrow(x: NDArray[np.float32], dtype: str) -> Array:
+    """Rounded once to dtype, half to even; bfloat16 as its bits in uint16."""
+    with np.errstate(over="ignore"):
+        if dtype != "bfloat16":
+            return x.astype(dtype)
+    bits = x.view(np.uint32).astype(np.int64)
+    half_even = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), bits >> 16 | 0x40, half_even).astype(np.uint16)
+
+
+# ---- quantize ------------------------------------------------------------------------------------
+
+
+class Coded(NamedTuple):
+    """A matrix of codes; scale, zero, factor: (rows, groups)."""
+
+    codes: NDArray[np.int64]
+    scale: NDArray[np.float32]
+    zero: NDArray[np.int64]
+    bits: int
+    group: int
+    channel_scale: NDArray[np.float32] | None = None
+    factor: NDArray[np.int64] | None = None
+    errors: tuple[float, float] | None = None
+    """Squared error of two-level scales and of float scales, where both were found."""
+
+
+def matrix(x: NDArray[np.float32], granularity: str) -> NDArray[np.float32]:
+    """Axis 0 is the channel and the rest is one row."""
+    if granularity == "per_tensor" or x.ndim < 2:
+        return x.reshape(1, -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def group_length(scheme: Scheme, cols: int) -> int:
+    return min(scheme.group_size, cols) if scheme.granularity == "per_group" else cols
+
+
+def groups_of(row: NDArray[np.float32], group: int) -> list[NDArray[np.float32]]:
+    return [row[start : start + group] for start in range(0, len(row), group)]
+
+
+def parameters(x: NDArray[np.float32], bits: int, symmetric: bool) -> tuple[np.float32, int]:
+    """Scale and zero point of the values that share them."""
+    lowest, highest = LIMITS[bits]
+    lo, hi = min(F32(0), x.min()), max(F32(0), x.max())
+    if symmetric:
+        return max(max(-lo, hi) / F32(highest), SMALLEST_SCALE), 0
+    scale = max(F32((float(hi) - float(lo)) / (highest - lowest)), SMALLEST_SCALE)
+    return scale, zero_point(lo, scale, bits)
+
+
+def zero_point(lo: np.float32, scale: np.float32, bits: int) -> int:
+    lowest, highest = LIMITS[bits]
+    return min(max(round(lowest - float(lo) / float(scale)), lowest), highest)
+
+
+def encode(x: NDArray[np.float32], scale: np.float32, zero: int, bits: int) -> NDArray[np.int64]:
+    lowest, highest = LIMITS[bits]
+    with np.errstate(over="ignore", invalid="ignore"):
+        steps = np.rint(x / F32(scale))
+    steps = np.where(np.isnan(steps), 0, steps)
+    return np.clip(steps, lowest - zero, highest - zero).astype(np.int64) + zero
+
+
+def decode(codes: NDArray[np.int64], scale: np.float32, zero: int) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return (codes - zero).astype(F32) * F32(scale)
+
+
+def squared_error(x: NDArray[np.float32], scale: np.float32, zero: int) -> float:
+    """Of a group coded in 4 bits: sixteen sums, then a tree."""
+    with np.errstate(over="ignore"):
+        e = x - decode(encode(x, scale, zero, 4), scale, zero)
+    sums = [0.0] * 16
+    for i, error in enumerate(e.astype(np.float64).tolist()):
+        sums[i % 16] += error * error
+    for step in (8, 4, 2, 1):
+        sums = [sums[i] + sums[i + step] for i in range(step)]
+    return sums[0]
+
+
+def round17(x: np.float32) -> np.float32:
+    mantissa, exponent = math.frexp(float(x))
+    return F32(math.ldexp(round(math.ldexp(mantissa, 17)), exponent - 17))
+
+
+class TwoLevel(NamedTuple):
+    channel_scale: np.float32
+    factors: list[int]
+    zeros: list[int]
+    error: float
+    float_error: float
+
+
+def two_level(groups: list[NDArray[np.float32]], symmetric: bool) -> TwoLevel:
+    """Of one row."""
+    most = MOST[symmetric]
+    covering = [parameters(x, 4, symmetric) for x in groups]
+    widest = max(scale for scale, _ in covering)
+    channel_scale = max(round17(widest / F32(most)), SMALLEST_SCALE)
+    factors, zeros, error, float_error = [], [], 0.0, 0.0
+    for x, (t, zero) in zip(groups, covering, strict=True):
+        float_error += squared_error(x, t, zero)
+        lo = min(F32(0), x.min())
+        cover = min(math.floor(t / channel_scale), most)
+        tried = []
+        for factor in range(cover - 4, cover + 2):
+            if 1 <= factor <= most:
+                scale = channel_scale * F32(factor)
+                zero = 0 if symmetric else zero_point(lo, scale, 4)
+                tried.append((squared_error(x, scale, zero), factor, zero))
+        best = min(tried, key=lambda one: one[0])  # the first of equals
+        error += best[0]
+        factors.append(best[1])
+        zeros.append(best[2])
+    return TwoLevel(channel_scale, factors, zeros, error, float_error)
+
+
+def quantize(x: NDArray[np.float32], scheme: Scheme) -> Coded:
+    """Codes with scales chosen from the values."""
+    rows = matrix(x, scheme.granularity)
+    group = group_length(scheme, rows.shape[1])
+    split = [groups_of(row, group) for row in rows]
+    if not rows.size:
+        shape = (len(rows), 0)
+        return Coded(
+            rows.astype(int), np.zeros(shape, F32), np.zeros(shape, int), scheme.bits, group
+        )
+    factor = channel_scale = errors = None
+    if scheme.two_level:
+        chosen = [two_level(groups, scheme.symmetric) for groups in split]
+        errors = math.fsum(c.error for c in chosen), math.fsum(c.float_error for c in chosen)
+        if errors[0] <= 1.05 * errors[1]:
+            channel_scale = np.array([c.channel_scale for c in chosen])
+            factor = np.array([c.factors for c in chosen])
+            scale, zero = (
+                channel_scale[:, None] * factor.astype(F32),
+                np.array([c.zeros for c in chosen]),
+            )
+    if factor is None:
+        pairs = [[parameters(x, scheme.bits, scheme.symmetric) for x in groups] for groups in split]
+        scale = np.array([[pair[0] for pair in row] for row in pairs], F32)
+        zero = np.array([[pair[1] for pair in row] for row in pairs])
+    codes = given(rows, scheme.bits, scale, zero, group)
+    return Coded(codes, scale, zero, scheme.bits, group, channel_scale, factor, errors)
+
+
+def given(
+    rows: NDArray[np.float32],
+    bits: int,
+    scale: NDArray[np.float32],
+    zero: NDArray[np.int64],
+    group: int,
+) -> NDArray[np.int64]:
+    """Codes of a matrix with given scales and zero points, (rows, groups) each."""
+    codes = np.empty(rows.shape, np.int64)
+    for r, row in enumerate(rows):
+        for g, x in enumerate(groups_of(row, group)):
+            codes[r, g * group : g * group + len(x)] = encode(x, scale[r, g], int(zero[r, g]), bits)
+    return codes
+
+
+def dequantize(q: Coded) -> NDArray[np.float32]:
+    """The values that the codes stand for, float32 (rows, cols)."""
+    return decode(q.codes, spread(q.scale, q), spread(q.zero, q))  # type: ignore[arg-type]
+
+
+def spread(per_group: NDArray[np.generic], q: Coded) -> NDArray[np.generic]:
+    """A value a group to a value an element."""
+    return np.repeat(per_group, max(q.group, 1), axis=1)[:, : q.codes.shape[1]]
+
+
+def pack(codes: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+    """Stored bytes, row by row."""
+    if bits == 8:
+        return (codes & 255).astype(np.uint8)
+    rows, cols = codes.shape
+    nibbles = np.zeros((rows, cols + cols % 2), np.int64)
+    nibbles[:, :cols] = codes & 15
+    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).astype(np.uint8)
+
+
+# ---- activations and Linear ----------------------------------------------------------------------
+
+
+def code_token(x: NDArray[np.float32]) -> tuple[NDArray[np.int64], np.float32]:
+    """Codes of one row of an input, and its scale."""
+    absmax = F32(np.abs(x).max())
+    if not np.isfinite(x).all():
+        return np.zeros(x.shape, np.int64), F32(np.nan)
+    if absmax < 2.0**-120:
+        return np.zeros(x.shape, np.int64), F32(0)
+    inverse = F32(127) / absmax
+    return np.clip(np.rint(x * inverse), -127, 127).astype(np.int64), absmax / F32(127)
+
+
+def integers(w: Coded) -> NDArray[np.int64]:
+    """v: code - zero_point, times the factor where scales have two levels."""
+    v = w.codes - spread(w.zero, w)
+    return v if w.factor is None else v * spread(w.factor, w)
+
+
+def exact_product(codes: NDArray[np.int64], v: NDArray[np.int64]) -> NDArray[np.int64]:
+    """codes v^T. Every partial sum is an integer below 2^53, so float64 with its BLAS is."""
+    return (codes.astype(np.float64) @ v.T.astype(np.float64)).astype(np.int64)
+
+
+def linear_int8(
+    x: NDArray[np.float32], w: Coded, bias: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """y (m, n) with INT8 activations; no bias adds 0.0."""
+    tokens = [code_token(row) for row in x]
+    codes = np.array([token[0] for token in tokens])
+    scale_x = np.array([token[1] for token in tokens], F32)[:, None]
+    added = F32(0) if bias is None else bias
+    v = integers(w)
+    if w.bits == 8 or w.channel_scale is not None:
+        scale_w = w.scale[:, 0] if w.channel_scale is None else w.channel_scale
+        return exact_product(codes, v).astype(F32) * scale_x * scale_w + added
+    total = np.zeros((len(x), len(v)), F32)
+    for g in range(w.scale.shape[1]):
+        at = slice(g * w.group, (g + 1) * w.group)
+        acc = exact_product(codes[:, at], v[:, at])
+        total = total + acc.astype(F32) * w.scale[:, g]
+    return total * scale_x + added
+
+
+def linear_float(
+    x: NDArray[np.float32], w: Coded, bias: NDArray[np.float32] | None, fused: bool
+) -> NDArray[np.float32]:
+    """y (m, n) with float activations: one chain of additions an output, k ascending."""
+    if w.channel_scale is None:
+        weight = decode(w.codes, spread(w.scale, w), spread(w.zero, w))  # type: ignore[arg-type]
+    else:
+        weight = integers(w).astype(F32) * w.channel_scale[:, None]
+    y = np.zeros((len(x), len(weight)), F32)
+    for k in range(x.shape[1]):
+        a, b = x[:, k : k + 1], weight[:, k]
+        y = fma(a, b, y) if fused else a * b + y
+    return y if bias is None else y + bias
+
+
+def fma(
+    a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """a * b + c rounded once to float32.
+
+    The product is exact in double. The sum is rounded to odd in double, after which rounding to
+    float32 is correct (Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums").
+    """
+    p, c = a.astype(np.float64) * b, c.astype(np.float64)
+    total = p + c
+    virtual = total - p
+    lost = (p - (total - virtual)) + (c - virtual)  # Knuth's TwoSum: total + lost is exact
+    even = total.view(np.int64) % 2 == 0
+    toward = np.where(lost > 0, np.inf, -np.inf)
+    return np.where((lost != 0) & even, np.nextafter(total, toward), total).astype(F32)
