@@ -436,3 +436,12 @@ def test_a_killed_run_leaves_whole_files(tmp_path: Path) -> None:
     assert document["status"] == "running"
     assert 2 <= len(document["schemes"]) < len(vq.CONFIGS)
     assert all(row["status"] in ("ok", "skipped") for row in document["schemes"])
+
+
+def test_a_baseline_slower_than_forecast_leaves_one_pass(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(forecast, "LOOK_SECONDS", 1e-9)
+    monkeypatch.setattr(forecast, "plan", lambda *_, **__: forecast.Plan(2, 3, 1, 0.0))
+    with Progress(bars=False) as progress:
+        settings = _settings(tmp_path, runs=None, warmup=None)
+        rows = evaluate.evaluate(settings, progress).document["schemes"]
+    assert [len(row["scenes"][0]["forward_ms_runs"]) for row in rows] == [3, 1, 1]

@@ -142,7 +142,9 @@ def _show(result: Any) -> None:
 
     console = Console(highlight=False, markup=False)
     console.width = min(console.width, text.WIDTH) if console.is_terminal else text.WIDTH
+    console.print()
     console.print(text.main_table(result.document))
+    console.print()
     for line in (*text.legend(result.document), "", *text.headline(result.document)):
         console.print(line, soft_wrap=True)
     for words in text.timing_cautions(result.document):

@@ -115,6 +115,10 @@ class Planned:
         """Forwards of a scheme."""
         return self.passes.warmup + self.passes.runs * len(self.samples)
 
+    def seconds_of_schemes(self) -> float:
+        """Forecast of all rows but the baseline's."""
+        return forecast.total(self.costs, self.forwards) - self.costs[0].seconds(self.forwards)
+
 
 def plan(
     settings: Settings,
@@ -137,7 +141,7 @@ def plan(
         least=available.amount if given is not None else available.least,
         runs=settings.runs,
         warmup=settings.warmup,
-        budget=forecast.COFFEE_SECONDS if settings.images else forecast.LOOK_SECONDS,
+        budget=forecast.budget(bool(settings.images)),
     )
     planned = Planned(
         Passes(chosen.runs, chosen.warmup, settings.device),
@@ -181,7 +185,7 @@ def _forecast_lines(
         f"packed weights together at most {megabytes(2 * planned.costs[0].model_bytes)} MB"
     )
     if chosen.seconds > forecast.COFFEE_SECONDS:
-        lines.append("that is long: --schemes selects, --max_images and --runs shorten")
+        lines.append("that is long: --schemes selects, --max_images, --scenes and --runs shorten")
     return lines
 
 
@@ -269,14 +273,22 @@ def _rows(
     from .text import duration
 
     model, samples, passes = loaded.model, planned.samples, planned.passes
-    progress.start(len(configs) * planned.forwards)
-    progress.scheme("Baseline_FP32", planned.forwards)
+    baseline_forwards = planned.forwards
+    progress.start(len(configs) * baseline_forwards)
+    progress.scheme("Baseline_FP32", baseline_forwards)
     start = time.perf_counter()
     baseline = measure.run_baseline(model, samples, passes, tick=progress.tick)
     progress.done(_summary(baseline.row), time.perf_counter() - start)
     planned.costs = forecast.update(planned.costs, baseline.row["time"]["forward_ms_median"] / 1e3)
-    rest = forecast.total(planned.costs, planned.forwards)
-    rest -= planned.costs[0].seconds(planned.forwards)
+    rest = planned.seconds_of_schemes()
+    budget = forecast.budget(bool(settings.images))
+    if settings.runs is None and passes.runs > 1 and rest > budget:
+        progress.say(
+            f"FP32 was slower than forecast: {duration(rest)} to come, so one pass a scheme"
+        )
+        passes = planned.passes = Passes(1, passes.warmup, passes.device)
+        rest = planned.seconds_of_schemes()
+        progress.start(baseline_forwards + (len(configs) - 1) * planned.forwards)
     progress.say(f"from the baseline's own time: the other schemes take about {duration(rest)}")
     writer.parts = {
         "environment": environment.describe(settings.argv or sys.argv),
@@ -315,6 +327,8 @@ def _summary(row: Row) -> str:
 
 
 def _model_block(loaded: Any, baseline: measure.Baseline) -> dict[str, Any]:
+    # nn.MultiheadAttention uses its out_proj without calling it, so no hook sees it run.
+    other = [name for name, layer in baseline.linears.items() if type(layer) is not nn.Linear]
     weights = sum(layer.weight.numel() for layer in baseline.linears.values())
     parameters = sum(p.numel() for p in loaded.model.parameters())
     return {
@@ -324,11 +338,12 @@ def _model_block(loaded: Any, baseline: measure.Baseline) -> dict[str, Any]:
         "sha256": loaded.sha256,
         "parameters": parameters,
         "parameter_bytes": baseline.model_bytes,
-        "linear_layers": len(baseline.linears),
+        "linear_layers": len(baseline.linears) - len(other),
+        "linear_subclass_layers": len(other),
         "linear_weights": weights,
         "linear_share": weights / parameters,
         "linear_layers_not_reached": [
-            name for name in baseline.linears if name not in baseline.reached
+            name for name in baseline.linears if name not in baseline.reached and name not in other
         ],
         "outputs": {
             name: list(value.shape) for name, value in baseline.measured.outputs[0].items()

@@ -193,6 +193,11 @@ def hopeless(cost: Cost, baseline: Cost, forwards: float) -> str | None:
     )
 
 
+def budget(pictures: bool) -> float:
+    """Seconds that the default amount may take: of a user's pictures, or of rendered scenes."""
+    return COFFEE_SECONDS if pictures else LOOK_SECONDS
+
+
 def total(found: Sequence[Cost], forwards: float) -> float:
     """Seconds of all rows, FP32 first, without a bfloat16 row that would be left out."""
     return sum(

@@ -56,10 +56,13 @@ class Progress:
         self._console.print(line, soft_wrap=True)
 
     def start(self, forwards: int) -> None:
-        """Begins the display of a run of that many forwards."""
-        if self._bars is not None:
+        """Begins the display of a run of that many forwards, or corrects that number."""
+        if self._bars is None:
+            return
+        if self._all is None:
             self._bars.start()
             self._all = self._bars.add_task("all schemes", total=forwards)
+        self._bars.update(self._all, total=forwards)
 
     def scheme(self, name: str, forwards: int) -> None:
         """Begins a scheme of that many forwards."""

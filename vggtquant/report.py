@@ -34,7 +34,7 @@ RULES = {
     ),
     "accuracy": "The smallest error; of equals, the fewest bytes.",
     "size": "The fewest bytes held by the whole model; of equals, the smallest error.",
-    "speed": "The smallest median time of a forward; of equals, the smallest error.",
+    "speed": "The largest speedup over FP32 timed beside it; of equals, the smallest error.",
     "balance": (
         "The smallest sum of (bytes / FP32 bytes) and error: one percent of the FP32 model's bytes "
         "weighs as much as one percent of error. Time has no part in it, because it depends on the "
@@ -73,9 +73,7 @@ def best(rows: Sequence[Row]) -> Document:
     if there:
         picks["accuracy"] = min(there, key=lambda row: (row["error"], _bytes(row)))
         picks["size"] = min(there, key=lambda row: (_bytes(row), row["error"]))
-        picks["speed"] = min(
-            there, key=lambda row: (row["time"]["forward_ms_median"], row["error"])
-        )
+        picks["speed"] = min(there, key=lambda row: (-row["time"]["speedup"], row["error"]))
         picks["balance"] = min(
             there,
             key=lambda row: (

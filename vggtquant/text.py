@@ -216,7 +216,7 @@ def _recommended(out: Console, document: Document) -> None:
         row = rows[picks[why]]
         out.print(
             f"Best for {why}: {row['name']} ({megabytes(row['bytes']['model_bytes'])} MB, "
-            f"{row['time']['forward_ms_median']:.1f} ms, error {100 * row['error']:.3f} %)\n"
+            f"{row['time']['speedup']:.2f}x FP32's speed, error {100 * row['error']:.3f} %)\n"
             f"  Rule: {picks['rules'][why]}"
         )
     out.print(picks["rules"]["error"])
@@ -281,19 +281,28 @@ def _left_out(out: Console, document: Document) -> None:
         f"{megabytes(rest)} MB are no Linear weights (convolutions, norms, embeddings, biases) and "
         "stay as they are in every scheme."
     )
-    skipped: dict[tuple[str, str], list[str]] = {}
+    skipped: dict[str, dict[str, list[str]]] = {}  # by reason: layers, and the schemes of each
     for row in document["schemes"]:
         for layer in row["layers"]:
             if layer["skipped"]:
-                skipped.setdefault((layer["name"], layer["skipped"]), []).append(row["name"])
-    for (name, why), schemes in skipped.items():
-        out.print(f"  {name}: {why} (in {len(schemes)} schemes)")
-    if model["linear_layers_not_reached"]:
-        names = model["linear_layers_not_reached"]
+                names = skipped.setdefault(layer["skipped"], {})
+                names.setdefault(layer["name"], []).append(row["name"])
+    for why, names in skipped.items():
+        schemes = max(map(len, names.values()))
+        out.print(f"* {_some(list(names))}: {why} (in {schemes} schemes)")
+    lost = model["linear_layers_not_reached"]
+    if lost:
         out.print(
-            f"{len(names)} Linear layers did not run on these inputs, not even in FP32, so nothing "
-            f"is known about them: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            "Did not run on these inputs, not even in FP32, so nothing is known about it: "
+            f"{_some(lost)}"
         )
+
+
+def _some(names: Sequence[str], most: int = 2) -> str:
+    """The first of the names, and how many there are in all."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{len(names)} layers ({', '.join(names[:most])}, ...)"
 
 
 def _proofs(out: Console, document: Document) -> None:
