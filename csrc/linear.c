@@ -87,13 +87,85 @@ size_t vgq_packed_nbytes(const vgq_weight *weight)
 /* ---- pack and unpack --------------------------------------------------------------------------
  */
 
-/* Where code (row n of the panel, input i) lies behind `codes`: its byte, and whether the high
- * nibble. */
-static size_t place(vgq_format format, size_t n, size_t i, int *high)
+/* The steps of a panel, 256 bytes each, hold a 4-byte word of every column: 4 inputs of INT8 or 8
+ * of INT4. Words go through a register whole; a word's bytes are named one by one, so that the
+ * packed bytes do not depend on the machine's byte order. */
+enum { STEP = 4 * VGQ_PANEL, STEPS_AT_ONCE = 16 /* a cache line of a row's codes */ };
+
+static uint32_t load_word(const uint8_t *q, size_t nbytes)
 {
-    *high = format == VGQ_I4 && i % 8 >= 4;
-    return format == VGQ_I4 ? (i / 8 * VGQ_PANEL + n) * 4 + i % 4
-                            : (i / 4 * VGQ_PANEL + n) * 4 + i % 4;
+    uint32_t word = 0;
+    for (size_t b = 0; b < nbytes; b++)
+        word |= (uint32_t)q[b] << 8 * b;
+    return word;
+}
+
+static void store_word(uint8_t *q, size_t nbytes, uint32_t word)
+{
+    for (size_t b = 0; b < nbytes; b++)
+        q[b] = (uint8_t)(word >> 8 * b);
+}
+
+/* Swap the bits of `mask` with those `by` places above them. */
+static uint32_t swap_bits(uint32_t word, uint32_t mask, int by)
+{
+    const uint32_t differing = (word ^ word >> by) & mask;
+    return word ^ differing ^ differing << by;
+}
+
+/* Two's complement to what a panel holds: code + 128; or code + 8, and the nibbles of inputs
+ * 0 1 2 3 4 5 6 7 to the places 0 4 1 5 2 6 3 7. */
+static uint32_t to_panel(vgq_format format, uint32_t word)
+{
+    if (format == VGQ_I8)
+        return word ^ 0x80808080u;
+    return swap_bits(swap_bits(word, 0xff00u, 8), 0xf000f0u, 4) ^ 0x88888888u;
+}
+
+static uint32_t from_panel(vgq_format format, uint32_t word)
+{
+    if (format == VGQ_I8)
+        return word ^ 0x80808080u;
+    return swap_bits(swap_bits(word ^ 0x88888888u, 0xf000f0u, 4), 0xff00u, 8);
+}
+
+/* An odd last INT4 code of a row shares its byte with nothing. */
+static uint32_t last_word(const vgq_weight *w, const uint8_t *q, size_t nbytes)
+{
+    const uint32_t word = load_word(q, nbytes);
+    return w->format == VGQ_I4 && w->k % 2 ? word & ~(0xf0u << 8 * (nbytes - 1)) : word;
+}
+
+static void pack_codes(const vgq_weight *w, size_t columns, const uint8_t *q, uint8_t *codes)
+{
+    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
+    const size_t whole = w->format == VGQ_I4 ? w->k / 8 : w->k / 4, rest = row_nbytes - 4 * whole;
+    for (size_t start = 0; start < whole; start += STEPS_AT_ONCE) {
+        const size_t end = min_size(start + STEPS_AT_ONCE, whole);
+        for (size_t c = 0; c < columns; c++)
+            for (size_t i = start; i < end; i++)
+                store_word(codes + i * STEP + 4 * c, 4,
+                           to_panel(w->format, load_word(q + c * row_nbytes + 4 * i, 4)));
+    }
+    for (size_t c = 0; c < columns && rest; c++)
+        store_word(codes + whole * STEP + 4 * c, 4,
+                   to_panel(w->format, last_word(w, q + c * row_nbytes + 4 * whole, rest)));
+}
+
+static void unpack_codes(const vgq_weight *w, size_t columns, const uint8_t *codes, uint8_t *q)
+{
+    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
+    const size_t whole = w->format == VGQ_I4 ? w->k / 8 : w->k / 4, rest = row_nbytes - 4 * whole;
+    for (size_t start = 0; start < whole; start += STEPS_AT_ONCE) {
+        const size_t end = min_size(start + STEPS_AT_ONCE, whole);
+        for (size_t c = 0; c < columns; c++)
+            for (size_t i = start; i < end; i++)
+                store_word(q + c * row_nbytes + 4 * i, 4,
+                           from_panel(w->format, load_word(codes + i * STEP + 4 * c, 4)));
+    }
+    for (size_t c = 0; c < columns && rest; c++)
+        store_word(q + c * row_nbytes + 4 * whole, rest,
+                   from_panel(w->format, load_word(codes + whole * STEP + 4 * c, 4)));
 }
 
 static void pack_panel(const vgq_weight *w, const vgq_layout *at, size_t p, unsigned char *panel)
@@ -101,30 +173,20 @@ static void pack_panel(const vgq_weight *w, const vgq_layout *at, size_t p, unsi
     float *const scale = (float *)(void *)panel;
     int8_t *const zero = (int8_t *)panel + at->zero;
     uint8_t *const factor = panel + at->factor, *const codes = panel + at->codes;
-    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
     const size_t scales = w->scales == VGQ_PER_GROUP ? at->groups : 1;
+    const size_t first = p * VGQ_PANEL, columns = min_size(VGQ_PANEL, w->n - first);
     memset(panel, 0, at->codes);
     memset(codes, w->format == VGQ_I4 ? 0x88 : 128, at->panel_nbytes - at->codes);
-    for (size_t c = 0; c < VGQ_PANEL && p * VGQ_PANEL + c < w->n; c++) {
-        const size_t row = p * VGQ_PANEL + c;
+    for (size_t c = 0; c < columns; c++) {
+        const size_t row = first + c;
         for (size_t g = 0; g < scales; g++)
             scale[g * VGQ_PANEL + c] = w->scale[row * scales + g];
         for (size_t g = 0; g < at->groups && w->asymmetric; g++)
             zero[g * VGQ_PANEL + c] = w->zero[row * at->groups + g];
         for (size_t g = 0; g < at->groups && w->scales == VGQ_TWO_LEVEL; g++)
             factor[g * VGQ_PANEL + c] = w->factor[row * at->groups + g];
-        const uint8_t *const q = w->q + row * row_nbytes;
-        for (size_t i = 0; i < w->k; i++) {
-            int high;
-            uint8_t *const byte = codes + place(w->format, c, i, &high);
-            if (w->format == VGQ_I8)
-                *byte = q[i] ^ 128; /* two's complement to code + 128 */
-            else {
-                const unsigned nibble = ((i % 2 ? q[i / 2] >> 4 : q[i / 2]) & 15u) ^ 8u;
-                *byte = (uint8_t)(high ? (*byte & 15u) | nibble << 4 : (*byte & 240u) | nibble);
-            }
-        }
     }
+    pack_codes(w, columns, w->q + first * vgq_row_nbytes(w->format, w->k), codes);
 }
 
 static void unpack_panel(const vgq_weight *w, const vgq_layout *at, size_t p,
@@ -133,27 +195,18 @@ static void unpack_panel(const vgq_weight *w, const vgq_layout *at, size_t p,
     const float *const scale = (const float *)(const void *)panel;
     const int8_t *const zero = (const int8_t *)panel + at->zero;
     const uint8_t *const factor = panel + at->factor, *const codes = panel + at->codes;
-    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
     const size_t scales = w->scales == VGQ_PER_GROUP ? at->groups : 1;
-    for (size_t c = 0; c < VGQ_PANEL && p * VGQ_PANEL + c < w->n; c++) {
-        const size_t row = p * VGQ_PANEL + c;
+    const size_t first = p * VGQ_PANEL, columns = min_size(VGQ_PANEL, w->n - first);
+    for (size_t c = 0; c < columns; c++) {
+        const size_t row = first + c;
         for (size_t g = 0; g < scales; g++)
             w->scale[row * scales + g] = scale[g * VGQ_PANEL + c];
         for (size_t g = 0; g < at->groups && w->asymmetric; g++)
             w->zero[row * at->groups + g] = zero[g * VGQ_PANEL + c];
         for (size_t g = 0; g < at->groups && w->scales == VGQ_TWO_LEVEL; g++)
             w->factor[row * at->groups + g] = factor[g * VGQ_PANEL + c];
-        uint8_t *const q = w->q + row * row_nbytes;
-        memset(q, 0, row_nbytes);
-        for (size_t i = 0; i < w->k; i++) {
-            int high;
-            const unsigned byte = codes[place(w->format, c, i, &high)];
-            if (w->format == VGQ_I8)
-                q[i] = (uint8_t)(byte ^ 128u);
-            else
-                q[i / 2] |= (uint8_t)((((high ? byte >> 4 : byte) & 15u) ^ 8u) << (i % 2 ? 4 : 0));
-        }
     }
+    unpack_codes(w, columns, codes, w->q + first * vgq_row_nbytes(w->format, w->k));
 }
 
 vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes)
