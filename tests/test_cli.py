@@ -3,6 +3,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -279,3 +280,14 @@ def test_signals_keep_finished_schemes(tmp_path: Path, number: int, code: int) -
     document = json.loads((out / report.JSON_NAME).read_text())
     assert document["status"] == "interrupted"
     jsonschema.validate(document, SCHEMA)
+
+
+def test_the_example_takes_the_flags_of_the_seed_system(tmp_path: Path, pictures: Path) -> None:
+    script = Path(__file__).parents[1] / "examples" / "comprehensive_evaluation.py"
+    example = runpy.run_path(str(script))["evaluate"]
+    words = ["--model_name", "toy:build", "--image_folder", str(pictures), "--max_images", "2"]
+    words += ["--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert example(words) == 0
+    document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())
+    assert document["data"]["scenes"][0]["frames"] == 2
+    assert example([*words[:4], "--max_images", "0"]) == 2

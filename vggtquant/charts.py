@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from . import report
 
@@ -23,8 +25,8 @@ Row = dict[str, Any]
 
 # kind: face colour, hatch, marker, words
 _LOOKS = {
-    "baseline": ("#4d4d4d", "", "s", "FP32 reference"),
-    "reference": ("#a6a6a6", "", "D", "bfloat16 autocast"),
+    "baseline": ("#222222", "", "s", "FP32 reference"),
+    "reference": ("#c0c0c0", "", "D", "bfloat16 autocast"),
     "weights": ("#0072b2", "", "o", "packed weights, float activations"),
     "a8": ("#f0c77c", "////", "^", "packed weights, INT8 activations (A8)"),
 }
@@ -64,7 +66,7 @@ def draw(document: dict[str, Any]) -> bytes:
     _bars(
         axes[1, 0], rows, "Speedup", "FP32 time / time (x)", _speedup, "{:.2f}", reference=1.0
     )  # fmt: skip
-    _mae(axes[1, 1], rows)
+    _mae(axes[1, 1], figure, rows)
     _tradeoff(axes[1, 2], figure, rows, document["best"])
     for axis in (*axes[:, 1], axes[0, 2]):
         axis.set_yticklabels([str(number) for number in range(1, len(rows) + 1)])
@@ -155,7 +157,7 @@ def _bars(
         )
 
 
-def _mae(axis: Axes, rows: Sequence[Row]) -> None:
+def _mae(axis: Axes, figure: Figure, rows: Sequence[Row]) -> None:
     """MAE of every output, since no single one stands for the model."""
     _schemes_axis(axis, rows)
     axis.set_title("Mean absolute error", fontweight="bold")
@@ -193,18 +195,18 @@ def _mae(axis: Axes, rows: Sequence[Row]) -> None:
                 fontsize=8, style="italic",
             )  # fmt: skip
     if seen:
-        axis.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=4, frameon=False,
-            handletextpad=0.2, columnspacing=1.0,
-        )  # fmt: skip
+        _legend_below(axis, figure, *axis.get_legend_handles_labels())
 
 
 def _tradeoff(axis: Axes, figure: Figure, rows: Sequence[Row], best: dict[str, Any]) -> None:
     """Error against compression; the line joins the schemes that no other beats in both."""
-    axis.set_title("Accuracy against compression (numbers: rows)", fontweight="bold")
-    axis.set_xlabel("FP32 bytes / bytes, whole model (x)")
-    axis.set_ylabel("error: geometric mean of relative L2 (%, log scale)")
+    axis.set_title("Accuracy against compression", fontweight="bold")
+    axis.set_xlabel("FP32 bytes / bytes, whole model (x); numbers: rows beside")
+    axis.set_ylabel("error against FP32 (%, log scale)")
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.4, color="#dddddd")
     axis.set_axisbelow(True)
@@ -232,16 +234,29 @@ def _tradeoff(axis: Axes, figure: Figure, rows: Sequence[Row], best: dict[str, A
             )  # fmt: skip
     axis.margins(0.12, 0.15)
     _number_points(axis, figure, [(number, x, y) for number, _, x, y in points])
+    lines = [
+        Line2D([], [], color="black", linestyle="--", linewidth=1),
+        Line2D([], [], color="black", linestyle="", marker="o", markersize=12, fillstyle="none"),
+    ]
+    _legend_below(axis, figure, lines, ["no other is better in both", "best balance"])
+
+
+def _legend_below(
+    axis: Axes, figure: Figure, handles: Sequence[Any], labels: Sequence[str]
+) -> None:
+    """A legend under the axis label, at a distance in points, whatever the chart's height."""
     axis.legend(
-        handles=[
-            Line2D([], [], color="black", linestyle="--", linewidth=1, label="none better in both"),
-            Line2D(
-                [], [], marker="o", markersize=12, markerfacecolor="none", color="black",
-                linestyle="", label="best balance",
-            ),
-        ],
-        loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=3, frameon=False,
-    )  # fmt: skip
+        handles,
+        labels,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=axis.transAxes + ScaledTranslation(0, -40 / 72, figure.dpi_scale_trans),
+        fontsize=8,
+        ncols=4,
+        frameon=False,
+        handletextpad=0.4,
+        columnspacing=1.0,
+    )
 
 
 def _number_points(axis: Axes, figure: Figure, points: Sequence[tuple[int, float, float]]) -> None:

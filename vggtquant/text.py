@@ -241,6 +241,7 @@ def _metrics(out: Console, document: Document) -> None:
         for output, values in row["metrics"].items():
             table.add_row(output, *(_scaled(values[n], 1.0, _FORMS.get(n, ".2e")) for n in names))
         out.print(table)
+        out.print()
     whys = sorted(
         {
             f"{output}, {metric}: {why}"
@@ -265,6 +266,7 @@ def _truth(out: Console, document: Document) -> None:
             *(_scaled(row["ground_truth"].get(key), k, form) for key, _, k, form in there),
         )
     out.print(table)
+    out.print()
     out.print(
         "AUC@k: area under the curve of camera pairs whose rotation and translation direction are "
         "both right to within 1..k degrees, in percent (pairs of all scenes pooled). rot, trans: "
@@ -320,6 +322,7 @@ def _proofs(out: Console, document: Document) -> None:
             number(size.get("bits_per_weight"), 3),
         )
     out.print(table)
+    out.print()
     check = document["baseline_recheck"]
     if check:
         same = "the same bits as" if check["outputs_equal_first_run"] else "OTHER outputs than"
@@ -393,6 +396,7 @@ def full_report(document: Document) -> str:
     _compared(out, document)
     _section(out, "Results")
     out.print(main_table(document))
+    out.print()
     for line in legend(document):
         out.print(line)
     bad = [row for row in document["schemes"] if row["status"] != "ok"]
