@@ -204,5 +204,9 @@ def get_config(config: str | QuantizationConfig) -> QuantizationConfig:
         return CONFIGS[config]
     folded = {name.lower(): name for name in CONFIGS}
     near = difflib.get_close_matches(str(config).lower(), folded, n=3, cutoff=0.4)
-    names = ", ".join(folded[name] for name in near) or ", ".join(CONFIGS)
-    raise UserError(f"scheme {config!r} is unknown; nearest: {names}")
+    if near:
+        hint = f"nearest: {', '.join(folded[name] for name in near)}"
+    else:
+        hint = f"known ones: {', '.join(name for name in CONFIGS if not name.endswith('_A8'))}"
+        hint += ", each integer one with _A8 too"
+    raise UserError(f"scheme {config!r} is unknown; {hint}")
