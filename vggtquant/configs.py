@@ -203,7 +203,9 @@ def get_config(config: str | QuantizationConfig) -> QuantizationConfig:
     if config in CONFIGS:
         return CONFIGS[config]
     folded = {name.lower(): name for name in CONFIGS}
-    near = difflib.get_close_matches(str(config).lower(), folded, n=3, cutoff=0.4)
+    wanted = str(config).lower()
+    near = [name for name in folded if wanted and wanted in name][:4]
+    near = near or difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)
     if near:
         hint = f"nearest: {', '.join(folded[name] for name in near)}"
     else:
