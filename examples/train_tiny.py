@@ -376,6 +376,7 @@ def export(state: dict[str, Tensor], path: Path) -> None:
     half = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
     new = path.with_suffix(".new")
     save_file(half, new, {"licence": "Apache-2.0", "model": "vggtquant builtin:tiny"})
+    new.chmod(0o644)
     new.replace(path)
 
 

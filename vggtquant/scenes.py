@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -516,14 +517,14 @@ def load_scene(folder: str | Path) -> Scene:
     """Read a folder that save_scene wrote; raises UserError when a part of it is unreadable."""
     folder = Path(folder)
     try:
-        with np.load(folder / "truth.npz") as truth:
+        with open(folder / "truth.npz", "rb") as file, np.load(file) as truth:
             parts = {name: truth[name] for name in truth.files}
         images = [
             np.asarray(Image.open(folder / f"frame_{i:02d}.png").convert("RGB"))
             for i in range(len(parts["depth"]))
         ]
         return Scene(np.stack(images), seed=int(parts.pop("seed")), **parts)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
         raise UserError(f"{folder} holds no readable scene ({error})") from error
 
 
