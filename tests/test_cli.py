@@ -291,3 +291,22 @@ def test_the_example_takes_the_flags_of_the_seed_system(tmp_path: Path, pictures
     document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())
     assert document["data"]["scenes"][0]["frames"] == 2
     assert example([*words[:4], "--max_images", "0"]) == 2
+
+
+def test_a_single_picture_has_no_camera_pairs(tmp_path: Path) -> None:
+    assert _evaluate(tmp_path, "--max_images", "1") == 0
+    document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())
+    jsonschema.validate(document, SCHEMA)
+    assert "auc_30" not in document["schemes"][0]["ground_truth"]
+
+
+def test_plain_ascii_and_a_reader_that_leaves() -> None:
+    command = [sys.executable, "-m", "vggtquant", "schemes"]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=env, capture_output=True)
+    assert done.returncode == 0 and done.stderr == b""
+    read, write = os.pipe()
+    os.close(read)
+    gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert gone.returncode == 141 and gone.stderr == b""

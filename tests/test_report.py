@@ -260,7 +260,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> Non
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="x.json: No space left"):
         report.write_json(target, {"a": 2})
     assert json.loads(target.read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `vggtquant` command. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 a defect of ours, 2 bad input, 3 a scheme failed, 130 interrupted, 143 ended.
+Exit codes: 0 done, 1 a defect of ours, 2 bad input, 3 a scheme failed; as shells have it, 130
+interrupted, 141 nobody reads the output, 143 ended.
 Heavy modules are imported by the command that needs them, so that --help is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import signal
 import sys
 import traceback
@@ -306,14 +309,22 @@ def _guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namesp
         ended = True
         raise KeyboardInterrupt
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no ± still gets a table
+            stream.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, end)
     try:
-        return command(args)
+        code = command(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         _complain(str(error), args.verbose)
         return 2
     except KeyboardInterrupt:
         return 143 if ended else 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         _complain(f"{type(error).__name__}: {error} (a defect; -v shows where)", args.verbose)
         return 1

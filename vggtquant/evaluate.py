@@ -201,6 +201,8 @@ class _Writer:
         self.recheck: Row | None = None
 
     def add(self, row: Row) -> None:
+        if not self.rows:  # charts of an earlier run would not belong to the new figures
+            (self.folder / report.CHARTS_NAME).unlink(missing_ok=True)
         self.rows.append(row)
         self.write("running")
 
