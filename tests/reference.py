@@ -307,6 +307,6 @@ def fma(
     total = p + c
     virtual = total - p
     lost = (p - (total - virtual)) + (c - virtual)  # Knuth's TwoSum: total + lost is exact
-    even = total.view(np.int64) % 2 == 0
+    to_odd = np.isfinite(total) & (lost != 0) & (total.view(np.int64) % 2 == 0)
     toward = np.where(lost > 0, np.inf, -np.inf)
-    return np.where((lost != 0) & even, np.nextafter(total, toward), total).astype(F32)
+    return np.where(to_odd, np.nextafter(total, toward), total).astype(F32)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from . import ops
-from .configs import QuantizationConfig, get_config
+from .configs import QuantizationConfig, Scheme, get_config
 from .errors import UserError
 from .qtensor import QTensor, quantize
 
@@ -109,19 +110,20 @@ class QuantizedLinear(nn.Module):
         return QTensor(self.scheme, shape, "float32", True, q, scale, factor, zero)
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """forward without autograd."""
+        """forward of x (rows, in_features) without autograd."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        rows = x.reshape(-1, self.in_features)
-        y = ops.linear(
-            self.packed, self.config.quantize_activations, rows, bias, self.out_features, dtype
+        return ops.linear(
+            self.packed, self.config.quantize_activations, x, bias, self.out_features, dtype
         )
-        return y.reshape(*x.shape[:-1], self.out_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) to (..., out_features)."""
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise UserError(f"x has shape {tuple(x.shape)}; (..., {self.in_features}) is wanted")
-        return _Product.apply(x, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
+        rows = x.reshape(math.prod(x.shape[:-1]), self.in_features)
+        # Reshaped out here: a view that _Product returned could not be changed in place (ReLU, +=).
+        y: torch.Tensor = _Product.apply(rows, self.bias, self)  # type: ignore[no-untyped-call]
+        return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return (
@@ -149,10 +151,13 @@ class QuantizedLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         given = {key: state_dict.get(prefix + key) for key in _PARTS}
-        try:
-            self._take(given)
-        except (UserError, TypeError, ValueError) as error:
-            error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+        if not any(part is not None for part in given.values()):  # an error if strict
+            missing_keys += [prefix + "weight_codes", prefix + "weight_scale"]
+        else:
+            try:
+                self._take(given)
+            except (TypeError, ValueError) as error:
+                error_msgs.append(f"{prefix.rstrip('.') or 'QuantizedLinear'}: {error}")
         # What is left is the bias; our own keys must not count as unexpected.
         rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in _PARTS}
         super()._load_from_state_dict(
@@ -172,9 +177,23 @@ class QuantizedLinear(nn.Module):
             raise UserError("weight_codes and weight_scale are wanted")
         if (zero is None) != self.scheme.symmetric:
             raise UserError(f"weight_zero_point does not fit {self.config.name}")
+        if factor is not None and self.scheme.bits != 4:
+            raise UserError(f"weight_factor does not fit {self.config.name}")
+        _check_values(self.scheme, scale, factor, zero)
         scheme = replace(self.scheme, two_level=factor is not None)
         packed = _pack(QTensor(scheme, shape, "float32", True, q, scale, factor, zero))
         self.scheme, self.packed = scheme, packed
+
+
+def _check_values(scheme: Scheme, scale: Any, factor: Any, zero: Any) -> None:
+    """What a file may hold; with anything else products would leave the kernels' range."""
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise UserError("weight_scale must be positive and finite everywhere")
+    largest = 15 if scheme.symmetric else 8
+    if factor is not None and not ((factor >= 1) & (factor <= largest)).all():
+        raise UserError(f"weight_factor must lie in 1..{largest}")
+    if zero is not None and scheme.bits == 4 and not ((zero >= -8) & (zero <= 7)).all():
+        raise UserError("weight_zero_point must lie in -8..7")
 
 
 def _pack(q: QTensor) -> torch.Tensor:

@@ -273,6 +273,10 @@ def _reasons(
             reasons[name] = f"its weight is on {linear.weight.device}, not on the CPU"
         elif not linear.weight.numel():
             reasons[name] = "its weight is empty"
+        elif str(linear.weight.dtype).removeprefix("torch.") not in ops.DTYPES:
+            reasons[name] = f"its weight is {linear.weight.dtype}"
+        elif linear.in_features > ops.DEEPEST:
+            reasons[name] = f"its rows are longer than {ops.DEEPEST}"
         elif not name:
             reasons[name] = "it is the model itself; use QuantizedLinear.from_linear"
         elif not _named(name, included):

@@ -21,6 +21,8 @@ Array: TypeAlias = "NDArray[Any] | torch.Tensor"
 # The core's three dtypes, as NumPy holds them; NumPy has no bfloat16, so its bits travel as uint16.
 _TORCH_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
 DTYPES = ("float32", "float16", "bfloat16")
+DEEPEST = 65536
+"""Inputs of a Linear for which every integer sum fits 32 bits; VGQ_DEEPEST in csrc/vgq.h."""
 
 isa = _cpu.isa
 isas = _cpu.isas
@@ -190,6 +192,8 @@ def pack(
     zero: NDArray[Any] | None,
 ) -> torch.Tensor:
     """The kernels' layout of a weight, as one uint8 tensor."""
+    if about.k > DEEPEST:
+        raise UserError(f"a weight of rows of {about.k} is given; {DEEPEST} inputs are the most")
     nkg, scales, fmt = (about.n, about.k, about.group), about.scales, _format(about.bits)
     nbytes = _cpu.packed_nbytes(fmt, scales, nkg, about.asymmetric)
     packed = torch.empty(max(nbytes, 1), dtype=torch.uint8)

@@ -1,0 +1,616 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QuantizedLinear against tests/reference.py, and in the hands of scripts written for nn.Linear."""
+
+import copy
+import doctest
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from conftest import INTEGER_CONFIGS
+from numpy.typing import NDArray
+from torch import nn
+
+import vggtquant as vq
+from vggtquant import QTensor, QuantizedLinear, Scheme, UserError, linear, ops
+
+F32 = np.float32
+Array = NDArray[np.generic]
+
+FLOAT_GROUPS = Scheme(4, True, "per_group", 32)
+FLOAT_GROUPS_ASYMMETRIC = Scheme(4, False, "per_group", 32)
+TWO_LEVEL_ASYMMETRIC = Scheme(4, False, "per_group", 128, two_level=True)
+WEIGHTS = {
+    **{name: c.scheme(c.bits) for name, c in INTEGER_CONFIGS.items() if not c.quantize_activations},
+    "float_groups": FLOAT_GROUPS,
+    "float_groups_asymmetric": FLOAT_GROUPS_ASYMMETRIC,
+    "two_level_asymmetric": TWO_LEVEL_ASYMMETRIC,
+}
+"""Every kind of weight that a Linear takes: the named ones, and what they fall back to."""
+
+every_weight = pytest.mark.parametrize("name", WEIGHTS)
+activations = pytest.mark.parametrize("int8", [False, True], ids=["float", "A8"])
+
+
+def config_for(int8: bool) -> vq.QuantizationConfig:
+    return vq.CONFIGS["INT8_Per_Channel_Symmetric" + ("_A8" if int8 else "")]
+
+
+def bits(x: torch.Tensor) -> bytes:
+    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def coded(q: QTensor) -> reference.Coded:
+    """A weight as the reference takes it, from what the public attributes say."""
+    n, k = q.shape
+    scale = np.broadcast_to(q.scale.reshape(-1, q.layout.row_groups), (n, q.layout.row_groups))
+    zero = np.broadcast_to(
+        q.zero_point.reshape(scale.shape[0] if q.zero_point.size > 1 else 1, -1), scale.shape
+    )
+    channel = None if q.factor is None else q.stored_scale
+    factor = None if q.factor is None else q.factor.reshape(n, -1).astype(int)
+    group = q.layout.group if q.scheme.granularity == "per_group" else k
+    codes, zero = q.codes.astype(int), zero.astype(int)
+    return reference.Coded(codes, scale, zero, q.scheme.bits, group, channel, factor)
+
+
+def product(
+    x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, int8: bool, dtype: torch.dtype
+) -> Array:
+    """What the conventions say, with the multiply-adds of the instruction set in use."""
+    rows = reference.widen(x.detach()).reshape(-1, q.shape[1])
+    added = None if bias is None else reference.widen(bias.detach())
+    with np.errstate(all="ignore"):
+        if int8:
+            y = reference.linear_int8(rows, coded(q), added)
+        else:
+            y = reference.linear_float(rows, coded(q), added, fused=vq.isa() != "scalar")
+    return reference.narrow(
+        y.reshape(*x.shape[:-1], q.shape[0]), reference.dtype_name(torch.empty(0, dtype=dtype))
+    )
+
+
+def same(y: torch.Tensor, want: Array) -> None:
+    """Equal bits; any NaN equals any other."""
+    got = ops.values(y)
+    assert got.shape == want.shape and got.dtype == want.dtype
+    nan = torch.isnan(y.detach()).numpy()
+    is_nan = np.isnan(want) if want.dtype != np.uint16 else (want & 0x7FFF) > 0x7F80
+    np.testing.assert_array_equal(nan, is_nan)
+    as_bits = np.uint32 if want.dtype == np.float32 else np.uint16
+    np.testing.assert_array_equal(got.view(as_bits)[~nan], want.view(as_bits)[~nan])
+
+
+@cache
+def weight(n: int, k: int) -> Array:
+    """Bell-shaped, with each row off centre in its own way."""
+    rng = np.random.default_rng(n * 1000 + k)
+    return (rng.normal(0, 0.05, (n, k)) + rng.normal(0, 0.02, (n, 1))).astype(F32)
+
+
+@cache
+def case(name: str, n: int, k: int) -> tuple[QTensor, torch.Tensor, torch.Tensor]:
+    """Weight, bias, and 70 tokens."""
+    generator = torch.Generator().manual_seed(n + k)
+    q = vq.quantize(weight(n, k), WEIGHTS[name])
+    return q, torch.randn(n, generator=generator), torch.randn(70, k, generator=generator)
+
+
+def layer_of(q: QTensor, bias: torch.Tensor | None, int8: bool) -> QuantizedLinear:
+    parameter = None if bias is None else nn.Parameter(bias)
+    return QuantizedLinear(q, parameter, config_for(int8)).requires_grad_(False)
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+WIDTHS = [1, 9, 63, 64, 65, 200]
+DEPTHS = [1, 7, 8, 9, 40, 130, 1024]
+ROWS = [1, 2, 3, 5, 6, 7, 12, 13, 17]
+SIZES = [
+    (ROWS[i % len(ROWS)], n, k) for i, (n, k) in enumerate((n, k) for n in WIDTHS for k in DEPTHS)
+]
+
+
+@cache
+def case_product(name: str, int8: bool, m: int, n: int, k: int, fused: bool) -> Array:
+    q, bias, x = case(name, n, k)
+    return product(x[:m], q, bias, int8, torch.float32)
+
+
+@activations
+@every_weight
+def test_equal_to_the_reference(name: str, int8: bool, isa: str) -> None:
+    for m, n, k in SIZES:
+        q, bias, x = case(name, n, k)
+        fused = not int8 and isa != "scalar"
+        same(layer_of(q, bias, int8)(x[:m]), case_product(name, int8, m, n, k, fused))
+
+
+@every_weight
+def test_float_activations_err_by_k_roundings_at_most(name: str, isa: str) -> None:
+    """k products and additions, and the weight's rounding: (k + 2) eps of the absolute terms."""
+    for n, k in ((65, 40), (64, 130), (9, 1024)):
+        q, bias, x = case(name, n, k)
+        w, x64 = reference.dequantize(coded(q)).astype(np.float64), x.numpy().astype(np.float64)
+        exact = x64 @ w.T + bias.numpy()
+        limit = (k + 2) * 2.0**-24 * (np.abs(x64) @ np.abs(w).T + np.abs(bias.numpy()))
+        assert (np.abs(layer_of(q, bias, False)(x).numpy() - exact) <= limit).all()
+
+
+@activations
+@pytest.mark.parametrize("name", ["INT8_Per_Channel_Asymmetric", "INT4_Group_32", "float_groups"])
+def test_any_number_of_tokens(name: str, int8: bool, isa: str) -> None:
+    """A token's outputs do not depend on how many others there are."""
+    q, bias, x = case(name, 65, 40)
+    layer = layer_of(q, bias, int8)
+    every = layer(x)
+    same(every, product(x, q, bias, int8, torch.float32))
+    for m in range(70):
+        assert bits(layer(x[:m])) == bits(every[:m])
+        assert bits(layer(x[m:])) == bits(every[m:])
+
+
+@activations
+@every_weight
+def test_threads_change_no_bit(name: str, int8: bool, isa: str, threads: int) -> None:
+    for n, k, m in ((65, 512, 70), (640, 512, 13), (9, 1024, 2000)):
+        q, bias, x = case(name, n, k)
+        x = x.repeat(-(-m // 70), 1)[:m]
+        assert bits(layer_of(q, bias, int8)(x)) == single_thread(name, int8, n, k, m, isa)
+
+
+@cache
+def single_thread(name: str, int8: bool, n: int, k: int, m: int, isa: str) -> bytes:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    q, bias, x = case(name, n, k)
+    y = layer_of(q, bias, int8)(x)
+    same(y[:7], product(x[:7], q, bias, int8, torch.float32))
+    torch.set_num_threads(before)
+    return bits(y.repeat(-(-m // 70), 1)[:m])
+
+
+def by_hand(codes: Array, width: int, zero: int = 0, group: int = 0) -> QTensor:
+    """A weight of these codes: scales of one."""
+    scheme = Scheme(width, not zero, "per_group" if group else "per_channel", group or 128)
+    groups = -(-codes.shape[1] // group) if group else 1
+    ones = np.ones((len(codes), groups), F32)
+    zeros = np.full(ones.shape, zero)
+    q = vq.quantize((codes - zero).astype(F32), scheme, scale=ones, zero_point=zeros)
+    np.testing.assert_array_equal(q.codes, codes)
+    return q if zero else replace(q, stored_zero=None)
+
+
+@pytest.mark.parametrize("width, zero", [(8, 0), (8, 127), (8, -128), (4, 0), (4, 7), (4, -8)])
+def test_extreme_codes_are_summed_exactly(width: int, zero: int, isa: str) -> None:
+    lowest, highest = reference.LIMITS[width]
+    for k in (1, 64, 1000, 65536):
+        alternating = np.where(np.arange(k) % 2, lowest, highest)
+        codes = np.stack([np.full(k, lowest), np.full(k, highest), alternating, -1 - alternating])
+        x = torch.tensor(
+            np.stack([np.ones(k), -np.ones(k), np.cos(np.pi * np.arange(k))]), dtype=torch.float32
+        )
+        group = 0 if width == 8 else 64
+        q = by_hand(codes, width, zero, group)
+        want = product(x, q, None, True, torch.float32)
+        same(layer_of(q, None, True)(x), want)
+        if width == 8:  # one scale, so the integers can be read off
+            sums = 127.0 * x.numpy() @ (codes - zero).T.astype(np.float64)
+            scaled = np.round(want.astype(np.float64) * 127)
+            np.testing.assert_allclose(scaled, sums, rtol=1e-6)
+
+
+def test_every_pair_of_codes(isa: str) -> None:
+    """All 256 weight codes times all 255 activation codes, each product an output: exact."""
+    codes = np.arange(-128, 128)[:, None]
+    x = torch.zeros(255, 2)
+    x[:, 0], x[:, 1] = torch.arange(-127, 128), 127  # the second input sets each token's scale to 1
+    q = by_hand(np.hstack([codes, codes * 0]), 8)
+    y = layer_of(q, None, True)(x)
+    np.testing.assert_array_equal(y.numpy(), x[:, :1].numpy() * codes.T)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_two_level_product(symmetric: bool, isa: str) -> None:
+    """All factors times all steps, through the packed form."""
+    most = reference.MOST[symmetric]
+    scheme = Scheme(4, symmetric, "per_group", 8, two_level=True)
+    n, k = 70, 8 * most
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-8, 7, (n, k), endpoint=True)
+    zero = None if symmetric else rng.integers(-8, 7, (n * most), endpoint=True).astype(np.int8)
+    factor = np.tile(np.arange(1, most + 1, dtype=np.uint8), n)
+    packed = reference.pack(codes, 4)
+    q = QTensor(scheme, (n, k), "float32", False, packed, np.ones(n, F32), factor, zero)
+    for int8 in (True, False):
+        x = torch.eye(k)
+        y = layer_of(q, None, int8)(x)
+        np.testing.assert_array_equal(y.numpy().T, reference.integers(coded(q)) * F32(1))
+        same(y, product(x, q, None, int8, torch.float32))
+
+
+@activations
+@every_weight
+def test_hard_tokens(name: str, int8: bool, isa: str) -> None:
+    """NaN, infinities, zeros, denormals, huge and tiny rows stay in their rows."""
+    q, bias, x = case(name, 65, 40)
+    x = x[:16].clone()
+    for row, value in enumerate((np.nan, np.inf, -np.inf)):
+        x[row, 3 * row] = value
+        x[row + 3, 39] = value
+    x[6] = 0
+    x[7] = -0.0
+    x[8] *= 1e-40
+    x[9] = 2.0**-120
+    x[10] = float(np.nextafter(F32(2.0**-120), F32(0)))
+    x[11] *= 1e38
+    x[12], x[12, 5] = 1e-45, 1.0
+    x[13] = torch.arange(40) * 0.5  # ties
+    y = layer_of(q, bias, int8)(x)
+    same(y, product(x, q, bias, int8, torch.float32))
+    if int8:
+        assert y[:6].isnan().all() and not y[6:].isnan().any()
+        without = layer_of(q, None, int8)(x)
+        assert not without[[6, 7, 8, 10]].any() and without[9].all()  # 2^-120 is the first to count
+    else:
+        assert not y[6:11].isnan().any()
+
+
+@activations
+def test_flushing_denormals_changes_nothing(int8: bool, isa: str) -> None:
+    q, bias, x = case("INT4_Group_32", 65, 40)
+    x = x * torch.logspace(-45, -30, 70)[:, None]
+    layer = layer_of(q, bias * 1e-38, int8)
+    want = layer(x)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU does not flush denormals")
+    try:
+        got = layer(x)
+        small = torch.tensor(1e-38) * 0.1  # the caller's mode is as it was
+    finally:
+        torch.set_flush_denormal(False)
+    assert bits(got) == bits(want) and small == 0
+
+
+# ---- dtypes and shapes ---------------------------------------------------------------------------
+
+
+@activations
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["INT8_Per_Tensor_Symmetric", "INT4_Group_128", "float_groups"])
+def test_sixteen_bits_in_and_out(name: str, dtype: torch.dtype, int8: bool, isa: str) -> None:
+    q, bias, x = case(name, 65, 130)
+    x, layer = x.to(dtype), layer_of(q, bias, int8).to(dtype)
+    assert layer.bias is not None and layer.bias.dtype == dtype
+    y = layer(x)
+    assert y.dtype == dtype
+    same(y, product(x, q, layer.bias, int8, dtype))
+
+
+@activations
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_gives_what_a_linear_would(dtype: torch.dtype, int8: bool) -> None:
+    q, bias, x = case("INT4_Group_32", 65, 40)
+    layer, plain = layer_of(q, bias, int8), nn.Linear(40, 65)
+    with torch.autocast("cpu", dtype=dtype):
+        for given in (x, x.bfloat16(), x.half()):
+            y = layer(given)
+            assert y.dtype == plain(given).dtype == dtype
+            same(y, product(given, q, bias, int8, dtype))
+        with torch.autocast("cpu", enabled=False):
+            assert layer(x).dtype == torch.float32
+    assert layer(x).dtype == torch.float32
+
+
+@activations
+def test_leading_shapes_and_strides(int8: bool) -> None:
+    q, bias, x = case("INT8_Per_Channel_Symmetric", 65, 40)
+    layer = layer_of(q, bias, int8)
+    want = layer(x[:60])
+    for lead in ((60,), (3, 20), (3, 4, 5), (1, 60, 1)):
+        y = layer(x[:60].reshape(*lead, 40))
+        assert y.shape == (*lead, 65) and bits(y) == bits(want)
+    assert bits(layer(x[0])) == bits(want[0]) and layer(x[0]).shape == (65,)
+    for lead in ((0,), (2, 0), (0, 3)):
+        y = layer(torch.empty(*lead, 40))
+        assert y.shape == (*lead, 65) and y.dtype == torch.float32
+    strided = torch.empty(60, 80)[:, ::2].copy_(x[:60])
+    transposed = x[:60].T.contiguous().T
+    expanded = x[:1].expand(60, 40)
+    assert not strided.is_contiguous() and not transposed.is_contiguous()
+    assert bits(layer(strided)) == bits(layer(transposed)) == bits(want)
+    assert bits(layer(expanded)) == bits(want[:1].repeat(60, 1))
+    unaligned = torch.frombuffer(bytearray(4 + 60 * 160), dtype=torch.float32)[1:].view(60, 40)
+    assert bits(layer(unaligned.copy_(x[:60]))) == bits(want)
+
+
+@activations
+def test_no_bias(int8: bool, isa: str) -> None:
+    for name in WEIGHTS:
+        q, _, x = case(name, 65, 40)
+        layer = layer_of(q, None, int8)
+        assert layer.bias is None and "bias=False" in repr(layer)
+        same(layer(x), product(x, q, None, int8, torch.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (39,), (2, 41), (40, 2)], ids=str)
+def test_inputs_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
+    layer = QuantizedLinear.from_linear(nn.Linear(40, 3), "INT4_Group_32")
+    with pytest.raises(UserError, match=r"x has shape \(.*\); \(\.\.\., 40\) is wanted"):
+        layer(torch.zeros(shape))
+
+
+def test_inputs_of_a_wrong_dtype() -> None:
+    layer = QuantizedLinear.from_linear(nn.Linear(40, 3), "INT4_Group_32")
+    for dtype in (torch.float64, torch.int32, torch.complex64):
+        with pytest.raises(TypeError, match="one of float32, float16, bfloat16 is wanted"):
+            layer(torch.zeros(2, 40, dtype=dtype))
+    with pytest.raises(UserError, match="a dense CPU tensor is wanted"):
+        layer(torch.zeros(2, 40, device="meta"))
+
+
+# ---- as a module ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fc() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(130, 65)
+
+
+def test_from_linear(fc: nn.Linear, config: vq.QuantizationConfig) -> None:
+    layer = QuantizedLinear.from_linear(fc, config)
+    q = vq.quantize(fc.weight.detach(), config.scheme(config.bits))
+    assert (layer.in_features, layer.out_features, layer.config) == (130, 65, config)
+    assert layer.bias is fc.bias
+    assert bits(layer.weight) == bits(q.dequantize()) and layer.weight.shape == fc.weight.shape
+    for part in ("packed", "stored_scale", "factor", "stored_zero"):  # the inverse of packing
+        np.testing.assert_array_equal(getattr(layer.qtensor(), part), getattr(q, part))
+    assert config.name in repr(layer) and "in_features=130, out_features=65" in repr(layer)
+    x = torch.randn(5, 130)
+    want = product(x, q, fc.bias, config.quantize_activations, torch.float32)
+    with torch.no_grad():
+        same(layer(x), want)
+    noise = (layer(x) - fc(x)).norm() / fc(x).norm()
+    assert noise < (0.2 if config.bits == 4 else 0.02)
+
+
+def test_the_packed_weight_is_the_only_copy(fc: nn.Linear, config: vq.QuantizationConfig) -> None:
+    layer = QuantizedLinear.from_linear(fc, config)
+    held = {name: t for name, t in vars(layer).items() if isinstance(t, torch.Tensor | np.ndarray)}
+    assert not held and [name for name, _ in layer.named_buffers()] == ["packed"]
+    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+    # 64 outputs a panel and 8 inputs a step, the last ones padded
+    panels, depth, groups = 2, 136, -(-130 // config.group_size)
+    codes = 64 * depth * config.bits // 8
+    scales = 64 * 4 + 64 * groups * (config.bits == 4) + 64 * (not config.symmetric)
+    assert layer.packed.numel() == 64 + panels * (codes + scales)
+    assert layer.nbytes == layer.packed.numel() + 65 * 4
+
+
+def test_the_weight_is_read_only(fc: nn.Linear) -> None:
+    layer = QuantizedLinear.from_linear(fc, "INT4_Group_32")
+    with pytest.raises(AttributeError):
+        layer.weight = torch.zeros(65, 130)  # type: ignore[misc]
+    with pytest.raises(KeyError, match="already exists"):
+        layer.weight = nn.Parameter(torch.zeros(65, 130))  # type: ignore[misc]
+    before = bits(layer.weight)
+    layer.weight.zero_()
+    assert bits(layer.weight) == before
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_state_dict_round_trip(fc: nn.Linear, config: vq.QuantizationConfig, strict: bool) -> None:
+    one = nn.Sequential(QuantizedLinear.from_linear(fc, config))
+    other = nn.Sequential(QuantizedLinear.from_linear(nn.Linear(130, 65), config))
+    state = one.state_dict()
+    assert {"0.bias", "0.weight_codes", "0.weight_scale"} <= set(state) and "0.packed" not in state
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    loaded = other.load_state_dict(torch.load(buffer, weights_only=True), strict=strict)
+    assert loaded.missing_keys == loaded.unexpected_keys == []
+    x = torch.randn(7, 130)
+    assert bits(other[0].packed) == bits(one[0].packed) and bits(other(x)) == bits(one(x))
+
+
+def test_state_dict_says_whether_scales_have_two_levels(fc: nn.Linear) -> None:
+    config = vq.CONFIGS["INT4_Group_32"]
+    floats = QuantizedLinear(vq.quantize(fc.weight.detach(), FLOAT_GROUPS), fc.bias, config)
+    layer = QuantizedLinear.from_linear(fc, config)
+    assert layer.scheme.two_level and "weight_factor" in layer.state_dict()
+    layer.load_state_dict(floats.state_dict())
+    assert not layer.scheme.two_level and bits(layer.weight) == bits(floats.weight)
+
+
+def test_state_dict_missing_parts(fc: nn.Linear) -> None:
+    layer = QuantizedLinear.from_linear(fc, "INT8_Per_Channel_Symmetric")
+    before = bits(layer.packed)
+    loaded = layer.load_state_dict({}, strict=False)
+    assert set(loaded.missing_keys) == {"bias", "weight_codes", "weight_scale"}
+    with pytest.raises(RuntimeError, match="Missing key.*weight_codes"):
+        layer.load_state_dict({})
+    with pytest.raises(RuntimeError, match=r'(?s)Missing.*weight_codes.*Unexpected.*"0.weight"'):
+        nn.Sequential(layer).load_state_dict(nn.Sequential(fc).state_dict())
+    with pytest.raises(RuntimeError, match="Missing.*weight.*"):
+        fc.load_state_dict(layer.state_dict())
+    assert bits(layer.packed) == before
+
+
+@pytest.mark.parametrize(
+    "saved, wanted",
+    [
+        ("INT8_Per_Channel_Symmetric", "INT4_Group_32"),
+        ("INT4_Group_32", "INT8_Per_Channel_Symmetric"),
+        ("INT4_Group_32", "INT4_Group_64"),
+        ("INT8_Per_Tensor_Symmetric", "INT8_Per_Channel_Symmetric"),
+        ("INT8_Per_Channel_Asymmetric", "INT8_Per_Channel_Symmetric"),
+        ("INT8_Per_Channel_Symmetric", "INT8_Per_Channel_Asymmetric"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_state_dicts_of_other_schemes_are_refused(
+    fc: nn.Linear, saved: str, wanted: str, strict: bool
+) -> None:
+    layer = nn.Sequential(QuantizedLinear.from_linear(fc, wanted))
+    before = bits(layer[0].packed)
+    state = nn.Sequential(QuantizedLinear.from_linear(fc, saved)).state_dict()
+    with pytest.raises(
+        RuntimeError, match=r"0: (the arrays' sizes|weight_(zero_point|factor) does not fit)"
+    ):
+        layer.load_state_dict(state, strict=strict)
+    assert bits(layer[0].packed) == before
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("weight_scale", np.nan, "positive and finite"),
+        ("weight_scale", 0.0, "positive and finite"),
+        ("weight_factor", 0, r"weight_factor must lie in 1\.\.15"),
+        ("weight_factor", 16, r"weight_factor must lie in 1\.\.15"),
+    ],
+)
+def test_state_dicts_with_impossible_values_are_refused(
+    fc: nn.Linear, key: str, value: float, message: str
+) -> None:
+    layer = QuantizedLinear.from_linear(fc, "INT4_Group_32")
+    state = layer.state_dict()
+    state[key][-1] = value
+    with pytest.raises(RuntimeError, match=message):
+        layer.load_state_dict(state)
+    state = layer.state_dict()
+    state["weight_codes"] = state["weight_codes"].to(torch.int16)
+    with pytest.raises(RuntimeError, match="weight_codes is torch.int16; torch.uint8 is wanted"):
+        layer.load_state_dict(state)
+
+
+def test_plain_and_a8_share_their_state(fc: nn.Linear) -> None:
+    plain = QuantizedLinear.from_linear(fc, "INT4_Group_64")
+    fast = QuantizedLinear.from_linear(nn.Linear(130, 65), "INT4_Group_64_A8")
+    fast.load_state_dict(plain.state_dict())
+    assert bits(fast.weight) == bits(plain.weight)
+
+
+def test_copies_and_pickles(fc: nn.Linear, config: vq.QuantizationConfig) -> None:
+    layer = QuantizedLinear.from_linear(fc, config)
+    x = torch.randn(3, 130)
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(layer), torch.load(buffer, weights_only=False)):
+        assert other.packed.data_ptr() != layer.packed.data_ptr()
+        assert bits(other(x)) == bits(layer(x)) and other.config == config
+
+
+def test_dtype_changes_leave_the_packed_bytes(fc: nn.Linear) -> None:
+    layer = QuantizedLinear.from_linear(fc, "INT4_Group_32")
+    before = bits(layer.packed)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float32):
+        layer.to(dtype)
+        assert bits(layer.packed) == before and layer.bias.dtype == dtype
+        layer(torch.zeros(2, 130))
+
+
+@activations
+def test_without_no_grad(fc: nn.Linear, int8: bool) -> None:
+    """Scripts that forgot it: forward works, in-place operations too, backward says why not."""
+    layer = QuantizedLinear.from_linear(fc, config_for(int8))
+    for x in (torch.randn(2, 3, 130), torch.randn(2, 3, 130, requires_grad=True), torch.randn(130)):
+        with torch.inference_mode():
+            want = layer(x).clone()
+        y = layer(x)
+        assert y.requires_grad and bits(y) == bits(want)
+        assert bits(nn.ReLU(inplace=True)(layer(x))) == bits(want.relu())
+        y += 1
+        with pytest.raises(RuntimeError, match="QuantizedLinear is for inference"):
+            y.sum().backward()
+    layer.requires_grad_(False)
+    assert not layer(torch.randn(2, 130)).requires_grad
+    with torch.inference_mode():
+        assert layer(torch.randn(2, 130)).is_inference()
+
+
+def test_hooks_and_modes(fc: nn.Linear) -> None:
+    layer = QuantizedLinear.from_linear(fc, "INT4_Group_32")
+    seen: list[Any] = []
+    layer.register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    layer.eval()(torch.zeros(2, 130))
+    layer.train()(torch.zeros(3, 130))
+    assert seen == [(2, 65), (3, 65)]
+
+
+# ---- refused -------------------------------------------------------------------------------------
+
+
+def test_rows_too_deep_for_32_bits() -> None:
+    assert QuantizedLinear.from_linear(nn.Linear(65536, 1), "INT4_Group_128").in_features == 65536
+    for config in ("INT4_Group_128", "INT8_Per_Channel_Symmetric_A8"):
+        with pytest.raises(UserError, match="rows of 65537 is given; 65536 inputs are the most"):
+            QuantizedLinear.from_linear(nn.Linear(65537, 1), config)
+
+
+def test_weights_that_are_none() -> None:
+    config = vq.CONFIGS["INT8_Per_Channel_Symmetric"]
+    for shape in ((3,), (2, 3, 4), (0, 4), (4, 0)):
+        with pytest.raises(
+            UserError, match=r"a weight of shape .* is given; \(out, in\), not empty"
+        ):
+            QuantizedLinear(vq.quantize(np.zeros(shape, F32), config), None, config)
+    with pytest.raises(UserError, match="Baseline_FP32 quantizes nothing"):
+        QuantizedLinear.from_linear(nn.Linear(3, 3), "Baseline_FP32")
+    broken = nn.Linear(3, 3)
+    with torch.no_grad():
+        broken.weight[1, 1] = torch.nan
+    with pytest.raises(UserError, match="1 values are NaN or infinite"):
+        QuantizedLinear.from_linear(broken, config)
+
+
+def headers(packed: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Packed bytes with one byte of the header changed."""
+    for at in range(48):
+        for change in (1, 0x80, 0xFF):
+            broken = packed.clone()
+            broken[at] ^= change
+            yield broken
+
+
+@pytest.mark.parametrize("name", ["INT8_Per_Channel_Asymmetric", "INT4_Group_32", "float_groups"])
+def test_corrupted_headers_never_crash(name: str, isa: str) -> None:
+    q, bias, x = case(name, 65, 40)
+    layer = layer_of(q, bias, True)
+    whole, refused = layer.packed, 0
+    for broken in headers(whole):
+        layer.packed = broken
+        try:
+            y = layer(x)
+        except (ValueError, MemoryError):
+            refused += 1
+        else:  # a change within the padding of n or k, or of "asymmetric", is another valid weight
+            assert y.shape == (70, 65)
+    assert refused > 100
+
+
+def test_truncated_packed_bytes_are_refused() -> None:
+    q, bias, x = case("INT4_Group_32", 65, 40)
+    layer = layer_of(q, bias, True)
+    whole = layer.packed
+    for length in (0, 1, 8, 63, 64, len(whole) // 2, len(whole) - 1):
+        layer.packed = whole[:length].clone()
+        with pytest.raises(ValueError, match="packed weights"):
+            layer(x)
+        with pytest.raises(ValueError, match="packed weights"):
+            _ = layer.weight
+    layer.packed = torch.cat([whole, whole[:1]])
+    with pytest.raises(ValueError, match="packed weights"):
+        layer(x)
+
+
+def test_docstring_examples() -> None:
+    assert doctest.testmod(linear).failed == 0
