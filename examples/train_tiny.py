@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggtquant import scenes
+from vggtquant import geometry, scenes
 from vggtquant.tiny.model import PATCH, TinyVGGT
 
 SIZE = 112
@@ -52,9 +52,9 @@ IMAGES = 32  # in a batch: 8 scenes of 4 frames
 RATE, WARMUP, BETAS, WEIGHT_DECAY, CLIP = 1e-3, 300, (0.9, 0.95), 0.02, 1.0
 EMA = 0.998
 VALIDATION = scenes.HELD_OUT + 900_000_000  # for the curve; not the scenes of the final table
-MATCH_AFTER = 1  # the patch-matching loss reads the tokens after this pair of blocks (from 0)
+MATCH_AFTER, PLACE_AFTER = 1, 2  # the pairs of blocks (from 0) whose tokens two helper losses read
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors, and the scenes themselves
 
 
 # ---- data
@@ -86,7 +86,8 @@ def collate(items: list[scenes.Scene]) -> Batch:
     pose = torch.cat(
         [extrinsics[..., 3], quaternion(extrinsics[..., :3]), torch.stack(fov, -1)], dim=-1
     )
-    batch = {
+    batch: Batch = {
+        "scenes": items,
         "images": images,
         "depth": stack("depth"),
         "points": stack("world_points"),
@@ -94,14 +95,15 @@ def collate(items: list[scenes.Scene]) -> Batch:
         "intrinsics": intrinsics,
         "pose": pose,
     }
-    batch["match"] = matches(batch)
+    batch["match"], batch["place"] = matches(batch)
     return batch
 
 
-def matches(batch: Batch) -> Tensor:
+def matches(batch: Batch) -> tuple[Tensor, Tensor]:
     """For each patch centre of frame i the patch of frame j that shows the same point, else -1.
 
-    Returns (B, S, S, patches): [b, i, j, p].
+    Returns (B, S, S, patches): [b, i, j, p]; and the centre's exact place in frame 0, from its middle in
+    shares of width and height, (B, S, patches, 2): something only where [b, i, 0, p] is not -1.
     """
     depth, points = batch["depth"], batch["points"]
     height, width = depth.shape[-2:]
@@ -110,13 +112,15 @@ def matches(batch: Batch) -> Tensor:
     seen = torch.einsum("bjxy,bipy->bijpx", rotation, centre) + shift[:, None, :, None]
     z = seen[..., 2]
     focal = batch["intrinsics"][:, None, :, None, 0, 0]
-    u = (focal * seen[..., 0] / z + width / 2).round().long()
-    v = (focal * seen[..., 1] / z + height / 2).round().long()
+    exact = focal[..., None] * seen[..., :2] / z[..., None]
+    u = (exact[..., 0] + width / 2).round().long()
+    v = (exact[..., 1] + height / 2).round().long()
     inside = (z > 0.05) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     index = torch.where(inside, v * width + u, 0)
     found = depth.flatten(2)[:, None].expand(-1, index.shape[1], -1, -1).gather(3, index)
     visible = inside & ((found - z).abs() < 0.05 * z)
-    return torch.where(visible, v // PATCH * (width // PATCH) + u // PATCH, -1)
+    match = torch.where(visible, v // PATCH * (width // PATCH) + u // PATCH, -1)
+    return match, exact[:, :, 0] / torch.tensor([width, height])
 
 
 def training_batch(step: int) -> Batch:
@@ -139,16 +143,21 @@ def prefetched(first: int, last: int) -> Iterator[tuple[int, Batch]]:
 # ---- losses
 
 
-class Matcher(nn.Module):
-    """Training only: patch tokens to descriptors, and how sharply these must match."""
+class Helper(nn.Module):
+    """Training only: two losses that teach the tokens what pose needs, matches and where they lie.
+
+    Without the first, pose stays at the trivial level; the second makes it leave that level sooner.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.proj = nn.Linear(dim, 64)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.place_norm = nn.LayerNorm(dim)
+        self.place = nn.Linear(dim, 2)
 
-    def forward(self, tokens: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
+    def match_loss(self, tokens: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
         """InfoNCE loss and share of right matches; tokens (B, S, P, dim), match as matches()."""
         d = F.normalize(self.proj(self.norm(tokens)), dim=-1)
         logits = torch.einsum("bipc,bjqc->bijpq", d, d) * self.log_scale.exp().clamp(max=100)
@@ -158,6 +167,12 @@ class Matcher(nn.Module):
         if not len(target):
             return logits.sum(), torch.tensor(0.0)
         return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean()
+
+    def place_loss(self, tokens: Tensor, match: Tensor, place: Tensor) -> Tensor:
+        """L1 error of each later frame's patches' places in frame 0, where they are seen there."""
+        error = (self.place(self.place_norm(tokens)) - place).abs().sum(-1)[:, 1:]
+        wanted = match[:, 1:, 0] >= 0
+        return (error * wanted).sum() / wanted.sum().clamp(min=1)
 
 
 def confident(error: Tensor, confidence: Tensor) -> Tensor:
@@ -177,63 +192,35 @@ def losses(out: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         parts = off[..., :3].mean() + off[..., 3:7].mean() + 0.5 * off[..., 7:].mean()
         pose = pose + 0.6 ** (steps - 1 - i) * parts / steps
     return {
-        "depth": confident(error.abs(), out["depth_conf"]) + 0.5 * gradient,
+        "depth": 2 * confident(error.abs(), out["depth_conf"]) + gradient,
         "points": confident(points, out["world_points_conf"]),
-        "pose": 10 * pose,
+        "pose": 3 * pose,
     }
 
 
 # ---- scores against the truth, and two predictors that look at nothing
 
-
-def angle(cosine: Tensor) -> Tensor:
-    return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
-
-
-def rotations(quaternions: Tensor) -> Tensor:
-    """Rotation matrices of quaternions XYZW of any length."""
-    x, y, z, w = F.normalize(quaternions, dim=-1).unbind(-1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-
-def pose_errors(guess: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotation and translation-direction errors in degrees over all pairs of frames.
-
-    guess and truth are pose encodings (B, S, 9).  Directions are compared without sign, as in
-    VGGT's evaluation; a translation of zero has an error of 90 degrees.
-    """
-    first, second = torch.triu_indices(guess.shape[1], guess.shape[1], 1)
-
-    def relative(pose: Tensor) -> tuple[Tensor, Tensor]:
-        r, t = rotations(pose[..., 3:7].double()), pose[..., :3].double()
-        turn = r[:, second] @ r[:, first].mT
-        return turn, t[:, second] - (turn @ t[:, first, :, None])[..., 0]
-
-    (r0, t0), (r1, t1) = relative(guess), relative(truth)
-    trace = (r0.mT @ r1).diagonal(dim1=-2, dim2=-1).sum(-1)
-    cosine = (F.normalize(t0, dim=-1) * F.normalize(t1, dim=-1)).sum(-1)
-    return angle((trace - 1) / 2).flatten(), angle(cosine.abs()).flatten()
+SCORES = {
+    "absrel": "depth_abs_rel_median",
+    "delta": "depth_delta_1.25_median",
+    "rotation": "rotation_median_deg",
+    "translation": "translation_median_deg",
+    "direction": "direction_median_deg",
+    "auc30": "auc_30",
+}
 
 
 def scores(depth: Tensor, pose: Tensor, batch: Batch) -> dict[str, float]:
-    """Depth after median alignment of each scene, and pose; depth (B, S, H, W), pose (B, S, 9)."""
-    d, g = depth.flatten(1).double(), batch["depth"].flatten(1).double()
-    d = d * (g.median(1).values / d.median(1).values)[:, None]
-    rotation, translation = pose_errors(pose, batch["pose"])
-    worst = torch.maximum(rotation, translation)
-    bins = torch.arange(1, 31)
-    return {
-        "absrel": ((d - g).abs() / g).mean().item(),
-        "delta": (torch.maximum(d / g, g / d) < 1.25).double().mean().item(),
-        "rotation": rotation.median().item(),
-        "translation": translation.median().item(),
-        "auc30": (worst[:, None] < bins).double().mean().item(),
-    }
+    """Means over scenes of depth scores after median alignment, medians over all pairs of poses.
+
+    depth (B, S, H, W), pose encodings (B, S, 9); see vggtquant.geometry for the definitions.
+    """
+    errors = []
+    for i in range(len(depth)):
+        predicted = {"depth": depth[i, ..., None].numpy(), "pose_enc": pose[i].numpy()}
+        errors.append(geometry.scene_errors(predicted, batch["scenes"][i]))
+    found = geometry.pooled_scores(errors)
+    return {short: found[name] for short, name in SCORES.items()}
 
 
 def held_out(first: int, count: int) -> Batch:
@@ -249,7 +236,7 @@ def predict(model: TinyVGGT, batch: Batch) -> dict[str, Tensor]:
 
 def trivial_scores(batch: Batch) -> dict[str, dict[str, float]]:
     """Constant depth with all cameras at the origin, and the mean of 512 training scenes."""
-    still = torch.tensor([1e-9, 0, 0, 0, 0, 0, 1.0, 1.1, 1.1]).expand_as(batch["pose"])
+    still = torch.tensor([0, 0, 0, 0, 0, 0, 1.0, 1.1, 1.1]).expand_as(batch["pose"])
     train = collate([scenes.make_scene(seed, 4, SIZE) for seed in range(512)])
     mean_depth = train["depth"].mean(0).expand_as(batch["depth"])
     mean_pose = train["pose"].mean(0).expand_as(batch["pose"])
@@ -268,9 +255,11 @@ class Trainer:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = TinyVGGT()
-        self.matcher = Matcher(self.model.aggregator.camera_token.shape[-1])
-        both = nn.ModuleList([self.model, self.matcher])
+        self.helper = Helper(self.model.aggregator.camera_token.shape[-1])
+        both = nn.ModuleList([self.model, self.helper])
         self.parameters = list(both.parameters())
+        head = {id(p) for p in self.model.camera_head.parameters()}
+        self.others = [p for p in self.parameters if id(p) not in head]
         groups = [
             {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -285,7 +274,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
-            "matcher": self.matcher.state_dict(),
+            "helper": self.helper.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "step": self.step,
@@ -296,7 +285,7 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        for name in ("model", "matcher", "optimizer"):
+        for name in ("model", "helper", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         for name in ("average", "step", "seconds", "decay_from", "history"):
             setattr(self, name, state[name])
@@ -322,14 +311,21 @@ class Trainer:
         tokens, start = model.aggregator(batch["images"])
         out = model.heads(tokens, batch["images"], start)
         parts = losses(out, batch)
-        half = tokens[MATCH_AFTER].shape[-1] // 2
-        patches = tokens[MATCH_AFTER][:, :, start:, half:]  # after the global block
-        matching, share = self.matcher(patches, batch["match"])
+
+        def patches(pair: int) -> Tensor:  # after the pair's global block
+            return tokens[pair][:, :, start:, tokens[pair].shape[-1] // 2 :]
+
+        matching, share = self.helper.match_loss(patches(MATCH_AFTER), batch["match"])
         parts["match"] = 0.5 * matching
+        parts["place"] = self.helper.place_loss(
+            patches(PLACE_AFTER), batch["match"], batch["place"]
+        )
         total = torch.stack(list(parts.values())).sum()
         self.optimizer.zero_grad()
         total.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        # the camera head's gradients are far larger: clipped with the others they would rule
+        norm = nn.utils.clip_grad_norm_(self.model.camera_head.parameters(), CLIP)
+        norm = norm + nn.utils.clip_grad_norm_(self.others, CLIP)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if math.isfinite(norm.item()):

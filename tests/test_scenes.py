@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered scenes: exact geometry, the same bits however the work is split, files that come back."""
+"""Rendered scenes: exact geometry, the same bits however work is split, files that come back."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +74,7 @@ def test_geometry_is_exact(seed: int) -> None:
 
 
 def test_frames_see_the_same_surfaces() -> None:
-    """Points of one frame, projected into another, mostly hit a surface at the depth that is there."""
+    """Points of one frame, projected into another, mostly meet a surface at their depth."""
     agreeing = []
     for seed in range(scenes.HELD_OUT, scenes.HELD_OUT + 6):
         scene = scenes.make_scene(seed, 2)
