@@ -257,7 +257,7 @@ def test_hard_tokens(name: str, int8: bool, isa: str) -> None:
     if int8:
         assert y[:6].isnan().all() and not y[6:].isnan().any()
         without = layer_of(q, None, int8)(x)
-        assert not without[[6, 7, 8, 10]].any() and without[9].all()  # 2^-120 is the first to count
+        assert not without[[6, 7, 8, 10]].any() and without[9].any()  # 2^-120 is the first to count
     else:
         assert not y[6:11].isnan().any()
 
