@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vggtquant._cpu refuses what would read or write elsewhere, and writes nothing when it does."""
+
+import ast
+import gc
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import vggtquant
+from vggtquant import _cpu  # the exception to "only ops.py imports _cpu": this is its test
+
+Array = NDArray[Any]
+
+N, K, G = 3, 40, 8
+SHAPE = (N, K, G)
+GROUPS = N * K // G
+
+
+def arguments() -> dict[str, list[Any]]:
+    """Good arguments for every function that takes arrays; outputs by their names in OUTPUTS."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (N, K)).astype(np.float32)
+    y = np.empty((N, N), np.float32)
+    scale, factor = np.ones(N, np.float32), np.ones(GROUPS, np.uint8)
+    q = rng.integers(0, 255, (N, K // 2), dtype=np.uint8)
+    packed = np.empty(_cpu.packed_nbytes("i4", "two_level", SHAPE, False), np.uint8)
+    _cpu.pack("i4", "two_level", SHAPE, q, scale, factor, None, packed)
+    scratch = np.empty(_cpu.linear_nbytes(packed, True, x, y), np.uint8)
+    lo, hi = -np.ones(GROUPS, np.float32), np.ones(GROUPS, np.float32)
+    floats = np.full(GROUPS, 0.1, np.float32)
+    zero, wide = np.zeros(GROUPS, np.int8), np.empty((N, K), np.uint8)
+    return {
+        "range": [SHAPE, x, lo.copy(), hi.copy(), np.empty(N, np.uint64)],
+        "parameters": ["i8", lo, hi, floats.copy(), zero.copy()],
+        "quantize": ["i8", SHAPE, x, floats, zero, wide],
+        "dequantize": ["i8", SHAPE, wide, floats, zero, x.copy()],
+        "two_level": [SHAPE, x, scale, factor, zero, np.empty((N, 2))],
+        "pack": ["i4", "two_level", SHAPE, q, scale, factor, None, packed.copy()],
+        "packed_weight": [packed],
+        "unpack": [packed, q.copy(), scale.copy(), factor.copy(), None],
+        "linear_nbytes": [packed, True, x, y],
+        "linear": [packed, True, x, np.zeros(N, np.float32), y, scratch],
+    }
+
+
+OUTPUTS = {
+    "range": [2, 3, 4],
+    "parameters": [3, 4],
+    "quantize": [5],
+    "dequantize": [5],
+    "two_level": [2, 3, 4, 5],
+    "pack": [7],
+    "unpack": [1, 2, 3],
+    "linear": [4, 5],
+}
+ARRAYS = [
+    (name, at)
+    for name, values in arguments().items()
+    for at, value in enumerate(values)
+    if isinstance(value, np.ndarray)
+]
+each_array = pytest.mark.parametrize("name, at", ARRAYS)
+each_output = pytest.mark.parametrize(
+    "name, at", [(n, at) for n, ats in OUTPUTS.items() for at in ats]
+)
+
+
+@pytest.mark.parametrize("name", arguments())
+def test_good_arguments_are_taken(name: str) -> None:
+    getattr(_cpu, name)(*arguments()[name])
+
+
+def refused(name: str, at: int, value: object, error: type[Exception], message: str) -> None:
+    given = arguments()[name]
+    given[at] = value
+    before = [a.copy() if isinstance(a, np.ndarray) else a for a in given]
+    with pytest.raises(error, match=message):
+        getattr(_cpu, name)(*given)
+    for old, new in zip(before, given, strict=True):
+        if isinstance(old, np.ndarray):
+            np.testing.assert_array_equal(old, new)
+
+
+@each_array
+def test_other_dtypes(name: str, at: int) -> None:
+    a = arguments()[name][at]
+    refused(
+        name, at, a.astype(np.complex64), TypeError, "an array of .* is wanted, not of complex64"
+    )
+    refused(
+        name, at, a.astype(np.float64 if a.dtype != np.float64 else "f4"), TypeError, "is wanted"
+    )
+
+
+@each_array
+def test_what_is_no_array(name: str, at: int) -> None:
+    for value in (1.5, "abc", [1.0], b"abc"):
+        refused(name, at, value, TypeError, f"array of .* is wanted, not {type(value).__name__}")
+
+
+@each_array
+def test_wrong_sizes(name: str, at: int) -> None:
+    a = arguments()[name][at].ravel()
+    if name == "linear_nbytes" and at > 0:
+        return  # the sizes of x and y are checked by linear
+    shorter, longer = a[:-1].copy(), np.concatenate([a, a[:1]])
+    for value in (shorter, longer, a[:0].copy()):
+        if (name, at) == ("linear", 5) and len(value) > len(a):
+            continue  # more scratch than needed is welcome
+        refused(name, at, value, ValueError, "sizes|packed weights")
+
+
+@each_array
+def test_arrays_that_are_not_contiguous(name: str, at: int) -> None:
+    a = arguments()[name][at]
+    if a.size < 2:
+        return
+    value = np.repeat(a.ravel(), 2)[::2]
+    refused(name, at, value, ValueError, "C-contiguous.*, not a non-contiguous one")
+
+
+@each_array
+def test_arrays_that_are_misaligned_or_swapped(name: str, at: int) -> None:
+    a = arguments()[name][at]
+    if a.itemsize == 1:
+        return
+    misaligned = np.frombuffer(bytearray(a.nbytes + 1), np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    misaligned[...] = a
+    refused(name, at, misaligned, ValueError, "not a misaligned one")
+    refused(name, at, a.astype(a.dtype.newbyteorder()), ValueError, "not a byte-swapped one")
+
+
+@each_output
+def test_outputs_that_are_read_only(name: str, at: int) -> None:
+    value = arguments()[name][at]
+    if value is None:
+        return
+    value.flags.writeable = False
+    refused(
+        name, at, value, ValueError, "C-contiguous writable array of .* is wanted, not a read-only"
+    )
+
+
+@pytest.mark.parametrize("name", ["range", "quantize", "dequantize", "two_level"])
+@pytest.mark.parametrize(
+    "shape",
+    [(N, K, 0), (N, K, K + 1), (N, K, -1), (-1, -K, 8), (N + 1, K, G), (2**62, 2**62, 8)],
+)
+def test_shapes_that_do_not_fit(name: str, shape: tuple[int, int, int]) -> None:
+    at = 1 if name in ("quantize", "dequantize") else 0
+    refused(name, at, shape, ValueError, "sizes")
+
+
+@pytest.mark.parametrize(
+    "shape", [(N, K, 12), (N, K, 0), (0, K, G), (N, 0, G), (N, -K, G), (2**62, K, G)]
+)
+def test_weights_that_cannot_be_packed(shape: tuple[int, int, int]) -> None:
+    assert _cpu.packed_nbytes("i4", "two_level", shape, False) == 0
+    refused("pack", 2, shape, ValueError, "sizes|32-bit")
+
+
+def test_rows_too_deep() -> None:
+    assert _cpu.packed_nbytes("i4", "two_level", (N, 65537, G), False) == 0
+    refused("pack", 2, (N, 65537, G), ValueError, "a row too long for exact 32-bit sums")
+
+
+def test_names_that_are_unknown() -> None:
+    refused("quantize", 0, "i3", ValueError, "unknown number format 'i3'")
+    refused("quantize", 0, 8, ValueError, "unknown number format 8")
+    refused("pack", 1, "per_tensor", ValueError, "unknown kind of scales 'per_tensor'")
+    for name in ("avx", "AVX2", ""):
+        with pytest.raises(
+            RuntimeError, match="an instruction set that is unknown or does not run"
+        ):
+            _cpu.use(name)
+    assert _cpu.isa() in _cpu.isas()
+
+
+def test_kinds_of_scales_that_do_not_go_with_the_format() -> None:
+    assert _cpu.packed_nbytes("i8", "two_level", SHAPE, False) == 0
+    assert _cpu.packed_nbytes("i8", "per_group", SHAPE, False) == 0
+    assert _cpu.packed_nbytes("i4", "per_row", SHAPE, False) == 0
+
+
+def test_factors_and_zero_points_come_where_they_belong() -> None:
+    refused("pack", 5, None, ValueError, "sizes")  # two_level without factors
+    given = arguments()["pack"]
+    refused("pack", 6, np.zeros(GROUPS, np.int8), ValueError, "do not fit")  # packed is too short
+    assert len(given[7]) < _cpu.packed_nbytes("i4", "two_level", SHAPE, True)
+    refused("unpack", 3, None, ValueError, "sizes")
+    refused("unpack", 4, np.zeros(GROUPS, np.int8), ValueError, "sizes")
+
+
+@pytest.mark.parametrize("name", arguments())
+def test_too_few_and_too_many_arguments(name: str) -> None:
+    given = arguments()[name]
+    with pytest.raises(TypeError):
+        getattr(_cpu, name)(*given[:-1])
+    with pytest.raises(TypeError):
+        getattr(_cpu, name)(*given, None)
+
+
+def test_nothing_is_leaked() -> None:
+    """Wrappers borrow: arrays refused or taken 200 times keep their reference counts."""
+    for name, given in arguments().items():
+        function = getattr(_cpu, name)
+        before = [sys.getrefcount(value) for value in given]
+        for _ in range(200):
+            function(*given)
+            with pytest.raises(TypeError):
+                function(*given[:-1], object())
+        gc.collect()
+        assert [sys.getrefcount(value) for value in given] == before
+
+
+def test_the_interpreter_runs_meanwhile() -> None:
+    """The GIL is released: another thread advances during one long call."""
+    x = np.ones((1, 4_000_000), np.float32)
+    shape, q = (1, x.size, x.size), np.empty(x.shape, np.uint8)
+    scale, done, ticks = np.ones(1, np.float32), threading.Event(), 0
+
+    def work() -> None:
+        for _ in range(10):
+            _cpu.quantize("i8", shape, x, scale, None, q)
+        done.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while not done.is_set():
+        ticks += 1
+        time.sleep(0.0005)
+    worker.join()
+    assert ticks > 3
+
+
+def test_the_stub_lists_the_module() -> None:
+    """Every public name of the module stands in _cpu.pyi, and nothing else does."""
+    stub = Path(vggtquant.__file__).with_name("_cpu.pyi").read_text()
+    listed = {node.name for node in ast.parse(stub).body if isinstance(node, ast.FunctionDef)}
+    module = {name for name in dir(_cpu) if not name.startswith("_")}
+    assert listed == module

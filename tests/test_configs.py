@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of named configs, and configs that contradict themselves."""
+
+import dataclasses
+import doctest
+import json
+from typing import Any
+
+import pytest
+
+import vggtquant as vq
+from vggtquant import QuantizationConfig, Scheme, UserError, configs
+
+NAMED = [
+    "Baseline_FP32", "Baseline_BF16", "INT8_Per_Tensor_Symmetric", "INT8_Per_Tensor_Asymmetric",
+    "INT8_Per_Channel_Symmetric", "INT8_Per_Channel_Asymmetric", "INT4_Group_128", "INT4_Group_64",
+    "INT4_Group_32",
+]  # fmt: skip
+
+every_config = pytest.mark.parametrize("config", vq.CONFIGS.values(), ids=vq.CONFIGS)
+
+
+def test_the_names_are_the_public_ones() -> None:
+    assert list(vq.CONFIGS) == NAMED + [f"{name}_A8" for name in NAMED[2:]]
+
+
+def test_fields_and_defaults_are_the_public_ones() -> None:
+    defaults = {f.name: f.default for f in dataclasses.fields(QuantizationConfig)}
+    required = [name for name, value in defaults.items() if value is dataclasses.MISSING]
+    assert required == ["name", "quant_type"]
+    assert {name: value for name, value in defaults.items() if name not in required} == {
+        "bits": 8, "symmetric": True, "per_channel": True, "group_size": 128,
+        "calibration_samples": 100, "quantize_activations": False, "skip_first_last": True,
+        "device": "cpu", "sensitive_layers": (), "sensitive_bits": 8, "normal_bits": 4,
+    }  # fmt: skip
+    assert list(configs.QUANT_TYPES) == [
+        "fp32", "bf16", "int8_per_tensor_sym", "int8_per_tensor_asym", "int8_per_channel_sym",
+        "int8_per_channel_asym", "int4_group", "mixed_precision",
+    ]  # fmt: skip
+
+
+@every_config
+def test_a_name_says_what_its_config_does(config: QuantizationConfig) -> None:
+    assert vq.CONFIGS[config.name] is config is vq.get_config(config.name)
+    assert vq.get_config(config) is config
+    assert config.quantize_activations == config.name.endswith("_A8")
+    assert config.quantizes == (not config.name.startswith("Baseline"))
+    assert config.skip_first_last and config.device == "cpu"
+    if not config.quantizes:
+        return
+    scheme = config.scheme(config.layer_bits(sensitive=False))
+    assert config.name.startswith(f"INT{scheme.bits}_")
+    assert scheme.symmetric == ("Asymmetric" not in config.name)
+    if scheme.bits == 4:
+        assert config.name.removesuffix("_A8").endswith(f"_{scheme.group_size}")
+        assert scheme.granularity == "per_group" and scheme.two_level
+    else:
+        assert scheme.granularity == ("per_tensor" if "Tensor" in config.name else "per_channel")
+    if config.quantize_activations:
+        plain = vq.CONFIGS[config.name.removesuffix("_A8")]
+        assert config == dataclasses.replace(plain, name=config.name, quantize_activations=True)
+
+
+@every_config
+def test_to_dict_and_back(config: QuantizationConfig) -> None:
+    assert QuantizationConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_mixed_precision_to_dict_and_back() -> None:
+    config = QuantizationConfig("m", "mixed_precision", sensitive_layers=["a.*", "b"])  # type: ignore[arg-type]
+    assert config.sensitive_layers == ("a.*", "b")
+    assert QuantizationConfig.from_dict(config.to_dict()) == config
+    assert hash(config) == hash(dataclasses.replace(config))
+    assert (config.layer_bits(sensitive=True), config.layer_bits(sensitive=False)) == (8, 4)
+
+
+def test_from_dict_names_what_it_does_not_know() -> None:
+    with pytest.raises(UserError, match="a config has no field colour, shape"):
+        QuantizationConfig.from_dict({"name": "x", "quant_type": "fp32", "shape": 1, "colour": 2})
+    with pytest.raises((UserError, TypeError), match="name"):
+        QuantizationConfig.from_dict({"quant_type": "fp32", "bits": 32})
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"quant_type": "int3"}, "quant_type 'int3' is unknown; one of: fp32, bf16, int8"),
+        ({"quant_type": "fp32"}, "fp32 has bits=32, not 8"),
+        ({"quant_type": "bf16", "bits": 32}, "bf16 has bits=16, not 32"),
+        ({"bits": 4}, "int8_per_channel_sym has bits=8, not 4"),
+        ({"symmetric": False}, "int8_per_channel_sym has symmetric=True, not False"),
+        ({"per_channel": False}, "int8_per_channel_sym has per_channel=True, not False"),
+        ({"quant_type": "int8_per_tensor_sym"}, "int8_per_tensor_sym has per_channel=False"),
+        ({"quant_type": "int4_group"}, "int4_group has bits=4, not 8"),
+        ({"group_size": 0}, "group_size is 0; a positive whole number is wanted"),
+        ({"group_size": -128}, "group_size is -128; a positive whole number is wanted"),
+        ({"group_size": 64.0}, "group_size is 64.0; a positive whole number is wanted"),
+        ({"group_size": True}, "group_size is True; a positive whole number is wanted"),
+        ({"quant_type": "int4_group", "bits": 4, "group_size": 12}, "group_size is 12"),
+        ({"calibration_samples": -1}, "calibration_samples is -1; 0 or more is wanted"),
+        ({"device": "tpu"}, "device is 'tpu'; one of 'cpu', 'cuda' is wanted"),
+        ({"sensitive_layers": ("a",)}, "sensitive_layers are for mixed_precision, not for"),
+        ({"quant_type": "mixed_precision", "sensitive_bits": 5}, "sensitive_bits is 5; one"),
+        ({"quant_type": "mixed_precision", "normal_bits": 16}, "normal_bits is 16; one of 4, 8"),
+        ({"quant_type": "fp32", "bits": 32, "quantize_activations": True}, "fp32 quantizes"),
+    ],
+)  # fmt: skip
+def test_contradictions(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        QuantizationConfig(**{"name": "x", "quant_type": "int8_per_channel_sym", **fields})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_devices(device: str) -> None:
+    assert QuantizationConfig("x", "int8_per_channel_sym", device=device).device == device
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"bits": 3}, "bits is 3; one of 4, 8 is wanted"),
+        ({"granularity": "per_row"}, "granularity is 'per_row'; one of 'per_tensor'"),
+        ({"group_size": 0}, "group_size is 0; a positive whole number"),
+        ({"two_level": True}, "two_level scales are for bits=4 with granularity='per_group'"),
+        ({"bits": 4, "two_level": True}, "two_level scales are for bits=4"),
+    ],
+)
+def test_schemes_that_do_not_exist(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        Scheme(**fields)
+
+
+@pytest.mark.parametrize(
+    "name, nearest",
+    [
+        ("int4_group_64", "INT4_Group_64"),
+        ("INT8_Per_Chanel_Symmetric", "INT8_Per_Channel_Symmetric"),
+        ("fp32", "Baseline_FP32"),
+    ],
+)
+def test_unknown_names_show_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=f"scheme '{name}' is unknown; nearest: .*{nearest}"):
+        vq.get_config(name)
+
+
+def test_names_far_from_all_show_all() -> None:
+    with pytest.raises(UserError) as error:
+        vq.get_config("zzzz")
+    assert all(name in str(error.value) for name in NAMED)
+
+
+def test_docstring_examples() -> None:
+    assert doctest.testmod(configs).failed == 0
