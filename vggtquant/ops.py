@@ -27,6 +27,7 @@ DEEPEST = 65536
 isa = _cpu.isa
 isas = _cpu.isas
 threads = _cpu.threads
+set_threads = _cpu.set_threads
 openmp = _cpu.openmp
 
 
