@@ -272,6 +272,7 @@ def test_signals_keep_finished_schemes(tmp_path: Path, number: int, code: int) -
     )
     deadline = time.monotonic() + 60
     while not (out / report.JSON_NAME).exists() and time.monotonic() < deadline:
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -369,8 +369,9 @@ def timing_cautions(document: Document) -> list[str]:
     ]
     if rough:
         words.append(
-            f"The passes of {len(rough)} rows differ by more than a fifth of their median: "
-            "something else was running. Do not compare these times; run again on a quiet machine."
+            f"Passes differ by more than a fifth of their median in {len(rough)} rows: "
+            "something else was running. Do not compare these times; run again on a quiet machine, "
+            "or with fewer --threads than there are cores."
         )
     if env["load_average_1min"] > env["cpu"]["cores_usable"]:
         words.append(
