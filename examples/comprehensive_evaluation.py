@@ -21,7 +21,7 @@ def evaluate(argv: list[str] | None = None) -> int:
     parser.add_argument("--image_folder", help="pictures (default: rendered scenes)")
     parser.add_argument("--max_images", type=int, help="at most so many pictures")
     parser.add_argument("--output_dir", default="vggtquant_results", help="where the files go")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    parser.add_argument("--device", default="cpu", help="cpu, so far")
     args = parser.parse_args(argv)
     words = ["evaluate", "--model", args.model_name, "--output_dir", args.output_dir]
     words += ["--device", args.device]

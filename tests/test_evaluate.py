@@ -445,3 +445,10 @@ def test_a_baseline_slower_than_forecast_leaves_one_pass(tmp_path: Path, monkeyp
         settings = _settings(tmp_path, runs=None, warmup=None)
         rows = evaluate.evaluate(settings, progress).document["schemes"]
     assert [len(row["scenes"][0]["forward_ms_runs"]) for row in rows] == [3, 1, 1]
+
+
+def test_what_is_infinite_has_a_reason() -> None:
+    outputs = {"pose_fov": torch.rand(1, 2, 2)}
+    metrics, reasons = scores.score(outputs, {"pose_fov": outputs["pose_fov"].clone()})
+    assert metrics["pose_fov"]["psnr"] is None and metrics["pose_fov"]["mae"] == 0
+    assert reasons["pose_fov"]["psnr"] == "infinite: the two are equal"

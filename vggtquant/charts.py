@@ -51,7 +51,8 @@ def draw(document: dict[str, Any]) -> bytes:
     figure.suptitle(
         f"{model['name']} on {len(data['scenes'])} x {scene['frames']} pictures "
         f"({data['description']}, {scene['width_px']} x {scene['height_px']} px) · "
-        f"{env['cpu']['model']}, threads: {env['threads']['torch']}, kernels: {env['cpu']['isa_active']}",
+        f"{env['cpu']['model']}, threads: {env['threads']['torch']}, "
+        f"kernels: {env['cpu']['isa_active']}",
         fontsize=12,
     )
     _bars(axes[0, 0], rows, "Model size", "parameters as held (MB)", _size, "{:.2f}")

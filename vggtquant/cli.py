@@ -57,13 +57,14 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_images",
         type=int,
         metavar="N",
-        help="at most N pictures, or N of each rendered scene (default: what a coffee allows)",
+        help="at most N pictures (default: what ten minutes allow), or N of each rendered scene "
+        "(default 4)",
     )
     what.add_argument(
         "--scenes",
         type=int,
         metavar="N",
-        help="rendered scenes to use (default 8, fewer for a slow model)",
+        help="rendered scenes to use, without pictures (default 8, fewer for a slow model)",
     )
     what.add_argument(
         "--mode",
@@ -85,7 +86,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where the three files go (default ./vggtquant_results)",
     )
-    how.add_argument("--device", default="cpu", help="cpu (default), or cuda where there is one")
+    how.add_argument("--device", default="cpu", help="cpu, the only one that this version serves")
     how.add_argument(
         "--runs", type=int, metavar="N", help="timed passes a scheme (default 3, fewer if slow)"
     )

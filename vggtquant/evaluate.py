@@ -234,6 +234,8 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     _check_counts(settings)
     configs = configs_of(settings.schemes)
     device = models.check_device(settings.device)
+    if device.type != "cpu":
+        raise UserError(f"device {settings.device!r} is not served by this version; wanted cpu")
     folder = Path(settings.output_dir)
     report.check_writable(folder)
     paths = inputs.find(settings.images) if settings.images else []

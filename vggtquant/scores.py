@@ -6,6 +6,7 @@ Sums up over outputs and scenes as well; the metrics themselves are `compare`'s.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,11 +43,19 @@ def score(reference: Outputs, candidate: Outputs) -> tuple[Row, Row]:
                 f"{name} is {tuple(got.shape)}, the baseline's is {tuple(wanted.shape)}"
             )
         found = vq.compare(wanted.float(), got.float(), image_axes=vggt.IMAGE_AXES.get(name))
-        metrics[name] = {metric: found[metric] for metric in METRIC_NAMES}
-        reasons[name] = {
-            metric: found["reasons"].get(metric, "no value")
+        whys = dict(found["reasons"])
+        if found["psnr"] == math.inf:
+            whys["psnr"] = "infinite: the two are equal"
+        known = {
+            metric: value
             for metric in METRIC_NAMES
-            if found[metric] is None
+            if (value := found[metric]) is not None and math.isfinite(value)
+        }
+        metrics[name] = {metric: known.get(metric) for metric in METRIC_NAMES}
+        reasons[name] = {
+            metric: whys.get(metric, f"the value is {found[metric]}")
+            for metric in METRIC_NAMES
+            if metric not in known
         }
     return metrics, {name: why for name, why in reasons.items() if why}
 

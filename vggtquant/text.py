@@ -246,6 +246,7 @@ def _metrics(out: Console, document: Document) -> None:
         {
             f"{output}, {metric}: {why}"
             for row in document["schemes"]
+            if row["kind"] != "baseline"  # it equals itself
             for output, reasons in row["reasons"].items()
             for metric, why in reasons.items()
         }
