@@ -25,13 +25,20 @@ typedef struct runtime {
     char name[128];
 } runtime;
 
-static runtime found;
-static _Atomic unsigned long long
-    found_at; /* how many libraries had been loaded then; 0: never looked */
+/* Runtimes met so far. A slot is written before `current` points to it and never again, so whoever
+ * reads `current` needs no lock. */
+enum { RUNTIMES = 4 };
+static runtime runtimes[RUNTIMES];
+static int known;
+static const runtime *_Atomic current; /* NULL: none */
+/* How many libraries had been loaded when we looked; 0: never. */
+static _Atomic unsigned long long looked_at;
 static pthread_mutex_t looking = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic int wanted; /* vgq_set_threads */
 static _Atomic int forked;
-static _Thread_local int serial; /* inside a region that this file runs on one thread */
+/* Whose region this thread works in; NULL: alone. A region keeps its runtime to its end, even if
+ * torch's appears meanwhile. */
+static _Thread_local const runtime *region;
 
 static const char *basename_of(const char *path)
 {
@@ -94,83 +101,99 @@ static int bind(runtime *r, void *library, const char *path)
     return 1;
 }
 
+/* A forked child has none of the pool's threads, and libgomp would wait for them for ever. The pool
+ * may be torch's work, so forks are watched from the start. */
 static void in_child(void) { forked = 1; }
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
 
-/* Looks again whenever a library was loaded since, because torch may be imported after us. */
-static const runtime *openmp(void)
+/* With the lock held. */
+static void look(void)
 {
-    unsigned long long loads = 0;
-    dl_iterate_phdr(count_loads, &loads);
-    if (loads == found_at)
-        return &found;
-    pthread_mutex_lock(&looking);
-    if (!found_at)
-        pthread_atfork(NULL, NULL, in_child);
     search s = {0};
     dl_iterate_phdr(visit, &s);
+    looked_at = s.loads;
     runtime now = {0};
     if (!(s.rank && bind(&now, dlopen(s.path, RTLD_LAZY | RTLD_NOLOAD), s.path)))
         bind(&now, dlopen("libgomp.so.1", RTLD_LAZY), "libgomp.so.1");
-    if (now.parallel != found.parallel || !found_at)
-        found = now;
-    dl_iterate_phdr(count_loads, &loads);
-    found_at = loads;
-    pthread_mutex_unlock(&looking);
-    return &found;
+    const runtime *const before = current;
+    if (!now.parallel || (before && before->parallel == now.parallel) || known == RUNTIMES)
+        return;
+    runtimes[known] = now;
+    current = &runtimes[known++];
 }
 
-/* ---- what the generated code of `#pragma omp parallel` calls ------------------------------------
- */
+/* The runtime to use, or NULL. Looks again whenever a library was loaded since, because torch may
+ * be imported after us. */
+static const runtime *openmp(void)
+{
+    if (forked)
+        return NULL;
+    unsigned long long loads = 0;
+    dl_iterate_phdr(count_loads, &loads);
+    if (loads != looked_at) {
+        pthread_mutex_lock(&looking);
+        look();
+        pthread_mutex_unlock(&looking);
+    }
+    return current;
+}
+
+/* ---- what the generated code of `#pragma omp parallel` calls -------------------------------- */
 
 void GOMP_parallel(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags);
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 
-void GOMP_parallel(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags)
+typedef struct work {
+    outlined_fn *fn;
+    void *data;
+    const runtime *runtime;
+} work;
+
+static void share_of(void *data)
 {
-    /* A forked child has none of the pool's threads, and libgomp would wait for them for ever. */
-    if (num_threads != 1 && found.parallel && !forked && !found.in_parallel()) {
-        found.parallel(fn, data, num_threads, flags);
-        return;
-    }
-    serial++;
-    fn(data);
-    serial--;
+    const work *const w = data;
+    const runtime *const outer = region;
+    region = w->runtime;
+    w->fn(w->data);
+    region = outer;
 }
 
-int omp_get_thread_num(void) { return serial || !found.parallel ? 0 : found.thread_num(); }
+void GOMP_parallel(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags)
+{
+    const runtime *const r = forked || num_threads == 1 ? NULL : current;
+    work w = {fn, data, r && !r->in_parallel() ? r : NULL};
+    if (w.runtime)
+        w.runtime->parallel(share_of, &w, num_threads, flags);
+    else
+        share_of(&w);
+}
 
-int omp_get_num_threads(void) { return serial || !found.parallel ? 1 : found.num_threads(); }
+int omp_get_thread_num(void) { return region ? region->thread_num() : 0; }
 
-/* ---- counts
- * --------------------------------------------------------------------------------------- */
+int omp_get_num_threads(void) { return region ? region->num_threads() : 1; }
+
+/* ---- counts --------------------------------------------------------------------------------- */
 
 void vgq_set_threads(int n) { wanted = n > 0 ? n : 0; }
 
 int vgq_threads(void)
 {
+    const runtime *const r = openmp();
     if (wanted)
         return wanted;
-    const runtime *r = openmp();
-    return r->parallel && !forked ? r->max_threads() : 1;
+    return r ? r->max_threads() : 1;
 }
 
-int vgq_team(size_t elements)
-{
-    if (elements < 32768)
-        return 1;
-    openmp();
-    return vgq_threads();
-}
+int vgq_team(size_t elements) { return elements < 32768 ? 1 : vgq_threads(); }
 
 const char *vgq_openmp(void)
 {
-    const runtime *r = openmp();
-    return r->parallel ? r->name : "none";
+    const runtime *const r = openmp();
+    return r ? r->name : "none";
 }
 
-/* ---- floating-point mode
- * -------------------------------------------------------------------------- */
+/* ---- floating-point mode -------------------------------------------------------------------- */
 
 _Static_assert(sizeof(fenv_t) <= sizeof(vgq_float_mode), "vgq_float_mode must hold a fenv_t");
 
