@@ -306,11 +306,18 @@ class Writer:
         else:
             self._put(blob)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the file that `finish` would leave."""
+        held = sum(blob.tensor.nbytes for blob in self._held)
+        return 8 + self._header_nbytes + self._at + held
+
     def finish(self, metadata: dict[str, str]) -> int:
         """Write the header, sync, rename; the file's bytes. SEAL in metadata is filled in."""
         # Widest first, so that each is aligned to its dtype.
         for blob in sorted(self._held, key=lambda blob: -blob.tensor.dtype.itemsize):
             self._put(blob)
+        self._held = []
         if SEAL in metadata:
             metadata = {**metadata, SEAL: "0" * 64}
         header = _encode({"__metadata__": metadata, **self._entries})
@@ -334,7 +341,7 @@ class Writer:
             raise self._refused(error) from error
         self._file.close()
         self._file = None
-        return 8 + self._header_nbytes + self._at
+        return self.nbytes
 
     def _put(self, blob: Blob) -> None:
         end = self._at + blob.tensor.nbytes

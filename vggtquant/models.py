@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .errors import UserError
 
@@ -355,6 +356,21 @@ def parameters_without_memory() -> Iterator[None]:
     """
     register = nn.Module.register_parameter
 
+    class NothingToFill(TorchFunctionMode):
+        # torch draws random numbers for a meta tensor by importing its whole compiler.
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if (
+                func in (Tensor.normal_, Tensor.uniform_)
+                or getattr(func, "__module__", "") == "torch.nn.init"
+            ):
+                x = args[0] if args else kwargs.get("tensor")
+                if isinstance(x, Tensor) and x.is_meta:
+                    return x
+            return func(*args, **kwargs)
+
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         register(module, name, param)
         if param is not None:
@@ -363,7 +379,8 @@ def parameters_without_memory() -> Iterator[None]:
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[assignment,method-assign]
     try:
-        yield
+        with NothingToFill():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,16 @@ def _architecture(model: nn.Module) -> tuple[str, dict[str, Any]]:
     return "", {}
 
 
+@contextmanager
+def one_thread_a_worker() -> Iterator[None]:
+    """Whole tensors are dealt to threads here, so the kernels' own threads would only wait."""
+    ops.set_threads(1)
+    try:
+        yield
+    finally:
+        ops.set_threads(0)
+
+
 # ---- load ----------------------------------------------------------------------------------------
 
 
@@ -183,17 +194,17 @@ def load(
     >>> model = vq.load("vggt-int4.safetensors")   # doctest: +SKIP
     """
     checkpoint = Checkpoint(path)
-    document = checkpoint.document
-    pool = ThreadPoolExecutor(max(1, ops.threads()), "verify")
+    layers = checkpoint.document.layers
+    pool = ThreadPoolExecutor(torch.get_num_threads(), "load")
     try:
-        # Bytes are checked while Python builds the model.
-        order = [part for layer in document.layers for part in layer.parts()] + checkpoint.floats
-        checked = {name: pool.submit(checkpoint.verify, name) for name in order}
-        target = model if isinstance(model, nn.Module) else _build(checkpoint, model)
-        _check_fit(checkpoint, target)
-        packed = {layer.name: _pack(checkpoint, layer, checked) for layer in document.layers}
-        for name in checkpoint.floats:
-            checked[name].result()
+        # Bytes are checked and packed while Python builds the model.
+        with one_thread_a_worker():
+            coming = {layer.name: pool.submit(_pack, checkpoint, layer) for layer in layers}
+            floats = {name: pool.submit(_read, checkpoint, name) for name in checkpoint.floats}
+            target = model if isinstance(model, nn.Module) else _build(checkpoint, model)
+            _check_fit(checkpoint, target)
+            packed = {name: future.result() for name, future in coming.items()}
+            read = {name: future.result() for name, future in floats.items()}
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -204,10 +215,27 @@ def load(
         module.train(old.training)
         parent, _, child = name.rpartition(".")
         setattr(target.get_submodule(parent), child, module)
-    for name in checkpoint.floats:
-        _put(target, name, checkpoint.file.tensor(name))
-        checkpoint.file.release(name)
+    for name, x in read.items():
+        _put(target, name, x)
     return target if isinstance(model, nn.Module) else target.eval()
+
+
+def _pack(checkpoint: Checkpoint, layer: Layer) -> QuantizedLinear:
+    for part in layer.parts():
+        checkpoint.verify(part)
+    config = checkpoint.document.configs[layer.config]
+    module = QuantizedLinear(checkpoint.qtensor(layer), None, config, layer.name)
+    for part in layer.parts():
+        checkpoint.file.release(part)
+    return module
+
+
+def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A copy of a float tensor in the dtype that it had."""
+    checkpoint.verify(name)
+    x = checkpoint.file.tensor(name).to(checkpoint.dtype(name), copy=True)
+    checkpoint.file.release(name)
+    return x
 
 
 def _build(checkpoint: Checkpoint, factory: Callable[[], nn.Module] | None) -> nn.Module:
@@ -284,29 +312,17 @@ def _check_fit(checkpoint: Checkpoint, model: nn.Module) -> None:
         )
 
 
-def _pack(
-    checkpoint: Checkpoint, layer: Layer, checked: dict[str, Future[None]]
-) -> QuantizedLinear:
-    for part in layer.parts():
-        checked[part].result()
-    config = checkpoint.document.configs[layer.config]
-    module = QuantizedLinear(checkpoint.qtensor(layer), None, config, layer.name)
-    for part in layer.parts():
-        checkpoint.file.release(part)
-    return module
-
-
 def _put(model: nn.Module, name: str, x: torch.Tensor) -> None:
-    """Set a parameter or buffer to a copy of x, in the dtype and place that it has there."""
+    """Set a parameter or buffer to x, in the dtype that it has there."""
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
     held = module._parameters.get(leaf)
     if held is None:
         old = module._buffers[leaf]
         assert old is not None  # _check_fit found it
-        module._buffers[leaf] = x.to(old.dtype, copy=True).to(old.device)
+        module._buffers[leaf] = x.to(old.device, old.dtype)
     elif held.is_meta:
-        new = nn.Parameter(x.to(held.dtype, copy=True), requires_grad=held.requires_grad)
+        new = nn.Parameter(x.to(held.dtype), requires_grad=held.requires_grad)
         module._parameters[leaf] = new
     else:
         with torch.no_grad():
