@@ -32,6 +32,7 @@ typedef void vgq_float_tile_fn(size_t rows, size_t k, const float *x, size_t ldx
  * scale (NaN where x is not finite, 0 where it is all but zero) and the sum of its codes. */
 typedef float vgq_code_row_fn(size_t k, size_t padded, const float *x, void *codes, int32_t *sum);
 
+/* How an instruction set multiplies codes. */
 typedef struct vgq_int_gemm {
     size_t mr;            /* rows of a tile */
     size_t code_nbytes;   /* of an activation's code */
@@ -44,7 +45,22 @@ typedef struct vgq_int_gemm {
     void (*tile)(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
                  int32_t *acc);
     int32_t offset; /* what the operand's elements stand above the weights: 128 or 0 */
+    const struct vgq_int4_gemm *int4; /* a faster way for symmetric two-level W4, or NULL */
 } vgq_int_gemm;
+
+/* For instruction sets whose 8-bit products are narrow: factors stay out of the weights, which are
+ * then small enough for sums of 16 bits, and come in where those are widened. */
+typedef struct vgq_int4_gemm {
+    size_t mr;
+    vgq_code_row_fn *code_row; /* codes of one byte each: code + 128 */
+    /* Nibbles of a panel to signed bytes in the panel's order, and sums[64] of factor * code. k and
+     * group multiples of 8. */
+    void (*expand)(size_t k, size_t group, const uint8_t *nibbles, const uint8_t *factor,
+                   int8_t *operand, int32_t *sums);
+    /* acc[rows][64] = (codes + 128) (factor * weight). rows <= mr. */
+    void (*tile)(size_t rows, size_t k, size_t group, const uint8_t *codes, size_t ld,
+                 const int8_t *operand, const uint8_t *factor, int32_t *acc);
+} vgq_int4_gemm;
 
 /* y[64] = ((float)(acc - offset * sum) * x_scale) * scale + bias */
 typedef void vgq_finish_fn(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,

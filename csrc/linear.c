@@ -285,6 +285,9 @@ typedef struct vgq_plan {
     vgq_layout at;
     vgq_linear_call call;
     const vgq_linear_kernels *kernels;
+    const vgq_int4_gemm *int4; /* what multiplies W4 codes; NULL: int_gemm */
+    vgq_code_row_fn *code_row; /* of what multiplies, as the next two */
+    size_t mr, code_nbytes;
     const unsigned char *panels;
     int team;
     size_t rows, blocks; /* rows of a task; blocks of rows */
@@ -304,21 +307,30 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
     const vgq_int_gemm *const gemm = plan.kernels->int_gemm;
     plan.at = layout_of(&plan.w);
     plan.team = vgq_team(call->m * w->k * (w->n < 1024 ? w->n : 1024) / 64);
-    const size_t threads = (size_t)plan.team, mr = is_int(&plan) ? gemm->mr : VGQ_FLOAT_ROWS;
+    plan.mr = VGQ_FLOAT_ROWS;
+    if (is_int(&plan)) {
+        const int symmetric_two_level = w->scales == VGQ_TWO_LEVEL && !w->asymmetric;
+        plan.int4 = symmetric_two_level ? gemm->int4 : NULL;
+        plan.code_row = plan.int4 ? plan.int4->code_row : gemm->code_row;
+        plan.code_nbytes = plan.int4 ? 1 : gemm->code_nbytes;
+        plan.mr = plan.int4 ? plan.int4->mr : gemm->mr;
+    }
+    const size_t threads = (size_t)plan.team;
     /* As few blocks as keep every thread busy and no block too long; by shape and team alone. */
     plan.blocks = (call->m + MOST_ROWS - 1) / MOST_ROWS;
     if (plan.at.panels < 4 * threads && plan.blocks < threads)
         plan.blocks = threads;
-    plan.rows = round_up((call->m + plan.blocks - 1) / plan.blocks, mr);
+    plan.rows = round_up((call->m + plan.blocks - 1) / plan.blocks, plan.mr);
     plan.blocks = (call->m + plan.rows - 1) / plan.rows;
     plan.sums = plan.w.scales == VGQ_PER_GROUP ? plan.at.groups : 1;
     if (is_int(&plan)) {
-        plan.x_nbytes = round_up(call->m * plan.at.depth * gemm->code_nbytes, ALIGN);
+        plan.x_nbytes = round_up(call->m * plan.at.depth * plan.code_nbytes, ALIGN);
         plan.scale_nbytes = round_up(call->m * sizeof(float), ALIGN);
         plan.sum_nbytes = round_up(call->m * plan.sums * sizeof(int32_t), ALIGN);
         plan.bytes_nbytes = plan.w.format == VGQ_I4 ? plan.at.depth * VGQ_PANEL : 0;
-        plan.operand_nbytes = gemm->widen ? plan.at.depth * VGQ_PANEL * gemm->weight_nbytes : 0;
-        plan.acc_nbytes = gemm->mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
+        if (gemm->widen && !plan.int4)
+            plan.operand_nbytes = plan.at.depth * VGQ_PANEL * gemm->weight_nbytes;
+        plan.acc_nbytes = plan.mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
     } else {
         plan.x_nbytes =
             call->x_dtype == VGQ_F32 ? 0 : round_up(call->m * plan.w.k * sizeof(float), ALIGN);
@@ -369,13 +381,12 @@ static const float *float_row(const vgq_plan *plan, size_t m, float *buffer)
 /* The sums of a token's codes over each group of the weights. */
 static void group_sums(const vgq_plan *plan, const unsigned char *codes, int32_t *sums)
 {
-    const size_t nbytes = plan->kernels->int_gemm->code_nbytes;
     for (size_t g = 0; g < plan->sums; g++) {
         const size_t start = g * plan->w.group, end = min_size(start + plan->w.group, plan->w.k);
         sums[g] = 0;
         for (size_t i = start; i < end; i++) {
             int16_t wide;
-            if (nbytes == 2)
+            if (plan->code_nbytes == 2)
                 memcpy(&wide, codes + 2 * i, sizeof(wide));
             else
                 wide = (int8_t)codes[i];
@@ -387,12 +398,11 @@ static void group_sums(const vgq_plan *plan, const unsigned char *codes, int32_t
 /* Code token m. A 2-byte x is widened into this thread's own scratch first. */
 static void code_token(const vgq_plan *plan, size_t m, float *buffer)
 {
-    const vgq_int_gemm *const gemm = plan->kernels->int_gemm;
-    unsigned char *const codes = plan->x + m * plan->at.depth * gemm->code_nbytes;
+    unsigned char *const codes = plan->x + m * plan->at.depth * plan->code_nbytes;
     int32_t *const sums = plan->x_sum + m * plan->sums;
     int32_t sum;
     plan->x_scale[m] =
-        gemm->code_row(plan->w.k, plan->at.depth, float_row(plan, m, buffer), codes, &sum);
+        plan->code_row(plan->w.k, plan->at.depth, float_row(plan, m, buffer), codes, &sum);
     sums[0] = sum;
     if (plan->sums > 1)
         group_sums(plan, codes, sums);
@@ -459,63 +469,107 @@ static void bias_of(const vgq_plan *plan, size_t p, float bias[VGQ_PANEL])
         memcpy(bias, plan->call.bias + col, n * sizeof(*bias));
 }
 
-/* Rows start..end against panel p, integers; the scales are the panel's rows'. */
-static void int_task(const vgq_plan *plan, size_t start, size_t end, size_t p, unsigned char *own)
+/* One task: rows start..end against panel p, with this thread's scratch. */
+typedef struct vgq_task {
+    size_t start, end, p;
+    unsigned char *own;
+} vgq_task;
+
+/* y = ((acc - offset * sum) * x_scale) * scale + bias for the rows of a tile from m on. sum
+ * NULL: 1.
+ */
+static void finish_rows(const vgq_plan *plan, const vgq_task *task, size_t m, size_t rows,
+                        const int32_t *acc, const int32_t *offset, const int32_t *sum)
+{
+    float bias[VGQ_PANEL], y[VGQ_PANEL];
+    bias_of(plan, task->p, bias);
+    for (size_t r = 0; r < rows; r++) {
+        plan->kernels->finish(acc + r * VGQ_PANEL, offset, sum ? sum[m + r] : 1,
+                              plan->x_scale[m + r], panel_at(plan, task->p).scale, bias, y);
+        store_row(plan, m + r, task->p, y);
+    }
+}
+
+/* Symmetric two-level W4 by the instruction set's own way: the activations' 128 comes off with the
+ * sums of the weights. */
+static void int4_task(const vgq_plan *plan, const vgq_task *task)
+{
+    const vgq_panel panel = panel_at(plan, task->p);
+    const size_t depth = plan->at.depth;
+    const size_t group = round_up(plan->w.group, 8); /* one group of all k ends with the padding */
+    int8_t *const operand = (int8_t *)task->own;
+    int32_t *const acc = (int32_t *)(void *)(task->own + plan->bytes_nbytes);
+    int32_t offset[VGQ_PANEL];
+    plan->int4->expand(depth, group, panel.codes, panel.factor, operand, offset);
+    for (size_t c = 0; c < VGQ_PANEL; c++)
+        offset[c] *= 128;
+    for (size_t m = task->start; m < task->end; m += plan->mr) {
+        const size_t rows = min_size(plan->mr, task->end - m);
+        plan->int4->tile(rows, depth, group, plan->x + m * depth, depth, operand, panel.factor,
+                         acc);
+        finish_rows(plan, task, m, rows, acc, offset, NULL);
+    }
+}
+
+/* Float scales a group: each group's exact sum is scaled and added, in order of the groups. */
+static void group_rows(const vgq_plan *plan, const vgq_task *task, size_t m, size_t rows,
+                       const unsigned char *operand, int32_t *acc)
 {
     const vgq_int_gemm *const gemm = plan->kernels->int_gemm;
-    const vgq_panel panel = panel_at(plan, p);
-    const size_t depth = plan->at.depth, ld = depth * gemm->code_nbytes;
-    const uint8_t *const bytes = bytes_of(plan, panel, 0, depth, own);
-    const unsigned char *operand = bytes;
-    if (gemm->widen) {
-        gemm->widen(depth, bytes, own + plan->bytes_nbytes);
-        operand = own + plan->bytes_nbytes;
-    }
-    int32_t *const acc = (int32_t *)(void *)(own + plan->bytes_nbytes + plan->operand_nbytes);
+    const float *const scale = panel_at(plan, task->p).scale;
+    const size_t depth = plan->at.depth;
     float *const total = (float *)(void *)(acc + gemm->mr * VGQ_PANEL);
-    int32_t offset[VGQ_PANEL];
     float bias[VGQ_PANEL], y[VGQ_PANEL];
-    bias_of(plan, p, bias);
+    bias_of(plan, task->p, bias);
+    memset(total, 0, gemm->mr * VGQ_PANEL * sizeof(*total));
+    for (size_t g = 0; g < plan->at.groups; g++) {
+        const size_t at = g * plan->w.group;
+        const size_t k = g + 1 == plan->at.groups ? depth - at : plan->w.group;
+        gemm->tile(rows, k, plan->x + (m * depth + at) * gemm->code_nbytes, depth,
+                   operand + at * VGQ_PANEL * gemm->weight_nbytes, acc);
+        for (size_t r = 0; r < rows; r++)
+            plan->kernels->flush(acc + r * VGQ_PANEL, gemm->offset,
+                                 plan->x_sum[(m + r) * plan->sums + g], scale + g * VGQ_PANEL,
+                                 total + r * VGQ_PANEL);
+    }
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t c = 0; c < VGQ_PANEL; c++)
+            y[c] = total[r * VGQ_PANEL + c] * plan->x_scale[m + r] + bias[c];
+        store_row(plan, m + r, task->p, y);
+    }
+}
+
+static void int_task(const vgq_plan *plan, const vgq_task *task)
+{
+    const vgq_int_gemm *const gemm = plan->kernels->int_gemm;
+    const vgq_panel panel = panel_at(plan, task->p);
+    const size_t depth = plan->at.depth;
+    const unsigned char *operand = bytes_of(plan, panel, 0, depth, task->own);
+    if (gemm->widen) {
+        gemm->widen(depth, operand, task->own + plan->bytes_nbytes);
+        operand = task->own + plan->bytes_nbytes;
+    }
+    int32_t *const acc = (int32_t *)(void *)(task->own + plan->bytes_nbytes + plan->operand_nbytes);
+    int32_t offset[VGQ_PANEL];
     for (size_t c = 0; c < VGQ_PANEL; c++)
         offset[c] = gemm->offset + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
-
-    for (size_t m = start; m < end; m += gemm->mr) {
-        const size_t rows = min_size(gemm->mr, end - m);
-        const unsigned char *const codes = plan->x + m * ld;
-        if (plan->w.scales != VGQ_PER_GROUP) {
-            gemm->tile(rows, depth, codes, depth, operand, acc);
-            for (size_t r = 0; r < rows; r++) {
-                plan->kernels->finish(acc + r * VGQ_PANEL, offset, plan->x_sum[m + r],
-                                      plan->x_scale[m + r], panel.scale, bias, y);
-                store_row(plan, m + r, p, y);
-            }
+    for (size_t m = task->start; m < task->end; m += plan->mr) {
+        const size_t rows = min_size(plan->mr, task->end - m);
+        if (plan->w.scales == VGQ_PER_GROUP) {
+            group_rows(plan, task, m, rows, operand, acc);
             continue;
         }
-        /* Float scales a group: each group's exact sum is scaled and added, in order of the groups.
-         */
-        memset(total, 0, gemm->mr * VGQ_PANEL * sizeof(*total));
-        for (size_t g = 0; g < plan->at.groups; g++) {
-            const size_t at = g * plan->w.group;
-            const size_t k = g + 1 == plan->at.groups ? depth - at : plan->w.group;
-            gemm->tile(rows, k, codes + at * gemm->code_nbytes, depth,
-                       operand + at * VGQ_PANEL * gemm->weight_nbytes, acc);
-            for (size_t r = 0; r < rows; r++)
-                plan->kernels->flush(acc + r * VGQ_PANEL, gemm->offset,
-                                     plan->x_sum[(m + r) * plan->sums + g],
-                                     panel.scale + g * VGQ_PANEL, total + r * VGQ_PANEL);
-        }
-        for (size_t r = 0; r < rows; r++) {
-            for (size_t c = 0; c < VGQ_PANEL; c++)
-                y[c] = total[r * VGQ_PANEL + c] * plan->x_scale[m + r] + bias[c];
-            store_row(plan, m + r, p, y);
-        }
+        gemm->tile(rows, depth, plan->x + m * depth * gemm->code_nbytes, depth, operand, acc);
+        finish_rows(plan, task, m, rows, acc, offset, plan->x_sum);
     }
 }
 
 /* Rows start..end against panel p, floats: FLOAT_DEPTH inputs of the panel are decoded at a time,
  * and the sums wait in acc between them. */
-static void float_task(const vgq_plan *plan, size_t start, size_t end, size_t p, unsigned char *own)
+static void float_task(const vgq_plan *plan, const vgq_task *task)
 {
+    const size_t start = task->start, end = task->end, p = task->p;
+    unsigned char *const own = task->own;
     const vgq_panel panel = panel_at(plan, p);
     const size_t k = plan->w.k;
     float *const w = (float *)(void *)(own + plan->bytes_nbytes);
@@ -587,6 +641,9 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
     plan.x_sum = (int32_t *)(void *)(at += plan.scale_nbytes);
     plan.own = at + plan.sum_nbytes;
 
+    void (*const run)(const vgq_plan *, const vgq_task *) = plan.int4       ? int4_task
+                                                            : is_int(&plan) ? int_task
+                                                                            : float_task;
     if (is_int(&plan) || plan.x_nbytes) {
 #pragma omp parallel num_threads(plan.team)
         {
@@ -611,8 +668,9 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
         size_t i, last;
         for (share(plan.blocks * plan.at.panels, &i, &last); i < last; i++) {
             const size_t start = i / plan.at.panels * plan.rows;
-            const size_t end = min_size(start + plan.rows, call->m);
-            (is_int(&plan) ? int_task : float_task)(&plan, start, end, i % plan.at.panels, own);
+            const vgq_task task = {start, min_size(start + plan.rows, call->m), i % plan.at.panels,
+                                   own};
+            run(&plan, &task);
         }
         vgq_float_leave(&mode);
     }

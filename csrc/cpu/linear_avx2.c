@@ -9,9 +9,8 @@
 
 ISA_BEGIN("avx2,fma,f16c")
 
-static float code_row_avx2(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+static uint32_t largest_magnitude(size_t k, const float *x)
 {
-    int16_t *const q = codes;
     const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
     __m256i most = _mm256_setzero_si256();
     size_t i = 0;
@@ -26,12 +25,17 @@ static float code_row_avx2(size_t k, size_t padded, const float *x, void *codes,
         const uint32_t magnitude = vgq_bits_of_float(x[i]) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;
     }
-    float inverse;
-    const float scale = vgq_token_scale(largest, &inverse);
+    return largest;
+}
+
+/* k codes and zeros up to padded; their sum. */
+static int32_t encode_tokens(size_t k, size_t padded, const float *x, float inverse, int16_t *q)
+{
     const __m256 times = _mm256_set1_ps(inverse);
     const __m256 low = _mm256_set1_ps(-127.0f), high = _mm256_set1_ps(127.0f);
     __m256i total = _mm256_setzero_si256();
-    for (i = 0; i + 8 <= k; i += 8) {
+    size_t i = 0;
+    for (; i + 8 <= k; i += 8) {
         __m256 r = _mm256_mul_ps(_mm256_loadu_ps(x + i), times);
         r = _mm256_and_ps(r, _mm256_cmp_ps(r, r, _CMP_ORD_Q));
         r = _mm256_round_ps(r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -40,15 +44,22 @@ static float code_row_avx2(size_t k, size_t padded, const float *x, void *codes,
         const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(c, c), 0x08);
         _mm_storeu_si128((void *)(q + i), _mm256_castsi256_si128(words));
     }
-    int32_t sums[8];
+    int32_t sums[8], sum = 0;
     _mm256_storeu_si256((void *)sums, total);
-    *sum = 0;
     for (int lane = 0; lane < 8; lane++)
-        *sum += sums[lane];
+        sum += sums[lane];
     for (; i < padded; i++) {
         q[i] = i < k ? vgq_encode_token(x[i], inverse) : 0;
-        *sum += q[i];
+        sum += q[i];
     }
+    return sum;
+}
+
+static float code_row_avx2(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+{
+    float inverse;
+    const float scale = vgq_token_scale(largest_magnitude(k, x), &inverse);
+    *sum = encode_tokens(k, padded, x, inverse, codes);
     return scale;
 }
 
@@ -181,6 +192,129 @@ static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, c
     }
 }
 
+/* The codes as bytes from 0 on, code + 128. */
+static float code_row_u8_avx2(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+{
+    uint8_t *const q = codes;
+    int16_t wide[512];
+    float inverse;
+    const float scale = vgq_token_scale(largest_magnitude(k, x), &inverse);
+    *sum = 0;
+    for (size_t i = 0; i < padded; i += 512) {
+        const size_t n = padded - i < 512 ? padded - i : 512, here = i < k ? k - i : 0;
+        *sum += encode_tokens(here < n ? here : n, n, x + i, inverse, wide);
+        for (size_t j = 0; j < n; j += 16) { /* n is a multiple of 8; wide has room */
+            const __m256i w = _mm256_loadu_si256((const void *)(wide + j));
+            const __m256i b = _mm256_permute4x64_epi64(_mm256_packs_epi16(w, w), 0x08);
+            const __m128i out = _mm_xor_si128(_mm256_castsi256_si128(b), _mm_set1_epi8(-128));
+            if (j + 16 <= n)
+                _mm_storeu_si128((void *)(q + i + j), out);
+            else
+                _mm_storel_epi64((void *)(q + i + j), out);
+        }
+    }
+    return scale;
+}
+
+static void expand_i4_avx2(size_t k, size_t group, const uint8_t *nibbles, const uint8_t *factor,
+                           int8_t *operand, int32_t *sums)
+{
+    const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
+    const __m256i ones8 = _mm256_set1_epi8(1), ones16 = _mm256_set1_epi16(1);
+    for (size_t part = 0; part < 8; part++) {
+        __m256i total = _mm256_setzero_si256();
+        for (size_t i = 0, end, g = 0; i < k; i = end, g++) {
+            __m256i in_group = _mm256_setzero_si256();
+            for (end = i + group < k && (g + 1) * group < k ? i + group : k; i < end; i += 8) {
+                const __m256i b =
+                    _mm256_loadu_si256((const void *)(nibbles + i / 2 * VGQ_PANEL + 32 * part));
+                const __m256i first = _mm256_sub_epi8(_mm256_and_si256(b, low), eight);
+                const __m256i second =
+                    _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(b, 4), low), eight);
+                int8_t *const at = operand + i * VGQ_PANEL + 32 * part;
+                _mm256_storeu_si256((void *)at, first);
+                _mm256_storeu_si256((void *)(at + 4 * VGQ_PANEL), second);
+                const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(ones8, first),
+                                                       _mm256_maddubs_epi16(ones8, second));
+                in_group = _mm256_add_epi32(in_group, _mm256_madd_epi16(pairs, ones16));
+            }
+            const __m128i f = _mm_loadl_epi64((const void *)(factor + g * VGQ_PANEL + 8 * part));
+            total = _mm256_add_epi32(total, _mm256_mullo_epi32(in_group, _mm256_cvtepu8_epi32(f)));
+        }
+        _mm256_storeu_si256((void *)(sums + 8 * part), total);
+    }
+}
+
+/* Eight columns' factor, twice in each 32-bit lane. */
+static inline __m256i factor_pairs(const uint8_t *factor)
+{
+    const __m256i f = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)factor));
+    return _mm256_or_si256(f, _mm256_slli_epi32(f, 16));
+}
+
+#define ZERO16(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
+#define STEP16(r)                                                         \
+    {                                                                     \
+        int32_t bits;                                                     \
+        memcpy(&bits, q + (r)*ld + i, sizeof(bits));                      \
+        const __m256i x = _mm256_set1_epi32(bits);                        \
+        a##r##0 = _mm256_add_epi16(a##r##0, _mm256_maddubs_epi16(x, w0)); \
+        a##r##1 = _mm256_add_epi16(a##r##1, _mm256_maddubs_epi16(x, w1)); \
+    }
+#define FLUSH16(r)                                                                                 \
+    {                                                                                              \
+        __m256i *const to = (__m256i *)(void *)(acc + (r)*VGQ_PANEL);                              \
+        _mm256_storeu_si256(                                                                       \
+            to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm256_madd_epi16(a##r##0, f0)));         \
+        _mm256_storeu_si256(                                                                       \
+            to + 1, _mm256_add_epi32(_mm256_loadu_si256(to + 1), _mm256_madd_epi16(a##r##1, f1))); \
+    }
+/* Sums of 16 bits run over at most 32 inputs of one group. */
+#define TILE(rows, EACH)                                                                       \
+    static void tile_i4_##rows##x16_avx2(size_t k, size_t group, const uint8_t *q, size_t ld,  \
+                                         const int8_t *w, const uint8_t *factor, int32_t *acc) \
+    {                                                                                          \
+        for (size_t i = 0, end, g = 0, group_end = 0; i < k;) {                                \
+            if (i == group_end) {                                                              \
+                g = group_end / group;                                                         \
+                group_end = (g + 1) * group < k ? (g + 1) * group : k;                         \
+            }                                                                                  \
+            end = i + 32 < group_end ? i + 32 : group_end;                                     \
+            EACH(ZERO16)                                                                       \
+            for (; i < end; i += 4) {                                                          \
+                const __m256i w0 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL));      \
+                const __m256i w1 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL + 32)); \
+                EACH(STEP16)                                                                   \
+            }                                                                                  \
+            const __m256i f0 = factor_pairs(factor + g * VGQ_PANEL);                           \
+            const __m256i f1 = factor_pairs(factor + g * VGQ_PANEL + 8);                       \
+            EACH(FLUSH16)                                                                      \
+        }                                                                                      \
+    }
+
+TILE(6, EACH_6)
+TILE(1, EACH_1)
+
+#undef TILE
+#undef FLUSH16
+#undef STEP16
+#undef ZERO16
+
+static void tile_i4_avx2(size_t rows, size_t k, size_t group, const uint8_t *codes, size_t ld,
+                         const int8_t *operand, const uint8_t *factor, int32_t *acc)
+{
+    memset(acc, 0, rows * VGQ_PANEL * sizeof(*acc));
+    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
+        const int8_t *const w = operand + 4 * column;
+        if (rows == 6)
+            tile_i4_6x16_avx2(k, group, codes, ld, w, factor + column, acc + column);
+        else
+            for (size_t r = 0; r < rows; r++)
+                tile_i4_1x16_avx2(k, group, codes + r * ld, ld, w, factor + column,
+                                  acc + r * VGQ_PANEL + column);
+    }
+}
+
 #define LOAD(r)                                              \
     __m256 a##r##0 = _mm256_setzero_ps(), a##r##1 = a##r##0; \
     if (accumulate) {                                        \
@@ -260,6 +394,13 @@ static void flush_avx2(const int32_t *acc, int32_t offset, int32_t sum, const fl
 
 ISA_END
 
+static const vgq_int4_gemm int4_gemm_avx2 = {
+    .mr = 6,
+    .code_row = code_row_u8_avx2,
+    .expand = expand_i4_avx2,
+    .tile = tile_i4_avx2,
+};
+
 static const vgq_int_gemm int_gemm_avx2 = {
     .mr = 6,
     .code_nbytes = 2,
@@ -268,6 +409,7 @@ static const vgq_int_gemm int_gemm_avx2 = {
     .widen = widen_avx2,
     .tile = tile_i16_avx2,
     .offset = 0,
+    .int4 = &int4_gemm_avx2,
 };
 
 const vgq_linear_kernels vgq_linear_avx2 = {
