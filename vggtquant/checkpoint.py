@@ -117,7 +117,7 @@ class Document:
     writer: str
     architecture: str
     """"vggt", "builtin:tiny", …: what load can build; "" for other models."""
-    settings: dict[str, Any]
+    settings: dict[str, int | bool]
     """Arguments of the architecture, such as VGGT's img_size."""
     configs: list[QuantizationConfig]
     layers: list[Layer]
@@ -280,7 +280,7 @@ def _read_1(values: Mapping[str, Any]) -> Document:
     return Document(
         writer=_str(values["writer"]),
         architecture=_str(values["architecture"]),
-        settings=dict(values["settings"]),
+        settings=_settings(values["settings"]),
         configs=[_config(config) for config in values["configs"]],
         layers=layers,
         skipped=_strings(values["skipped"]),
@@ -307,6 +307,13 @@ def _str(value: Any) -> str:
 
 def _strings(values: Any) -> dict[str, str]:
     return {_str(key): _str(value) for key, value in values.items()}
+
+
+def _settings(values: Any) -> dict[str, int | bool]:
+    for name, value in values.items():
+        if not isinstance(value, int) or not 0 <= value <= 65536:
+            raise ValueError(f"{name} is {value!r}")
+    return dict(values)
 
 
 def _pair(value: Any) -> tuple[int, int]:

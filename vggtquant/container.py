@@ -248,6 +248,11 @@ def header_bound(plan: Iterable[Planned], metadata: dict[str, str]) -> int:
     return len(_encode({"__metadata__": metadata, **entries}))
 
 
+def header_nbytes(bound: int) -> int:
+    """Bytes before the data: the header's length and its text, filled up with spaces."""
+    return -(-(8 + bound) // ALIGN) * ALIGN
+
+
 def _json_entry(dtype: torch.dtype, shape: tuple[int, ...], start: int, end: int) -> dict[str, Any]:
     return {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
 
@@ -271,7 +276,7 @@ class Writer:
         self.path = Path(os.path.realpath(path))
         self._shown = path
         self._partial = self.path.with_name(self.path.name + ".partial")
-        self._header_nbytes = -(-(8 + bound) // ALIGN) * ALIGN - 8
+        self._header_nbytes = header_nbytes(bound) - 8
         self._entries: dict[str, dict[str, Any]] = {}
         self._at = 0
         self._held: list[Blob] = []

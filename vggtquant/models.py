@@ -33,6 +33,8 @@ _BUILTIN = {  # name: (function, width of the pictures it was trained on)
     "builtin:tiny-outliers": ("vggtquant.tiny.outliers:build_outliers", 112),
 }
 _WEIGHTS = ("model.safetensors", "model.pt", "pytorch_model.bin")  # in a directory or repository
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _INSTALL_VGGT = (
     "the vggt package is not installed, and its checkpoints need it: "
     "pip install git+https://github.com/facebookresearch/vggt"
@@ -154,8 +156,24 @@ def _load_function(spec: str) -> LoadedModel:
 
 
 def _load_file(spec: str) -> LoadedModel:
+    from .checkpoint import is_checkpoint
+
     path = Path(spec)
+    if is_checkpoint(path):
+        return _load_packed(path)
     return _load_vggt(path, {}, path.name, str(path), _FILE_LICENCE)
+
+
+def _load_packed(path: Path) -> LoadedModel:
+    """A model that is quantized already."""
+    from .checkpoint import Checkpoint
+    from .storage import load
+
+    document = Checkpoint(path).document
+    _, size = _BUILTIN.get(document.architecture, ("", FRAME_SIZE))
+    size = int(document.settings.get("img_size", size))
+    licence = document.source.licence or _FILE_LICENCE
+    return LoadedModel(load(path), path.name, _file_sha256(path), str(path), licence, size)
 
 
 def _load_directory(spec: str) -> LoadedModel:
@@ -180,9 +198,19 @@ _LOADERS = (  # the first that matches
     (lambda spec: spec.startswith("builtin:"), _load_builtin),
     (lambda spec: Path(spec).is_dir(), _load_directory),
     (lambda spec: Path(spec).suffix.lower() in SUFFIXES or Path(spec).is_file(), _load_file),
-    (re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*").fullmatch, _load_function),
-    (re.compile(r"\w[\w.-]*/[\w.-]+").fullmatch, _load_hub),
+    (_FUNCTION.fullmatch, _load_function),
+    (_HUB_ID.fullmatch, _load_hub),
 )
+
+
+def is_code(spec: str) -> bool:
+    """Whether code builds this model: no file holds it as it is."""
+    return spec.startswith("builtin:") or bool(_FUNCTION.fullmatch(spec))
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether it looks like one: owner/name."""
+    return bool(_HUB_ID.fullmatch(spec))
 
 
 def _call(spec: str) -> nn.Module:
@@ -260,10 +288,13 @@ def _load_vggt(
     state = _read_state(path)
     model = _build_vggt(config, has_tracker=any(key.startswith("track_head.") for key in state))
     _fill(model, state, path)
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     size = int(config.get("img_size", FRAME_SIZE))
-    return LoadedModel(model, name, sha256, source, licence, size)
+    return LoadedModel(model, name, _file_sha256(path), source, licence, size)
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_config(path: Path) -> dict[str, Any]:

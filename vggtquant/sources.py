@@ -11,7 +11,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -134,7 +133,7 @@ def open_checkpoint(spec: str | Path) -> FloatCheckpoint:
         return _directory(path)
     if path.is_file() or path.suffix.lower() in (*models.SUFFIXES, ".json"):
         return _file(path, path.name, models._FILE_LICENCE, path.parent / "config.json")
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(spec)):
+    if models.is_hub_id(str(spec)):
         return _hub(str(spec))
     raise UserError(
         f"no checkpoint {str(spec)!r}: a {' or '.join(models.SUFFIXES[:2])} file, a directory with "

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -153,16 +153,19 @@ def _float_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield dot + name, x
 
 
-def _architecture(model: nn.Module) -> tuple[str, dict[str, Any]]:
+def _architecture(model: nn.Module) -> tuple[str, dict[str, int | bool]]:
     """What load can build again, and with which arguments."""
     kind = type(model)
     if (kind.__module__, kind.__name__) == ("vggtquant.tiny.model", "TinyVGGT"):
         return "builtin:tiny", {}
     if kind.__module__.partition(".")[0] == "vggt" and kind.__name__ == "VGGT":
-        given = getattr(model, "_hub_mixin_config", None) or {}
-        plain = {k: v for k, v in given.items() if isinstance(v, (bool, int, float, str))}
-        return "vggt", plain
+        return "vggt", plain_settings(getattr(model, "_hub_mixin_config", None) or {})
     return "", {}
+
+
+def plain_settings(given: Mapping[str, Any]) -> dict[str, int | bool]:
+    """Sizes and switches among an architecture's arguments, which is all that VGGT has."""
+    return {k: v for k, v in given.items() if isinstance(v, int) and 0 <= v <= 65536}
 
 
 @contextmanager
@@ -251,7 +254,14 @@ def _build(checkpoint: Checkpoint, factory: Callable[[], nn.Module] | None) -> n
             return TinyVGGT()
     if document.architecture == "vggt":
         tracker = any(name.startswith("track_head.") for name in checkpoint.entries)
-        model = models._build_vggt(document.settings, has_tracker=tracker)
+        try:
+            model = models._build_vggt(document.settings, has_tracker=tracker)
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{checkpoint.path}: VGGT cannot be built with {document.settings} ({error})"
+            ) from error
         for head, _ in list(model.named_children()):  # VGGT checks for None
             if head.endswith("_head") and not any(
                 name.startswith(f"{head}.") for name in checkpoint.entries

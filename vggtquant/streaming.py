@@ -27,11 +27,11 @@ from .checkpoint import (
     tensors_of,
 )
 from .configs import QuantizationConfig, Scheme, get_config
-from .container import Blob, Planned, Writer
+from .container import Blob, Planned, Writer, header_nbytes
 from .errors import UserError
 from .qtensor import QTensor, quantize
 from .sources import Choice, FloatCheckpoint
-from .storage import Saved, one_thread_a_worker, writer
+from .storage import Saved, one_thread_a_worker, plain_settings, writer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -96,17 +96,7 @@ def quantize_file(
     found = source if isinstance(source, FloatCheckpoint) else sources.open_checkpoint(source)
     check_output(found, out)
     choice = sources.choose(found, config, include=include, exclude=exclude)
-    document = Document(
-        writer=writer(),
-        architecture=_architecture(found),
-        settings={k: v for k, v in found.settings.items() if isinstance(v, (bool, int, str))},
-        configs=[config],
-        layers=[
-            Layer(name, shape, layer_scheme(config, name)) for name, shape in choice.chosen.items()
-        ],
-        skipped=choice.skipped,
-        source=Source(found.name, "", found.licence, found.nbytes),
-    )
+    document = _planned_document(found, choice, config)
 
     def job(name: str) -> _Made:
         return _make(found, choice, config, float_dtype, name)
@@ -220,13 +210,51 @@ def planned(
         if name == layer or layer not in choice.chosen:
             yield Planned(name, dtype, shape)
             continue
-        scheme = layer_scheme(config, layer)
         parts: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        for two_level in {scheme.two_level, False}:
-            candidate = Layer(layer, choice.chosen[layer], replace(scheme, two_level=two_level))
-            parts |= candidate.parts()
+        for scheme in _possible_schemes(config, layer):
+            for part, about in Layer(layer, choice.chosen[layer], scheme).parts().items():
+                parts[part] = max(parts.get(part, about), about, key=lambda a: len(str(a)))
         for part, about in parts.items():
             yield Planned(part, *about)
+
+
+def _possible_schemes(config: QuantizationConfig, layer: str) -> list[Scheme]:
+    """What the layer may be coded with, before its values and its share of a budget are known."""
+    schemes = [layer_scheme(config, layer)]
+    if config.quant_type == "mixed_precision":
+        schemes = [config.scheme(4), config.scheme(8)]
+    return schemes + [replace(scheme, two_level=False) for scheme in schemes if scheme.two_level]
+
+
+def fixed_nbytes(
+    found: FloatCheckpoint, choice: Choice, config: QuantizationConfig, float_dtype: str
+) -> int:
+    """Bytes of a file beside the quantized weights: the header and what stays float."""
+    document = _planned_document(found, choice, config)
+    total = header_nbytes(room(document, planned(found, choice, config)))
+    for name, (dtype, _) in found.tensors.items():
+        layer = name.removesuffix(".weight")
+        if name == layer or layer not in choice.chosen:
+            narrow = float_dtype == "bfloat16" and dtype in (torch.float32, torch.float64)
+            total += _nbytes(found, name) * (2 if narrow else dtype.itemsize) // dtype.itemsize
+    return total
+
+
+def _planned_document(
+    found: FloatCheckpoint, choice: Choice, config: QuantizationConfig
+) -> Document:
+    """What is known of a file before anything is computed."""
+    return Document(
+        writer=writer(),
+        architecture=_architecture(found),
+        settings=plain_settings(found.settings),
+        configs=[config],
+        layers=[
+            Layer(name, shape, layer_scheme(config, name)) for name, shape in choice.chosen.items()
+        ],
+        skipped=choice.skipped,
+        source=Source(found.name, "", found.licence, found.nbytes),
+    )
 
 
 def _nbytes(found: FloatCheckpoint, name: str) -> int:
