@@ -135,7 +135,7 @@ print(children == {want})
 
 
 def test_torch_may_come_after_the_core_and_while_it_works() -> None:
-    """_cpu alone opens the system's OpenMP; torch's is taken when it appears, with the same bits."""
+    """_cpu alone opens the system's OpenMP; torch's is taken when it appears: the same bits."""
     script = """
 import importlib.machinery, importlib.util, sys, threading
 import numpy as np
@@ -233,7 +233,7 @@ def test_the_best_one_is_taken_otherwise() -> None:
 
 @pytest.mark.parametrize("name", ["AVX2", ""])
 def test_unknown_instruction_sets_are_errors(name: str) -> None:
-    done = run("import vggtquant", VGGTQUANT_ISA=name)
+    done = run("import vggtquant as vq; vq.isa()", VGGTQUANT_ISA=name)
     assert done.returncode != 0
     assert f"instruction set '{name}' is unknown or does not run here" in done.stderr
     assert ", ".join(vq.isas()) in done.stderr

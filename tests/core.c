@@ -1,0 +1,632 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The C core without Python: every public function of csrc/vgq.h, each buffer between unmapped
+ * pages, at all lengths 0..67 and several offsets, on every instruction set that runs here. Reads
+ * and writes beyond a buffer crash or break a canary; integer results must equal those of the
+ * scalar table. tests/test_core.py builds and runs this, with and without sanitizers. */
+#define _GNU_SOURCE
+#include "../csrc/vgq.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define CHECK(condition, ...)                                                         \
+    do {                                                                              \
+        checks++;                                                                     \
+        if (!(condition)) {                                                           \
+            printf("%s:%d: %s [isa %s] ", __FILE__, __LINE__, #condition, vgq_isa()); \
+            printf(__VA_ARGS__);                                                      \
+            printf("\n");                                                             \
+            exit(1);                                                                  \
+        }                                                                             \
+    } while (0)
+
+static size_t checks, calls;
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+/* ---- guarded buffers ------------------------------------------------------------------------- */
+
+enum { SLOTS = 8, CAPACITY = 1 << 20, CANARY = 64, LENGTHS = 68 };
+
+typedef struct slot {
+    unsigned char *first, *last; /* between two unmapped pages */
+    unsigned char *at;
+    size_t nbytes;
+} slot;
+
+static slot slots[SLOTS];
+/* Where buffers are put: against the page behind them (offset 0 only), or so many elements after
+ * the page before them. */
+static struct place {
+    int at_end;
+    size_t offset;
+} place;
+static const struct place places[] = {{1, 0}, {0, 0}, {0, 1}, {0, 2}, {0, 3}};
+enum { PLACES = sizeof(places) / sizeof(places[0]) };
+
+static void map_slots(void)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < SLOTS; i++) {
+        unsigned char *const map = mmap(NULL, CAPACITY + 2 * page, PROT_NONE,
+                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (map == MAP_FAILED || mprotect(map + page, CAPACITY, PROT_READ | PROT_WRITE) != 0) {
+            perror("mmap");
+            exit(2);
+        }
+        slots[i] = (slot){map + page, map + page + CAPACITY, map + page, 0};
+    }
+}
+
+static unsigned char *before(const slot *s)
+{
+    return s->at - s->first < CANARY ? s->first : s->at - CANARY;
+}
+
+static unsigned char *after(const slot *s)
+{
+    unsigned char *const end = s->at + s->nbytes;
+    return s->last - end < CANARY ? s->last : end + CANARY;
+}
+
+/* n elements of that size in slot i, holding a copy of source where there is one. */
+static void *buffer(int i, size_t n, size_t size, const void *source)
+{
+    slot *const s = &slots[i];
+    s->nbytes = n * size;
+    if (s->nbytes + CANARY > CAPACITY) {
+        printf("a buffer of %zu bytes is too large for the test\n", s->nbytes);
+        exit(2);
+    }
+    s->at = place.at_end ? s->last - s->nbytes : s->first + place.offset * size;
+    memset(before(s), 0xa5, (size_t)(after(s) - before(s)));
+    if (source)
+        memcpy(s->at, source, s->nbytes);
+    return s->at;
+}
+
+static void untouched(const unsigned char *first, const unsigned char *last, int i)
+{
+    for (const unsigned char *p = first; p < last; p++)
+        if (*p != 0xa5)
+            CHECK(0, "slot %d: byte %td of %zu was written", i, p - slots[i].at, slots[i].nbytes);
+}
+
+/* What lies around the buffers of slots 0..used is as it was. */
+static void intact(int used)
+{
+    calls++;
+    for (int i = 0; i < used; i++) {
+        untouched(before(&slots[i]), slots[i].at, i);
+        untouched(slots[i].at + slots[i].nbytes, after(&slots[i]), i);
+    }
+}
+
+/* ---- inputs ---------------------------------------------------------------------------------- */
+
+static uint64_t state = 88172645463325252u;
+
+static uint32_t next(void)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (uint32_t)(state >> 16);
+}
+
+enum { MOST = 8 * 1024 };
+static float numbers[MOST], hard[MOST]; /* finite and ordinary; with NaN, infinities, denormals */
+static uint16_t halves[2][MOST];        /* float16 and bfloat16 bits of ordinary numbers */
+static uint8_t bytes[1 << 17];
+static float scales[MOST];
+static int8_t zeros[MOST];
+static uint8_t factors[MOST];
+
+static void make_inputs(void)
+{
+    static const float odd[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-45f, 1e38f, -3e38f};
+    for (size_t i = 0; i < MOST; i++) {
+        numbers[i] = (float)(next() % 20001) / 10000.0f - 1.0f;
+        hard[i] = i % 5 ? numbers[i] : odd[next() % 8];
+        halves[0][i] = (uint16_t)(next() % 0x3c00u | (next() & 0x8000u));
+        halves[1][i] = (uint16_t)(0x3a00u + next() % 0x200u) | (uint16_t)(next() & 0x8000u);
+        scales[i] = (float)(1 + next() % 100) / 1000.0f;
+        zeros[i] = (int8_t)((int)(next() % 16) - 8);
+        factors[i] = (uint8_t)(1 + next() % 8);
+    }
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)next();
+}
+
+static const size_t element_nbytes[VGQ_DTYPES] = {4, 2, 2};
+
+static const void *values(vgq_dtype dtype, const float *floats)
+{
+    return dtype == VGQ_F32 ? (const void *)floats : halves[dtype - VGQ_F16];
+}
+
+/* ---- instruction sets ------------------------------------------------------------------------ */
+
+static const char *isas[8];
+static size_t n_isas;
+
+static void test_dispatch(void)
+{
+    while (vgq_isa_here(n_isas)) {
+        isas[n_isas] = vgq_isa_here(n_isas);
+        n_isas++;
+    }
+    CHECK(n_isas > 0 && strcmp(isas[0], "scalar") == 0, "scalar is the weakest");
+    CHECK(vgq_isa_here(n_isas + 5) == NULL && vgq_isa_here(SIZE_MAX) == NULL, " ");
+    for (size_t i = 0; i < n_isas; i++)
+        CHECK(vgq_use(isas[i]) == VGQ_OK && strcmp(vgq_isa(), isas[i]) == 0, "%s", isas[i]);
+    CHECK(vgq_use("z80") == VGQ_EISA && strcmp(vgq_isa(), isas[n_isas - 1]) == 0, "stays");
+    CHECK(vgq_use("") == VGQ_EISA, " ");
+    CHECK(vgq_use(isas[0]) == VGQ_OK && vgq_use(NULL) == VGQ_OK, " ");
+    CHECK(strcmp(vgq_isa(), isas[n_isas - 1]) == 0, "NULL is the best");
+    for (int status = -1; status <= VGQ_STATUSES; status++)
+        CHECK(strlen(vgq_message((vgq_status)status)) > 1, "status %d", status);
+    CHECK(strlen(vgq_openmp()) > 0 && vgq_threads() >= 1, " ");
+    vgq_set_threads(-3);
+    CHECK(vgq_threads() >= 1, " ");
+}
+
+/* ---- quantize -------------------------------------------------------------------------------- */
+
+static void test_codes(vgq_format format, vgq_dtype dtype, vgq_shape shape, int asymmetric)
+{
+    static uint8_t q_scalar[MOST];
+    static float x_scalar[MOST];
+    const size_t groups = shape.rows * vgq_row_groups(shape), n = shape.rows * shape.cols;
+    const size_t q_nbytes = shape.rows * vgq_row_nbytes(format, shape.cols);
+    const void *const source = values(dtype, hard);
+    for (size_t isa = 0; isa < n_isas; isa++) {
+        vgq_use(isas[isa]);
+        for (int p = 0; p < PLACES; p++) {
+            place = places[p];
+            const void *const x = buffer(0, n, element_nbytes[dtype], source);
+            const float *const scale = buffer(1, groups, sizeof(float), scales);
+            const int8_t *const zero = buffer(2, groups, 1, zeros);
+            uint8_t *const q = buffer(3, q_nbytes, 1, NULL);
+            CHECK(vgq_quantize(format, dtype, shape, x, scale, asymmetric ? zero : NULL, q) ==
+                      VGQ_OK,
+                  " ");
+            intact(4);
+            if (isa == 0 && p == 0)
+                memcpy(q_scalar, q, q_nbytes);
+            CHECK(memcmp(q, q_scalar, q_nbytes) == 0, "codes of %zu x %zu by %zu, dtype %d",
+                  shape.rows, shape.cols, shape.group, dtype);
+
+            void *const back = buffer(0, n, element_nbytes[dtype], NULL);
+            CHECK(vgq_dequantize(format, dtype, shape, q, scale, asymmetric ? zero : NULL, back) ==
+                      VGQ_OK,
+                  " ");
+            intact(4);
+            if (isa == 0 && p == 0)
+                memcpy(x_scalar, back, n * element_nbytes[dtype]);
+            CHECK(memcmp(back, x_scalar, n * element_nbytes[dtype]) == 0, "values of %zu x %zu",
+                  shape.rows, shape.cols);
+        }
+    }
+}
+
+static void test_scales(vgq_dtype dtype, vgq_shape shape, int asymmetric)
+{
+    static float lo_scalar[MOST], hi_scalar[MOST], scale_scalar[MOST], channel_scalar[MOST];
+    static uint8_t factor_scalar[MOST];
+    static int8_t zero_scalar[MOST];
+    static double error_scalar[MOST];
+    const size_t groups = shape.rows * vgq_row_groups(shape), n = shape.rows * shape.cols;
+    for (size_t isa = 0; isa < n_isas; isa++) {
+        vgq_use(isas[isa]);
+        for (int p = 0; p < PLACES; p++) {
+            place = places[p];
+            const int first = isa == 0 && p == 0;
+            const void *const x = buffer(0, n, element_nbytes[dtype], values(dtype, numbers));
+            float *const lo = buffer(1, groups, sizeof(float), NULL);
+            float *const hi = buffer(2, groups, sizeof(float), NULL);
+            uint64_t *const nonfinite = buffer(3, shape.rows, sizeof(uint64_t), NULL);
+            CHECK(vgq_range(dtype, shape, x, lo, hi, nonfinite) == VGQ_OK, " ");
+            intact(4);
+            for (size_t g = 0; g < groups; g++)
+                CHECK(lo[g] <= 0 && hi[g] >= 0, "group %zu", g);
+            for (size_t r = 0; r < shape.rows && n; r++)
+                CHECK(nonfinite[r] == 0, "row %zu", r);
+            if (first) {
+                memcpy(lo_scalar, lo, groups * sizeof(float));
+                memcpy(hi_scalar, hi, groups * sizeof(float));
+            }
+            for (size_t g = 0; g < groups; g++)
+                CHECK(lo[g] == lo_scalar[g] && hi[g] == hi_scalar[g], "group %zu", g);
+
+            float *const scale = buffer(3, groups, sizeof(float), NULL);
+            int8_t *const zero = buffer(4, groups, 1, NULL);
+            CHECK(vgq_parameters(shape.cols % 2 ? VGQ_I8 : VGQ_I4, groups, lo, hi, scale,
+                                 asymmetric ? zero : NULL) == VGQ_OK,
+                  " ");
+            intact(5);
+            if (first)
+                memcpy(scale_scalar, scale, groups * sizeof(float));
+            CHECK(memcmp(scale, scale_scalar, groups * sizeof(float)) == 0, "scales");
+
+            float *const channel = buffer(1, shape.rows, sizeof(float), NULL);
+            uint8_t *const factor = buffer(2, groups, 1, NULL);
+            double *const error = buffer(3, 2 * shape.rows, sizeof(double), NULL);
+            CHECK(vgq_two_level(dtype, shape, x, channel, factor, asymmetric ? zero : NULL,
+                                error) == VGQ_OK,
+                  " ");
+            intact(5);
+            if (first && n) {
+                memcpy(channel_scalar, channel, shape.rows * sizeof(float));
+                memcpy(factor_scalar, factor, groups);
+                memcpy(zero_scalar, zero, groups);
+                memcpy(error_scalar, error, 2 * shape.rows * sizeof(double));
+            }
+            CHECK(!n || (memcmp(channel, channel_scalar, shape.rows * sizeof(float)) == 0 &&
+                         memcmp(factor, factor_scalar, groups) == 0 &&
+                         (!asymmetric || memcmp(zero, zero_scalar, groups) == 0) &&
+                         memcmp(error, error_scalar, 2 * shape.rows * sizeof(double)) == 0),
+                  "two-level scales of %zu x %zu by %zu", shape.rows, shape.cols, shape.group);
+        }
+    }
+}
+
+static void test_quantize(void)
+{
+    for (size_t cols = 0; cols < LENGTHS; cols++)
+        for (int dtype = 0; dtype < VGQ_DTYPES; dtype++)
+            for (int kind = 0; kind < 6; kind++) {
+                const size_t wanted = kind % 3 == 0 ? cols : kind % 3 == 1 ? 8 : 5;
+                const size_t group = cols ? min_size(wanted, cols) : 1;
+                const vgq_shape shape = {1 + (cols + (size_t)kind) % 3, cols, group};
+                for (int format = 0; format < VGQ_FORMATS; format++)
+                    test_codes((vgq_format)format, (vgq_dtype)dtype, shape, kind >= 3);
+                test_scales((vgq_dtype)dtype, shape, kind >= 3);
+            }
+    const vgq_shape block = {1, 4096 + 5, 4096 + 5}, grouped = {1, 4096 + 5, 70};
+    for (int format = 0; format < VGQ_FORMATS; format++) {
+        test_codes((vgq_format)format, VGQ_F32, block, 1);
+        test_codes((vgq_format)format, VGQ_BF16, grouped, 0);
+    }
+    test_scales(VGQ_F16, block, 1);
+    test_scales(VGQ_F32, grouped, 0);
+}
+
+static void test_quantize_errors(void)
+{
+    const vgq_shape good = {2, 8, 4};
+    float x[16] = {0}, scale[4] = {1, 1, 1, 1};
+    uint8_t q[16];
+    memset(q, 7, sizeof(q));
+    const vgq_shape bad[] = {{2, 8, 0}, {2, 8, 9}, {SIZE_MAX / 8, 8, 4}, {SIZE_MAX, SIZE_MAX, 1}};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        CHECK(vgq_quantize(VGQ_I8, VGQ_F32, bad[i], x, scale, NULL, q) == VGQ_EINVAL &&
+                  vgq_dequantize(VGQ_I8, VGQ_F32, bad[i], q, scale, NULL, x) == VGQ_EINVAL &&
+                  vgq_range(VGQ_F32, bad[i], x, scale, scale, (uint64_t *)(void *)x) ==
+                      VGQ_EINVAL &&
+                  vgq_two_level(VGQ_F32, bad[i], x, scale, q, NULL, (double *)(void *)x) ==
+                      VGQ_EINVAL,
+              "shape %zu", i);
+    CHECK(vgq_quantize(VGQ_FORMATS, VGQ_F32, good, x, scale, NULL, q) == VGQ_EINVAL, " ");
+    CHECK(vgq_quantize(VGQ_I8, VGQ_DTYPES, good, x, scale, NULL, q) == VGQ_EINVAL, " ");
+    CHECK(vgq_quantize(VGQ_I8, VGQ_F32, good, NULL, scale, NULL, q) == VGQ_EINVAL, " ");
+    CHECK(vgq_quantize(VGQ_I8, VGQ_F32, good, x, NULL, NULL, q) == VGQ_EINVAL, " ");
+    CHECK(vgq_quantize(VGQ_I8, VGQ_F32, good, x, scale, NULL, NULL) == VGQ_EINVAL, " ");
+    CHECK(vgq_dequantize(VGQ_I8, VGQ_F32, good, q, scale, NULL, NULL) == VGQ_EINVAL, " ");
+    CHECK(vgq_parameters(VGQ_FORMATS, 1, x, x, scale, NULL) == VGQ_EINVAL, " ");
+    CHECK(vgq_parameters(VGQ_I4, 1, NULL, x, scale, NULL) == VGQ_EINVAL, " ");
+    for (size_t i = 0; i < sizeof(q); i++)
+        CHECK(q[i] == 7, "an error has written");
+    const vgq_shape empty = {3, 0, 1}, none = {0, 5, 5};
+    CHECK(vgq_quantize(VGQ_I4, VGQ_F32, empty, NULL, NULL, NULL, NULL) == VGQ_OK, " ");
+    CHECK(vgq_dequantize(VGQ_I4, VGQ_F32, none, NULL, NULL, NULL, NULL) == VGQ_OK, " ");
+    CHECK(vgq_parameters(VGQ_I4, 0, NULL, NULL, NULL, NULL) == VGQ_OK, " ");
+    CHECK(vgq_row_groups((vgq_shape){1, 9, 4}) == 3 && vgq_row_nbytes(VGQ_I4, 9) == 5, " ");
+}
+
+/* ---- linear ---------------------------------------------------------------------------------- */
+
+typedef struct kind {
+    vgq_format format;
+    vgq_scales scales;
+    int asymmetric;
+    size_t group;
+} kind;
+static const kind kinds[] = {
+    {VGQ_I8, VGQ_PER_ROW, 0, 0},    {VGQ_I8, VGQ_PER_ROW, 1, 0},    {VGQ_I4, VGQ_TWO_LEVEL, 0, 8},
+    {VGQ_I4, VGQ_TWO_LEVEL, 1, 16}, {VGQ_I4, VGQ_PER_GROUP, 0, 16}, {VGQ_I4, VGQ_PER_GROUP, 1, 128},
+};
+
+static vgq_weight weight_of(kind of, size_t n, size_t k)
+{
+    return (vgq_weight){of.format,     of.scales, n,      k,       of.group ? of.group : k,
+                        of.asymmetric, bytes,     scales, factors, zeros};
+}
+
+static void test_pack(const vgq_weight *w)
+{
+    const size_t group = min_size(w->group, w->k), row_groups = (w->k + group - 1) / group;
+    const size_t groups = w->n * (w->scales == VGQ_PER_ROW ? 1 : row_groups);
+    const size_t q_nbytes = w->n * vgq_row_nbytes(w->format, w->k);
+    const size_t n_scales = w->scales == VGQ_PER_GROUP ? groups : w->n;
+    const size_t nbytes = vgq_packed_nbytes(w);
+    for (int p = 0; p < PLACES; p++) {
+        place = places[p];
+        vgq_weight in = *w, out = *w, told;
+        void *const packed = buffer(0, nbytes / 4, 4, NULL); /* any 4-byte boundary will do */
+        in.q = buffer(1, q_nbytes, 1, bytes);
+        in.scale = buffer(2, n_scales, sizeof(float), scales);
+        in.factor = buffer(3, w->scales == VGQ_TWO_LEVEL ? groups : 0, 1, factors);
+        in.zero = buffer(4, w->asymmetric ? groups : 0, 1, zeros);
+        CHECK(vgq_pack(&in, packed, nbytes) == VGQ_OK, " ");
+        intact(5);
+        CHECK(vgq_packed_weight(packed, nbytes, &told) == VGQ_OK && told.n == w->n &&
+                  told.k == w->k && told.group == group && told.format == w->format &&
+                  told.scales == w->scales && told.asymmetric == w->asymmetric,
+              " ");
+        static unsigned char kept[CAPACITY];
+        memcpy(kept, packed, nbytes);
+        out.q = buffer(1, q_nbytes, 1, NULL);
+        out.scale = buffer(2, n_scales, sizeof(float), NULL);
+        out.factor = buffer(3, w->scales == VGQ_TWO_LEVEL ? groups : 0, 1, NULL);
+        out.zero = buffer(4, w->asymmetric ? groups : 0, 1, NULL);
+        CHECK(vgq_unpack(packed, nbytes, &out) == VGQ_OK, " ");
+        intact(5);
+        CHECK(memcmp(out.scale, scales, n_scales * sizeof(float)) == 0, "scales");
+        CHECK(memcmp(out.factor, factors, slots[3].nbytes) == 0, "factors");
+        CHECK(memcmp(out.zero, zeros, slots[4].nbytes) == 0, "zeros");
+        /* Packed again they give the same bytes; codes may differ in the padding of odd rows only.
+         */
+        in = out;
+        CHECK(vgq_pack(&in, packed, nbytes) == VGQ_OK && memcmp(packed, kept, nbytes) == 0, " ");
+        const size_t row = vgq_row_nbytes(w->format, w->k);
+        for (size_t i = 0; i < q_nbytes; i++) {
+            const int half = w->format == VGQ_I4 && w->k % 2 && i % row == row - 1;
+            CHECK((out.q[i] ^ bytes[i]) == (half ? bytes[i] & 0xf0 : 0), "code byte %zu", i);
+        }
+    }
+}
+
+static void test_truncated(const vgq_weight *w)
+{
+    const size_t nbytes = vgq_packed_nbytes(w);
+    unsigned char *const whole = malloc(nbytes);
+    vgq_weight told;
+    float x[LENGTHS] = {0}, y[256], scratch[4];
+    const vgq_linear_call call = {VGQ_INT8_ACTIVATIONS, 1, VGQ_F32, VGQ_F32, x, NULL, y};
+    CHECK(whole && vgq_pack(w, whole, nbytes) == VGQ_OK, " ");
+    place = places[0];
+    for (size_t n = 0; n < nbytes; n += n < 80 ? 4 : nbytes / 13 / 4 * 4) {
+        const void *const packed = buffer(0, n / 4, 4, whole);
+        CHECK(vgq_packed_weight(packed, n, &told) == VGQ_EPACKED, "%zu bytes", n);
+        CHECK(vgq_unpack(packed, n, w) == VGQ_EPACKED, "%zu bytes", n);
+        CHECK(vgq_linear(packed, n, &call, scratch, sizeof(scratch)) == VGQ_EPACKED, "%zu", n);
+    }
+    CHECK(vgq_packed_weight(NULL, nbytes, &told) == VGQ_EPACKED, " ");
+    CHECK(vgq_linear(whole, nbytes, &call, scratch, sizeof(scratch)) == VGQ_EINVAL, "scratch");
+    CHECK(vgq_linear(whole, nbytes, &call, NULL, 0) == VGQ_EINVAL, "no scratch");
+    CHECK(vgq_linear(whole, nbytes, NULL, scratch, 1) == VGQ_EINVAL, "no call");
+    free(whole);
+}
+
+static void test_product(const vgq_weight *w, vgq_linear_call call, int with_bias)
+{
+    static unsigned char packed[CAPACITY], y_scalar[CAPACITY], y_isa[CAPACITY];
+    const size_t nbytes = vgq_packed_nbytes(w), x_n = call.m * w->k, y_n = call.m * w->n;
+    const size_t y_nbytes = y_n * element_nbytes[call.y_dtype];
+    const int exact = call.activations == VGQ_INT8_ACTIVATIONS;
+    CHECK(vgq_pack(w, packed, nbytes) == VGQ_OK, " ");
+    for (size_t isa = 0; isa < n_isas; isa++) {
+        vgq_use(isas[isa]);
+        for (int p = 0; p < 3; p++) {
+            place = places[p];
+            const void *const weight = buffer(0, nbytes / 4, 4, packed);
+            call.x = buffer(1, x_n, element_nbytes[call.x_dtype], values(call.x_dtype, numbers));
+            const float *const bias = buffer(2, w->n, sizeof(float), numbers);
+            call.bias = with_bias ? bias : NULL;
+            call.y = buffer(3, y_n, element_nbytes[call.y_dtype], NULL);
+            const size_t scratch_nbytes = vgq_linear_nbytes(w, &call);
+            void *const scratch = buffer(4, scratch_nbytes, 1, NULL);
+            CHECK(vgq_linear(weight, nbytes, &call, scratch, scratch_nbytes) == VGQ_OK, " ");
+            intact(5);
+            if (p == 0)
+                memcpy(isa ? y_isa : y_scalar, call.y, y_nbytes);
+            CHECK(memcmp(call.y, isa ? y_isa : y_scalar, y_nbytes) == 0,
+                  "%zu x %zu x %zu depends on where its buffers lie", call.m, w->n, w->k);
+        }
+        CHECK(!isa || !exact || memcmp(y_isa, y_scalar, y_nbytes) == 0,
+              "%zu x %zu x %zu, scales %d", call.m, w->n, w->k, w->scales);
+    }
+}
+
+static void test_linear(void)
+{
+    static const size_t widths[] = {1, 64, 65}, rows[] = {1, 2, 6, 7, 13};
+    for (size_t k = 1; k < LENGTHS; k++)
+        for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+            for (size_t j = 0; j < 3; j++) {
+                const vgq_weight w = weight_of(kinds[i], widths[j], k);
+                test_pack(&w);
+                const vgq_linear_call call = {(vgq_activations)(k % 2),
+                                              rows[(k + i + j) % 5],
+                                              (vgq_dtype)((k + i) % 3),
+                                              (vgq_dtype)((k + j) % 3),
+                                              NULL,
+                                              NULL,
+                                              NULL};
+                vgq_linear_call other = call;
+                other.activations = (vgq_activations)(1 - k % 2);
+                other.m = rows[(k + i + j + 2) % 5];
+                test_product(&w, call, k % 3 != 0);
+                test_product(&w, other, k % 3 == 0);
+            }
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        vgq_weight w = weight_of(kinds[i], 65, 67), deep = weight_of(kinds[i], 3, 600);
+        test_truncated(&w);
+        for (int a = 0; a < VGQ_ACTIVATIONS; a++) /* more than one slice of a float panel */
+            test_product(
+                &deep, (vgq_linear_call){(vgq_activations)a, 8, VGQ_F32, VGQ_F32, NULL, NULL, NULL},
+                1);
+        w.k = VGQ_DEEPEST + 1;
+        CHECK(vgq_packed_nbytes(&w) == 0 && vgq_pack(&w, &w, 0) == VGQ_EDEPTH, " ");
+        for (int bad = 0; bad < 7; bad++) {
+            w = weight_of(kinds[i], 65, 67);
+            w.n = bad == 0 ? 0 : bad == 1 ? SIZE_MAX / 2 : w.n;
+            w.k = bad == 2 ? 0 : w.k;
+            w.format = bad == 3 ? VGQ_FORMATS : bad == 4 ? 1 - w.format : w.format;
+            w.scales = bad == 5 ? VGQ_SCALES : w.scales;
+            w.group = bad == 6 && w.scales != VGQ_PER_ROW ? 12 : w.group;
+            CHECK((bad == 6 && w.scales == VGQ_PER_ROW) ||
+                      (vgq_packed_nbytes(&w) == 0 && vgq_pack(&w, &w, 0) == VGQ_EINVAL),
+                  "bad weight %d", bad);
+        }
+    }
+    const vgq_weight w = weight_of(kinds[0], 3, 8);
+    const vgq_linear_call none = {VGQ_INT8_ACTIVATIONS, 0, VGQ_F32, VGQ_F32, NULL, NULL, NULL};
+    unsigned char *const packed = aligned_alloc(64, vgq_packed_nbytes(&w));
+    CHECK(packed && vgq_pack(&w, packed, vgq_packed_nbytes(&w)) == VGQ_OK, " ");
+    CHECK(vgq_linear_nbytes(&w, &none) == 0 &&
+              vgq_linear(packed, vgq_packed_nbytes(&w), &none, NULL, 0) == VGQ_OK,
+          "no rows");
+    free(packed);
+}
+
+/* ---- metrics --------------------------------------------------------------------------------- */
+
+static void test_metrics_of(vgq_dtype a, vgq_dtype b, size_t rows, size_t cols, vgq_images shape)
+{
+    static double m_scalar[64], e_scalar[2], s_scalar, f_scalar[2][LENGTHS];
+    const size_t n = rows * cols,
+                 pixels = shape.images * shape.height * shape.width * shape.channels;
+    for (size_t isa = 0; isa < n_isas; isa++) {
+        vgq_use(isas[isa]);
+        for (int p = 0; p < PLACES; p++) {
+            place = places[p];
+            const int first = isa == 0 && p == 0;
+            const void *r = buffer(0, n, element_nbytes[a], values(a, numbers));
+            const void *c = buffer(1, n, element_nbytes[b], values(b, numbers + 100));
+            vgq_moments *const m = buffer(2, vgq_compare_parts(n), sizeof(*m), NULL);
+            CHECK(vgq_compare(n, a, r, b, c, m) == VGQ_OK, " ");
+            intact(3);
+            if (first)
+                memcpy(m_scalar, m, sizeof(*m));
+            CHECK(memcmp(m, m_scalar, sizeof(*m)) == 0, "moments of %zu", n);
+
+            vgq_entropy *const e = buffer(2, vgq_cross_entropy_parts(rows), sizeof(*e), NULL);
+            const vgq_status status = vgq_cross_entropy(rows, cols, a, r, b, c, e);
+            intact(3);
+            if (first && status == VGQ_OK)
+                memcpy(e_scalar, e, sizeof(*e));
+            CHECK(status != VGQ_OK || memcmp(e, e_scalar, sizeof(*e)) == 0, "entropy %zu", cols);
+
+            double *const x = buffer(2, cols, sizeof(double), NULL);
+            for (size_t i = 0; i < cols; i++)
+                x[i] = 800 * fabs((double)numbers[i]) + 1e-300;
+            double *const y = buffer(3, cols, sizeof(double), NULL);
+            CHECK(vgq_exp(cols, x, y) == VGQ_OK, " ");
+            intact(4);
+            if (first)
+                memcpy(f_scalar[0], y, cols * sizeof(double));
+            CHECK(memcmp(y, f_scalar[0], cols * sizeof(double)) == 0, "exp");
+            CHECK(vgq_log(cols, x, y) == VGQ_OK, " ");
+            intact(4);
+            if (first)
+                memcpy(f_scalar[1], y, cols * sizeof(double));
+            CHECK(memcmp(y, f_scalar[1], cols * sizeof(double)) == 0, "log");
+
+            r = buffer(0, pixels, element_nbytes[a], values(a, numbers));
+            c = buffer(1, pixels, element_nbytes[b], values(b, numbers + 100));
+            double *const s = buffer(2, vgq_ssim_parts(shape), sizeof(double), NULL);
+            CHECK(vgq_ssim(shape, a, r, b, c, 2.0, 0.0, s) == VGQ_OK, " ");
+            intact(3);
+            if (first)
+                s_scalar = *s;
+            CHECK(memcmp(s, &s_scalar, sizeof(double)) == 0, "ssim");
+        }
+    }
+}
+
+static void test_metrics(void)
+{
+    for (size_t cols = 1; cols < LENGTHS; cols++)
+        test_metrics_of((vgq_dtype)(cols % 3), (vgq_dtype)(cols / 3 % 3), 1 + cols % 3, cols,
+                        (vgq_images){1 + cols % 2, 11 + cols % 5, 11 + cols % 7, 1 + cols % 3});
+    vgq_moments m;
+    CHECK(vgq_compare(3, VGQ_DTYPES, numbers, VGQ_F32, numbers, &m) == VGQ_EINVAL, " ");
+    CHECK(vgq_compare(3, VGQ_F32, NULL, VGQ_F32, numbers, &m) == VGQ_EINVAL, " ");
+    double part[64], values_of[64];
+    const vgq_images small = {1, 10, 40, 1};
+    CHECK(vgq_ssim(small, VGQ_F32, numbers, VGQ_F32, numbers, 1, 0, part) == VGQ_EINVAL, " ");
+    size_t rows = 0;
+    while (vgq_metric_row(rows))
+        rows++;
+    CHECK(rows >= 8 && rows < 64, "%zu metrics", rows);
+    CHECK(vgq_compare(100, VGQ_F32, numbers, VGQ_F32, numbers, &m) == VGQ_OK, " ");
+    const vgq_metric_parts parts = {2, NAN, NAN, NAN};
+    CHECK(vgq_metric_values(&m, &parts, values_of) == VGQ_OK && values_of[0] == 0, "mae");
+}
+
+/* ---- threads --------------------------------------------------------------------------------- */
+
+static void test_threads(void)
+{
+    enum { M = 40, N = 200, K = 256, ROWS = 128 };
+    static float x[M * K], y[M * N], w[ROWS * 1024];
+    static uint8_t q4[2][ROWS * 512], q8[2][ROWS * 1024], scratch[8 << 20];
+    for (size_t i = 0; i < ROWS * 1024; i++)
+        w[i] = numbers[i % MOST];
+    for (size_t i = 0; i < M * K; i++)
+        x[i] = numbers[i % 4999];
+    for (int threads = 1; threads <= 3; threads++) {
+        const int into = threads > 1;
+        vgq_set_threads(threads);
+        CHECK(vgq_threads() == threads, " ");
+        const vgq_shape shape = {ROWS, 1024, 1024}, row = {1, ROWS * 1024, ROWS * 1024};
+        CHECK(vgq_quantize(VGQ_I4, VGQ_F32, shape, w, scales, NULL, q4[into]) == VGQ_OK, " ");
+        CHECK(memcmp(q4[0], q4[into], sizeof(q4[0])) == 0, "%d threads", threads);
+        CHECK(vgq_quantize(VGQ_I8, VGQ_F32, row, w, scales, NULL, q8[into]) == VGQ_OK, " ");
+        CHECK(memcmp(q8[0], q8[into], sizeof(q8[0])) == 0, "%d threads", threads);
+        for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+            for (int a = 0; a < VGQ_ACTIVATIONS; a++) {
+                static unsigned char packed[1 << 20];
+                static float want[sizeof(kinds) / sizeof(kinds[0])][VGQ_ACTIVATIONS][M * N];
+                const vgq_weight weight = weight_of(kinds[i], N, K);
+                const size_t nbytes = vgq_packed_nbytes(&weight);
+                const vgq_linear_call call = {(vgq_activations)a, M, VGQ_F32, VGQ_F32, x, NULL, y};
+                CHECK(vgq_pack(&weight, packed, nbytes) == VGQ_OK &&
+                          vgq_linear_nbytes(&weight, &call) <= sizeof(scratch) &&
+                          vgq_linear(packed, nbytes, &call, scratch, sizeof(scratch)) == VGQ_OK,
+                      " ");
+                calls++;
+                if (threads == 1)
+                    memcpy(want[i][a], y, sizeof(y));
+                CHECK(memcmp(y, want[i][a], sizeof(y)) == 0, "kind %zu, %d threads", i, threads);
+            }
+    }
+    vgq_set_threads(0);
+}
+
+int main(void)
+{
+    map_slots();
+    make_inputs();
+    test_dispatch();
+    test_quantize();
+    test_quantize_errors();
+    test_linear();
+    test_metrics();
+    for (size_t isa = 0; isa < n_isas; isa++) {
+        vgq_use(isas[isa]);
+        test_threads();
+    }
+    printf("core: %zu guarded calls and %zu checks on %zu instruction sets (", calls, checks,
+           n_isas);
+    for (size_t i = 0; i < n_isas; i++)
+        printf("%s%s", i ? ", " : "", isas[i]);
+    printf("), OpenMP: %s: all passed\n", vgq_openmp());
+    return 0;
+}

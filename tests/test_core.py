@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds tests/core.c with the C core, without Python, and runs it: sanitized, and optimized."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KERNELS = "*.c" if platform.machine() == "x86_64" else "*_scalar.c"
+SOURCES = [
+    ROOT / "tests" / "core.c",
+    *sorted((ROOT / "csrc").glob("*.c")),
+    *sorted((ROOT / "csrc" / "cpu").glob(KERNELS)),
+]
+COMPILER = shutil.which(os.environ.get("CC", "cc"))
+FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g"]
+LIBRARIES = ["-lm", "-ldl", "-lpthread"]
+SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+needs_sources = pytest.mark.skipif(
+    not (ROOT / "csrc").is_dir(), reason="the C sources are not beside the tests"
+)
+needs_compiler = pytest.mark.skipif(
+    COMPILER is None, reason="no C compiler: neither cc nor what CC names"
+)
+pytestmark = [needs_sources, needs_compiler]
+
+
+def shell(*command: object, cwd: Path) -> str:
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{command[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def run(program: Path) -> None:
+    closing = shell(program, cwd=program.parent).splitlines()[-1]
+    print(closing)
+    assert closing.startswith("core: ") and closing.endswith(": all passed")
+    assert int(closing.split()[1]) > 10_000
+
+
+def test_sanitized(tmp_path: Path) -> None:
+    """Address and undefined-behaviour sanitizers, one thread (their OpenMP would be unknown)."""
+    (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
+    trial = [COMPILER, *SANITIZERS, "empty.c", "-o", "empty"]
+    if subprocess.run([*map(str, trial)], cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip(f"{COMPILER} has no sanitizers")
+    program = tmp_path / "core"
+    flags = [*FLAGS, *SANITIZERS, "-Wno-unknown-pragmas"]
+    shell(COMPILER, *flags, *SOURCES, "-o", program, *LIBRARIES, cwd=tmp_path)
+    run(program)
+
+
+def test_optimized_with_threads(tmp_path: Path) -> None:
+    """As it ships: -O3, OpenMP regions compiled, no OpenMP library linked."""
+    for source in SOURCES:
+        shell(COMPILER, *FLAGS, "-O3", "-fopenmp", "-c", source, cwd=tmp_path)
+    program = tmp_path / "core"
+    shell(COMPILER, *sorted(tmp_path.glob("*.o")), "-o", program, *LIBRARIES, cwd=tmp_path)
+    run(program)
