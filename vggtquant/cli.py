@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from . import packed_commands
 from .errors import UserError
 
 DESCRIPTION = "Quantize the VGGT multi-view transformer for real, and measure what it costs."
@@ -176,6 +177,8 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
+    if args.file is not None:
+        return packed_commands.info(args)
     from . import environment
 
     env = environment.describe(("vggtquant", *args.argv))
@@ -268,7 +271,26 @@ COMMANDS: dict[
         _run_arguments,
         _run,
     ),
-    "info": ("show version, CPU, kernels and schemes", _no_arguments, _info),
+    "quantize": (
+        "make a packed checkpoint of a float one, tensor by tensor",
+        packed_commands.add_quantize_arguments,
+        packed_commands.quantize,
+    ),
+    "info": (
+        "show version, CPU, kernels and schemes, or what a packed checkpoint holds",
+        packed_commands.add_info_arguments,
+        _info,
+    ),
+    "dequantize": (
+        "write what a packed checkpoint stands for as a float one",
+        packed_commands.add_dequantize_arguments,
+        packed_commands.dequantize,
+    ),
+    "diff": (
+        "compare two checkpoints, packed or float",
+        packed_commands.add_diff_arguments,
+        packed_commands.diff,
+    ),
     "schemes": ("list the schemes", _no_arguments, _schemes),
     "scenes": ("render scenes with exact ground truth", _scenes_arguments, _scenes),
 }
