@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggtquant import geometry, scenes
-from vggtquant.tiny.model import PATCH, TinyVGGT
+from vggtquant.tiny.layers import rope_tables, rotate
+from vggtquant.tiny.model import PATCH, Aggregator, TinyVGGT
 
 SIZE = 112
 FRAMES = (
@@ -52,7 +53,8 @@ IMAGES = 32  # in a batch: 8 scenes of 4 frames
 RATE, WARMUP, BETAS, WEIGHT_DECAY, CLIP = 1e-3, 300, (0.9, 0.95), 0.02, 1.0
 EMA = 0.998
 VALIDATION = scenes.HELD_OUT + 900_000_000  # for the curve; not the scenes of the final table
-MATCH_AFTER, PLACE_AFTER = 1, 2  # the pairs of blocks (from 0) whose tokens two helper losses read
+MATCH_AFTER, PLACE_AFTER = 1, 2  # the pairs of blocks (from 0) that the helper losses read
+LOOKING_HEADS = 2  # attention heads that are taught to look at the match in frame 0
 
 Batch = dict[str, Any]  # tensors, and the scenes themselves
 
@@ -102,8 +104,8 @@ def collate(items: list[scenes.Scene]) -> Batch:
 def matches(batch: Batch) -> tuple[Tensor, Tensor]:
     """For each patch centre of frame i the patch of frame j that shows the same point, else -1.
 
-    Returns (B, S, S, patches): [b, i, j, p]; and the centre's exact place in frame 0, from its middle in
-    shares of width and height, (B, S, patches, 2): something only where [b, i, 0, p] is not -1.
+    Returns (B, S, S, patches): [b, i, j, p]; and the centre's exact place in frame 0, from its
+    middle in shares of width and height, (B, S, patches, 2): valid where [b, i, 0, p] is not -1.
     """
     depth, points = batch["depth"], batch["points"]
     height, width = depth.shape[-2:]
@@ -144,9 +146,9 @@ def prefetched(first: int, last: int) -> Iterator[tuple[int, Batch]]:
 
 
 class Helper(nn.Module):
-    """Training only: two losses that teach the tokens what pose needs, matches and where they lie.
+    """Training only: losses that teach what pose needs, which is matches and where they lie.
 
-    Without the first, pose stays at the trivial level; the second makes it leave that level sooner.
+    Without the first, pose stays at the trivial level; the others make it leave that level sooner.
     """
 
     def __init__(self, dim: int) -> None:
@@ -173,6 +175,33 @@ class Helper(nn.Module):
         error = (self.place(self.place_norm(tokens)) - place).abs().sum(-1)[:, 1:]
         wanted = match[:, 1:, 0] >= 0
         return (error * wanted).sum() / wanted.sum().clamp(min=1)
+
+    def look_loss(self, aggregator: Aggregator, tokens: Tensor, match: Tensor) -> Tensor:
+        """Cross entropy of some heads' attention against the true match in frame 0.
+
+        tokens (B, S, 5 + P, dim) are what the pair's global block takes, match as matches().
+        """
+        batch, frames, n, dim = tokens.shape
+        start, side = aggregator.patch_start_idx, math.isqrt(n - aggregator.patch_start_idx)
+        block = aggregator.global_blocks[PLACE_AFTER]
+        width = aggregator.head_dim
+        x = block.norm1(tokens).flatten(1, 2)
+        rows = LOOKING_HEADS * width
+        rope = rope_tables(aggregator.positions(side, side).repeat(frames, 1), width)
+        q, k = (
+            F.linear(x, block.attn.qkv.weight[at : at + rows], block.attn.qkv.bias[at : at + rows])
+            .unflatten(-1, (LOOKING_HEADS, width))
+            .transpose(1, 2)
+            for at in (0, dim)
+        )
+        q, k = rotate(block.attn.q_norm(q), rope), rotate(block.attn.k_norm(k), rope)
+        q = q.unflatten(2, (frames, n))[:, :, 1:, start:].flatten(2, 3)
+        logits = q @ k.mT / math.sqrt(width)  # (B, heads, later patches, all tokens)
+        target = match[:, 1:, 0].flatten(1)[:, None].expand(-1, LOOKING_HEADS, -1)
+        wanted = target >= 0
+        if not wanted.any():
+            return logits.sum() * 0
+        return F.cross_entropy(logits[wanted], target[wanted] + start)
 
 
 def confident(error: Tensor, confidence: Tensor) -> Tensor:
@@ -316,10 +345,14 @@ class Trainer:
             return tokens[pair][:, :, start:, tokens[pair].shape[-1] // 2 :]
 
         matching, share = self.helper.match_loss(patches(MATCH_AFTER), batch["match"])
-        parts["match"] = 0.5 * matching
+        parts["match"] = matching
         parts["place"] = self.helper.place_loss(
             patches(PLACE_AFTER), batch["match"], batch["place"]
         )
+        alone = tokens[PLACE_AFTER][..., : tokens[PLACE_AFTER].shape[-1] // 2]
+        if alone.shape[1] > 1:
+            look = self.helper.look_loss(model.aggregator, alone, batch["match"])
+            parts["look"] = 0.5 * look
         total = torch.stack(list(parts.values())).sum()
         self.optimizer.zero_grad()
         total.backward()

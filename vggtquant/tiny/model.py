@@ -31,6 +31,11 @@ class Aggregator(nn.Module):
         self.global_blocks = nn.ModuleList(
             Block(dim, heads, qk_norm=True, init=0.2) for _ in range(depth)
         )
+        # sharper than VGGT's start of 1: with 32 channels a head, a true match among hundreds of
+        # tokens would get little weight, and learning to match is what takes longest
+        for block in self.global_blocks[1:]:
+            nn.init.constant_(block.attn.q_norm.weight, 1.45)
+            nn.init.constant_(block.attn.k_norm.weight, 1.45)
         # index 0 is for the first frame, which is the world; index 1 for all others
         self.camera_token = nn.Parameter(0.02 * torch.randn(1, 2, 1, dim))
         self.register_token = nn.Parameter(0.02 * torch.randn(1, 2, 4, dim))
@@ -52,9 +57,7 @@ class Aggregator(nn.Module):
         x = torch.cat([special, patches], dim=1)
         tokens, dim = x.shape[1:]
 
-        # special tokens stand at position 0, patches start at 1
-        grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(x.device) + 1
-        pos = torch.cat([grid.new_zeros(self.patch_start_idx, 2), grid])
+        pos = self.positions(rows, columns).to(x.device)
         frame_rope = rope_tables(pos, self.head_dim)
         global_rope = rope_tables(pos.repeat(frames, 1), self.head_dim)
 
@@ -65,6 +68,11 @@ class Aggregator(nn.Module):
             x = global_block(x.reshape(batch, frames * tokens, dim), global_rope)
             out.append(torch.cat([alone, x.view(batch, frames, tokens, dim)], dim=-1))
         return out, self.patch_start_idx
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Places (y, x) of one frame's tokens: special ones at 0, patches from 1."""
+        grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)) + 1
+        return torch.cat([grid.new_zeros(self.patch_start_idx, 2), grid])
 
 
 class CameraHead(nn.Module):
