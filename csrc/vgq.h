@@ -118,6 +118,7 @@ typedef struct vgq_entropy {
     double cross_entropy, kl_divergence;
 } vgq_entropy;
 
+/* Parts for that many rows; the means of both. */
 size_t vgq_cross_entropy_parts(size_t rows);
 vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const void *r,
                              vgq_dtype c_dtype, const void *c, vgq_entropy *parts);
@@ -130,6 +131,7 @@ typedef struct vgq_images {
     size_t images, height, width, channels;
 } vgq_images;
 
+/* Parts for images of that shape. */
 size_t vgq_ssim_parts(vgq_images shape);
 /* Mean structural similarity. centre: any value near the data, best (lo + hi) / 2; it keeps small
  * variances around a large mean from cancelling.
