@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few rules that keep the layers apart; who needs an exception edits this and says why."""
+
+import ast
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+import vggtquant as vq
+from vggtquant import _cpu, _render, ops
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+PACKAGE = ROOT / "vggtquant"
+
+pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="the sources are not beside the tests")
+
+
+def sources(*patterns: str) -> list[Path]:
+    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return sorted(path for path in found if "build" not in path.relative_to(ROOT).parts)
+
+
+C_FILES = sources("csrc/**/*.c", "csrc/**/*.h", "csrc/**/*.def")
+PYTHON_FILES = sources("vggtquant/**/*.py*", "examples/*.py", "tests/*.py", "tests/bench/*.py")
+PYTHON_FILES = [path for path in PYTHON_FILES if path.suffix in (".py", ".pyi")]
+
+
+def holding(pattern: str, files: Iterable[Path]) -> set[str]:
+    """Those of the files with a line that matches, relative to the root."""
+    return {str(f.relative_to(ROOT)) for f in files if re.search(pattern, f.read_text(), re.M)}
+
+
+def code_of(path: Path) -> str:
+    """C without comments and strings."""
+    return re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"', " ", path.read_text(), flags=re.S)
+
+
+# ---- C -------------------------------------------------------------------------------------------
+
+
+def test_python_stands_in_the_binding_only() -> None:
+    found = holding(r"^\s*#\s*include\s*<(Python|numpy/.*)\.h>", C_FILES)
+    assert found and all(name.startswith("csrc/python/") for name in found)
+
+
+def test_intrinsics_stand_in_kernels_only() -> None:
+    found = holding(r"^\s*#\s*include\s*<(\w*mmintrin|x86intrin|arm_\w+)\.h>", C_FILES)
+    assert all(re.fullmatch(r"csrc/cpu/\w+\.[ch]", name) for name in found)
+    if platform.machine() == "x86_64":
+        assert found
+
+
+def test_threads_stand_in_fronts_only() -> None:
+    found = {str(f.relative_to(ROOT)) for f in C_FILES if "#pragma omp" in code_of(f)}
+    assert found and all(re.fullmatch(r"csrc/\w+\.c", name) for name in found)
+
+
+def test_the_core_owns_nothing() -> None:
+    """No allocation, no output, no exit: sizes are told, buffers are the caller's."""
+    core = [*CSRC.glob("*.[ch]"), *(CSRC / "cpu").glob("*.[ch]"), *(CSRC / "render").glob("*.[ch]")]
+    word = re.compile(r"\b(malloc|calloc|realloc|free|alloca|v?f?printf|puts|exit|abort|FILE)\s*\(")
+    assert not [f"{f.name}: {found[0]}" for f in core if (found := word.search(code_of(f)))]
+
+
+def test_kernels_stand_below_the_binding() -> None:
+    assert not holding(
+        r'#include "(\.\./)?python/', [f for f in C_FILES if "python" not in f.parts]
+    )
+
+
+def functions(header: Path) -> list[tuple[str, str]]:
+    """Each function that a header declares, and what stands directly above its paragraph."""
+    text = re.sub(r"#ifdef __cplusplus.*?#endif", "", header.read_text(), flags=re.S)
+    text = re.sub(r"^//(.*)$", r"/*\1 */", text, flags=re.M)
+    found, above = [], ""
+    for paragraph in re.split(r"\n\s*\n", text):
+        for part in re.split(r"(/\*.*?\*/)", paragraph, flags=re.S):
+            if part.startswith("/*"):
+                above = part
+            for name in re.findall(r"^[a-z][\w \*]*?\b(\w+)\([^;{]*\);", part, re.M):
+                found.append((name, above))
+        above = ""
+    return found
+
+
+@pytest.mark.parametrize("header", ["vgq.h", "render/render.h"])
+def test_every_public_function_has_its_contract_above(header: str) -> None:
+    found = functions(CSRC / header)
+    assert len(found) > 2
+    assert [name for name, comment in found if not comment or comment.startswith("/* ----")] == []
+    assert [name for name, _ in found if not name.startswith("vgq_")] == []
+
+
+def test_only_the_module_is_exported() -> None:
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("nm is not installed")
+    for module in (_cpu, _render):
+        shown = subprocess.run(
+            [nm, "-D", "--defined-only", str(module.__file__)], capture_output=True
+        )
+        symbols = {line.split()[-1] for line in shown.stdout.decode().splitlines()}
+        assert symbols == {f"PyInit_{module.__name__.rpartition('.')[2]}"}
+
+
+# ---- Python --------------------------------------------------------------------------------------
+
+
+def imported(path: Path) -> set[str]:
+    """The last words of all names that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.name.rpartition(".")[2] for alias in node.names}
+            names.add((getattr(node, "module", None) or "").rpartition(".")[2])
+    return names
+
+
+@pytest.mark.parametrize("module, user", [("_cpu", "ops.py"), ("_render", "scenes.py")])
+def test_each_c_module_has_one_user(module: str, user: str) -> None:
+    users = [path.name for path in PACKAGE.rglob("*.py") if module in imported(path)]
+    assert users == [user]
+
+
+def test_the_constants_that_two_languages_know_are_equal() -> None:
+    header = (CSRC / "vgq.h").read_text()
+    assert int(re.search(r"#define VGQ_DEEPEST (\d+)", header)[1]) == ops.DEEPEST  # type: ignore[index]
+
+
+# ---- documents -----------------------------------------------------------------------------------
+
+
+def test_every_source_file_names_its_licence() -> None:
+    first = {path: path.read_text().splitlines()[:1] for path in [*C_FILES, *PYTHON_FILES]}
+    missing = [
+        str(path.relative_to(ROOT))
+        for path, line in first.items()
+        if path.suffix != ".def" and "SPDX-License-Identifier: Apache-2.0" not in "".join(line)
+    ]
+    assert missing == []
+
+
+def test_every_config_stands_in_the_readme() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        return
+    text = readme.read_text()
+    assert [c for c in vq.CONFIGS if f"`{c.removesuffix('_A8')}`" not in text] == []
+    assert "_A8`" in text
+
+
+def test_every_metric_stands_in_the_conventions() -> None:
+    rows = re.findall(r"^(?:METRIC|COMPANION)\((\w+)", (CSRC / "metrics.def").read_text(), re.M)
+    page = (ROOT / "docs" / "conventions.md").read_text()
+    assert len(rows) > 8 and [name for name in rows if not re.search(rf"\b{name}\b", page)] == []
+
+
+def test_no_paths_of_somebody_s_machine() -> None:
+    suffixes = (".py", ".pyi", ".c", ".h", ".def", ".md", ".toml", ".txt", ".ipynb", ".json", "")
+    folders = ("csrc", "vggtquant", "docs", "examples", "notebooks", "tests", ".ci")
+    paths = [*ROOT.glob("*"), *(path for name in folders for path in (ROOT / name).rglob("*"))]
+    files = [p for p in paths if p.is_file() and p.suffix in suffixes and p != Path(__file__)]
+    assert len(files) > 50
+    assert holding(r"(?<![\w.~}])/(tmp|work|home|root|Users)/\w", files) == set()
