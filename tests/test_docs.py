@@ -8,7 +8,9 @@ import pkgutil
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import vggtquant
 
@@ -43,7 +45,9 @@ def test_readme_example_runs():
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     module = importlib.import_module(name)
-    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    known = {"vq": vggtquant, "np": np, "torch": torch}
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    result = doctest.testmod(module, extraglobs=known, optionflags=flags)
     assert result.failed == 0
 
 

@@ -1,18 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vggtquant: VGGT with packed INT8 and INT4 weights, executed, not simulated."""
+"""vggtquant: VGGT with packed INT8 and INT4 weights, executed, not simulated.
+
+Names are imported from their modules when they are first used, so that the command line's --help
+does not wait for torch.
+"""
 
 import os as _os
-import sys as _sys
+from importlib import import_module as _import_module
 from importlib.metadata import PackageNotFoundError as _NotFound
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
-from .configs import CONFIGS, QuantizationConfig, Scheme, get_config
-from .errors import UserError
-from .linear import QuantizedLinear
-from .metrics import METRICS, Metric, compare, ssim
-from .model import LayerReport, ModelReport, model_bytes, quantize_model, restore_model
-from .ops import isa, isas, use_isa
-from .qtensor import QTensor, dequantize, quantize
+if TYPE_CHECKING:
+    from .configs import CONFIGS, QuantizationConfig, Scheme, get_config
+    from .errors import UserError
+    from .linear import QuantizedLinear
+    from .metrics import METRICS, Metric, compare, ssim
+    from .model import LayerReport, ModelReport, model_bytes, quantize_model, restore_model
+    from .ops import isa, isas, use_isa
+    from .qtensor import QTensor, dequantize, quantize
+    from .storage import load, save
+
+_HOME = {
+    "configs": ("CONFIGS", "QuantizationConfig", "Scheme", "get_config"),
+    "errors": ("UserError",),
+    "linear": ("QuantizedLinear",),
+    "metrics": ("METRICS", "Metric", "compare", "ssim"),
+    "model": ("LayerReport", "ModelReport", "model_bytes", "quantize_model", "restore_model"),
+    "ops": ("isa", "isas", "use_isa"),
+    "qtensor": ("QTensor", "dequantize", "quantize"),
+    "storage": ("load", "save"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "CONFIGS",
@@ -30,10 +49,12 @@ __all__ = [
     "get_config",
     "isa",
     "isas",
+    "load",
     "model_bytes",
     "quantize",
     "quantize_model",
     "restore_model",
+    "save",
     "ssim",
     "use_isa",
 ]
@@ -43,12 +64,27 @@ try:
 except _NotFound:  # run from a checkout that was never installed
     __version__ = "0+unknown"
 
-if "VGGTQUANT_ISA" in _os.environ:
-    try:
-        use_isa(_os.environ["VGGTQUANT_ISA"])
-    except UserError as _error:
-        # The command line's promise of one clear line holds before its main() can be imported.
-        if _os.path.basename(_sys.argv[0]) not in ("vggtquant", "-m"):
-            raise
-        print(f"vggtquant: error: VGGTQUANT_ISA: {_error}", file=_sys.stderr)
-        raise SystemExit(2) from None
+_forked = False
+"""Whether this process was forked after the package was imported. The C core sees forks by itself
+once it is loaded; until then the package does, because a child that starts threads of a pool which
+stayed behind with its parent would wait for them for ever."""
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = True
+
+
+_os.register_at_fork(after_in_child=_in_child)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'vggtquant' has no attribute {name!r}")
+    value = getattr(_import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -100,6 +100,7 @@ def ssim(
         TypeError: another dtype.
 
     Example:
+        >>> image = torch.rand(16, 16)
         >>> ssim(image, image, image_axes=(0, 1))
         1.0
     """

@@ -7,11 +7,14 @@ users have, without a copy where the memory allows it.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+import vggtquant
 
 from . import _cpu
 from .errors import UserError
@@ -44,6 +47,14 @@ def use_isa(name: str | None) -> None:
             f"instruction set {name!r} is unknown or does not run here; "
             f"these do: {', '.join(isas())}"
         ) from error
+
+
+if "VGGTQUANT_ISA" in os.environ:  # once, before anything is computed
+    use_isa(os.environ["VGGTQUANT_ISA"])
+
+
+if vggtquant._forked:
+    _cpu.set_threads(1)
 
 
 def dtype_name(x: Array) -> str:
