@@ -104,7 +104,7 @@ def save(
         configs=configs,
         layers=layers,
         skipped={
-            name: "float"
+            name: "not quantized when saved"
             for name, module in model.named_modules(remove_duplicate=False)
             if isinstance(module, nn.Linear)
         },
