@@ -2,7 +2,6 @@
 """The table of named configs, and configs that contradict themselves."""
 
 import dataclasses
-import doctest
 import json
 from typing import Any
 
@@ -147,7 +146,3 @@ def test_names_far_from_all_show_all() -> None:
     with pytest.raises(UserError) as error:
         vq.get_config("zzzz")
     assert all(name in str(error.value) for name in NAMED)
-
-
-def test_docstring_examples() -> None:
-    assert doctest.testmod(configs).failed == 0

@@ -2,7 +2,6 @@
 """QuantizedLinear against tests/reference.py, and in the hands of scripts written for nn.Linear."""
 
 import copy
-import doctest
 import io
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import QTensor, QuantizedLinear, Scheme, UserError, linear, ops
+from vggtquant import QTensor, QuantizedLinear, Scheme, UserError, ops
 
 F32 = np.float32
 Array = NDArray[np.generic]
@@ -610,7 +609,3 @@ def test_truncated_packed_bytes_are_refused() -> None:
     layer.packed = torch.cat([whole, whole[:1]])
     with pytest.raises(ValueError, match="packed weights"):
         layer(x)
-
-
-def test_docstring_examples() -> None:
-    assert doctest.testmod(linear).failed == 0

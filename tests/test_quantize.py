@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """quantize and dequantize against tests/reference.py, bit for bit."""
 
-import doctest
 import math
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +17,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 import vggtquant as vq
-from vggtquant import Scheme, UserError, qtensor
+from vggtquant import Scheme, UserError
 
 F32 = np.float32
 Array = NDArray[np.generic]
@@ -507,7 +506,3 @@ def test_codes_of_what_the_codes_stand_for_are_the_codes(x: Array, scheme: Schem
     q = vq.quantize(x, scheme)
     again = vq.quantize(vq.dequantize(q), q.scheme, scale=q.scale, zero_point=q.zero_point)
     np.testing.assert_array_equal(again.codes, q.codes)
-
-
-def test_docstring_examples() -> None:
-    assert doctest.testmod(qtensor).failed == 0
