@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import vggtquant as vq
-from vggtquant import cli, measure, report
+from vggtquant import cli
+from vggtquant.evaluation import measure, report
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 QUICK = ["--runs", "1", "--warmup", "0", "--scenes", "1", "--max_images", "2"]

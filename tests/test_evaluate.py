@@ -16,11 +16,11 @@ from torch import nn
 from toy import Toy, build, nan_output, nan_weight, no_linear
 
 import vggtquant as vq
-from vggtquant import evaluate, forecast, inputs, measure, report, scores
 from vggtquant.errors import UserError
-from vggtquant.measure import Passes, Sample
+from vggtquant.evaluation import evaluate, forecast, inputs, measure, report, scores
+from vggtquant.evaluation.measure import Passes, Sample
+from vggtquant.evaluation.scores import Row
 from vggtquant.progress import Progress
-from vggtquant.scores import Row
 
 INT8 = "INT8_Per_Channel_Symmetric"
 INT4 = "INT4_Group_32"

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import vggtquant as vq
-from vggtquant import charts, measure, report, text
 from vggtquant.errors import UserError
-from vggtquant.scores import METRIC_NAMES, Row
+from vggtquant.evaluation import charts, measure, report, text
+from vggtquant.evaluation.scores import METRIC_NAMES, Row
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 FP32_BYTES = 1_000_000

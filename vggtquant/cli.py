@@ -101,7 +101,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     _need_extra()
-    from . import evaluate
+    from .evaluation import evaluate
     from .progress import Progress
 
     if args.image_folder and args.images:
@@ -143,7 +143,7 @@ def _show(result: Any) -> None:
     """The table and what was written, to stdout."""
     from rich.console import Console
 
-    from . import text
+    from .evaluation import text
 
     console = Console(highlight=False, markup=False)
     console.width = min(console.width, text.WIDTH) if console.is_terminal else text.WIDTH

@@ -265,8 +265,8 @@ def _forecast(model: Any, shape: torch.Size, config: QuantizationConfig | None) 
     """Seconds that a forward of (S,3,H,W) should take, from the speed of one layer."""
     from torch import nn
 
-    from . import forecast
     from .configs import get_config
+    from .evaluation import forecast
 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if not layers:

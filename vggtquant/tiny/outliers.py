@@ -10,7 +10,6 @@ hundreds of times the median, as the literature reports for VGGT's special token
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from vggtquant.tiny import build
 from vggtquant.tiny.layers import Block
@@ -71,6 +70,6 @@ def _largest(values: torch.Tensor) -> torch.Tensor:
     return values.topk(CHANNELS).indices
 
 
-def _scale(parameters: list[nn.Parameter], index: torch.Tensor, factor: float) -> None:
+def _scale(parameters: list[torch.Tensor], index: torch.Tensor, factor: float) -> None:
     for parameter in parameters:
         parameter[index] *= factor

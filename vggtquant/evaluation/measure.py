@@ -19,8 +19,8 @@ from torch import nn
 
 import vggtquant as vq
 
-from . import environment, geometry, vggt
-from .errors import UserError
+from .. import environment, geometry, vggt
+from ..errors import UserError
 from .scores import Outputs, Row, error_score, mean_scores, nonfinite, score, truth_errors
 
 

@@ -52,13 +52,13 @@ def rendered(count: int, frames: int, seed: int, size: int) -> Inputs:
 
 
 def _seeds(count: int, seed: int) -> Sequence[int]:
-    from . import scenes
+    from .. import scenes
 
     return list(scenes.scene_seeds(count, seed))
 
 
 def _render(seed: int, frames: int, size: int) -> Sample:
-    from . import scenes
+    from .. import scenes
 
     scene = scenes.make_scene(seed, frames, size)
     pixels = torch.from_numpy(np.ascontiguousarray(scene.images))
@@ -73,7 +73,7 @@ def _sha256(pixels: np.ndarray[Any, Any]) -> str:
 
 def find(source: Sequence[str]) -> list[Path]:
     """The pictures of a folder, or those named; UserError when there is none."""
-    from . import images
+    from .. import images
 
     return images.find_images(source[0]) if len(source) == 1 else [Path(path) for path in source]
 
@@ -83,7 +83,7 @@ def pictures(paths: Sequence[Path], mode: str, most: int | None, size: int) -> I
 
     Raises UserError for a picture that cannot be read.
     """
-    from . import images
+    from .. import images
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

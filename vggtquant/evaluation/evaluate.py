@@ -19,13 +19,14 @@ from torch import nn
 
 import vggtquant as vq
 
-from . import environment, forecast, inputs, measure, report
-from .errors import UserError
+from .. import environment
+from ..errors import UserError
+from . import forecast, inputs, measure, report
 from .measure import Passes, Sample
 from .scores import Row
 
 if TYPE_CHECKING:
-    from .progress import Progress
+    from ..progress import Progress
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     Raises UserError for bad input, before any work where that can be known, and Interrupted (a
     KeyboardInterrupt that carries what was kept) when it is stopped.
     """
-    from . import models
+    from .. import models
 
     _check_counts(settings)
     configs = configs_of(settings.schemes)

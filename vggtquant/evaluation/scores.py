@@ -15,7 +15,7 @@ import torch
 
 import vggtquant as vq
 
-from . import geometry, vggt
+from .. import geometry, vggt
 
 Row = dict[str, Any]
 Outputs = dict[str, torch.Tensor]

@@ -17,7 +17,7 @@ from typing import Any
 
 import vggtquant as vq
 
-from .errors import UserError
+from ..errors import UserError
 
 Row = dict[str, Any]
 Document = dict[str, Any]
