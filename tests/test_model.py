@@ -182,6 +182,12 @@ def test_filters(net: Net) -> None:
     }
 
 
+def test_a_single_pattern_needs_no_list(net: Net) -> None:
+    _, report = vq.quantize_model(net, ALL_INT8, include="blocks.?.fc1", exclude="blocks.1.*")
+    assert [row.name for row in report.quantized] == ["blocks.0.fc1"]
+    assert replace(MIXED, sensitive_layers="outlet").sensitive_layers == ("outlet",)  # type: ignore[arg-type]
+
+
 def test_a_filter_does_not_move_the_edges(net: Net) -> None:
     _, report = vq.quantize_model(net, INT8, exclude=["inlet"])
     assert [row.name for row in report.quantized] == NAMES[1:5]
@@ -302,6 +308,23 @@ def test_layers_that_cannot_be_served_are_skipped_with_the_reason() -> None:
         "its rows are longer than 65536",
         "its weight is on meta, not on the CPU",
         "its weight is empty",
+    ]
+
+
+def test_weights_that_are_computed_and_hooks_are_not_lost() -> None:
+    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    nn.utils.parametrizations.weight_norm(net[0])
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(net[1])
+    net[2].register_forward_hook(lambda module, args, y: 2 * y)
+    net[3].register_forward_pre_hook(lambda module, args: None)
+    net.append(nn.Linear(8, 8))
+    _, report = vq.quantize_model(net, ALL_INT8)
+    assert [row.skipped for row in report.layers] == [
+        "a subclass of nn.Linear (ParametrizedLinear)",
+        "its weight is computed anew for each call",
+        *["it has forward hooks, which would be lost"] * 2,
+        None,
     ]
 
 

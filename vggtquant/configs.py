@@ -100,7 +100,9 @@ class QuantizationConfig:
     """Bits of the layers that no pattern of sensitive_layers names; mixed_precision only."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sensitive_layers", tuple(self.sensitive_layers))
+        patterns = self.sensitive_layers
+        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        object.__setattr__(self, "sensitive_layers", patterns)
         if self.quant_type not in QUANT_TYPES:
             raise UserError(
                 f"quant_type {self.quant_type!r} is unknown; one of: {', '.join(QUANT_TYPES)}"

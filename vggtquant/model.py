@@ -228,7 +228,8 @@ def _named(name: str, patterns: Iterable[str]) -> bool:
 
 def _checked(what: str, patterns: Iterable[str] | None, names: Iterable[str]) -> tuple[str, ...]:
     """The patterns, each of which names a layer."""
-    patterns, names = tuple(patterns or ()), list(names)
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+    names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"{what} pattern {pattern!r} matches no Linear layer of the model")
@@ -260,13 +261,17 @@ def _reasons(
     reasons: dict[str, str] = {}
     for name, linear in linears.items():
         parent = name.rpartition(".")[0]
-        shared = [owner for owner in owners[id(linear.weight)] if owner != name]
+        shared = [owner for owner in owners.get(id(linear.weight), ()) if owner != name]
         if not config.quantizes:
             reasons[name] = f"{config.name} quantizes nothing"
         elif (f"{parent}." if parent else "") in in_attention:
             reasons[name] = "nn.MultiheadAttention uses its weight without calling it"
         elif type(linear) is not nn.Linear:
             reasons[name] = f"a subclass of nn.Linear ({type(linear).__name__})"
+        elif "weight" not in linear._parameters:
+            reasons[name] = "its weight is computed anew for each call"
+        elif linear._forward_hooks or linear._forward_pre_hooks:
+            reasons[name] = "it has forward hooks, which would be lost"
         elif shared:
             reasons[name] = f"its weight is shared with {shared[0] or 'the model itself'}"
         elif linear.weight.device.type != "cpu":
