@@ -61,8 +61,8 @@ class Streamed(Saved):
         notes = [f"licence of the weights: {self.document.source.licence}"]
         if plain and config.scheme(4).two_level:
             notes.append(
-                f"{len(plain)} layers have float group scales, since two-level ones would cost "
-                f"more than 5 % in squared error: {', '.join(plain[:3])}"
+                f"float group scales in {len(plain)} of {len(self.document.layers)} layers, where "
+                f"two-level ones would cost more than 5 % in squared error: {', '.join(plain[:3])}"
                 + (", …" if len(plain) > 3 else "")
             )
         return notes
