@@ -205,6 +205,41 @@ def test_extreme_codes_are_summed_exactly(width: int, zero: int, isa: str) -> No
             np.testing.assert_allclose(scaled, sums, rtol=1e-6)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_extreme_two_level_weights_are_summed_exactly(symmetric: bool, isa: str) -> None:
+    """The largest factors, codes and activations of one sign, where narrow sums would overflow."""
+    most = reference.MOST[symmetric]
+    for group, k in (
+        (8, 8),
+        (24, 71),
+        (32, 256),
+        (40, 200),
+        (128, 4096),
+        (1000, 1000),
+        (65536, 65536),
+    ):
+        groups = -(-k // group)
+        signs = np.where(np.arange(k) % 2, -8, 7)
+        codes = np.stack([np.full(k, -8), np.full(k, 7), signs, -1 - signs])
+        factor = np.full((4, groups), most, np.uint8)
+        factor[:, 1::2] = 1
+        zero = np.array([[7], [-8], [0], [7]], np.int8).repeat(groups, 1)
+        scheme = Scheme(4, symmetric, "per_group", group, two_level=True)
+        q = QTensor(
+            scheme,
+            (4, k),
+            "float32",
+            False,
+            reference.pack(codes, 4),
+            np.full(4, 0.5, F32),
+            factor.ravel(),
+            None if symmetric else zero.ravel(),
+        )
+        turns = np.stack([np.ones(k), -np.ones(k), signs / 8, -signs / 8]).astype(F32)
+        x = torch.from_numpy(np.tile(turns, (2, 1)))  # 8 tokens: a whole tile and single rows
+        same(layer_of(q, None, True)(x), product(x, q, None, True, torch.float32))
+
+
 def test_every_pair_of_codes(isa: str) -> None:
     """All 256 weight codes times all 255 activation codes, each product an output: exact."""
     codes = np.arange(-128, 128)[:, None]
