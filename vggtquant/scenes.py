@@ -478,7 +478,20 @@ def make_scene(
     images = np.empty((frames, height, width, 3), np.uint8)
     depth = np.empty((frames, height, width), np.float32)
     points = np.empty((frames, height, width, 3), np.float32)
-    _render.render(*tables, antialias, 0, frames * height, images, depth, points)
+    shapes, textures, lights, ambient, cameras = tables
+    _render.render(
+        shapes,
+        textures,
+        lights,
+        ambient,
+        cameras,
+        antialias,
+        0,
+        frames * height,
+        images,
+        depth,
+        points,
+    )
 
     scale = _render.mean_norm(points)
     depth /= np.float32(scale)

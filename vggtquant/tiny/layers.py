@@ -127,7 +127,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        pos = self.pos_embed
+        pos: Tensor = self.pos_embed
         if grid != tuple(pos.shape[2:]):
             pos = F.interpolate(pos, grid, mode="bicubic", align_corners=False)
         x = self.patch_embed(images) + pos.flatten(2).transpose(1, 2)

@@ -22,6 +22,9 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as VG
 class Aggregator(nn.Module):
     """Pictures to tokens: each frame by itself and all frames together, in turns."""
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(self, dim: int, heads: int, depth: int, embed_depth: int, grid: int) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(grid, PATCH, dim, heads, embed_depth)
@@ -33,9 +36,9 @@ class Aggregator(nn.Module):
         )
         # sharper than VGGT's start of 1: with 32 channels a head, a true match among hundreds of
         # tokens would get little weight, and learning to match is what takes longest
-        for block in self.global_blocks[1:]:
-            nn.init.constant_(block.attn.q_norm.weight, 1.45)
-            nn.init.constant_(block.attn.k_norm.weight, 1.45)
+        for name, weight in self.global_blocks[1:].named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                nn.init.constant_(weight, 1.45)
         # index 0 is for the first frame, which is the world; index 1 for all others
         self.camera_token = nn.Parameter(0.02 * torch.randn(1, 2, 1, dim))
         self.register_token = nn.Parameter(0.02 * torch.randn(1, 2, 4, dim))
