@@ -109,3 +109,8 @@ def fake_vggt(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "vggt.models.vggt", module)
     return VGGT
+
+
+def small() -> nn.Module:
+    """A model whose file is small enough to fuzz."""
+    return nn.Sequential(nn.Linear(16, 9), nn.LayerNorm(9), nn.Linear(9, 3))

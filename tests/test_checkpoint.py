@@ -571,3 +571,15 @@ def test_a_stale_partial_file_is_no_hindrance(tmp_path: Path) -> None:
     saves(tmp_path / "a.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
     load(tmp_path / "a.safetensors", model=Zoo)
+
+
+# ---- what fuzzing found --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "fuzz").iterdir()), ids=lambda path: path.stem)
+def test_fuzzed(path: Path) -> None:
+    """Whatever tests/fuzz_checkpoint.py once broke a reader with is refused, or loads."""
+    import fuzz_checkpoint
+
+    outcome = fuzz_checkpoint.feed(path)
+    assert outcome == ("loaded" if path.stem.startswith("seed") else "refused")

@@ -210,7 +210,7 @@ class Checkpoint:
             raise UserError(f"{self.path} is damaged: the header does not fit its SHA-256")
         try:
             return _READERS[version](values)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> UserError:
@@ -271,7 +271,7 @@ def _read_1(values: Mapping[str, Any]) -> Document:
             _pair(row["shape"]),
             _scheme(row["scheme"]),
             _index(row["config"], len(values["configs"])),
-            None if row["sqnr_db"] is None else float(row["sqnr_db"]),
+            None if row["sqnr_db"] is None else _number(row["sqnr_db"]),
         )
         for row in values["layers"]
     ]
@@ -288,11 +288,11 @@ def _read_1(values: Mapping[str, Any]) -> Document:
             _str(source["name"]),
             _str(source["sha256"]),
             _str(source["licence"]),
-            int(source["nbytes"]),
+            int(_number(source["nbytes"])),
         ),
         sha256=_strings(values["sha256"]),
         dtypes=_strings(values["dtypes"]),
-        narrowed=None if narrowed is None else Narrowed(**narrowed),
+        narrowed=None if narrowed is None else _narrowed(**narrowed),
     )
 
 
@@ -307,6 +307,17 @@ def _str(value: Any) -> str:
 
 def _strings(values: Any) -> dict[str, str]:
     return {_str(key): _str(value) for key, value in values.items()}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _narrowed(tensors: Any, relative_l2: Any, worst_relative_l2: Any, worst: Any) -> Narrowed:
+    numbers = (int(_number(tensors)), _number(relative_l2), _number(worst_relative_l2))
+    return Narrowed(*numbers, _str(worst))
 
 
 def _settings(values: Any) -> dict[str, int | bool]:

@@ -16,7 +16,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from checkpoints import Zoo  # noqa: E402
+from checkpoints import Zoo, small  # noqa: E402
 
 import vggtquant as vq  # noqa: E402
 from vggtquant.checkpoint import FORMAT_VERSION  # noqa: E402
@@ -30,6 +30,17 @@ FILES: dict[str, tuple[str | vq.QuantizationConfig, str]] = {
     "int8-channel": ("INT8_Per_Channel_Asymmetric_A8", "bfloat16"),
     "mixed": (MIXED, "bfloat16"),
 }
+
+
+ALL = {"group_size": 8, "skip_first_last": False}
+FUZZ = {
+    "int4": vq.QuantizationConfig("small", "int4_group", bits=4, symmetric=False, **ALL),
+    "int8": vq.QuantizationConfig(
+        "small", "int8_per_tensor_asym", symmetric=False, per_channel=False, **ALL
+    ),
+    "mixed": vq.QuantizationConfig("small", "mixed_precision", sensitive_layers=("0",), **ALL),
+}
+"""What fuzz_checkpoint.py begins with."""
 
 
 def digests(path: Path) -> dict[str, object]:
@@ -54,6 +65,12 @@ def main() -> None:
             vq.quantize_model(model, config)
             vq.save(model, path, float_dtype=float_dtype)
             known[path.name] = digests(path)
+    for name, config in FUZZ.items():
+        path = HERE / "fuzz" / f"seed-v{FORMAT_VERSION}-{name}.safetensors"
+        if not path.exists():
+            torch.manual_seed(0)
+            model, _ = vq.quantize_model(small(), config)
+            vq.save(model, path)
     index.write_text(json.dumps(known, indent=1) + "\n")
 
 
