@@ -6,7 +6,10 @@ VGGTQUANT_DEBUG=1 builds with -O1 -g and the address and undefined-behaviour san
 
 import os
 import platform
+import shlex
+import subprocess
 import sys
+import sysconfig
 from glob import glob
 
 import numpy
@@ -53,13 +56,27 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
     )
 
 
+def openmp() -> list[str]:
+    """Only compiles; the runtime is the process's own: csrc/threads.c, which serves what gcc calls.
+
+    clang calls a runtime of its own, so there the fronts run on one thread.
+    """
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    version = subprocess.run(
+        [*shlex.split(compiler), "--version"], capture_output=True, text=True, check=False
+    ).stdout
+    if "clang" not in version:
+        return ["-fopenmp"]
+    print("vggtquant: a clang build runs on one thread; gcc's use torch's OpenMP", file=sys.stderr)
+    return ["-Wno-unknown-pragmas"]
+
+
 setup(
     ext_modules=[
-        # -fopenmp only compiles; the runtime is the process's own: csrc/threads.c
         extension(
             "_cpu",
             [*sorted(glob("csrc/*.c")), *kernels(), "csrc/python/cpu.c", "csrc/python/metrics.c"],
-            ["-fopenmp"],
+            openmp(),
         ),
         extension("_render", [*sorted(glob("csrc/render/*.c")), "csrc/python/render.c"], []),
     ]

@@ -3,7 +3,8 @@
  *
  * Every formula (rounding, ranges, scales, zero points, edge values, nibble order, metrics) is
  * stated once, in docs/conventions.md; contracts here say shapes, aliasing and errors. Arrays are
- * row-major, of any alignment, and must not overlap unless said. Sizes count elements; `nbytes`
+ * row-major, aligned as their elements (codes and scratch at any byte), and must not overlap unless
+ * said. Sizes count elements; `nbytes`
  * counts bytes. After an error nothing has been written. */
 #ifndef VGQ_H
 #define VGQ_H
