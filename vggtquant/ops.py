@@ -72,6 +72,7 @@ def dtype_name(x: Array) -> str:
 
 def values(x: Array) -> NDArray[Any]:
     """x as a C-contiguous NumPy array that the core reads; bfloat16 as its bits in uint16."""
+    torch.get_num_threads()  # in a new thread torch passes its count to OpenMP when first asked
     name = dtype_name(x)
     if not isinstance(x, torch.Tensor):
         if name == "bfloat16":
