@@ -140,6 +140,7 @@ def some_tensor(rng: random.Random, raw: bytes) -> bytes:
         header, data = parse(raw)
         name = rng.choice([name for name in header if name != "__metadata__"])
         start, end = header[name]["data_offsets"]
+        assert 0 <= start <= end <= len(data)
         new = bytes([rng.choice((0, 127, 128, 255))]) * (end - start)
         return seal(*checkpoints.with_bytes(header, data, name, new))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError):

@@ -583,3 +583,19 @@ def test_fuzzed(path: Path) -> None:
 
     outcome = fuzz_checkpoint.feed(path)
     assert outcome == ("loaded" if path.stem.startswith("seed") else "refused")
+
+
+# ---- the reader in docs/checkpoint-format.md -----------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(DATA.rglob("*-v1-*.safetensors")), ids=lambda p: p.stem)
+def test_the_reader_in_the_document(path: Path) -> None:
+    page = DATA.parent.parent / "docs" / "checkpoint-format.md"
+    known: dict[str, Callable[[Path], Iterator[tuple[str, np.ndarray]]]] = {}
+    exec(page.read_text().partition("```python\n")[2].partition("```")[0], known)
+    model = load(path, model=checkpoints.small if path.parent.name == "fuzz" else Zoo)
+    read = dict(known["weights"](path))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, vq.QuantizedLinear)}
+    assert read.keys() == layers.keys()
+    for name, layer in layers.items():
+        assert read[name].tobytes() == layer.weight.numpy().tobytes()
