@@ -146,6 +146,7 @@ static inline __m256i two_codes(const int16_t *q)
 }
 
 #define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define EACH_4(X) X(0) X(1) X(2) X(3)
 #define EACH_1(X) X(0)
 #define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
 #define STEP(r)                                                        \
@@ -269,7 +270,8 @@ static inline __m256i factor_pairs(const uint8_t *factor)
         _mm256_storeu_si256(                                                                       \
             to + 1, _mm256_add_epi32(_mm256_loadu_si256(to + 1), _mm256_madd_epi16(a##r##1, f1))); \
     }
-/* Sums of 16 bits run over at most 32 inputs of one group. */
+/* Sums of 16 bits run over at most 32 inputs of one group. Six rows would be twelve sums, which
+ * with their operands fill all 16 registers: gcc then keeps sums in memory. */
 #define TILE(rows, EACH)                                                                       \
     static void tile_i4_##rows##x16_avx2(size_t k, size_t group, const uint8_t *q, size_t ld,  \
                                          const int8_t *w, const uint8_t *factor, int32_t *acc) \
@@ -292,7 +294,7 @@ static inline __m256i factor_pairs(const uint8_t *factor)
         }                                                                                      \
     }
 
-TILE(6, EACH_6)
+TILE(4, EACH_4)
 TILE(1, EACH_1)
 
 #undef TILE
@@ -306,8 +308,8 @@ static void tile_i4_avx2(size_t rows, size_t k, size_t group, const uint8_t *cod
     memset(acc, 0, rows * VGQ_PANEL * sizeof(*acc));
     for (size_t column = 0; column < VGQ_PANEL; column += 16) {
         const int8_t *const w = operand + 4 * column;
-        if (rows == 6)
-            tile_i4_6x16_avx2(k, group, codes, ld, w, factor + column, acc + column);
+        if (rows == 4)
+            tile_i4_4x16_avx2(k, group, codes, ld, w, factor + column, acc + column);
         else
             for (size_t r = 0; r < rows; r++)
                 tile_i4_1x16_avx2(k, group, codes + r * ld, ld, w, factor + column,
@@ -351,6 +353,7 @@ TILE(1, EACH_1)
 #undef STEP
 #undef LOAD
 #undef EACH_1
+#undef EACH_4
 #undef EACH_6
 
 static void float_tile_avx2(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
@@ -395,7 +398,7 @@ static void flush_avx2(const int32_t *acc, int32_t offset, int32_t sum, const fl
 ISA_END
 
 static const vgq_int4_gemm int4_gemm_avx2 = {
-    .mr = 6,
+    .mr = 4,
     .code_row = code_row_u8_avx2,
     .expand = expand_i4_avx2,
     .tile = tile_i4_avx2,
