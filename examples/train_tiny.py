@@ -51,6 +51,7 @@ FRAMES = (
 )  # drawn for each batch, so that any number from 1 to 8 works
 IMAGES = 32  # in a batch: 8 scenes of 4 frames
 RATE, WARMUP, BETAS, WEIGHT_DECAY, CLIP = 1e-3, 300, (0.9, 0.95), 0.02, 1.0
+HEAD_RATE = 0.4  # of the rate for the camera head, whose gradients are the noisiest
 EMA = 0.998
 VALIDATION = scenes.HELD_OUT + 900_000_000  # for the curve; not the scenes of the final table
 MATCH_AFTER, PLACE_AFTER = 1, 2  # the pairs of blocks (from 0) that the helper losses read
@@ -114,7 +115,7 @@ def matches(batch: Batch) -> tuple[Tensor, Tensor]:
     seen = torch.einsum("bjxy,bipy->bijpx", rotation, centre) + shift[:, None, :, None]
     z = seen[..., 2]
     focal = batch["intrinsics"][:, None, :, None, 0, 0]
-    exact = focal[..., None] * seen[..., :2] / z[..., None]
+    exact = focal[..., None] * seen[..., :2] / z.clamp(min=0.01)[..., None]
     u = (exact[..., 0] + width / 2).round().long()
     v = (exact[..., 1] + height / 2).round().long()
     inside = (z > 0.05) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
@@ -158,6 +159,10 @@ class Helper(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.place_norm = nn.LayerNorm(dim)
         self.place = nn.Linear(dim, 2)
+        self.gist_norm = nn.LayerNorm(dim)
+        self.gist = nn.Linear(dim, 2 * 16)
+        self.pose_norm = nn.LayerNorm(2 * dim)
+        self.pose = nn.Linear(2 * dim, 7)
 
     def match_loss(self, tokens: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
         """InfoNCE loss and share of right matches; tokens (B, S, P, dim), match as matches()."""
@@ -175,6 +180,25 @@ class Helper(nn.Module):
         error = (self.place(self.place_norm(tokens)) - place).abs().sum(-1)[:, 1:]
         wanted = match[:, 1:, 0] >= 0
         return (error * wanted).sum() / wanted.sum().clamp(min=1)
+
+    def camera_loss(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """What the last camera tokens (B, S, 2 dim) should hold for a Linear to read.
+
+        From the frame half: how patches moved against frame 0, mean of each of 4x4 parts of the
+        picture; from both: translation and quaternion.  In shares of their spread.
+        """
+        tokens = tokens[:, 1:]
+        side = math.isqrt(batch["place"].shape[2])
+        centre = (torch.arange(side) + 0.5) / side - 0.5
+        home = torch.stack(torch.meshgrid(centre, centre, indexing="xy"), -1).flatten(0, 1)
+        seen = (batch["match"][:, 1:, 0] >= 0).float()[..., None]  # (B, S-1, P, 1)
+        moved = torch.cat([(batch["place"][:, 1:] - home) * seen, seen], -1)
+        moved = moved.flatten(0, 1).mT.unflatten(2, (side, side))
+        parts = F.adaptive_avg_pool2d(moved, 4).flatten(2)  # (frames, 3, 16)
+        guess = self.gist(self.gist_norm(tokens[..., : tokens.shape[-1] // 2]))
+        off = guess.flatten(0, 1).unflatten(1, (2, 16)) * parts[:, 2:] - parts[:, :2]
+        pose = self.pose(self.pose_norm(tokens)) - batch["pose"][:, 1:, :7]
+        return 5 * off.abs().mean() + 5 * pose.abs().mean()
 
     def look_loss(self, aggregator: Aggregator, tokens: Tensor, match: Tensor) -> Tensor:
         """Cross entropy of some heads' attention against the true match in frame 0.
@@ -290,8 +314,16 @@ class Trainer:
         head = {id(p) for p in self.model.camera_head.parameters()}
         self.others = [p for p in self.parameters if id(p) not in head]
         groups = [
-            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+            {
+                "params": [p for p in some if (p.ndim >= 2) == matrix],
+                "weight_decay": WEIGHT_DECAY if matrix else 0.0,
+                "share": share,
+            }
+            for some, share in (
+                (self.others, 1.0),
+                (list(self.model.camera_head.parameters()), HEAD_RATE),
+            )
+            for matrix in (True, False)
         ]
         self.optimizer = torch.optim.AdamW(groups, RATE, BETAS, fused=True)
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -353,6 +385,7 @@ class Trainer:
         if alone.shape[1] > 1:
             look = self.helper.look_loss(model.aggregator, alone, batch["match"])
             parts["look"] = 0.5 * look
+            parts["camera"] = self.helper.camera_loss(tokens[-1][:, :, 0], batch)
         total = torch.stack(list(parts.values())).sum()
         self.optimizer.zero_grad()
         total.backward()
@@ -360,7 +393,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.camera_head.parameters(), CLIP)
         norm = norm + nn.utils.clip_grad_norm_(self.others, CLIP)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         if math.isfinite(norm.item()):
             self.optimizer.step()
         keep = min(EMA, (self.step + 1) / (self.step + 10))
