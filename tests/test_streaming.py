@@ -128,6 +128,25 @@ def test_shards(zoo: Path, tmp_path: Path) -> None:
         quantize_file(folder, ALL, tmp_path / "out.safetensors")
 
 
+def test_a_hub_id_from_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert "hub" in refused("facebook/VGGT-1B", tmp_path)
+    cache = tmp_path / "hub" / "models--facebook--VGGT-1B"
+    snapshot = cache / "snapshots" / "0123456789012345678901234567890123456789"
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(snapshot.name)
+    torch.save(Zoo().state_dict(), cache / "blob")
+    (snapshot / "model.pt").symlink_to(cache / "blob")
+    (snapshot / "config.json").write_text('{"img_size": 224, "other": "words"}')
+    quantize_file("facebook/VGGT-1B", "INT4_Group_32", tmp_path / "a.safetensors")
+    document = Checkpoint(tmp_path / "a.safetensors").document
+    assert document.source.name == "facebook/VGGT-1B" and "CC BY-NC" in document.source.licence
+    assert document.settings == {"img_size": 224}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_sources(dtype: torch.dtype, tmp_path: Path) -> None:
     state = {k: x.to(dtype) if x.is_floating_point() else x for k, x in Zoo().state_dict().items()}

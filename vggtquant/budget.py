@@ -19,7 +19,7 @@ from .configs import QuantizationConfig
 from .errors import UserError
 from .sources import Choice, FloatCheckpoint, choose
 from .storage import one_thread_a_worker
-from .streaming import checked_config, code, fixed_nbytes, in_order
+from .streaming import Progress, checked_config, code, fixed_nbytes, in_order
 
 
 class Cost(NamedTuple):
@@ -85,12 +85,15 @@ def from_bytes(
     exclude: Iterable[str] | None = None,
     float_dtype: str = "bfloat16",
     sensitivity: Mapping[str, float] | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
     """The least harm in a file of at most `most` bytes.
 
     config: an INT4_Group scheme, whose groups the 4-bit layers have. Harm is the squared error of
     the weights that 4 bits cost beyond 8, found by coding every layer both ways, or `sensitivity`:
     a number a layer, larger where 4 bits hurt the outputs more.
+
+    progress is called with layers done and in all.
 
     Raises:
         UserError: another kind of scheme, a layer without sensitivity, too few bytes.
@@ -107,13 +110,17 @@ def from_bytes(
     def job(name: str) -> Cost:
         return _cost(found, mixed, name, choice, None if sensitivity is None else sensitivity[name])
 
+    costs: dict[str, Cost] = {}
     with one_thread_a_worker():
-        costs = dict(in_order(job, choice.chosen))
-    left = most - fixed_nbytes(found, choice, mixed, float_dtype)
-    try:
-        return _plan(config, within(costs, left), ())
-    except UserError as error:
-        raise UserError(f"--max_bytes {most}: {error}") from error
+        for name, cost in in_order(job, choice.chosen):
+            costs[name] = cost
+            if progress:
+                progress(len(costs), len(choice.chosen), name)
+    fixed = fixed_nbytes(found, choice, mixed, float_dtype)
+    least = fixed + sum(min(cost.nbytes_4, cost.nbytes_8) for cost in costs.values())
+    if least > most:
+        raise UserError(f"--max_bytes {most}: {config.name} needs {least} at 4 bits in all layers")
+    return _plan(config, within(costs, most - fixed), ())
 
 
 def from_bits(

@@ -131,7 +131,7 @@ def _streamed(args: argparse.Namespace, config: QuantizationConfig) -> tuple[Sav
     if plan is not None:
         config, exclude = plan.config, [*exclude, *plan.exclude]
         notes.append(str(plan))
-    with _Bar() as bar:
+    with _Bar(lambda done, total: f"{done / 1e9:.2f} of {total / 1e9:.2f} GB") as bar:
         done = streaming.quantize_file(
             found,
             config,
@@ -163,21 +163,24 @@ def _plan(
     if most is None:
         return None
     sensitivity = budget.read_sensitivity(args.sensitivity) if args.sensitivity else None
-    return budget.from_bytes(
-        found,
-        config,
-        most,
-        include=args.include,
-        exclude=args.exclude,
-        float_dtype=args.float_dtype,
-        sensitivity=sensitivity,
-    )
+    with _Bar(lambda done, total: f"{done} of {total} layers at 4 and 8 bits") as bar:
+        return budget.from_bytes(
+            found,
+            config,
+            most,
+            include=args.include,
+            exclude=args.exclude,
+            float_dtype=args.float_dtype,
+            sensitivity=sensitivity,
+            progress=bar,
+        )
 
 
 class _Bar:
     """One line on a terminal's stderr, rewritten as the work is done; nothing elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Callable[[float, float], str]) -> None:
+        self._words = words
         self._shown = sys.stderr.isatty()
         self._start = self._last = time.perf_counter()
 
@@ -193,9 +196,9 @@ class _Bar:
         if not self._shown or (now - self._last < 0.1 and done < total):
             return
         self._last = now
-        speed = done / max(now - self._start, 1e-9)
-        words = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {speed / 1e9:.2f} GB/s  {name[:50]}"
-        print(f"\r{words}\033[K", end="", file=sys.stderr, flush=True)
+        left = (now - self._start) * (total - done) / max(done, 1)
+        words = f"{self._words(done, total)}, {left:.0f} s left"
+        print(f"\r{words}  {name[:40]}\033[K", end="", file=sys.stderr, flush=True)
 
 
 # ---- info, dequantize, diff ----------------------------------------------------------------------

@@ -35,6 +35,8 @@ from .storage import Saved, one_thread_a_worker, plain_settings, writer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+MOST_WORKERS = 4
+"""Tensors in work at a time, each with a few copies in memory; a disk is not faster anyway."""
 Progress = Callable[[int, int, str], None]
 """Called with bytes of input done, bytes in all, and the name of the tensor."""
 
@@ -280,7 +282,7 @@ def _architecture(found: FloatCheckpoint) -> str:
 
 def in_order(job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
     """Each item with job(item), computed by all cores, in order, few results waiting at a time."""
-    workers = torch.get_num_threads()
+    workers = min(torch.get_num_threads(), MOST_WORKERS)
     pool = ThreadPoolExecutor(workers, "quantize")
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
