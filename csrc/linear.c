@@ -645,7 +645,9 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
                                                             : is_int(&plan) ? int_task
                                                                             : float_task;
     if (is_int(&plan) || plan.x_nbytes) {
-#pragma omp parallel num_threads(plan.team)
+        /* Coding is quick: a few rows are done before other threads would have begun. */
+        const int coders = vgq_team(call->m * w.k / 4) < plan.team ? 1 : plan.team;
+#pragma omp parallel num_threads(coders)
         {
             vgq_float_mode mode;
             vgq_float_enter(&mode);

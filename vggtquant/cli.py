@@ -68,6 +68,13 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="rendered scenes to use, without pictures (default 8, fewer for a slow model)",
     )
     what.add_argument(
+        "--full",
+        dest="scenes",
+        action="store_const",
+        const=64,
+        help="64 rendered scenes: enough to tell close schemes apart (minutes)",
+    )
+    what.add_argument(
         "--mode",
         choices=("crop", "pad"),
         default="crop",
