@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggtquant import geometry, scenes
+from vggtquant import geometry, scenes, tiny
 from vggtquant.tiny.layers import rope_tables, rotate
 from vggtquant.tiny.model import PATCH, Aggregator, TinyVGGT
 
@@ -351,6 +351,12 @@ class Trainer:
         for name in ("average", "step", "seconds", "decay_from", "history"):
             setattr(self, name, state[name])
 
+    def start_from(self, weights: Path) -> None:
+        """Take exported weights where no checkpoint is left: the helpers learn anew, quickly."""
+        state = tiny.build(weights).state_dict()
+        self.model.load_state_dict(state)
+        self.average = {name: value.clone() for name, value in state.items()}
+
     def save(self, path: Path) -> None:
         """Write a checkpoint that is whole or not there: a new file, flushed, then renamed."""
         new = path.with_suffix(".new")
@@ -470,6 +476,8 @@ def train(args: argparse.Namespace) -> None:
         trainer = Trainer()
         if last.exists():
             trainer.load(last)
+        elif args.start:
+            trainer.start_from(args.start)
     if trainer.decay_from < 0:
         plateau(trainer, args, last)
         trainer.decay_from = trainer.step if args.decay else -1
@@ -515,8 +523,6 @@ def steps(trainer: Trainer, last: int, limit: float, args: argparse.Namespace, p
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the scores of exported weights on 64 held-out scenes beside trivial predictors."""
-    from vggtquant import tiny
-
     batch = held_out(scenes.HELD_OUT, 64)
     guess = predict(tiny.build(args.weights or args.out / "weights.safetensors"), batch)
     rows = trivial_scores(batch)
@@ -534,6 +540,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop the plateau after these minutes")
     parser.add_argument("--steps", type=int, help="stop the plateau at this step in all")
     parser.add_argument("--decay", type=int, default=0, help="then anneal for so many steps")
+    parser.add_argument("--start", type=Path, help="without a checkpoint: begin from these weights")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     parser.add_argument("--validate", type=int, default=250, help="steps between validations")
     parser.add_argument("--evaluate", action="store_true", help="only score exported weights")

@@ -200,6 +200,16 @@ def test_training_goes_on_where_it_was_killed(
         assert torch.equal(value, two.average[name])
 
 
+def test_training_can_begin_from_the_shipped_weights(
+    trainer: ModuleType, model: tiny.TinyVGGT
+) -> None:
+    run = trainer.Trainer()
+    run.start_from(tiny.WEIGHTS)
+    for name, value in model.state_dict().items():
+        assert torch.equal(run.model.state_dict()[name], value)
+        assert torch.equal(run.average[name], value)
+
+
 def test_losses_fall(trainer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe itself: a few steps on one small batch lower each loss."""
     monkeypatch.setattr(trainer, "IMAGES", 4)
