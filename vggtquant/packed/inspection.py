@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import torch
 
-from . import ops, sources
+from .. import ops
+from ..errors import UserError
+from . import sources
 from .checkpoint import Checkpoint, Layer, is_checkpoint
 from .container import Blob, Planned, Writer, header_bound
-from .errors import UserError
 from .storage import describe, one_thread_a_worker
 from .streaming import in_order
 

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import checkpoint, models, vggt
-from .configs import QuantizationConfig
+from .. import models, vggt
+from ..configs import QuantizationConfig
+from ..errors import UserError
+from . import checkpoint
 from .container import Container
-from .errors import UserError
 
 _INDEX = "model.safetensors.index.json"
 _BIASLESS = ("qkv", "proj", "fc1", "fc2", "w12", "w3", "to_q", "to_k", "to_v", "q_proj", "k_proj")

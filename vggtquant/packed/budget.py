@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import ops
+from .. import ops
+from ..configs import QuantizationConfig
+from ..errors import UserError
 from .checkpoint import Layer
-from .configs import QuantizationConfig
-from .errors import UserError
 from .sources import Choice, FloatCheckpoint, choose
 from .storage import one_thread_a_worker
 from .streaming import Progress, checked_config, code, fixed_nbytes, in_order

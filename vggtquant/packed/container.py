@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .errors import UserError
+from ..errors import UserError
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

@@ -14,7 +14,11 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from . import model, models, sources, vggt
+from .. import model, models, vggt
+from ..configs import QuantizationConfig, Scheme, get_config
+from ..errors import UserError
+from ..qtensor import QTensor, quantize
+from . import sources
 from .checkpoint import (
     Cost,
     Document,
@@ -26,10 +30,7 @@ from .checkpoint import (
     stored,
     tensors_of,
 )
-from .configs import QuantizationConfig, Scheme, get_config
 from .container import Blob, Planned, Writer, header_nbytes
-from .errors import UserError
-from .qtensor import QTensor, quantize
 from .sources import Choice, FloatCheckpoint
 from .storage import Saved, one_thread_a_worker, plain_settings, writer
 
@@ -266,7 +267,7 @@ def _nbytes(found: FloatCheckpoint, name: str) -> int:
 
 def _architecture(found: FloatCheckpoint) -> str:
     """What load can build for these names and shapes."""
-    from .tiny.model import TinyVGGT
+    from ..tiny.model import TinyVGGT
 
     with models.parameters_without_memory():
         tiny = TinyVGGT().state_dict()

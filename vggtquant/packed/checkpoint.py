@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from . import ops
-from .configs import QuantizationConfig, Scheme
+from .. import ops
+from ..configs import QuantizationConfig, Scheme
+from ..errors import UserError
+from ..qtensor import QTensor
 from .container import SEAL, Container, Entry, Planned, header_bound
-from .errors import UserError
-from .qtensor import QTensor
 
 FORMAT_VERSION = 1
 KEY = "vggtquant"

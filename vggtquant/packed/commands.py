@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
+    from ..configs import QuantizationConfig
     from . import budget
-    from .configs import QuantizationConfig
     from .sources import FloatCheckpoint
     from .storage import Saved
 
@@ -79,7 +79,8 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
 
 def quantize(args: argparse.Namespace) -> int:
     """Runs `vggtquant quantize`; the result goes to stdout, progress to stderr."""
-    from . import models, streaming
+    from .. import models
+    from . import streaming
 
     config = streaming.checked_config(args.scheme)
     if args.all_layers:
@@ -105,7 +106,8 @@ def quantize(args: argparse.Namespace) -> int:
 
 def _in_memory(args: argparse.Namespace, config: QuantizationConfig) -> tuple[Saved, list[str]]:
     """A model that code builds has no file to read tensor by tensor."""
-    from . import model, models, storage
+    from .. import model, models
+    from . import storage
 
     if args.bits or args.max_bytes:
         raise UserError(f"mixed precision needs a weights file, not {args.source}")

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import models, ops
+from .. import models, ops
+from ..configs import QuantizationConfig
+from ..errors import UserError
+from ..linear import QuantizedLinear
 from .checkpoint import (
     Checkpoint,
     Cost,
@@ -27,10 +30,7 @@ from .checkpoint import (
     stored,
     tensors_of,
 )
-from .configs import QuantizationConfig
 from .container import Blob, Planned, Writer
-from .errors import UserError
-from .linear import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def _build(checkpoint: Checkpoint, factory: Callable[[], nn.Module] | None) -> n
             return factory()
     document = checkpoint.document
     if document.architecture == "builtin:tiny":
-        from .tiny.model import TinyVGGT
+        from ..tiny.model import TinyVGGT
 
         with models.parameters_without_memory():
             return TinyVGGT()
