@@ -465,7 +465,7 @@ def test_command_with_a_budget(
         assert code == 2 and err.count("\n") == 1
 
 
-def test_packed_files_are_models(tmp_path: Path) -> None:
+def test_packed_files_are_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from vggtquant import models
 
     model = TinyVGGT().eval()
@@ -473,6 +473,9 @@ def test_packed_files_are_models(tmp_path: Path) -> None:
     save(model, tmp_path / "a.safetensors")
     loaded = models.load_model(tmp_path / "a.safetensors")
     assert loaded.image_size == 112 and not loaded.model.training
+    words = ("evaluate", "--model", tmp_path / "a.safetensors", "--output_dir", tmp_path / "out")
+    code, _, err = run(capsys, *words)
+    assert code == 2 and "is quantized already" in err
 
 
 def test_pages_are_given_back(tmp_path: Path) -> None:

@@ -245,6 +245,8 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     torch.manual_seed(settings.seed)
 
     loaded = models.load_model(settings.model, device)
+    if any(isinstance(module, vq.QuantizedLinear) for module in loaded.model.modules()):
+        raise UserError(f"{settings.model} is quantized already; the float model is wanted")
     measure.check_weights(measure.linears(loaded.model))
     if paths:
         available = inputs.pictures(paths, settings.mode, settings.max_images, loaded.image_size)
