@@ -206,6 +206,18 @@ def test_nonfinite_weights_are_named(tmp_path: Path) -> None:
     assert "layer wide: 1 values are NaN or infinite" in refused(tmp_path / "a.pt", tmp_path)
 
 
+def test_weights_near_the_largest_float(tmp_path: Path) -> None:
+    model = Zoo()
+    with torch.no_grad():
+        model.wide.weight[0] = torch.finfo(torch.float32).max
+        model.qkv.weight[:] = 0
+        model.norm.bias[:] = 0
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    for scheme in ("INT4_Group_32", "INT8_Per_Channel_Symmetric"):
+        quantize_file(tmp_path / "a.pt", scheme, tmp_path / "a.safetensors")
+        load(tmp_path / "a.safetensors", model=Zoo)
+
+
 def test_sources_that_are_none(zoo: Path, tmp_path: Path) -> None:
     assert "no checkpoint" in refused(tmp_path / "nothing", tmp_path)
     assert "No such file" in refused(tmp_path / "nothing.safetensors", tmp_path)

@@ -207,9 +207,11 @@ def _swap(
 
 def _weight_quality(weight: torch.Tensor, q: QTensor) -> tuple[float | None, float | None]:
     m = ops.moments(ops.values(weight), ops.values(q.dequantize()))
-    sqnr = 10 * math.log10(m["rr"] / m["dd"]) if m["dd"] and m["rr"] else None
+    # Near the largest float a code may stand for infinity, and sums are then none.
+    ratio = m["rr"] / m["dd"] if m["dd"] else 0.0
+    sqnr = 10 * math.log10(ratio) if 0 < ratio < math.inf else None
     norm = math.sqrt(m["rr"] * m["cc"])
-    return sqnr, m["rc"] / norm if norm else None
+    return sqnr, m["rc"] / norm if 0 < norm < math.inf else None
 
 
 def _nbytes(linear: nn.Linear) -> int:
