@@ -36,15 +36,6 @@ FLAGS = [
 ]
 
 
-def kernels() -> list[str]:
-    """Kernel files: scalar ones everywhere, the others on the machines that have them."""
-    return [
-        path
-        for path in sorted(glob("csrc/cpu/*.c"))
-        if path.endswith("_scalar.c") or platform.machine() == "x86_64"
-    ]
-
-
 def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
     return Extension(
         f"vggtquant.{name}",
@@ -75,7 +66,12 @@ setup(
     ext_modules=[
         extension(
             "_cpu",
-            [*sorted(glob("csrc/*.c")), *kernels(), "csrc/python/cpu.c", "csrc/python/metrics.c"],
+            [
+                *sorted(glob("csrc/*.c")),
+                *sorted(glob("csrc/cpu/*.c")),
+                "csrc/python/cpu.c",
+                "csrc/python/metrics.c",
+            ],
             openmp(),
         ),
         extension("_render", [*sorted(glob("csrc/render/*.c")), "csrc/python/render.c"], []),

@@ -16,6 +16,12 @@ int vgq_has_f16c(void)
 }
 #endif
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+
+int vgq_has_dotprod(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; } /* HWCAP_ASIMDDP */
+#endif
+
 typedef void vgq_slot(void);
 
 static vgq_kernels chosen;

@@ -84,6 +84,15 @@ int vgq_has_f16c(void);
     X(quantize, avx512) \
     X(linear, avx512)   \
     X(linear, avx512vnni)
+#elif defined(__aarch64__)
+int vgq_has_dotprod(void);
+#define VGQ_ISAS(X) X(scalar, 1) X(neon, 1) X(neondot, vgq_has_dotprod())
+#define VGQ_TABLES(X)   \
+    X(quantize, scalar) \
+    X(metrics, scalar)  \
+    X(linear, scalar)   \
+    X(linear, neon)     \
+    X(linear, neondot)
 #else
 #define VGQ_ISAS(X) X(scalar, 1)
 #define VGQ_TABLES(X) X(quantize, scalar) X(metrics, scalar) X(linear, scalar)

@@ -289,7 +289,7 @@ typedef struct vgq_plan {
     vgq_code_row_fn *code_row; /* of what multiplies, as the next two */
     size_t mr, code_nbytes;
     const unsigned char *panels;
-    int team;
+    int team, coders;    /* threads of the product, and of the activations' pass before it */
     size_t rows, blocks; /* rows of a task; blocks of rows */
     size_t sums;         /* sums of codes a token: 1, or one a group */
     size_t x_nbytes, scale_nbytes, sum_nbytes, bytes_nbytes, operand_nbytes, acc_nbytes, own_nbytes;
@@ -315,6 +315,8 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
         plan.code_nbytes = plan.int4 ? 1 : gemm->code_nbytes;
         plan.mr = plan.int4 ? plan.int4->mr : gemm->mr;
     }
+    /* Coding is quick: a few rows are done before other threads would have begun. */
+    plan.coders = vgq_team(call->m * w->k / 4) < plan.team ? 1 : plan.team;
     const size_t threads = (size_t)plan.team;
     /* As few blocks as keep every thread busy and no block too long; by shape and team alone. */
     plan.blocks = (call->m + MOST_ROWS - 1) / MOST_ROWS;
@@ -645,9 +647,7 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
                                                             : is_int(&plan) ? int_task
                                                                             : float_task;
     if (is_int(&plan) || plan.x_nbytes) {
-        /* Coding is quick: a few rows are done before other threads would have begun. */
-        const int coders = vgq_team(call->m * w.k / 4) < plan.team ? 1 : plan.team;
-#pragma omp parallel num_threads(coders)
+#pragma omp parallel num_threads(plan.coders)
         {
             vgq_float_mode mode;
             vgq_float_enter(&mode);

@@ -2,7 +2,6 @@
 """Builds tests/core.c with the C core, without Python, and runs it: sanitized, and optimized."""
 
 import os
-import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-KERNELS = "*.c" if platform.machine() == "x86_64" else "*_scalar.c"
 SOURCES = [
     ROOT / "tests" / "core.c",
     *sorted((ROOT / "csrc").glob("*.c")),
-    *sorted((ROOT / "csrc" / "cpu").glob(KERNELS)),
+    *sorted((ROOT / "csrc" / "cpu").glob("*.c")),
 ]
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g"]
@@ -64,3 +62,17 @@ def test_optimized_with_threads(tmp_path: Path) -> None:
     program = tmp_path / "core"
     shell(COMPILER, *sorted(tmp_path.glob("*.o")), "-o", program, *LIBRARIES, cwd=tmp_path)
     run(program)
+
+
+@pytest.mark.parametrize(("cpu", "best"), [("max", "neondot"), ("cortex-a53", "neon")])
+def test_arm_under_emulation(tmp_path: Path, cpu: str, best: str) -> None:
+    """The Arm tables against the scalar one, on a machine that is none."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+    if not compiler or not emulator:
+        pytest.skip("no aarch64-linux-gnu-gcc, or no qemu-aarch64, to try Arm with")
+    program = tmp_path / "core"
+    flags = [*FLAGS, "-O2", "-Wno-unknown-pragmas"]
+    shell(compiler, *flags, *SOURCES, "-o", program, *LIBRARIES, cwd=tmp_path)
+    root = "/usr/aarch64-linux-gnu"
+    closing = shell(emulator, "-L", root, "-cpu", cpu, program, cwd=tmp_path).splitlines()[-1]
+    assert f"{best})" in closing and closing.endswith(": all passed")

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Linear kernels for AVX2. vpmaddubsw would saturate, so the integer product is the exact one:
  * weights and activations as int16, vpmaddwd, sums in int32. */
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+
 #include "isa.h"
 #include "../formats.h"
-#include "../kernels.h"
 
 #include <immintrin.h>
 
@@ -423,3 +426,5 @@ const vgq_linear_kernels vgq_linear_avx2 = {
     .finish = finish_avx2,
     .flush = flush_avx2,
 };
+
+#endif

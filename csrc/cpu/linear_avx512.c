@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Linear kernels for AVX-512 without VNNI: activations, panels, the float product, epilogues. */
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+
 #include "isa.h"
 #include "../formats.h"
-#include "../kernels.h"
 
 #include <immintrin.h>
 
@@ -192,3 +195,5 @@ const vgq_linear_kernels vgq_linear_avx512 = {
     .finish = finish_avx512,
     .flush = flush_avx512,
 };
+
+#endif

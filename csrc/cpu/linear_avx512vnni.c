@@ -3,8 +3,11 @@
  * and the activation's codes (signed), and wraps, so that every sum is exact modulo 2^32 and the
  * true one fits. The tile is 6 rows x 64 columns: 24 accumulators, each a variable of its own,
  * because gcc keeps an array of them in memory. */
-#include "isa.h"
 #include "../kernels.h"
+
+#if defined(__x86_64__)
+
+#include "isa.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -91,3 +94,5 @@ static const vgq_int_gemm int_gemm_avx512vnni = {
 };
 
 const vgq_linear_kernels vgq_linear_avx512vnni = {.int_gemm = &int_gemm_avx512vnni};
+
+#endif

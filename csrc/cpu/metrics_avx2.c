@@ -2,7 +2,10 @@
  * The metrics kernels with AVX2: the operations of metrics_scalar.c, four lanes at a time, so every
  * bit is the same. Fused multiply-add only where the product is exact: a product of two floats is.
  */
+#include "../kernels.h"
+
 #if defined(__x86_64__)
+
 #include "isa.h"
 #include "metrics_lanes.h"
 #include "../exp_log.h"

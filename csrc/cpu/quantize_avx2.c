@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Quantize kernels for AVX2. Every body does the scalar definition's operations in its order; tails
  * go through formats.h. */
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+
 #include "isa.h"
 #include "../formats.h"
-#include "../kernels.h"
 
 #include <immintrin.h>
 
@@ -222,3 +225,5 @@ const vgq_quantize_kernels vgq_quantize_avx2 = {
     .pack4 = pack4_avx2,
     .unpack4 = unpack4_avx2,
 };
+
+#endif

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Quantize kernels for AVX-512: those that compute. What only moves bytes stays with AVX2. */
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+
 #include "isa.h"
 #include "../formats.h"
-#include "../kernels.h"
 
 #include <immintrin.h>
 
@@ -57,3 +60,5 @@ const vgq_quantize_kernels vgq_quantize_avx512 = {
     .encode = encode_avx512,
     .error = error_avx512,
 };
+
+#endif

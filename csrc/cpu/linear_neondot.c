@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The integer product for Arm's dot-product instructions: sdot takes signed weights and codes and
+ * sums in 32 bits, exactly. The tile is 4 rows x 16 columns, four steps of the panel at a time. */
+#include "../kernels.h"
+
+#if defined(__aarch64__)
+
+#include "../formats.h"
+
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#include <arm_neon.h>
+
+static float code_row_neondot(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+{
+    int8_t *const q = codes;
+    const uint32x4_t no_sign = vdupq_n_u32(0x7fffffffu);
+    uint32x4_t most = vdupq_n_u32(0);
+    size_t i = 0;
+    for (; i + 4 <= k; i += 4)
+        most = vmaxq_u32(most, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), no_sign));
+    uint32_t largest = vmaxvq_u32(most);
+    for (; i < k; i++) {
+        const uint32_t magnitude = vgq_bits_of_float(x[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    float inverse;
+    const float scale = vgq_token_scale(largest, &inverse);
+    int32x4_t total = vdupq_n_s32(0);
+    for (i = 0; i + 8 <= k; i += 8) {
+        /* vcvtn rounds ties to even, saturates, and gives 0 for NaN; |x * inverse| is at most 127
+         * and a little, so that only the clamp of the scalar definition is left to do. */
+        const int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inverse));
+        const int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), inverse));
+        const int16x8_t wide = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
+        const int8x8_t code = vmax_s8(vqmovn_s16(wide), vdup_n_s8(-127));
+        total = vpadalq_s16(total, vmovl_s8(code));
+        vst1_s8(q + i, code);
+    }
+    *sum = vaddvq_s32(total);
+    for (; i < padded; i++) {
+        q[i] = i < k ? vgq_encode_token(x[i], inverse) : 0;
+        *sum += q[i];
+    }
+    return scale;
+}
+
+/* Bytes to signed weights. */
+static void widen_neondot(size_t k, const uint8_t *bytes, void *operand)
+{
+    uint8_t *const out = operand;
+    for (size_t i = 0; i < k * VGQ_PANEL; i += 16)
+        vst1q_u8(out + i, veorq_u8(vld1q_u8(bytes + i), vdupq_n_u8(128)));
+}
+
+#define EACH_4(X) X(0) X(1) X(2) X(3)
+#define EACH_1(X) X(0)
+#define ZERO(r) \
+    int32x4_t a##r##0 = vdupq_n_s32(0), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0;
+#define CODES(r) const int8x16_t x##r = vld1q_s8(q + (r)*ld + i);
+#define DOT(r, lane)                                    \
+    a##r##0 = vdotq_laneq_s32(a##r##0, w0, x##r, lane); \
+    a##r##1 = vdotq_laneq_s32(a##r##1, w1, x##r, lane); \
+    a##r##2 = vdotq_laneq_s32(a##r##2, w2, x##r, lane); \
+    a##r##3 = vdotq_laneq_s32(a##r##3, w3, x##r, lane);
+#define DOT_0(r) DOT(r, 0)
+#define DOT_1(r) DOT(r, 1)
+#define DOT_2(r) DOT(r, 2)
+#define DOT_3(r) DOT(r, 3)
+#define LAST(r)                                                                                   \
+    {                                                                                             \
+        const int8x16_t x##r =                                                                    \
+            vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(const void *)(q + (r)*ld + i))); \
+        DOT(r, 0)                                                                                 \
+    }
+#define SAVE(r)                                  \
+    vst1q_s32(acc + (r)*VGQ_PANEL, a##r##0);     \
+    vst1q_s32(acc + (r)*VGQ_PANEL + 4, a##r##1); \
+    vst1q_s32(acc + (r)*VGQ_PANEL + 8, a##r##2); \
+    vst1q_s32(acc + (r)*VGQ_PANEL + 12, a##r##3);
+#define WEIGHTS(step)                                          \
+    const int8_t *const at = w + (i + 4 * (step)) * VGQ_PANEL; \
+    const int8x16_t w0 = vld1q_s8(at), w1 = vld1q_s8(at + 16); \
+    const int8x16_t w2 = vld1q_s8(at + 32), w3 = vld1q_s8(at + 48);
+#define TILE(rows, EACH)                                                                           \
+    static void tile_i8_##rows##x16_neondot(size_t k, const int8_t *q, size_t ld, const int8_t *w, \
+                                            int32_t *acc)                                          \
+    {                                                                                              \
+        EACH(ZERO)                                                                                 \
+        size_t i = 0;                                                                              \
+        for (; i + 16 <= k; i += 16) {                                                             \
+            EACH(CODES){WEIGHTS(0) EACH(DOT_0)} {WEIGHTS(1) EACH(DOT_1)} {WEIGHTS(2) EACH(DOT_2)}  \
+            {                                                                                      \
+                WEIGHTS(3)                                                                         \
+                EACH(DOT_3)                                                                        \
+            }                                                                                      \
+        }                                                                                          \
+        for (; i < k; i += 4) {                                                                    \
+            WEIGHTS(0)                                                                             \
+            EACH(LAST)                                                                             \
+        }                                                                                          \
+        EACH(SAVE)                                                                                 \
+    }
+
+TILE(4, EACH_4)
+TILE(1, EACH_1)
+
+#undef TILE
+#undef WEIGHTS
+#undef SAVE
+#undef LAST
+#undef DOT_3
+#undef DOT_2
+#undef DOT_1
+#undef DOT_0
+#undef DOT
+#undef CODES
+#undef ZERO
+#undef EACH_1
+#undef EACH_4
+
+static void tile_i8_neondot(size_t rows, size_t k, const void *codes, size_t ld,
+                            const void *operand, int32_t *acc)
+{
+    const int8_t *const q = codes;
+    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
+        const int8_t *const w = (const int8_t *)operand + 4 * column;
+        if (rows == 4)
+            tile_i8_4x16_neondot(k, q, ld, w, acc + column);
+        else
+            for (size_t r = 0; r < rows; r++)
+                tile_i8_1x16_neondot(k, q + r * ld, ld, w, acc + r * VGQ_PANEL + column);
+    }
+}
+
+static const vgq_int_gemm int_gemm_neondot = {
+    .mr = 4,
+    .code_nbytes = 1,
+    .weight_nbytes = 1,
+    .code_row = code_row_neondot,
+    .widen = widen_neondot,
+    .tile = tile_i8_neondot,
+    .offset = 0,
+};
+
+const vgq_linear_kernels vgq_linear_neondot = {.int_gemm = &int_gemm_neondot};
+
+#endif
