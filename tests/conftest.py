@@ -2,6 +2,7 @@
 """Fixtures over the tables: instruction sets that run here, thread counts, configs, dtypes."""
 
 import importlib.util
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,6 +10,11 @@ import pytest
 import torch
 
 import vggtquant as vq
+
+# A shell that puts the tests in the background has them ignore Ctrl-C, and so the programs that they
+# start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 INTEGER_CONFIGS = {name: config for name, config in vq.CONFIGS.items() if config.quantizes}
 

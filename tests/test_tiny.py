@@ -3,6 +3,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,11 @@ from safetensors.torch import load_file, save_file
 from vggtquant import geometry, scenes, tiny
 from vggtquant.errors import UserError
 
-torch.set_grad_enabled(False)
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="module")
