@@ -11,8 +11,8 @@ import torch
 
 import vggtquant as vq
 
-# A shell that puts the tests in the background has them ignore Ctrl-C, and so the programs that they
-# start and interrupt.
+# A shell that puts the tests in the background has them ignore Ctrl-C, and so the programs that
+# they start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
