@@ -402,7 +402,8 @@ class Trainer:
             group["lr"] = rate * group["share"]
         if math.isfinite(norm.item()):
             self.optimizer.step()
-        keep = min(EMA, (self.step + 1) / (self.step + 10))
+        longest = EMA if self.decay_from < 0 else 0.98  # annealed weights need little averaging
+        keep = min(longest, (self.step + 1) / (self.step + 10))
         averages = list(self.average.values())
         torch._foreach_lerp_(averages, list(model.state_dict().values()), 1 - keep)
         self.step += 1
