@@ -193,6 +193,7 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(0.05)  # until the last one's threads have stopped spinning
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)

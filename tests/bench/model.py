@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -78,6 +79,10 @@ def child(args: argparse.Namespace) -> None:
     print(json.dumps({"s": seconds[1:], "rest": rest, "peak": rss("VmHWM") - empty}))
 
 
+def every_core() -> None:
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
 def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
     found: dict[str, list[dict[str, float]]] = {}
     names = args.only or list(VARIANTS)
@@ -86,7 +91,10 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, d
             command = [sys.executable, __file__, "--variant", name]
             for flag in ("model", "frames", "size", "runs"):
                 command += [f"--{flag}", str(getattr(args, flag))]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            # OpenMP pins the thread that loads it; a child would inherit that one core.
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, preexec_fn=every_core
+            )
             if done.returncode:
                 say(f"{name}: {done.stderr.strip().splitlines()[-1]}")
                 continue
