@@ -102,7 +102,7 @@ const char *vgq_message(vgq_status status)
         [VGQ_EINVAL] =
             "a null pointer, an unknown format or dtype, or sizes that do not fit together",
         [VGQ_EISA] = "an instruction set that is unknown or does not run on this machine",
-        [VGQ_EPACKED] = "packed weights that another instruction set laid out; pack them again",
+        [VGQ_EPACKED] = "no packed weights, or cut short; pack the weight again",
         [VGQ_EDEPTH] = "a row too long for exact 32-bit sums",
     };
     return (unsigned)status < VGQ_STATUSES ? messages[status] : "unknown status";

@@ -104,6 +104,10 @@ VGQ_TABLES(X)
 
 /* ---- shared by the fronts ------------------------------------------------------------------- */
 
+static inline size_t vgq_min(size_t a, size_t b) { return a < b ? a : b; }
+
+static inline size_t vgq_dtype_nbytes(vgq_dtype dtype) { return dtype == VGQ_F32 ? 4 : 2; }
+
 /* The lanes of a reduction, added by a fixed tree: i with i + 8, then 4, 2, 1. Written out, because
  * compilers make stores and loads of a loop over halves. */
 static inline double vgq_lane_sum(const double x[VGQ_LANES])

@@ -41,8 +41,6 @@ typedef struct vgq_layout {
 } vgq_layout;
 
 static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 static vgq_layout layout_of(const vgq_weight *w)
 {
     vgq_layout at;
@@ -141,7 +139,7 @@ static void pack_codes(const vgq_weight *w, size_t columns, const uint8_t *q, ui
     const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
     const size_t whole = w->format == VGQ_I4 ? w->k / 8 : w->k / 4, rest = row_nbytes - 4 * whole;
     for (size_t start = 0; start < whole; start += STEPS_AT_ONCE) {
-        const size_t end = min_size(start + STEPS_AT_ONCE, whole);
+        const size_t end = vgq_min(start + STEPS_AT_ONCE, whole);
         for (size_t c = 0; c < columns; c++)
             for (size_t i = start; i < end; i++)
                 store_word(codes + i * STEP + 4 * c, 4,
@@ -157,7 +155,7 @@ static void unpack_codes(const vgq_weight *w, size_t columns, const uint8_t *cod
     const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
     const size_t whole = w->format == VGQ_I4 ? w->k / 8 : w->k / 4, rest = row_nbytes - 4 * whole;
     for (size_t start = 0; start < whole; start += STEPS_AT_ONCE) {
-        const size_t end = min_size(start + STEPS_AT_ONCE, whole);
+        const size_t end = vgq_min(start + STEPS_AT_ONCE, whole);
         for (size_t c = 0; c < columns; c++)
             for (size_t i = start; i < end; i++)
                 store_word(q + c * row_nbytes + 4 * i, 4,
@@ -174,7 +172,7 @@ static void pack_panel(const vgq_weight *w, const vgq_layout *at, size_t p, unsi
     int8_t *const zero = (int8_t *)panel + at->zero;
     uint8_t *const factor = panel + at->factor, *const codes = panel + at->codes;
     const size_t scales = w->scales == VGQ_PER_GROUP ? at->groups : 1;
-    const size_t first = p * VGQ_PANEL, columns = min_size(VGQ_PANEL, w->n - first);
+    const size_t first = p * VGQ_PANEL, columns = vgq_min(VGQ_PANEL, w->n - first);
     memset(panel, 0, at->codes);
     memset(codes, w->format == VGQ_I4 ? 0x88 : 128, at->panel_nbytes - at->codes);
     for (size_t c = 0; c < columns; c++) {
@@ -196,7 +194,7 @@ static void unpack_panel(const vgq_weight *w, const vgq_layout *at, size_t p,
     const int8_t *const zero = (const int8_t *)panel + at->zero;
     const uint8_t *const factor = panel + at->factor, *const codes = panel + at->codes;
     const size_t scales = w->scales == VGQ_PER_GROUP ? at->groups : 1;
-    const size_t first = p * VGQ_PANEL, columns = min_size(VGQ_PANEL, w->n - first);
+    const size_t first = p * VGQ_PANEL, columns = vgq_min(VGQ_PANEL, w->n - first);
     for (size_t c = 0; c < columns; c++) {
         const size_t row = first + c;
         for (size_t g = 0; g < scales; g++)
@@ -367,13 +365,11 @@ size_t vgq_linear_nbytes(const vgq_weight *weight, const vgq_linear_call *call)
     return plan_nbytes(&plan);
 }
 
-static size_t element_nbytes(vgq_dtype dtype) { return dtype == VGQ_F32 ? 4 : 2; }
-
 /* Row m of x as floats: x itself, or a copy of it in buffer. */
 static const float *float_row(const vgq_plan *plan, size_t m, float *buffer)
 {
     const vgq_dtype dtype = plan->call.x_dtype;
-    const char *const row = (const char *)plan->call.x + m * plan->w.k * element_nbytes(dtype);
+    const char *const row = (const char *)plan->call.x + m * plan->w.k * vgq_dtype_nbytes(dtype);
     if (dtype == VGQ_F32)
         return (const float *)(const void *)row;
     vgq_chosen()->quantize.load[dtype](plan->w.k, row, buffer);
@@ -384,7 +380,7 @@ static const float *float_row(const vgq_plan *plan, size_t m, float *buffer)
 static void group_sums(const vgq_plan *plan, const unsigned char *codes, int32_t *sums)
 {
     for (size_t g = 0; g < plan->sums; g++) {
-        const size_t start = g * plan->w.group, end = min_size(start + plan->w.group, plan->w.k);
+        const size_t start = g * plan->w.group, end = vgq_min(start + plan->w.group, plan->w.k);
         sums[g] = 0;
         for (size_t i = start; i < end; i++) {
             int16_t wide;
@@ -442,10 +438,10 @@ static const uint8_t *bytes_of(const vgq_plan *plan, vgq_panel panel, size_t sta
     if (plan->w.format == VGQ_I8)
         return panel.codes + start * VGQ_PANEL;
     for (size_t i = start; i < start + depth;) {
-        const size_t g = min_size(i / plan->w.group, plan->at.groups - 1);
+        const size_t g = vgq_min(i / plan->w.group, plan->at.groups - 1);
         const size_t end = g + 1 == plan->at.groups
                                ? start + depth
-                               : min_size((g + 1) * plan->w.group, start + depth);
+                               : vgq_min((g + 1) * plan->w.group, start + depth);
         plan->kernels->expand4(end - i, panel.codes + i * VGQ_PANEL / 2,
                                panel.factor ? panel.factor + g * VGQ_PANEL : ones,
                                panel.zero ? panel.zero + g * VGQ_PANEL : no_zero,
@@ -457,15 +453,15 @@ static const uint8_t *bytes_of(const vgq_plan *plan, vgq_panel panel, size_t sta
 
 static void store_row(const vgq_plan *plan, size_t m, size_t p, const float *y)
 {
-    const size_t col = p * VGQ_PANEL, n = min_size(VGQ_PANEL, plan->w.n - col);
+    const size_t col = p * VGQ_PANEL, n = vgq_min(VGQ_PANEL, plan->w.n - col);
     const vgq_dtype dtype = plan->call.y_dtype;
-    char *const at = (char *)plan->call.y + (m * plan->w.n + col) * element_nbytes(dtype);
+    char *const at = (char *)plan->call.y + (m * plan->w.n + col) * vgq_dtype_nbytes(dtype);
     vgq_chosen()->quantize.store[dtype](n, y, at);
 }
 
 static void bias_of(const vgq_plan *plan, size_t p, float bias[VGQ_PANEL])
 {
-    const size_t col = p * VGQ_PANEL, n = min_size(VGQ_PANEL, plan->w.n - col);
+    const size_t col = p * VGQ_PANEL, n = vgq_min(VGQ_PANEL, plan->w.n - col);
     memset(bias, 0, VGQ_PANEL * sizeof(*bias));
     if (plan->call.bias)
         memcpy(bias, plan->call.bias + col, n * sizeof(*bias));
@@ -506,7 +502,7 @@ static void int4_task(const vgq_plan *plan, const vgq_task *task)
     for (size_t c = 0; c < VGQ_PANEL; c++)
         offset[c] *= 128;
     for (size_t m = task->start; m < task->end; m += plan->mr) {
-        const size_t rows = min_size(plan->mr, task->end - m);
+        const size_t rows = vgq_min(plan->mr, task->end - m);
         plan->int4->tile(rows, depth, group, plan->x + m * depth, depth, operand, panel.factor,
                          acc);
         finish_rows(plan, task, m, rows, acc, offset, NULL);
@@ -556,7 +552,7 @@ static void int_task(const vgq_plan *plan, const vgq_task *task)
     for (size_t c = 0; c < VGQ_PANEL; c++)
         offset[c] = gemm->offset + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
     for (size_t m = task->start; m < task->end; m += plan->mr) {
-        const size_t rows = min_size(plan->mr, task->end - m);
+        const size_t rows = vgq_min(plan->mr, task->end - m);
         if (plan->w.scales == VGQ_PER_GROUP) {
             group_rows(plan, task, m, rows, operand, acc);
             continue;
@@ -585,21 +581,21 @@ static void float_task(const vgq_plan *plan, const vgq_task *task)
         offset[c] = 128 + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
 
     for (size_t i = 0; i < k; i += FLOAT_DEPTH) {
-        const size_t depth = min_size(FLOAT_DEPTH, plan->at.depth - i);
+        const size_t depth = vgq_min(FLOAT_DEPTH, plan->at.depth - i);
         const uint8_t *const bytes = bytes_of(plan, panel, i, depth, own);
         const size_t group = plan->w.scales == VGQ_PER_GROUP ? plan->w.group : plan->at.depth;
         for (size_t j = 0, stop; j < depth; j = stop) {
-            const size_t g = min_size((i + j) / group, plan->at.groups - 1);
+            const size_t g = vgq_min((i + j) / group, plan->at.groups - 1);
             stop = g + 1 == plan->at.groups || plan->w.scales != VGQ_PER_GROUP
                        ? depth
-                       : min_size((g + 1) * group - i, depth);
+                       : vgq_min((g + 1) * group - i, depth);
             plan->kernels->decode_panel(stop - j, bytes + j * VGQ_PANEL, offset,
                                         panel.scale +
                                             (plan->w.scales == VGQ_PER_GROUP ? g * VGQ_PANEL : 0),
                                         w + j * VGQ_PANEL);
         }
         for (size_t m = start; m < end; m += VGQ_FLOAT_ROWS)
-            plan->kernels->float_tile(min_size(VGQ_FLOAT_ROWS, end - m), min_size(depth, k - i),
+            plan->kernels->float_tile(vgq_min(VGQ_FLOAT_ROWS, end - m), vgq_min(depth, k - i),
                                       x + m * k + i, k, w, acc + (m - start) * VGQ_PANEL, i > 0);
     }
     for (size_t m = start; m < end; m++) {
@@ -617,7 +613,7 @@ int omp_get_num_threads(void);
 static void share(size_t n, size_t *first, size_t *last)
 {
     const size_t threads = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
-    *first = n / threads * me + min_size(n % threads, me);
+    *first = n / threads * me + vgq_min(n % threads, me);
     *last = *first + n / threads + (me < n % threads);
 }
 
@@ -670,7 +666,7 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
         size_t i, last;
         for (share(plan.blocks * plan.at.panels, &i, &last); i < last; i++) {
             const size_t start = i / plan.at.panels * plan.rows;
-            const vgq_task task = {start, min_size(start + plan.rows, call->m), i % plan.at.panels,
+            const vgq_task task = {start, vgq_min(start + plan.rows, call->m), i % plan.at.panels,
                                    own};
             run(&plan, &task);
         }

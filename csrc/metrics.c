@@ -9,7 +9,6 @@ typedef struct array {
     const void *x;
 } array;
 
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static size_t parts_of(size_t n, size_t size) { return n > size ? (n - 1) / size + 1 : 1; }
 
 static int bad_array(array a, size_t n) { return (unsigned)a.dtype >= VGQ_DTYPES || (n && !a.x); }
@@ -53,7 +52,7 @@ vgq_status vgq_compare(size_t n, vgq_dtype r_dtype, const void *r_x, vgq_dtype c
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t b = 0; b < count; b++) {
-            const size_t at = b * VGQ_BLOCK, size = min_size(VGQ_BLOCK, n - at);
+            const size_t at = b * VGQ_BLOCK, size = vgq_min(VGQ_BLOCK, n - at);
             vgq_chosen()->metrics.moments(size, floats(r, at, size, r_block),
                                           floats(c, at, size, c_block), &parts[b]);
         }
@@ -81,7 +80,7 @@ static float peak_of(array a, size_t offset, size_t n)
 {
     float buffer[VGQ_BLOCK], peak = -INFINITY;
     for (size_t i = 0; i < n; i += VGQ_BLOCK) {
-        const size_t size = min_size(VGQ_BLOCK, n - i);
+        const size_t size = vgq_min(VGQ_BLOCK, n - i);
         const float x = vgq_chosen()->metrics.peak(size, floats(a, offset + i, size, buffer));
         peak = x > peak ? x : peak;
     }
@@ -94,7 +93,7 @@ static void row_sums(array r, array c, size_t offset, size_t n, double sums[VGQ_
     float r_block[VGQ_BLOCK], c_block[VGQ_BLOCK];
     double lanes[VGQ_SOFTMAX_SUMS][VGQ_LANES] = {{0}};
     for (size_t i = 0; i < n; i += VGQ_BLOCK) {
-        const size_t size = min_size(VGQ_BLOCK, n - i);
+        const size_t size = vgq_min(VGQ_BLOCK, n - i);
         vgq_chosen()->metrics.softmax(size, floats(r, offset + i, size, r_block), r_peak,
                                       floats(c, offset + i, size, c_block), c_peak, lanes);
     }
@@ -128,7 +127,7 @@ vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const 
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t part = 0; part < count; part++) {
-            const size_t first = part * PART_ROWS, own = min_size(PART_ROWS, rows - first);
+            const size_t first = part * PART_ROWS, own = vgq_min(PART_ROWS, rows - first);
             double sums[PART_ROWS][VGQ_SOFTMAX_SUMS];
             parts[part] = (vgq_entropy){0};
             for (size_t k = 0; k < own; k++)
@@ -196,7 +195,7 @@ vgq_status vgq_ssim(vgq_images shape, vgq_dtype r_dtype, const void *r_x, vgq_dt
         for (size_t part = 0; part < t.parts; part++) {
             const size_t y = part % t.map_height, tile = part / t.map_height % t.tiles;
             const size_t image = part / t.map_height / t.tiles, left = tile * VGQ_SSIM_TILE;
-            const size_t n = min_size(VGQ_SSIM_TILE, t.map_line - left);
+            const size_t n = vgq_min(VGQ_SSIM_TILE, t.map_line - left);
             const vgq_ssim_row *rows[VGQ_SSIM_SIDE];
             const size_t ready = y && part == next ? VGQ_SSIM_SIDE - 1 : 0;
             for (size_t k = ready; k < VGQ_SSIM_SIDE; k++) {

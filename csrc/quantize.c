@@ -15,10 +15,6 @@ static const struct {
 };
 #undef FORMAT
 
-static const size_t element_nbytes[VGQ_DTYPES] = {[VGQ_F32] = 4, [VGQ_F16] = 2, [VGQ_BF16] = 2};
-
-static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 size_t vgq_row_groups(vgq_shape shape)
 {
     return shape.group ? shape.cols / shape.group + (shape.cols % shape.group != 0) : 0;
@@ -40,7 +36,7 @@ static int bad_shape(vgq_dtype dtype, vgq_shape shape)
  */
 static const float *floats(vgq_dtype dtype, const void *x, size_t offset, size_t n, float *buffer)
 {
-    const char *at = (const char *)x + offset * element_nbytes[dtype];
+    const char *at = (const char *)x + offset * vgq_dtype_nbytes(dtype);
     if (dtype == VGQ_F32 && (uintptr_t)at % sizeof(float) == 0)
         return (const float *)(const void *)at;
     vgq_chosen()->quantize.load[dtype](n, at, buffer);
@@ -53,7 +49,7 @@ static size_t span_of(vgq_dtype dtype, const void *x, size_t offset, size_t n, f
     size_t nonfinite = 0;
     *lo = *hi = 0;
     for (size_t i = 0; i < n; i += VGQ_BLOCK) {
-        const size_t m = min_size(VGQ_BLOCK, n - i);
+        const size_t m = vgq_min(VGQ_BLOCK, n - i);
         nonfinite +=
             vgq_chosen()->quantize.span(m, floats(dtype, x, offset + i, m, buffer), lo, hi);
     }
@@ -76,7 +72,7 @@ vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo,
             for (size_t g = 0; g < groups; g++) {
                 const size_t at = g * shape.group;
                 nonfinite[r] +=
-                    span_of(dtype, x, r * shape.cols + at, min_size(shape.group, shape.cols - at),
+                    span_of(dtype, x, r * shape.cols + at, vgq_min(shape.group, shape.cols - at),
                             lo + r * groups + g, hi + r * groups + g);
             }
         }
@@ -144,7 +140,7 @@ static vgq_map map_at(const vgq_job *job, size_t row, size_t col, size_t *end)
 {
     const size_t group = col / job->shape.group;
     const size_t at = row * vgq_row_groups(job->shape) + group;
-    *end = min_size((group + 1) * job->shape.group, job->shape.cols);
+    *end = vgq_min((group + 1) * job->shape.group, job->shape.cols);
     return (vgq_map){job->scale[at], job->zero ? job->zero[at] : 0, formats[job->format].lowest,
                      formats[job->format].highest};
 }
@@ -155,14 +151,14 @@ static void encode_block(const vgq_job *job, vgq_dtype dtype, const void *x, siz
     float buffer[VGQ_BLOCK];
     int8_t codes[VGQ_BLOCK];
     const vgq_quantize_kernels *const k = &vgq_chosen()->quantize;
-    const size_t n = min_size(VGQ_BLOCK, job->shape.cols - start);
+    const size_t n = vgq_min(VGQ_BLOCK, job->shape.cols - start);
     const float *const values = floats(dtype, x, row * job->shape.cols + start, n, buffer);
     uint8_t *const bytes =
         q + row * vgq_row_nbytes(job->format, job->shape.cols) + vgq_row_nbytes(job->format, start);
     int8_t *const out = formats[job->format].bits == 4 ? codes : (int8_t *)bytes;
     for (size_t i = 0, end; i < n; i = end) {
         const vgq_map map = map_at(job, row, start + i, &end);
-        end = min_size(end - start, n);
+        end = vgq_min(end - start, n);
         k->encode(end - i, values + i, map, out + i);
     }
     if (formats[job->format].bits == 4)
@@ -175,7 +171,7 @@ static void decode_block(const vgq_job *job, vgq_dtype dtype, const uint8_t *q, 
     float buffer[VGQ_BLOCK];
     int8_t codes[VGQ_BLOCK];
     const vgq_quantize_kernels *const k = &vgq_chosen()->quantize;
-    const size_t n = min_size(VGQ_BLOCK, job->shape.cols - start);
+    const size_t n = vgq_min(VGQ_BLOCK, job->shape.cols - start);
     const uint8_t *const bytes =
         q + row * vgq_row_nbytes(job->format, job->shape.cols) + vgq_row_nbytes(job->format, start);
     const int8_t *in = (const int8_t *)bytes;
@@ -185,10 +181,11 @@ static void decode_block(const vgq_job *job, vgq_dtype dtype, const uint8_t *q, 
     }
     for (size_t i = 0, end; i < n; i = end) {
         const vgq_map map = map_at(job, row, start + i, &end);
-        end = min_size(end - start, n);
+        end = vgq_min(end - start, n);
         k->decode(end - i, in + i, map, buffer + i);
     }
-    k->store[dtype](n, buffer, (char *)x + (row * job->shape.cols + start) * element_nbytes[dtype]);
+    k->store[dtype](n, buffer,
+                    (char *)x + (row * job->shape.cols + start) * vgq_dtype_nbytes(dtype));
 }
 
 vgq_status vgq_quantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
@@ -254,7 +251,7 @@ static double error_of(vgq_dtype dtype, const void *x, size_t offset, size_t n, 
     float buffer[VGQ_BLOCK];
     double lanes[VGQ_LANES] = {0};
     for (size_t i = 0; i < n; i += VGQ_BLOCK) {
-        const size_t m = min_size(VGQ_BLOCK, n - i);
+        const size_t m = vgq_min(VGQ_BLOCK, n - i);
         vgq_chosen()->quantize.error(m, floats(dtype, x, offset + i, m, buffer), map, lanes);
     }
     return vgq_lane_sum(lanes);
@@ -267,7 +264,7 @@ static void two_level_row(vgq_dtype dtype, vgq_shape shape, const void *x, size_
     const int largest = zero ? 8 : 15;
     float lo, hi, widest = 0;
     for (size_t g = 0; g < groups; g++) {
-        const size_t at = g * shape.group, n = min_size(shape.group, shape.cols - at);
+        const size_t at = g * shape.group, n = vgq_min(shape.group, shape.cols - at);
         span_of(dtype, x, row * shape.cols + at, n, &lo, &hi);
         const vgq_map map = zero ? asymmetric_map(VGQ_I4, lo, hi) : symmetric_map(VGQ_I4, lo, hi);
         widest = fmaxf(widest, map.scale);
@@ -276,7 +273,7 @@ static void two_level_row(vgq_dtype dtype, vgq_shape shape, const void *x, size_
     channel_scale[row] = channel;
     error[2 * row] = error[2 * row + 1] = 0;
     for (size_t g = 0; g < groups; g++) {
-        const size_t at = g * shape.group, n = min_size(shape.group, shape.cols - at);
+        const size_t at = g * shape.group, n = vgq_min(shape.group, shape.cols - at);
         const size_t offset = row * shape.cols + at;
         span_of(dtype, x, offset, n, &lo, &hi);
         vgq_map map = zero ? asymmetric_map(VGQ_I4, lo, hi) : symmetric_map(VGQ_I4, lo, hi);

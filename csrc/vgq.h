@@ -20,7 +20,7 @@ typedef enum vgq_status {
     VGQ_OK = 0,
     VGQ_EINVAL,  /* a null pointer, an unknown format or dtype, sizes that do not fit together */
     VGQ_EISA,    /* an instruction set that is unknown or does not run here */
-    VGQ_EPACKED, /* packed weights that another instruction set laid out, or no packed weights */
+    VGQ_EPACKED, /* not packed weights, or cut short */
     VGQ_EDEPTH,  /* a row too long for exact 32-bit sums */
     VGQ_STATUSES
 } vgq_status;
