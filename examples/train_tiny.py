@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ RATE, WARMUP, BETAS, WEIGHT_DECAY, CLIP = 1e-3, 300, (0.9, 0.95), 0.02, 1.0
 HEAD_RATE = 0.4  # of the rate for the camera head, whose gradients are the noisiest
 EMA = 0.998
 VALIDATION = scenes.HELD_OUT + 900_000_000  # for the curve; not the scenes of the final table
+HAS_BF16 = torch.cpu._is_avx512_bf16_supported()  # the products of the blocks, then, in bfloat16
 MATCH_AFTER, PLACE_AFTER = 1, 2  # the pairs of blocks (from 0) that the helper losses read
 LOOKING_HEADS = 2  # attention heads that are taught to look at the match in frame 0
 
@@ -302,6 +304,22 @@ def trivial_scores(batch: Batch) -> dict[str, dict[str, float]]:
 # ---- training
 
 
+@contextmanager
+def float_attention() -> Iterator[None]:
+    """Attention in float32 under autocast: on CPUs the backward pass in bfloat16 is slower."""
+    attention = F.scaled_dot_product_attention
+
+    def in_float(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return attention(q.float(), k.float(), v.float(), **options)
+
+    F.scaled_dot_product_attention = in_float
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = attention
+
+
 class Trainer:
     """Model, optimiser, averaged weights, history; everything that a checkpoint holds."""
 
@@ -327,7 +345,7 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, RATE, BETAS, fused=True)
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.step = 0
+        self.step = self.first = 0  # steps made, and those before the optimiser's state began
         self.seconds = 0.0
         self.decay_from = -1  # the step at which annealing began
         self.history: list[dict[str, float]] = []
@@ -339,6 +357,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "step": self.step,
+            "first": self.first,
             "seconds": self.seconds,
             "decay_from": self.decay_from,
             "history": self.history,
@@ -348,11 +367,15 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         for name in ("model", "helper", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        for name in ("average", "step", "seconds", "decay_from", "history"):
+        for name in ("average", "step", "first", "seconds", "decay_from", "history"):
             setattr(self, name, state[name])
 
-    def start_from(self, weights: Path) -> None:
-        """Take exported weights where no checkpoint is left: the helpers learn anew, quickly."""
+    def start_from(self, weights: Path, step: int) -> None:
+        """Take exported weights where no checkpoint is left: the helpers learn anew, quickly.
+
+        step is the first to make, so that scenes of the stretch before are not seen again.
+        """
+        self.step = self.first = step
         state = tiny.build(weights).state_dict()
         self.model.load_state_dict(state)
         self.average = {name: value.clone() for name, value in state.items()}
@@ -370,12 +393,14 @@ class Trainer:
         if self.decay_from >= 0:
             left = 1 - (self.step - self.decay_from) / max(decay, 1)
             return RATE * max(left, 0.01)
-        return RATE * min(1.0, (self.step + 1) / WARMUP)
+        return RATE * min(1.0, (self.step - self.first + 1) / WARMUP)
 
     def update(self, batch: Batch, rate: float) -> dict[str, float]:
         """One optimiser step; returns the losses and the share of right patch matches."""
         model = self.model.train()
-        tokens, start = model.aggregator(batch["images"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=HAS_BF16), float_attention():
+            tokens, start = model.aggregator(batch["images"])
+        tokens = [part.float() for part in tokens]
         out = model.heads(tokens, batch["images"], start)
         parts = losses(out, batch)
 
@@ -403,7 +428,8 @@ class Trainer:
         if math.isfinite(norm.item()):
             self.optimizer.step()
         longest = EMA if self.decay_from < 0 else 0.98  # annealed weights need little averaging
-        keep = min(longest, (self.step + 1) / (self.step + 10))
+        made = self.step - self.first + 1
+        keep = min(longest, made / (made + 9))
         averages = list(self.average.values())
         torch._foreach_lerp_(averages, list(model.state_dict().values()), 1 - keep)
         self.step += 1
@@ -478,7 +504,7 @@ def train(args: argparse.Namespace) -> None:
         if last.exists():
             trainer.load(last)
         elif args.start:
-            trainer.start_from(args.start)
+            trainer.start_from(args.start, args.first)
     if trainer.decay_from < 0:
         plateau(trainer, args, last)
         trainer.decay_from = trainer.step if args.decay else -1
@@ -542,6 +568,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="stop the plateau at this step in all")
     parser.add_argument("--decay", type=int, default=0, help="then anneal for so many steps")
     parser.add_argument("--start", type=Path, help="without a checkpoint: begin from these weights")
+    parser.add_argument("--first", type=int, default=0, help="with --start: the steps already made")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     parser.add_argument("--validate", type=int, default=250, help="steps between validations")
     parser.add_argument("--evaluate", action="store_true", help="only score exported weights")
