@@ -1,21 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Front of the quantized Linear: packs weights into panels, splits a product over threads.
- *
- * Packed bytes, the same on every machine:
- *
- *      header | panel 0 | panel 1 | ...                   64 outputs a panel, the last one padded
- *      panel:   scale   floats  [64], or [groups][64] with VGQ_PER_GROUP
- *               zero    int8    [64], or [groups][64] with INT4; absent where symmetric
- *               factor  uint8   [groups][64], VGQ_TWO_LEVEL only
- *               codes   as kernels_linear.h draws them: code + 128, or two nibbles of code + 8
+ * Front of the quantized Linear: splits a product over threads.
  *
  * A product is cut into tasks of one panel and one block of rows. A task expands its panel once
  * into scratch that stays in the cache and runs the tiles of its rows over it. Tasks are dealt to
  * threads by their index alone, and no sum is split between tasks, so the thread count changes no
  * bit. */
-#include "kernels.h"
+#include "packed.h"
 
-#include <math.h>
 #include <string.h>
 
 enum {
@@ -23,258 +14,6 @@ enum {
     FLOAT_DEPTH = 512, /* inputs of a float panel in scratch at a time: 128 KB */
     ALIGN = 64
 };
-
-typedef struct vgq_header {
-    char magic[8];
-    uint32_t format, scales, asymmetric, panel;
-    uint64_t n, k, group;
-    unsigned char reserved[16];
-} vgq_header;
-
-_Static_assert(sizeof(vgq_header) == 64, "the header is 64 bytes, so that panels stay aligned");
-static const char magic[8] = "vgqpack1";
-
-/* Where the parts of a panel begin, in bytes. */
-typedef struct vgq_layout {
-    size_t groups, panels, depth; /* depth: k padded to whole steps */
-    size_t zero, factor, codes, panel_nbytes;
-} vgq_layout;
-
-static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
-static vgq_layout layout_of(const vgq_weight *w)
-{
-    vgq_layout at;
-    const size_t groups = w->scales == VGQ_PER_ROW ? 1 : (w->k + w->group - 1) / w->group;
-    at.groups = groups;
-    at.panels = (w->n + VGQ_PANEL - 1) / VGQ_PANEL;
-    at.depth = round_up(w->k, 8);
-    at.zero = VGQ_PANEL * sizeof(float) * (w->scales == VGQ_PER_GROUP ? groups : 1);
-    at.factor = at.zero + (w->asymmetric ? VGQ_PANEL * groups : 0);
-    at.codes = at.factor + (w->scales == VGQ_TWO_LEVEL ? VGQ_PANEL * groups : 0);
-    at.panel_nbytes = at.codes + VGQ_PANEL * at.depth / (w->format == VGQ_I4 ? 2 : 1);
-    return at;
-}
-
-static vgq_status check(const vgq_weight *w)
-{
-    if (!w || (unsigned)w->format >= VGQ_FORMATS || (unsigned)w->scales >= VGQ_SCALES || !w->n ||
-        !w->k || (w->scales == VGQ_PER_ROW) != (w->format == VGQ_I8) ||
-        (w->scales != VGQ_PER_ROW && (!w->group || (w->group < w->k && w->group % 8))) ||
-        w->n > SIZE_MAX / 8 / VGQ_DEEPEST)
-        return VGQ_EINVAL;
-    return w->k > VGQ_DEEPEST ? VGQ_EDEPTH : VGQ_OK;
-}
-
-static vgq_weight normal(const vgq_weight *w)
-{
-    vgq_weight same = *w;
-    if (same.group > same.k || same.scales == VGQ_PER_ROW)
-        same.group = same.k;
-    return same;
-}
-
-size_t vgq_packed_nbytes(const vgq_weight *weight)
-{
-    if (check(weight) != VGQ_OK)
-        return 0;
-    const vgq_weight w = normal(weight);
-    const vgq_layout at = layout_of(&w);
-    return sizeof(vgq_header) + at.panels * at.panel_nbytes;
-}
-
-/* ---- pack and unpack --------------------------------------------------------------------------
- */
-
-/* The steps of a panel, 256 bytes each, hold a 4-byte word of every column: 4 inputs of INT8 or 8
- * of INT4. Words go through a register whole; a word's bytes are named one by one, so that the
- * packed bytes do not depend on the machine's byte order. */
-enum { STEP = 4 * VGQ_PANEL, STEPS_AT_ONCE = 16 /* a cache line of a row's codes */ };
-
-static uint32_t load_word(const uint8_t *q, size_t nbytes)
-{
-    uint32_t word = 0;
-    for (size_t b = 0; b < nbytes; b++)
-        word |= (uint32_t)q[b] << 8 * b;
-    return word;
-}
-
-static void store_word(uint8_t *q, size_t nbytes, uint32_t word)
-{
-    for (size_t b = 0; b < nbytes; b++)
-        q[b] = (uint8_t)(word >> 8 * b);
-}
-
-/* Swap the bits of `mask` with those `by` places above them. */
-static uint32_t swap_bits(uint32_t word, uint32_t mask, int by)
-{
-    const uint32_t differing = (word ^ word >> by) & mask;
-    return word ^ differing ^ differing << by;
-}
-
-/* Two's complement to what a panel holds: code + 128; or code + 8, and the nibbles of inputs
- * 0 1 2 3 4 5 6 7 to the places 0 4 1 5 2 6 3 7. */
-static uint32_t to_panel(vgq_format format, uint32_t word)
-{
-    if (format == VGQ_I8)
-        return word ^ 0x80808080u;
-    return swap_bits(swap_bits(word, 0xff00u, 8), 0xf000f0u, 4) ^ 0x88888888u;
-}
-
-static uint32_t from_panel(vgq_format format, uint32_t word)
-{
-    if (format == VGQ_I8)
-        return word ^ 0x80808080u;
-    return swap_bits(swap_bits(word ^ 0x88888888u, 0xf000f0u, 4), 0xff00u, 8);
-}
-
-/* An odd last INT4 code of a row shares its byte with nothing. */
-static uint32_t last_word(const vgq_weight *w, const uint8_t *q, size_t nbytes)
-{
-    const uint32_t word = load_word(q, nbytes);
-    return w->format == VGQ_I4 && w->k % 2 ? word & ~(0xf0u << 8 * (nbytes - 1)) : word;
-}
-
-static void pack_codes(const vgq_weight *w, size_t columns, const uint8_t *q, uint8_t *codes)
-{
-    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
-    const size_t whole = w->format == VGQ_I4 ? w->k / 8 : w->k / 4, rest = row_nbytes - 4 * whole;
-    for (size_t start = 0; start < whole; start += STEPS_AT_ONCE) {
-        const size_t end = vgq_min(start + STEPS_AT_ONCE, whole);
-        for (size_t c = 0; c < columns; c++)
-            for (size_t i = start; i < end; i++)
-                store_word(codes + i * STEP + 4 * c, 4,
-                           to_panel(w->format, load_word(q + c * row_nbytes + 4 * i, 4)));
-    }
-    for (size_t c = 0; c < columns && rest; c++)
-        store_word(codes + whole * STEP + 4 * c, 4,
-                   to_panel(w->format, last_word(w, q + c * row_nbytes + 4 * whole, rest)));
-}
-
-static void unpack_codes(const vgq_weight *w, size_t columns, const uint8_t *codes, uint8_t *q)
-{
-    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
-    const size_t whole = w->format == VGQ_I4 ? w->k / 8 : w->k / 4, rest = row_nbytes - 4 * whole;
-    for (size_t start = 0; start < whole; start += STEPS_AT_ONCE) {
-        const size_t end = vgq_min(start + STEPS_AT_ONCE, whole);
-        for (size_t c = 0; c < columns; c++)
-            for (size_t i = start; i < end; i++)
-                store_word(q + c * row_nbytes + 4 * i, 4,
-                           from_panel(w->format, load_word(codes + i * STEP + 4 * c, 4)));
-    }
-    for (size_t c = 0; c < columns && rest; c++)
-        store_word(q + c * row_nbytes + 4 * whole, rest,
-                   from_panel(w->format, load_word(codes + whole * STEP + 4 * c, 4)));
-}
-
-static void pack_panel(const vgq_weight *w, const vgq_layout *at, size_t p, unsigned char *panel)
-{
-    float *const scale = (float *)(void *)panel;
-    int8_t *const zero = (int8_t *)panel + at->zero;
-    uint8_t *const factor = panel + at->factor, *const codes = panel + at->codes;
-    const size_t scales = w->scales == VGQ_PER_GROUP ? at->groups : 1;
-    const size_t first = p * VGQ_PANEL, columns = vgq_min(VGQ_PANEL, w->n - first);
-    memset(panel, 0, at->codes);
-    memset(codes, w->format == VGQ_I4 ? 0x88 : 128, at->panel_nbytes - at->codes);
-    for (size_t c = 0; c < columns; c++) {
-        const size_t row = first + c;
-        for (size_t g = 0; g < scales; g++)
-            scale[g * VGQ_PANEL + c] = w->scale[row * scales + g];
-        for (size_t g = 0; g < at->groups && w->asymmetric; g++)
-            zero[g * VGQ_PANEL + c] = w->zero[row * at->groups + g];
-        for (size_t g = 0; g < at->groups && w->scales == VGQ_TWO_LEVEL; g++)
-            factor[g * VGQ_PANEL + c] = w->factor[row * at->groups + g];
-    }
-    pack_codes(w, columns, w->q + first * vgq_row_nbytes(w->format, w->k), codes);
-}
-
-static void unpack_panel(const vgq_weight *w, const vgq_layout *at, size_t p,
-                         const unsigned char *panel)
-{
-    const float *const scale = (const float *)(const void *)panel;
-    const int8_t *const zero = (const int8_t *)panel + at->zero;
-    const uint8_t *const factor = panel + at->factor, *const codes = panel + at->codes;
-    const size_t scales = w->scales == VGQ_PER_GROUP ? at->groups : 1;
-    const size_t first = p * VGQ_PANEL, columns = vgq_min(VGQ_PANEL, w->n - first);
-    for (size_t c = 0; c < columns; c++) {
-        const size_t row = first + c;
-        for (size_t g = 0; g < scales; g++)
-            w->scale[row * scales + g] = scale[g * VGQ_PANEL + c];
-        for (size_t g = 0; g < at->groups && w->asymmetric; g++)
-            w->zero[row * at->groups + g] = zero[g * VGQ_PANEL + c];
-        for (size_t g = 0; g < at->groups && w->scales == VGQ_TWO_LEVEL; g++)
-            w->factor[row * at->groups + g] = factor[g * VGQ_PANEL + c];
-    }
-    unpack_codes(w, columns, codes, w->q + first * vgq_row_nbytes(w->format, w->k));
-}
-
-vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes)
-{
-    const vgq_status status = check(weight);
-    if (status != VGQ_OK)
-        return status;
-    const vgq_weight w = normal(weight);
-    if (!packed || nbytes != vgq_packed_nbytes(&w) || !w.q || !w.scale ||
-        (w.scales == VGQ_TWO_LEVEL && !w.factor) || (w.asymmetric && !w.zero))
-        return VGQ_EINVAL;
-    const vgq_layout at = layout_of(&w);
-    vgq_header header = {.format = w.format,
-                         .scales = w.scales,
-                         .asymmetric = w.asymmetric != 0,
-                         .panel = VGQ_PANEL,
-                         .n = w.n,
-                         .k = w.k,
-                         .group = w.group};
-    memcpy(header.magic, magic, sizeof(magic));
-    memcpy(packed, &header, sizeof(header));
-    unsigned char *const panels = (unsigned char *)packed + sizeof(header);
-#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
-    for (size_t p = 0; p < at.panels; p++)
-        pack_panel(&w, &at, p, panels + p * at.panel_nbytes);
-    return VGQ_OK;
-}
-
-vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weight)
-{
-    vgq_header header;
-    if (!packed || !weight || nbytes < sizeof(header) || (uintptr_t)packed % sizeof(float))
-        return VGQ_EPACKED;
-    memcpy(&header, packed, sizeof(header));
-    const vgq_weight w = {.format = (vgq_format)header.format,
-                          .scales = (vgq_scales)header.scales,
-                          .n = header.n,
-                          .k = header.k,
-                          .group = header.group,
-                          .asymmetric = (int)header.asymmetric};
-    if (memcmp(header.magic, magic, sizeof(magic)) != 0 || header.panel != VGQ_PANEL ||
-        vgq_packed_nbytes(&w) != nbytes)
-        return VGQ_EPACKED;
-    *weight = w;
-    return VGQ_OK;
-}
-
-vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weight)
-{
-    vgq_weight w;
-    const vgq_status status = vgq_packed_weight(packed, nbytes, &w);
-    if (status != VGQ_OK)
-        return status;
-    if (!weight || !weight->q || !weight->scale || (w.scales == VGQ_TWO_LEVEL && !weight->factor) ||
-        (w.asymmetric && !weight->zero))
-        return VGQ_EINVAL;
-    w.q = weight->q;
-    w.scale = weight->scale;
-    w.factor = weight->factor;
-    w.zero = weight->zero;
-    const vgq_layout at = layout_of(&w);
-    const unsigned char *const panels = (const unsigned char *)packed + sizeof(vgq_header);
-#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
-    for (size_t p = 0; p < at.panels; p++)
-        unpack_panel(&w, &at, p, panels + p * at.panel_nbytes);
-    return VGQ_OK;
-}
-
-/* ---- the product -------------------------------------------------------------------------------
- */
 
 /* One call, cut up. Scratch: activations (codes, or floats where x is not float), a scale and sums
  * a token, then for each thread its operand and its accumulators. */
@@ -301,9 +40,9 @@ static int is_int(const vgq_plan *plan) { return plan->call.activations == VGQ_I
 
 static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
 {
-    vgq_plan plan = {.w = normal(w), .call = *call, .kernels = &vgq_chosen()->linear};
+    vgq_plan plan = {.w = *w, .call = *call, .kernels = &vgq_chosen()->linear};
     const vgq_int_gemm *const gemm = plan.kernels->int_gemm;
-    plan.at = layout_of(&plan.w);
+    plan.at = vgq_layout_of(&plan.w);
     plan.team = vgq_team(call->m * w->k * (w->n < 1024 ? w->n : 1024) / 64);
     plan.mr = VGQ_FLOAT_ROWS;
     if (is_int(&plan)) {
@@ -320,27 +59,27 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
     plan.blocks = (call->m + MOST_ROWS - 1) / MOST_ROWS;
     if (plan.at.panels < 4 * threads && plan.blocks < threads)
         plan.blocks = threads;
-    plan.rows = round_up((call->m + plan.blocks - 1) / plan.blocks, plan.mr);
+    plan.rows = vgq_round_up((call->m + plan.blocks - 1) / plan.blocks, plan.mr);
     plan.blocks = (call->m + plan.rows - 1) / plan.rows;
     plan.sums = plan.w.scales == VGQ_PER_GROUP ? plan.at.groups : 1;
     if (is_int(&plan)) {
-        plan.x_nbytes = round_up(call->m * plan.at.depth * plan.code_nbytes, ALIGN);
-        plan.scale_nbytes = round_up(call->m * sizeof(float), ALIGN);
-        plan.sum_nbytes = round_up(call->m * plan.sums * sizeof(int32_t), ALIGN);
+        plan.x_nbytes = vgq_round_up(call->m * plan.at.depth * plan.code_nbytes, ALIGN);
+        plan.scale_nbytes = vgq_round_up(call->m * sizeof(float), ALIGN);
+        plan.sum_nbytes = vgq_round_up(call->m * plan.sums * sizeof(int32_t), ALIGN);
         plan.bytes_nbytes = plan.w.format == VGQ_I4 ? plan.at.depth * VGQ_PANEL : 0;
         if (gemm->widen && !plan.int4)
             plan.operand_nbytes = plan.at.depth * VGQ_PANEL * gemm->weight_nbytes;
         plan.acc_nbytes = plan.mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
     } else {
         plan.x_nbytes =
-            call->x_dtype == VGQ_F32 ? 0 : round_up(call->m * plan.w.k * sizeof(float), ALIGN);
+            call->x_dtype == VGQ_F32 ? 0 : vgq_round_up(call->m * plan.w.k * sizeof(float), ALIGN);
         plan.bytes_nbytes = plan.w.format == VGQ_I4 ? FLOAT_DEPTH * VGQ_PANEL : 0;
         plan.operand_nbytes = FLOAT_DEPTH * VGQ_PANEL * sizeof(float);
         plan.acc_nbytes = plan.rows * VGQ_PANEL * sizeof(float);
     }
     plan.own_nbytes = plan.bytes_nbytes + plan.operand_nbytes + plan.acc_nbytes;
     if (is_int(&plan) && plan.own_nbytes < plan.w.k * sizeof(float)) /* a token as floats */
-        plan.own_nbytes = round_up(plan.w.k * sizeof(float), ALIGN);
+        plan.own_nbytes = vgq_round_up(plan.w.k * sizeof(float), ALIGN);
     return plan;
 }
 
@@ -359,9 +98,10 @@ static int bad_call(const vgq_linear_call *call)
 
 size_t vgq_linear_nbytes(const vgq_weight *weight, const vgq_linear_call *call)
 {
-    if (check(weight) != VGQ_OK || bad_call(call) || !call->m)
+    vgq_weight w;
+    if (vgq_check_weight(weight, &w) != VGQ_OK || bad_call(call) || !call->m)
         return 0;
-    const vgq_plan plan = plan_of(weight, call);
+    const vgq_plan plan = plan_of(&w, call);
     return plan_nbytes(&plan);
 }
 
@@ -494,7 +234,8 @@ static void int4_task(const vgq_plan *plan, const vgq_task *task)
 {
     const vgq_panel panel = panel_at(plan, task->p);
     const size_t depth = plan->at.depth;
-    const size_t group = round_up(plan->w.group, 8); /* one group of all k ends with the padding */
+    const size_t group =
+        vgq_round_up(plan->w.group, 8); /* one group of all k ends with the padding */
     int8_t *const operand = (int8_t *)task->own;
     int32_t *const acc = (int32_t *)(void *)(task->own + plan->bytes_nbytes);
     int32_t offset[VGQ_PANEL];
