@@ -19,25 +19,31 @@ enum { VGQ_PANEL = 64 };
  * zero: one a column. */
 typedef void vgq_expand4_fn(size_t k, const uint8_t *nibbles, const uint8_t *factor,
                             const int8_t *zero, uint8_t *bytes);
-/* w[k][64] = (byte - offset) * scale. k multiple of 4; offset and scale: one a column. */
-typedef void vgq_decode_panel_fn(size_t k, const uint8_t *bytes, const int32_t *offset,
-                                 const float *scale, float *w);
+/* How an instruction set multiplies floats. */
+typedef struct vgq_float_gemm {
+    /* w = (byte - offset) * scale. k multiple of 4; offset and scale: one a column. */
+    void (*decode)(size_t k, const uint8_t *bytes, const int32_t *offset, const float *scale,
+                   void *w);
+    /* acc[rows][64] (+)= x[rows][k] w, one chain of additions an output, k ascending. rows <=
+     * VGQ_FLOAT_ROWS. */
+    void (*tile)(size_t rows, size_t k, const void *x, size_t ldx, const void *w, float *acc,
+                 int accumulate);
+} vgq_float_gemm;
 
-/* acc[rows][64] (+)= x[rows][k] w[k][64], one chain of additions an output, k ascending. rows <=
- * mr. */
-typedef void vgq_float_tile_fn(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
-                               float *acc, int accumulate);
-
-/* One token: codes[0..padded), zeros from k on, in the type that this table's product reads; its
- * scale (NaN where x is not finite, 0 where it is all but zero) and the sum of its codes. */
-typedef float vgq_code_row_fn(size_t k, size_t padded, const float *x, void *codes, int32_t *sum);
+/* The largest magnitude of x, as the integer that its bits are: a NaN is above infinity, and that
+ * above all numbers. */
+typedef uint32_t vgq_largest_fn(size_t k, const float *x);
+/* codes[0..padded) of one token, vgq_encode_token of each x, zeros from k on, as one byte each,
+ * signed, or as the product that has a code_row of its own reads them; the sum of the codes. */
+typedef int32_t vgq_code_row_fn(size_t k, size_t padded, const float *x, float inverse,
+                                void *codes);
 
 /* How an instruction set multiplies codes. */
 typedef struct vgq_int_gemm {
-    size_t mr;            /* rows of a tile */
-    size_t code_nbytes;   /* of an activation's code */
-    size_t weight_nbytes; /* of an operand's element; 1: the panel's bytes are the operand */
-    vgq_code_row_fn *code_row;
+    size_t mr;                 /* rows of a tile */
+    size_t code_nbytes;        /* of an activation's code */
+    size_t weight_nbytes;      /* of an operand's element; 1: the panel's bytes are the operand */
+    vgq_code_row_fn *code_row; /* NULL: the table's */
     /* bytes of a panel to the operand, k multiple of 4; NULL: nothing to do */
     void (*widen)(size_t k, const uint8_t *bytes, void *operand);
     /* acc[rows][64] = codes w, where w may lack the 128 (see offset). rows <= mr, k multiple of 4.
@@ -71,17 +77,13 @@ typedef void vgq_flush_fn(const int32_t *acc, int32_t offset, int32_t sum, const
 
 typedef struct vgq_linear_kernels {
     vgq_expand4_fn *expand4;
-    vgq_decode_panel_fn *decode_panel;
-    vgq_float_tile_fn *float_tile;
+    const vgq_float_gemm *float_gemm;
+    vgq_largest_fn *largest;
+    vgq_code_row_fn *code_row;
     const vgq_int_gemm *int_gemm;
     vgq_finish_fn *finish;
     vgq_flush_fn *flush;
 } vgq_linear_kernels;
-
-/* Shared by the AVX-512 tables. */
-#if defined(__x86_64__)
-vgq_code_row_fn vgq_code_row_avx512;
-#endif
 
 /* Rows of a float tile: every table's is this or handles this. */
 enum { VGQ_FLOAT_ROWS = 6 };

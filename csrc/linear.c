@@ -5,6 +5,7 @@
  * into scratch that stays in the cache and runs the tiles of its rows over it. Tasks are dealt to
  * threads by their index alone, and no sum is split between tasks, so the thread count changes no
  * bit. */
+#include "formats.h"
 #include "packed.h"
 
 #include <string.h>
@@ -23,6 +24,7 @@ typedef struct vgq_plan {
     vgq_linear_call call;
     const vgq_linear_kernels *kernels;
     const vgq_int4_gemm *int4; /* what multiplies W4 codes; NULL: int_gemm */
+    const vgq_float_gemm *float_gemm;
     vgq_code_row_fn *code_row; /* of what multiplies, as the next two */
     size_t mr, code_nbytes;
     const unsigned char *panels;
@@ -41,6 +43,7 @@ static int is_int(const vgq_plan *plan) { return plan->call.activations == VGQ_I
 static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
 {
     vgq_plan plan = {.w = *w, .call = *call, .kernels = &vgq_chosen()->linear};
+    plan.float_gemm = plan.kernels->float_gemm;
     const vgq_int_gemm *const gemm = plan.kernels->int_gemm;
     plan.at = vgq_layout_of(&plan.w);
     plan.team = vgq_team(call->m * w->k * (w->n < 1024 ? w->n : 1024) / 64);
@@ -48,7 +51,9 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
     if (is_int(&plan)) {
         const int symmetric_two_level = w->scales == VGQ_TWO_LEVEL && !w->asymmetric;
         plan.int4 = symmetric_two_level ? gemm->int4 : NULL;
-        plan.code_row = plan.int4 ? plan.int4->code_row : gemm->code_row;
+        plan.code_row = plan.int4        ? plan.int4->code_row
+                        : gemm->code_row ? gemm->code_row
+                                         : plan.kernels->code_row;
         plan.code_nbytes = plan.int4 ? 1 : gemm->code_nbytes;
         plan.mr = plan.int4 ? plan.int4->mr : gemm->mr;
     }
@@ -138,10 +143,10 @@ static void code_token(const vgq_plan *plan, size_t m, float *buffer)
 {
     unsigned char *const codes = plan->x + m * plan->at.depth * plan->code_nbytes;
     int32_t *const sums = plan->x_sum + m * plan->sums;
-    int32_t sum;
-    plan->x_scale[m] =
-        plan->code_row(plan->w.k, plan->at.depth, float_row(plan, m, buffer), codes, &sum);
-    sums[0] = sum;
+    const float *const x = float_row(plan, m, buffer);
+    float inverse;
+    plan->x_scale[m] = vgq_token_scale(plan->kernels->largest(plan->w.k, x), &inverse);
+    sums[0] = plan->code_row(plan->w.k, plan->at.depth, x, inverse, codes);
     if (plan->sums > 1)
         group_sums(plan, codes, sums);
 }
@@ -330,14 +335,14 @@ static void float_task(const vgq_plan *plan, const vgq_task *task)
             stop = g + 1 == plan->at.groups || plan->w.scales != VGQ_PER_GROUP
                        ? depth
                        : vgq_min((g + 1) * group - i, depth);
-            plan->kernels->decode_panel(stop - j, bytes + j * VGQ_PANEL, offset,
-                                        panel.scale +
-                                            (plan->w.scales == VGQ_PER_GROUP ? g * VGQ_PANEL : 0),
-                                        w + j * VGQ_PANEL);
+            plan->float_gemm->decode(stop - j, bytes + j * VGQ_PANEL, offset,
+                                     panel.scale +
+                                         (plan->w.scales == VGQ_PER_GROUP ? g * VGQ_PANEL : 0),
+                                     w + j * VGQ_PANEL);
         }
         for (size_t m = start; m < end; m += VGQ_FLOAT_ROWS)
-            plan->kernels->float_tile(vgq_min(VGQ_FLOAT_ROWS, end - m), vgq_min(depth, k - i),
-                                      x + m * k + i, k, w, acc + (m - start) * VGQ_PANEL, i > 0);
+            plan->float_gemm->tile(vgq_min(VGQ_FLOAT_ROWS, end - m), vgq_min(depth, k - i),
+                                   x + m * k + i, k, w, acc + (m - start) * VGQ_PANEL, i > 0);
     }
     for (size_t m = start; m < end; m++) {
         float *const y = acc + (m - start) * VGQ_PANEL;

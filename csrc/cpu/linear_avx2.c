@@ -12,7 +12,7 @@
 
 ISA_BEGIN("avx2,fma,f16c")
 
-static uint32_t largest_magnitude(size_t k, const float *x)
+static uint32_t largest_avx2(size_t k, const float *x)
 {
     const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
     __m256i most = _mm256_setzero_si256();
@@ -31,9 +31,11 @@ static uint32_t largest_magnitude(size_t k, const float *x)
     return largest;
 }
 
-/* k codes and zeros up to padded; their sum. */
-static int32_t encode_tokens(size_t k, size_t padded, const float *x, float inverse, int16_t *q)
+/* Codes of two bytes. */
+static int32_t code_row_i16_avx2(size_t k, size_t padded, const float *x, float inverse,
+                                 void *codes)
 {
+    int16_t *const q = codes;
     const __m256 times = _mm256_set1_ps(inverse);
     const __m256 low = _mm256_set1_ps(-127.0f), high = _mm256_set1_ps(127.0f);
     __m256i total = _mm256_setzero_si256();
@@ -56,14 +58,6 @@ static int32_t encode_tokens(size_t k, size_t padded, const float *x, float inve
         sum += q[i];
     }
     return sum;
-}
-
-static float code_row_avx2(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
-{
-    float inverse;
-    const float scale = vgq_token_scale(largest_magnitude(k, x), &inverse);
-    *sum = encode_tokens(k, padded, x, inverse, codes);
-    return scale;
 }
 
 /* 8 columns a step: factor * nibble in 16-bit lanes, then + 128 - factor * (zero + 8) in bytes. */
@@ -100,8 +94,9 @@ static void expand4_avx2(size_t k, const uint8_t *nibbles, const uint8_t *factor
 }
 
 static void decode_panel_avx2(size_t k, const uint8_t *bytes, const int32_t *offset,
-                              const float *scale, float *w)
+                              const float *scale, void *out)
 {
+    float *const w = out;
     const __m256i low = _mm256_set1_epi32(255);
     for (size_t part = 0; part < 8; part++) {
         const __m256i o = _mm256_loadu_si256((const void *)(offset + 8 * part));
@@ -196,28 +191,37 @@ static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, c
     }
 }
 
-/* The codes as bytes from 0 on, code + 128. */
-static float code_row_u8_avx2(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+/* Codes of one byte, each xor'ed with flip. */
+static inline int32_t code_bytes(size_t k, size_t padded, const float *x, float inverse, char flip,
+                                 uint8_t *q)
 {
-    uint8_t *const q = codes;
     int16_t wide[512];
-    float inverse;
-    const float scale = vgq_token_scale(largest_magnitude(k, x), &inverse);
-    *sum = 0;
+    int32_t sum = 0;
     for (size_t i = 0; i < padded; i += 512) {
         const size_t n = padded - i < 512 ? padded - i : 512, here = i < k ? k - i : 0;
-        *sum += encode_tokens(here < n ? here : n, n, x + i, inverse, wide);
+        sum += code_row_i16_avx2(here < n ? here : n, n, x + i, inverse, wide);
         for (size_t j = 0; j < n; j += 16) { /* n is a multiple of 8; wide has room */
             const __m256i w = _mm256_loadu_si256((const void *)(wide + j));
             const __m256i b = _mm256_permute4x64_epi64(_mm256_packs_epi16(w, w), 0x08);
-            const __m128i out = _mm_xor_si128(_mm256_castsi256_si128(b), _mm_set1_epi8(-128));
+            const __m128i out = _mm_xor_si128(_mm256_castsi256_si128(b), _mm_set1_epi8(flip));
             if (j + 16 <= n)
                 _mm_storeu_si128((void *)(q + i + j), out);
             else
                 _mm_storel_epi64((void *)(q + i + j), out);
         }
     }
-    return scale;
+    return sum;
+}
+
+static int32_t code_row_i8_avx2(size_t k, size_t padded, const float *x, float inverse, void *codes)
+{
+    return code_bytes(k, padded, x, inverse, 0, codes);
+}
+
+/* From 0 on: code + 128. */
+static int32_t code_row_u8_avx2(size_t k, size_t padded, const float *x, float inverse, void *codes)
+{
+    return code_bytes(k, padded, x, inverse, -128, codes);
 }
 
 static void expand_i4_avx2(size_t k, size_t group, const uint8_t *nibbles, const uint8_t *factor,
@@ -359,9 +363,10 @@ TILE(1, EACH_1)
 #undef EACH_4
 #undef EACH_6
 
-static void float_tile_avx2(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
+static void float_tile_avx2(size_t rows, size_t k, const void *from, size_t ldx, const void *panel,
                             float *acc, int accumulate)
 {
+    const float *const x = from, *const w = panel;
     for (size_t column = 0; column < VGQ_PANEL; column += 16) {
         if (rows == VGQ_FLOAT_ROWS)
             float_tile_6x16_avx2(k, x, ldx, w + column, acc + column, accumulate);
@@ -400,6 +405,8 @@ static void flush_avx2(const int32_t *acc, int32_t offset, int32_t sum, const fl
 
 ISA_END
 
+static const vgq_float_gemm float_gemm_avx2 = {decode_panel_avx2, float_tile_avx2};
+
 static const vgq_int4_gemm int4_gemm_avx2 = {
     .mr = 4,
     .code_row = code_row_u8_avx2,
@@ -411,7 +418,7 @@ static const vgq_int_gemm int_gemm_avx2 = {
     .mr = 6,
     .code_nbytes = 2,
     .weight_nbytes = 2,
-    .code_row = code_row_avx2,
+    .code_row = code_row_i16_avx2,
     .widen = widen_avx2,
     .tile = tile_i16_avx2,
     .offset = 0,
@@ -420,8 +427,9 @@ static const vgq_int_gemm int_gemm_avx2 = {
 
 const vgq_linear_kernels vgq_linear_avx2 = {
     .expand4 = expand4_avx2,
-    .decode_panel = decode_panel_avx2,
-    .float_tile = float_tile_avx2,
+    .float_gemm = &float_gemm_avx2,
+    .largest = largest_avx2,
+    .code_row = code_row_i8_avx2,
     .int_gemm = &int_gemm_avx2,
     .finish = finish_avx2,
     .flush = flush_avx2,

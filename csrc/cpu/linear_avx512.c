@@ -16,9 +16,8 @@ static inline __mmask16 first(size_t n)
     return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff;
 }
 
-float vgq_code_row_avx512(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+static uint32_t largest_avx512(size_t k, const float *x)
 {
-    int8_t *const q = codes;
     const __m512i no_sign = _mm512_set1_epi32(0x7fffffff);
     __m512i most0 = _mm512_setzero_si512(), most1 = most0;
     size_t i = 0;
@@ -31,13 +30,16 @@ float vgq_code_row_avx512(size_t k, size_t padded, const float *x, void *codes, 
         const __m512i a = _mm512_maskz_loadu_epi32(first(k - i), x + i);
         most0 = _mm512_max_epi32(most0, _mm512_and_si512(a, no_sign));
     }
-    float inverse;
-    const uint32_t largest = (uint32_t)_mm512_reduce_max_epi32(_mm512_max_epi32(most0, most1));
-    const float scale = vgq_token_scale(largest, &inverse);
+    return (uint32_t)_mm512_reduce_max_epi32(_mm512_max_epi32(most0, most1));
+}
+
+static int32_t code_row_avx512(size_t k, size_t padded, const float *x, float inverse, void *codes)
+{
+    int8_t *const q = codes;
     const __m512 times = _mm512_set1_ps(inverse);
     const __m512 low = _mm512_set1_ps(-127.0f), high = _mm512_set1_ps(127.0f);
     __m512i total = _mm512_setzero_si512();
-    for (i = 0; i < padded; i += 16) {
+    for (size_t i = 0; i < padded; i += 16) {
         const __m512 v = i < k ? _mm512_maskz_loadu_ps(first(k - i), x + i) : _mm512_setzero_ps();
         __m512 r = _mm512_mul_ps(v, times);
         r = _mm512_maskz_roundscale_ps(_mm512_cmp_ps_mask(r, r, _CMP_ORD_Q), r,
@@ -46,8 +48,7 @@ float vgq_code_row_avx512(size_t k, size_t padded, const float *x, void *codes, 
         total = _mm512_add_epi32(total, c);
         _mm_mask_storeu_epi8(q + i, first(padded - i), _mm512_cvtepi32_epi8(c));
     }
-    *sum = _mm512_reduce_add_epi32(total);
-    return scale;
+    return _mm512_reduce_add_epi32(total);
 }
 
 /* Each group of four bytes is one column; its factor, and 128 - factor * zero, stand in all four.
@@ -85,8 +86,9 @@ static void expand4_avx512(size_t k, const uint8_t *nibbles, const uint8_t *fact
 }
 
 static void decode_panel_avx512(size_t k, const uint8_t *bytes, const int32_t *offset,
-                                const float *scale, float *w)
+                                const float *scale, void *out)
 {
+    float *const w = out;
     const __m512i low = _mm512_set1_epi32(255);
     for (size_t part = 0; part < 4; part++) {
         const __m512i o = _mm512_loadu_si512(offset + 16 * part);
@@ -151,9 +153,10 @@ TILE(1, EACH_1)
 #undef EACH_1
 #undef EACH_6
 
-static void float_tile_avx512(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
+static void float_tile_avx512(size_t rows, size_t k, const void *from, size_t ldx, const void *w,
                               float *acc, int accumulate)
 {
+    const float *const x = from;
     if (rows == VGQ_FLOAT_ROWS) {
         float_tile_6x64_avx512(k, x, ldx, w, acc, accumulate);
         return;
@@ -188,10 +191,13 @@ static void flush_avx512(const int32_t *acc, int32_t offset, int32_t sum, const 
 
 ISA_END
 
+static const vgq_float_gemm float_gemm_avx512 = {decode_panel_avx512, float_tile_avx512};
+
 const vgq_linear_kernels vgq_linear_avx512 = {
     .expand4 = expand4_avx512,
-    .decode_panel = decode_panel_avx512,
-    .float_tile = float_tile_avx512,
+    .float_gemm = &float_gemm_avx512,
+    .largest = largest_avx512,
+    .code_row = code_row_avx512,
     .finish = finish_avx512,
     .flush = flush_avx512,
 };

@@ -88,7 +88,6 @@ static const vgq_int_gemm int_gemm_avx512vnni = {
     .mr = 6,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .code_row = vgq_code_row_avx512,
     .tile = tile_i8_avx512vnni,
     .offset = 128,
 };

@@ -5,6 +5,8 @@
 
 #if defined(__aarch64__)
 
+#include "../formats.h"
+
 #include <arm_neon.h>
 
 static void expand4_neon(size_t k, const uint8_t *nibbles, const uint8_t *factor,
@@ -29,9 +31,48 @@ static void expand4_neon(size_t k, const uint8_t *nibbles, const uint8_t *factor
     }
 }
 
-static void decode_panel_neon(size_t k, const uint8_t *bytes, const int32_t *offset,
-                              const float *scale, float *w)
+static uint32_t largest_neon(size_t k, const float *x)
 {
+    const uint32x4_t no_sign = vdupq_n_u32(0x7fffffffu);
+    uint32x4_t most = vdupq_n_u32(0);
+    size_t i = 0;
+    for (; i + 4 <= k; i += 4)
+        most = vmaxq_u32(most, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), no_sign));
+    uint32_t largest = vmaxvq_u32(most);
+    for (; i < k; i++) {
+        const uint32_t magnitude = vgq_bits_of_float(x[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+
+static int32_t code_row_neon(size_t k, size_t padded, const float *x, float inverse, void *codes)
+{
+    int8_t *const q = codes;
+    int32x4_t total = vdupq_n_s32(0);
+    size_t i = 0;
+    for (; i + 8 <= k; i += 8) {
+        /* vcvtn rounds ties to even, saturates, and gives 0 for NaN; |x * inverse| is at most 127
+         * and a little, so that only the clamp of the scalar definition is left to do. */
+        const int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inverse));
+        const int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), inverse));
+        const int16x8_t wide = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
+        const int8x8_t code = vmax_s8(vqmovn_s16(wide), vdup_n_s8(-127));
+        total = vpadalq_s16(total, vmovl_s8(code));
+        vst1_s8(q + i, code);
+    }
+    int32_t sum = vaddvq_s32(total);
+    for (; i < padded; i++) {
+        q[i] = i < k ? vgq_encode_token(x[i], inverse) : 0;
+        sum += q[i];
+    }
+    return sum;
+}
+
+static void decode_panel_neon(size_t k, const uint8_t *bytes, const int32_t *offset,
+                              const float *scale, void *out)
+{
+    float *const w = out;
     for (size_t column = 0; column < VGQ_PANEL; column += 4) {
         const int32x4_t o = vld1q_s32(offset + column);
         const float32x4_t s = vld1q_f32(scale + column);
@@ -94,9 +135,10 @@ TILE(1, EACH_1)
 #undef EACH_1
 #undef EACH_6
 
-static void float_tile_neon(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
+static void float_tile_neon(size_t rows, size_t k, const void *from, size_t ldx, const void *panel,
                             float *acc, int accumulate)
 {
+    const float *const x = from, *const w = panel;
     for (size_t column = 0; column < VGQ_PANEL; column += 16) {
         if (rows == VGQ_FLOAT_ROWS)
             float_tile_6x16_neon(k, x, ldx, w + column, acc + column, accumulate);
@@ -129,10 +171,13 @@ static void flush_neon(const int32_t *acc, int32_t offset, int32_t sum, const fl
     }
 }
 
+static const vgq_float_gemm float_gemm_neon = {decode_panel_neon, float_tile_neon};
+
 const vgq_linear_kernels vgq_linear_neon = {
     .expand4 = expand4_neon,
-    .decode_panel = decode_panel_neon,
-    .float_tile = float_tile_neon,
+    .float_gemm = &float_gemm_neon,
+    .largest = largest_neon,
+    .code_row = code_row_neon,
     .finish = finish_neon,
     .flush = flush_neon,
 };

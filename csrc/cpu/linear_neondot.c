@@ -5,44 +5,8 @@
 
 #if defined(__aarch64__)
 
-#include "../formats.h"
-
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #include <arm_neon.h>
-
-static float code_row_neondot(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
-{
-    int8_t *const q = codes;
-    const uint32x4_t no_sign = vdupq_n_u32(0x7fffffffu);
-    uint32x4_t most = vdupq_n_u32(0);
-    size_t i = 0;
-    for (; i + 4 <= k; i += 4)
-        most = vmaxq_u32(most, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), no_sign));
-    uint32_t largest = vmaxvq_u32(most);
-    for (; i < k; i++) {
-        const uint32_t magnitude = vgq_bits_of_float(x[i]) & 0x7fffffffu;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    float inverse;
-    const float scale = vgq_token_scale(largest, &inverse);
-    int32x4_t total = vdupq_n_s32(0);
-    for (i = 0; i + 8 <= k; i += 8) {
-        /* vcvtn rounds ties to even, saturates, and gives 0 for NaN; |x * inverse| is at most 127
-         * and a little, so that only the clamp of the scalar definition is left to do. */
-        const int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inverse));
-        const int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), inverse));
-        const int16x8_t wide = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
-        const int8x8_t code = vmax_s8(vqmovn_s16(wide), vdup_n_s8(-127));
-        total = vpadalq_s16(total, vmovl_s8(code));
-        vst1_s8(q + i, code);
-    }
-    *sum = vaddvq_s32(total);
-    for (; i < padded; i++) {
-        q[i] = i < k ? vgq_encode_token(x[i], inverse) : 0;
-        *sum += q[i];
-    }
-    return scale;
-}
 
 /* Bytes to signed weights. */
 static void widen_neondot(size_t k, const uint8_t *bytes, void *operand)
@@ -136,7 +100,6 @@ static const vgq_int_gemm int_gemm_neondot = {
     .mr = 4,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .code_row = code_row_neondot,
     .widen = widen_neondot,
     .tile = tile_i8_neondot,
     .offset = 0,

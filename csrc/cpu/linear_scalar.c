@@ -18,17 +18,19 @@ static void expand4_scalar(size_t k, const uint8_t *nibbles, const uint8_t *fact
 }
 
 static void decode_panel_scalar(size_t k, const uint8_t *bytes, const int32_t *offset,
-                                const float *scale, float *w)
+                                const float *scale, void *out)
 {
+    float *const w = out;
     for (size_t i = 0; i < k; i++)
         for (size_t n = 0; n < VGQ_PANEL; n++)
             w[i * VGQ_PANEL + n] =
                 (float)(bytes[(i / 4 * VGQ_PANEL + n) * 4 + i % 4] - offset[n]) * scale[n];
 }
 
-static void float_tile_scalar(size_t rows, size_t k, const float *x, size_t ldx, const float *w,
-                              float *acc, int accumulate)
+static void float_tile_scalar(size_t rows, size_t k, const void *from, size_t ldx,
+                              const void *panel, float *acc, int accumulate)
 {
+    const float *const x = from, *const w = panel;
     for (size_t m = 0; m < rows; m++) {
         float *const row = acc + m * VGQ_PANEL;
         for (size_t n = 0; n < VGQ_PANEL && !accumulate; n++)
@@ -39,22 +41,25 @@ static void float_tile_scalar(size_t rows, size_t k, const float *x, size_t ldx,
     }
 }
 
-static float code_row_scalar(size_t k, size_t padded, const float *x, void *codes, int32_t *sum)
+static uint32_t largest_scalar(size_t k, const float *x)
 {
-    int8_t *const q = codes;
-    uint32_t largest = 0; /* of the magnitudes as integers: NaN above infinity above all numbers */
+    uint32_t largest = 0;
     for (size_t i = 0; i < k; i++) {
         const uint32_t magnitude = vgq_bits_of_float(x[i]) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;
     }
-    float inverse;
-    const float scale = vgq_token_scale(largest, &inverse);
-    *sum = 0;
+    return largest;
+}
+
+static int32_t code_row_scalar(size_t k, size_t padded, const float *x, float inverse, void *codes)
+{
+    int8_t *const q = codes;
+    int32_t sum = 0;
     for (size_t i = 0; i < padded; i++) {
         q[i] = i < k ? vgq_encode_token(x[i], inverse) : 0;
-        *sum += q[i];
+        sum += q[i];
     }
-    return scale;
+    return sum;
 }
 
 static void tile_i8_scalar(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
@@ -88,19 +93,21 @@ static void flush_scalar(const int32_t *acc, int32_t offset, int32_t sum, const 
         total[n] += (float)(acc[n] - offset * sum) * scale[n];
 }
 
+static const vgq_float_gemm float_gemm_scalar = {decode_panel_scalar, float_tile_scalar};
+
 static const vgq_int_gemm int_gemm_scalar = {
     .mr = 6,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .code_row = code_row_scalar,
     .tile = tile_i8_scalar,
     .offset = 128,
 };
 
 const vgq_linear_kernels vgq_linear_scalar = {
     .expand4 = expand4_scalar,
-    .decode_panel = decode_panel_scalar,
-    .float_tile = float_tile_scalar,
+    .float_gemm = &float_gemm_scalar,
+    .largest = largest_scalar,
+    .code_row = code_row_scalar,
     .int_gemm = &int_gemm_scalar,
     .finish = finish_scalar,
     .flush = flush_scalar,
