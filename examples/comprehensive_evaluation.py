@@ -5,7 +5,7 @@
 
 Without flags it takes the built-in model and rendered scenes. It is `vggtquant evaluate` under
 other names, and writes the same three files: comprehensive_results.json, comprehensive_report.txt
-and comprehensive_visualizations.png.
+and comprehensive_visualizations.png, beside which stands comprehensive_report.html.
 """
 
 import argparse

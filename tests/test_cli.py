@@ -234,7 +234,7 @@ def test_a_failed_scheme_gives_3_and_the_reports(tmp_path: Path, capsys, monkeyp
     document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())
     jsonschema.validate(document, SCHEMA)
     assert document["status"] == "with failures"
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_a_defect_gives_1_and_a_hint(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -356,13 +356,14 @@ def _read(folder: Path) -> dict:
     return json.loads((folder / report.JSON_NAME).read_text())
 
 
-def test_three_files_are_written(tmp_path: Path) -> None:
+def test_four_files_are_written(tmp_path: Path) -> None:
     with Progress(bars=False) as progress:
         result = evaluate.evaluate(_settings(tmp_path), progress)
     assert [path.name for path in result.files] == [
         "comprehensive_results.json",
         "comprehensive_report.txt",
         "comprehensive_visualizations.png",
+        "comprehensive_report.html",
     ]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(path.name for path in result.files)
     document = _read(tmp_path / "out")
@@ -415,7 +416,7 @@ def test_an_interruption_keeps_finished_schemes(tmp_path: Path, monkeypatch) -> 
     document = _read(tmp_path / "out")
     assert [row["name"] for row in document["schemes"]] == ["Baseline_FP32", INT8]
     assert document["status"] == "interrupted"
-    assert len(os.listdir(tmp_path / "out")) == 3
+    assert len(os.listdir(tmp_path / "out")) == 4
 
 
 def test_a_killed_run_leaves_whole_files(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Writes comprehensive_results.json, comprehensive_report.txt and "
-        "comprehensive_visualizations.png. Exits with 3 when a scheme failed, 2 for bad input."
+        "Writes comprehensive_report.html, comprehensive_report.txt, comprehensive_results.json "
+        "and comprehensive_visualizations.png. Exits with 3 when a scheme failed, 2 for bad input."
     )
     what = parser.add_argument_group("what to evaluate")
     what.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or one folder of them")
@@ -92,7 +92,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--output_dir",
         default="vggtquant_results",
         metavar="DIR",
-        help="where the three files go (default ./vggtquant_results)",
+        help="where the files go (default ./vggtquant_results)",
     )
     how.add_argument("--device", default="cpu", help="cpu, the only one that this version serves")
     how.add_argument(

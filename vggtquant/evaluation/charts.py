@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from . import report
+from . import labels, report
 
 Row = dict[str, Any]
 
@@ -261,47 +261,34 @@ def _legend_below(
 
 
 def _number_points(axis: Axes, figure: Figure, points: Sequence[tuple[int, float, float]]) -> None:
-    """Writes the points' numbers beside them: one label for points that cover each other."""
+    """Writes the points' numbers beside them."""
     figure.draw_without_rendering()  # settles the scales
-    scale = figure.dpi / 72
-    groups: list[tuple[list[int], float, float, float, float]] = []
-    for number, x, y in points:
+    point = figure.dpi / 72  # in pixels; downwards is negative in matplotlib
+
+    def paper(x: float, y: float) -> tuple[float, float]:
         px, py = axis.transData.transform((x, y))
-        near = [g for g in groups if abs(g[3] - px) < 8 * scale and abs(g[4] - py) < 8 * scale]
-        if near:
-            near[0][0].append(number)
-        else:
-            groups.append(([number], x, y, px, py))
-    taken = [(g[3], g[4], 6.0) for g in groups]  # centre and half width of points and labels
-    for numbers, x, y, px, py in groups:
-        label = ", ".join(map(str, numbers))
-        half = 2.6 * len(label) + 1
+        return px / point, -py / point
 
-        def free(
-            offset: tuple[float, float], px: float = px, py: float = py, half: float = half
-        ) -> bool:
-            here = (px + scale * offset[0], py + scale * offset[1])
-            room = axis.bbox.x0 < here[0] - half * scale and here[0] + half * scale < axis.bbox.x1
-            return room and all(
-                abs(here[0] - tx) > (half + width) * scale or abs(here[1] - ty) > 11 * scale
-                for tx, ty, width in taken
-            )
+    def data(px: float, py: float) -> tuple[float, float]:
+        x, y = axis.transData.inverted().transform((px, py))
+        return x, y
 
-        offsets = [
-            (side * (half + 8) * far, 13 * step * far)
-            for far in (1.0, 1.6, 2.2, 3.0)
-            for side, step in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-        ]
-        dx, dy = next(filter(free, offsets), offsets[0])
-        taken.append((px + scale * dx, py + scale * dy, half))
+    box = axis.bbox
+    found = labels.place(
+        [(str(number), *paper(x, y)) for number, x, y in points],
+        (box.x0 / point, -box.y1 / point, box.x1 / point, -box.y0 / point),
+    )
+    for label in found:
         axis.annotate(
-            label,
-            (x, y),
-            xytext=(dx, dy),
+            label.text,
+            data(label.at_x * point, -label.at_y * point),
+            xytext=(label.x - label.at_x, label.at_y - label.y),
             textcoords="offset points",
             ha="center",
             va="center",
             fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4} if abs(dy) > 18 else None,
+            arrowprops=(
+                {"arrowstyle": "-", "linewidth": 0.4} if abs(label.y - label.at_y) > 18 else None
+            ),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job: a model, some scenes and a list of schemes in, three report files out.
+"""The main job: a model, some scenes and a list of schemes in, four report files out.
 
 Checks everything that can be checked before the first forward, forecasts, measures scheme by scheme
 (measure.py) and writes after each, so that an interruption loses only the scheme that was running.
@@ -202,8 +202,9 @@ class _Writer:
         self.recheck: Row | None = None
 
     def add(self, row: Row) -> None:
-        if not self.rows:  # charts of an earlier run would not belong to the new figures
-            (self.folder / report.CHARTS_NAME).unlink(missing_ok=True)
+        if not self.rows:  # those of an earlier run would not belong to the new figures
+            for name in (report.CHARTS_NAME, report.PAGE_NAME):
+                (self.folder / name).unlink(missing_ok=True)
         self.rows.append(row)
         self.write("running")
 
@@ -218,14 +219,16 @@ class _Writer:
         names = [report.JSON_NAME, report.TEXT_NAME]
         if charts:
             from . import charts as drawing
+            from . import page
 
             report.write_bytes(self.folder / report.CHARTS_NAME, drawing.draw(document))
-            names.append(report.CHARTS_NAME)
+            report.write_bytes(self.folder / report.PAGE_NAME, page.draw(document).encode())
+            names += [report.CHARTS_NAME, report.PAGE_NAME]
         return Result(document, [self.folder / name for name in names])
 
 
 def evaluate(settings: Settings, progress: Progress) -> Result:
-    """Runs the whole evaluation and writes its three files into `settings.output_dir`.
+    """Runs the whole evaluation and writes its four files into `settings.output_dir`.
 
     Raises UserError for bad input, before any work where that can be known, and Interrupted (a
     KeyboardInterrupt that carries what was kept) when it is stopped.

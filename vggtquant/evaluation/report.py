@@ -2,7 +2,8 @@
 """Turns rows of results into a document, picks the best schemes, and writes JSON and files safely.
 
 Nothing here runs a model. The keys of the document are explained in docs/report.md, and
-docs/report.schema.json is their schema; text.py says the same in words, charts.py in pictures.
+docs/report.schema.json is their schema; text.py says the same in words, charts.py in
+pictures, page/ as HTML.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SCHEMA_VERSION = "1.0"
 JSON_NAME = "comprehensive_results.json"
 TEXT_NAME = "comprehensive_report.txt"
 CHARTS_NAME = "comprehensive_visualizations.png"
+PAGE_NAME = "comprehensive_report.html"
 
 RULES = {
     "error": (

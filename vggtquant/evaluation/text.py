@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import report
+from . import columns, report
 
 Row = dict[str, Any]
 Document = dict[str, Any]
@@ -31,11 +31,6 @@ _TRUTH = (
     ("depth_delta_1.25_median", "d<1.25", 100.0, ".1f"),
     ("points_chamfer_umeyama", "chamfer", 1.0, ".4f"),
     ("depth_ause", "AUSE", 1.0, ".3f"),
-)
-# Those that the main table has room for.
-_TRUTH_COLUMNS = (
-    ("auc_30", "AUC@30", 100.0, ".1f"),
-    ("depth_abs_rel_median", "AbsRel", 100.0, ".2f"),
 )
 
 
@@ -84,29 +79,18 @@ def _table(headings: Iterable[str], title: str | None = None) -> Table:
 def main_table(document: Document) -> Table:
     """A line a scheme: bytes, time and accuracy."""
     rows = document["schemes"]
-    truth = [
-        column
-        for column in _TRUTH_COLUMNS
-        if any(row["ground_truth"].get(column[0]) is not None for row in rows)
-    ]
-    headings = ("Scheme", "MB", "smaller", "ms", "±", "speedup", "error %")
-    table = _table(headings + tuple(heading for _, heading, _, _ in truth))
+    shown = columns.main(rows)
+    table = _table(["Scheme", *(column.heading for column in shown)])
     chosen = {document["best"][why] for why in PICKS}
     for row in rows:
         if row["status"] != "ok":
             table.add_row(row["name"], Text(row["status"], style="red"))
             continue
-        size, time, error = row["bytes"], row["time"], row["error"]
-        table.add_row(
-            Text(row["name"], style="bold" if row["name"] in chosen else ""),
-            megabytes(size["model_bytes"]),
-            f"{size['compression_ratio_model']:.2f}x",
-            f"{time['forward_ms_median']:.1f}",
-            "-" if time["forward_ms_iqr"] is None else f"{time['forward_ms_iqr']:.1f}",
-            f"{time['speedup']:.2f}x",
-            "(is 0)" if row["kind"] == "baseline" else percent(error),
-            *(_scaled(row["ground_truth"].get(key), k, form) for key, _, k, form in truth),
-        )
+        cells = {column.heading: column.cell(row) for column in shown}
+        if row["kind"] == "baseline":
+            cells["error %"] = "(is 0)"
+        name = Text(row["name"], style="bold" if row["name"] in chosen else "")
+        table.add_row(name, *cells.values())
     return table
 
 

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML report: whole, well formed, without network or script injection, and sortable."""
+
+import base64
+import doctest
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from test_report import _document, _rows
+
+from vggtquant.evaluation import labels, page
+from vggtquant.evaluation.page import elements, sections
+from vggtquant.evaluation.report import Document
+
+NASTY = '<script>alert("1")</script>\'"&amp;.png'
+VOID = {"br", "img", "meta", "wbr"}
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and all text; complains about tags that do not close."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(markup)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attributes)))
+        assert len(dict(attributes)) == len(attributes), (name, attributes)
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for element, attributes in self.elements if element == name]
+
+
+def _failing() -> Document:
+    rows = _rows()
+    rows[3] |= {"status": "failed", "reason": f"NaN in {NASTY}"}
+    document = _document(rows)
+    document["model"]["name"] = document["model"]["licence"] = NASTY
+    document["data"]["scenes"][0] |= {"name": NASTY, "images_sha256": {NASTY: "0" * 64}}
+    document["environment"]["argv"] = ["vggtquant", "evaluate", NASTY]
+    return document
+
+
+DOCUMENTS = {
+    "whole": lambda: _document(_rows()),
+    "one row": lambda: _document(_rows()[:1]),
+    "failing": _failing,
+}
+
+
+@pytest.fixture(params=DOCUMENTS)
+def document(request: pytest.FixtureRequest) -> Document:
+    return DOCUMENTS[request.param]()
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    for module in (elements, labels):
+        assert doctest.testmod(module).failed == 0
+
+
+def test_a_page_is_well_formed_and_self_contained(document: Document) -> None:
+    drawn = page.draw(document)
+    reader = Reader(drawn)
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 3
+    names = {row["name"] for row in document["schemes"]}
+    assert names <= {attributes.get("data-value") for attributes in reader.all("th")}
+    inside = {f"#{name}" for name in ids}
+    beside = {"comprehensive_results.json", "comprehensive_report.txt"}
+    for _, attributes in reader.elements:
+        assert not any(key.startswith("on") for key in attributes)
+        for key in ("src", "href"):
+            target = attributes.get(key)
+            if target is not None and not target.startswith("data:"):
+                assert key == "href" and target in inside | beside | {
+                    "comprehensive_visualizations.png"
+                }
+    assert not reader.all("link") and not reader.all("iframe")
+    assert not re.search(r"(?:https?:)?//\w|url\(|@import", drawn.replace("// ", ""))
+    assert len(drawn) < 3e6
+
+
+def test_pictures_are_data_that_decodes(document: Document) -> None:
+    for attributes in Reader(page.draw(document)).all("img"):
+        head, _, data = (attributes["src"] or "").partition(",")
+        assert head == "data:image/png;base64" and attributes["alt"] is not None
+        assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+
+
+def test_texts_of_users_are_escaped() -> None:
+    document = _failing()
+    drawn = page.draw(document)
+    reader = Reader(drawn)
+    assert len(reader.all("script")) == 1 and "<script>alert" not in drawn
+    assert reader.text.count("alert") >= 4  # model, picture, reason, command are shown as text
+    policy = next(m["content"] for m in reader.all("meta") if m.get("http-equiv"))
+    assert "default-src 'none'" in (policy or "") and "script-src 'sha256-" in (policy or "")
+
+
+def test_the_table_of_results_says_how_it_sorts() -> None:
+    reader = Reader(page.draw(_document(_rows())))
+    (table,) = [attributes for attributes in reader.all("table") if "data-sortable" in attributes]
+    sorted_by = [head for head in reader.all("th") if "data-sort" in head]
+    assert [head["data-sort"] for head in sorted_by] == ["text"] + 7 * ["number"]
+    assert {head.get("data-first") for head in sorted_by} == {None, "ascending", "descending"}
+    values = [cell["data-value"] for cell in reader.all("td") if "data-value" in cell]
+    assert all(float(value or "x") >= 0 for value in values)
+    boxes = [box for box in reader.all("div") if box.get("class") == "scroll"]
+    assert boxes and all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+
+
+def test_what_a_document_lacks_is_left_out() -> None:
+    whole, alone = (Reader(page.draw(_document(_rows()[:n]))) for n in (7, 1))
+    assert {"outputs", "proof"} <= {section["id"] for section in whole.all("section")}
+    assert not {"outputs", "proof"} & {section["id"] for section in alone.all("section")}
+
+
+def test_a_page_of_one_document_is_the_same_bytes() -> None:
+    assert page.draw(_document(_rows())) == page.draw(_document(_rows()))
+
+
+def test_labels_cover_neither_points_nor_each_other() -> None:
+    points = [(str(i), 30.0 + 11 * (i % 3), 30.0 + 12 * (i // 3)) for i in range(9)]
+    found = labels.place(points, (0, 0, 300, 300))
+    assert [label.text for label in found] == [text for text, _, _ in points]
+    for index, one in enumerate(found):
+        assert all(abs(one.x - x) > 8 or abs(one.y - y) > 10 for _, x, y in points)
+        for other in found[index + 1 :]:
+            assert abs(one.x - other.x) > 5 or abs(one.y - other.y) > 10
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+_CLICKS = """
+const heads = [...document.querySelectorAll("table[data-sortable] th[data-sort]")];
+const names = () => [...document.querySelectorAll("table[data-sortable] tbody tr")]
+  .map((row) => row.cells[0].dataset.value).join(" ");
+const found = [names()];
+for (const column of [2, 2, 3, 0]) {
+  heads[column].querySelector("button").click();
+  found.push(heads[column].getAttribute("aria-sort") + " " + names());
+}
+found.push(heads.filter((head) => head.getAttribute("aria-sort") !== "none").length);
+document.body.textContent = found.join("|");
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+def test_a_browser_sorts_it_and_complains_of_nothing(tmp_path: Path) -> None:
+    document = _failing()
+    drawn = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page.draw(document))
+    assert drawn.count("</body>") == 1
+    file = tmp_path / "page.html"
+    file.write_text(drawn.replace("</body>", f"<script>{_CLICKS}</script></body>"))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    body = done.stdout.partition("<body>")[2].partition("</body>")[0].strip()
+    *orders, marked = body.split("|")
+    rows = {row["name"]: row for row in document["schemes"]}
+    names = list(rows)
+    good = [name for name in names if rows[name]["status"] == "ok"]
+    sizes = [rows[name]["bytes"]["model_bytes"] for name in good]
+    size = dict(zip(good, sizes, strict=True)).__getitem__
+    failed = names[3]
+    assert orders == [
+        " ".join(names),
+        " ".join(["ascending", *sorted(good, key=size), failed]),
+        " ".join(["descending", *sorted(good, key=size, reverse=True), failed]),
+        " ".join(["descending", *sorted(good, key=size), failed]),  # smaller: the better end first
+        " ".join(["ascending", *sorted(names)]),
+    ]
+    assert marked == "1"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+def test_the_policy_lets_its_own_script_run(tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(page.draw(_document(_rows())))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('aria-sort="none"') == len(sections.columns.COLUMNS) + 2
