@@ -68,9 +68,17 @@ typedef struct vgq_int4_gemm {
                  const int8_t *operand, const uint8_t *factor, int32_t *acc);
 } vgq_int4_gemm;
 
-/* y[64] = ((float)(acc - offset * sum) * x_scale) * scale + bias */
-typedef void vgq_finish_fn(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,
-                           const float *scale, const float *bias, float *y);
+/* What a panel's columns share: integers above the weights, scales, bias. */
+typedef struct vgq_columns {
+    int32_t offset[VGQ_PANEL];
+    float bias[VGQ_PANEL];
+    const float *scale;
+} vgq_columns;
+
+/* y[r][64] = ((float)(acc[r] - offset * sum[r]) * x_scale[r]) * scale + bias; y's rows lie ldy
+ * apart, acc's 64. */
+typedef void vgq_finish_fn(size_t rows, const int32_t *acc, const vgq_columns *columns,
+                           const int32_t *sum, const float *x_scale, float *y, size_t ldy);
 /* total[64] += (float)(acc - offset * sum) * scale */
 typedef void vgq_flush_fn(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
                           float *total);

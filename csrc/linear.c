@@ -2,12 +2,13 @@
  * Front of the quantized Linear: splits a product over threads.
  *
  * A product is cut into tasks of one panel and one block of rows. A task expands its panel once
- * into scratch that stays in the cache and runs the tiles of its rows over it. Tasks are dealt to
- * threads by their index alone, and no sum is split between tasks, so the thread count changes no
- * bit. */
+ * into scratch that stays in the cache and runs the tiles of its rows over it. Each thread has
+ * tasks of its own, neighbours, and then helps the others with theirs. No sum is split between
+ * tasks, so neither the thread count nor the order changes a bit. */
 #include "formats.h"
 #include "packed.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 enum {
@@ -16,8 +17,15 @@ enum {
     ALIGN = 64
 };
 
+/* The tasks of one thread, and which of them is next; a cache line. */
+typedef struct vgq_queue {
+    _Atomic size_t next;
+    size_t end;
+    unsigned char apart[ALIGN - 2 * sizeof(size_t)];
+} vgq_queue;
+
 /* One call, cut up. Scratch: activations (codes, or floats where x is not float), a scale and sums
- * a token, then for each thread its operand and its accumulators. */
+ * a token, the queues, then for each thread its operand and its accumulators. */
 typedef struct vgq_plan {
     vgq_weight w;
     vgq_layout at;
@@ -35,6 +43,7 @@ typedef struct vgq_plan {
     unsigned char *x;   /* codes [m][depth], or floats [m][k] */
     float *x_scale;     /* [m] */
     int32_t *x_sum;     /* [m][sums] */
+    vgq_queue *queues;  /* [team] */
     unsigned char *own; /* the first thread's share */
 } vgq_plan;
 
@@ -91,7 +100,7 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
 static size_t plan_nbytes(const vgq_plan *plan)
 {
     return ALIGN + plan->x_nbytes + plan->scale_nbytes + plan->sum_nbytes +
-           (size_t)plan->team * plan->own_nbytes;
+           (size_t)plan->team * (sizeof(vgq_queue) + plan->own_nbytes);
 }
 
 static int bad_call(const vgq_linear_call *call)
@@ -146,7 +155,8 @@ static void code_token(const vgq_plan *plan, size_t m, float *buffer)
     const float *const x = float_row(plan, m, buffer);
     float inverse;
     plan->x_scale[m] = vgq_token_scale(plan->kernels->largest(plan->w.k, x), &inverse);
-    sums[0] = plan->code_row(plan->w.k, plan->at.depth, x, inverse, codes);
+    const int32_t sum = plan->code_row(plan->w.k, plan->at.depth, x, inverse, codes);
+    sums[0] = plan->int4 ? 1 : sum; /* what finish multiplies the offsets with */
     if (plan->sums > 1)
         group_sums(plan, codes, sums);
 }
@@ -196,12 +206,17 @@ static const uint8_t *bytes_of(const vgq_plan *plan, vgq_panel panel, size_t sta
     return bytes;
 }
 
+/* Where row m of panel p lies in y. */
+static char *y_at(const vgq_plan *plan, size_t m, size_t p)
+{
+    return (char *)plan->call.y +
+           (m * plan->w.n + p * VGQ_PANEL) * vgq_dtype_nbytes(plan->call.y_dtype);
+}
+
 static void store_row(const vgq_plan *plan, size_t m, size_t p, const float *y)
 {
-    const size_t col = p * VGQ_PANEL, n = vgq_min(VGQ_PANEL, plan->w.n - col);
-    const vgq_dtype dtype = plan->call.y_dtype;
-    char *const at = (char *)plan->call.y + (m * plan->w.n + col) * vgq_dtype_nbytes(dtype);
-    vgq_chosen()->quantize.store[dtype](n, y, at);
+    const size_t n = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
+    vgq_chosen()->quantize.store[plan->call.y_dtype](n, y, y_at(plan, m, p));
 }
 
 static void bias_of(const vgq_plan *plan, size_t p, float bias[VGQ_PANEL])
@@ -212,25 +227,43 @@ static void bias_of(const vgq_plan *plan, size_t p, float bias[VGQ_PANEL])
         memcpy(bias, plan->call.bias + col, n * sizeof(*bias));
 }
 
+/* The scales and the bias of panel p; offset is the caller's. */
+static vgq_columns columns_of(const vgq_plan *plan, size_t p)
+{
+    vgq_columns columns = {.scale = panel_at(plan, p).scale};
+    bias_of(plan, p, columns.bias);
+    return columns;
+}
+
 /* One task: rows start..end against panel p, with this thread's scratch. */
 typedef struct vgq_task {
     size_t start, end, p;
     unsigned char *own;
 } vgq_task;
 
-/* y = ((acc - offset * sum) * x_scale) * scale + bias for the rows of a tile from m on. sum
- * NULL: 1.
- */
-static void finish_rows(const vgq_plan *plan, const vgq_task *task, size_t m, size_t rows,
-                        const int32_t *acc, const int32_t *offset, const int32_t *sum)
+/* Have the lines of y that a tile ends in come to the cache while it runs. */
+static void fetch_rows(const vgq_plan *plan, const vgq_task *task, size_t m, size_t rows)
 {
-    float bias[VGQ_PANEL], y[VGQ_PANEL];
-    bias_of(plan, task->p, bias);
-    for (size_t r = 0; r < rows; r++) {
-        plan->kernels->finish(acc + r * VGQ_PANEL, offset, sum ? sum[m + r] : 1,
-                              plan->x_scale[m + r], panel_at(plan, task->p).scale, bias, y);
-        store_row(plan, m + r, task->p, y);
+    const size_t nbytes = VGQ_PANEL * vgq_dtype_nbytes(plan->call.y_dtype);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < nbytes; i += ALIGN)
+            __builtin_prefetch(y_at(plan, m + r, task->p) + i, 1);
+}
+
+/* The rows of a tile from m on, from acc to y. acc is followed by floats of its size. */
+static void finish_rows(const vgq_plan *plan, const vgq_task *task, size_t m, size_t rows,
+                        int32_t *acc, const vgq_columns *columns, const int32_t *sum)
+{
+    const float *const x_scale = plan->x_scale + m;
+    if (plan->call.y_dtype == VGQ_F32 && (task->p + 1) * VGQ_PANEL <= plan->w.n) {
+        float *const y = (float *)(void *)y_at(plan, m, task->p);
+        plan->kernels->finish(rows, acc, columns, sum, x_scale, y, plan->w.n);
+        return;
     }
+    float *const y = (float *)(void *)(acc + plan->mr * VGQ_PANEL);
+    plan->kernels->finish(rows, acc, columns, sum, x_scale, y, VGQ_PANEL);
+    for (size_t r = 0; r < rows; r++)
+        store_row(plan, m + r, task->p, y + r * VGQ_PANEL);
 }
 
 /* Symmetric two-level W4 by the instruction set's own way: the activations' 128 comes off with the
@@ -243,15 +276,16 @@ static void int4_task(const vgq_plan *plan, const vgq_task *task)
         vgq_round_up(plan->w.group, 8); /* one group of all k ends with the padding */
     int8_t *const operand = (int8_t *)task->own;
     int32_t *const acc = (int32_t *)(void *)(task->own + plan->bytes_nbytes);
-    int32_t offset[VGQ_PANEL];
-    plan->int4->expand(depth, group, panel.codes, panel.factor, operand, offset);
+    vgq_columns columns = columns_of(plan, task->p);
+    plan->int4->expand(depth, group, panel.codes, panel.factor, operand, columns.offset);
     for (size_t c = 0; c < VGQ_PANEL; c++)
-        offset[c] *= 128;
+        columns.offset[c] *= 128;
     for (size_t m = task->start; m < task->end; m += plan->mr) {
         const size_t rows = vgq_min(plan->mr, task->end - m);
+        fetch_rows(plan, task, m, rows);
         plan->int4->tile(rows, depth, group, plan->x + m * depth, depth, operand, panel.factor,
                          acc);
-        finish_rows(plan, task, m, rows, acc, offset, NULL);
+        finish_rows(plan, task, m, rows, acc, &columns, plan->x_sum + m);
     }
 }
 
@@ -294,17 +328,19 @@ static void int_task(const vgq_plan *plan, const vgq_task *task)
         operand = task->own + plan->bytes_nbytes;
     }
     int32_t *const acc = (int32_t *)(void *)(task->own + plan->bytes_nbytes + plan->operand_nbytes);
-    int32_t offset[VGQ_PANEL];
+    vgq_columns columns = columns_of(plan, task->p);
     for (size_t c = 0; c < VGQ_PANEL; c++)
-        offset[c] = gemm->offset + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
+        columns.offset[c] =
+            gemm->offset + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
     for (size_t m = task->start; m < task->end; m += plan->mr) {
         const size_t rows = vgq_min(plan->mr, task->end - m);
         if (plan->w.scales == VGQ_PER_GROUP) {
             group_rows(plan, task, m, rows, operand, acc);
             continue;
         }
+        fetch_rows(plan, task, m, rows);
         gemm->tile(rows, depth, plan->x + m * depth * gemm->code_nbytes, depth, operand, acc);
-        finish_rows(plan, task, m, rows, acc, offset, plan->x_sum);
+        finish_rows(plan, task, m, rows, acc, &columns, plan->x_sum + m);
     }
 }
 
@@ -355,12 +391,24 @@ static void float_task(const vgq_plan *plan, const vgq_task *task)
 int omp_get_thread_num(void); /* of threads.c */
 int omp_get_num_threads(void);
 
-/* This thread's share of n things. */
-static void share(size_t n, size_t *first, size_t *last)
+/* Thread `me`'s share of n things. */
+static void share(size_t n, size_t threads, size_t me, size_t *first, size_t *last)
 {
-    const size_t threads = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
     *first = n / threads * me + vgq_min(n % threads, me);
     *last = *first + n / threads + (me < n % threads);
+}
+
+static void run_task(const vgq_plan *plan, size_t i, unsigned char *own)
+{
+    const size_t start = i / plan->at.panels * plan->rows;
+    const vgq_task task = {start, vgq_min(start + plan->rows, plan->call.m), i % plan->at.panels,
+                           own};
+    if (plan->int4)
+        int4_task(plan, &task);
+    else if (is_int(plan))
+        int_task(plan, &task);
+    else
+        float_task(plan, &task);
 }
 
 vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *call, void *scratch,
@@ -383,11 +431,9 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
     plan.x = at;
     plan.x_scale = (float *)(void *)(at += plan.x_nbytes);
     plan.x_sum = (int32_t *)(void *)(at += plan.scale_nbytes);
-    plan.own = at + plan.sum_nbytes;
-
-    void (*const run)(const vgq_plan *, const vgq_task *) = plan.int4       ? int4_task
-                                                            : is_int(&plan) ? int_task
-                                                                            : float_task;
+    plan.queues = (vgq_queue *)(void *)(at += plan.sum_nbytes);
+    const size_t team = (size_t)plan.team;
+    plan.own = at + team * sizeof(vgq_queue);
     if (is_int(&plan) || plan.x_nbytes) {
 #pragma omp parallel num_threads(plan.coders)
         {
@@ -395,7 +441,8 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
             vgq_float_enter(&mode);
             unsigned char *const own = plan.own + (size_t)omp_get_thread_num() * plan.own_nbytes;
             size_t m, last;
-            for (share(call->m, &m, &last); m < last; m++) {
+            share(call->m, (size_t)omp_get_num_threads(), (size_t)omp_get_thread_num(), &m, &last);
+            for (; m < last; m++) {
                 if (is_int(&plan))
                     code_token(&plan, m, (float *)(void *)own);
                 else
@@ -404,17 +451,20 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
             vgq_float_leave(&mode);
         }
     }
+    for (size_t t = 0; t < team; t++) {
+        size_t first;
+        share(plan.blocks * plan.at.panels, team, t, &first, &plan.queues[t].end);
+        atomic_init(&plan.queues[t].next, first);
+    }
 #pragma omp parallel num_threads(plan.team)
     {
         vgq_float_mode mode;
         vgq_float_enter(&mode);
-        unsigned char *const own = plan.own + (size_t)omp_get_thread_num() * plan.own_nbytes;
-        size_t i, last;
-        for (share(plan.blocks * plan.at.panels, &i, &last); i < last; i++) {
-            const size_t start = i / plan.at.panels * plan.rows;
-            const vgq_task task = {start, vgq_min(start + plan.rows, call->m), i % plan.at.panels,
-                                   own};
-            run(&plan, &task);
+        const size_t me = (size_t)omp_get_thread_num();
+        for (size_t t = 0; t < team; t++) {
+            vgq_queue *const queue = &plan.queues[(me + t) % team];
+            for (size_t i; (i = atomic_fetch_add(&queue->next, 1)) < queue->end;)
+                run_task(&plan, i, plan.own + me * plan.own_nbytes);
         }
         vgq_float_leave(&mode);
     }

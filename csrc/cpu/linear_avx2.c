@@ -377,17 +377,21 @@ static void float_tile_avx2(size_t rows, size_t k, const void *from, size_t ldx,
     }
 }
 
-static void finish_avx2(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,
-                        const float *scale, const float *bias, float *y)
+static void finish_avx2(size_t rows, const int32_t *acc, const vgq_columns *columns,
+                        const int32_t *sum, const float *x_scale, float *y, size_t ldy)
 {
-    const __m256i s = _mm256_set1_epi32(sum);
-    const __m256 xs = _mm256_set1_ps(x_scale);
     for (size_t n = 0; n < VGQ_PANEL; n += 8) {
-        const __m256i extra = _mm256_mullo_epi32(_mm256_loadu_si256((const void *)(offset + n)), s);
-        const __m256i a = _mm256_loadu_si256((const void *)(acc + n));
-        const __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(a, extra));
-        const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(v, xs), _mm256_loadu_ps(scale + n));
-        _mm256_storeu_ps(y + n, _mm256_add_ps(scaled, _mm256_loadu_ps(bias + n)));
+        const __m256i offset = _mm256_loadu_si256((const void *)(columns->offset + n));
+        const __m256 scale = _mm256_loadu_ps(columns->scale + n);
+        const __m256 bias = _mm256_loadu_ps(columns->bias + n);
+        for (size_t r = 0; r < rows; r++) {
+            const __m256i extra = _mm256_mullo_epi32(offset, _mm256_set1_epi32(sum[r]));
+            const __m256i a = _mm256_loadu_si256((const void *)(acc + r * VGQ_PANEL + n));
+            const __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(a, extra));
+            const __m256 scaled =
+                _mm256_mul_ps(_mm256_mul_ps(v, _mm256_set1_ps(x_scale[r])), scale);
+            _mm256_storeu_ps(y + r * ldy + n, _mm256_add_ps(scaled, bias));
+        }
     }
 }
 

@@ -165,16 +165,21 @@ static void float_tile_avx512(size_t rows, size_t k, const void *from, size_t ld
         float_tile_1x64_avx512(k, x + r * ldx, ldx, w, acc + r * VGQ_PANEL, accumulate);
 }
 
-static void finish_avx512(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,
-                          const float *scale, const float *bias, float *y)
+static void finish_avx512(size_t rows, const int32_t *acc, const vgq_columns *columns,
+                          const int32_t *sum, const float *x_scale, float *y, size_t ldy)
 {
-    const __m512i s = _mm512_set1_epi32(sum);
-    const __m512 xs = _mm512_set1_ps(x_scale);
     for (size_t n = 0; n < VGQ_PANEL; n += 16) {
-        const __m512i extra = _mm512_mullo_epi32(_mm512_loadu_si512(offset + n), s);
-        const __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(acc + n), extra));
-        const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(v, xs), _mm512_loadu_ps(scale + n));
-        _mm512_storeu_ps(y + n, _mm512_add_ps(scaled, _mm512_loadu_ps(bias + n)));
+        const __m512i offset = _mm512_loadu_si512(columns->offset + n);
+        const __m512 scale = _mm512_loadu_ps(columns->scale + n);
+        const __m512 bias = _mm512_loadu_ps(columns->bias + n);
+        for (size_t r = 0; r < rows; r++) {
+            const __m512i extra = _mm512_mullo_epi32(offset, _mm512_set1_epi32(sum[r]));
+            const __m512i a = _mm512_loadu_si512(acc + r * VGQ_PANEL + n);
+            const __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(a, extra));
+            const __m512 scaled =
+                _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(x_scale[r])), scale);
+            _mm512_storeu_ps(y + r * ldy + n, _mm512_add_ps(scaled, bias));
+        }
     }
 }
 

@@ -149,15 +149,17 @@ static void float_tile_neon(size_t rows, size_t k, const void *from, size_t ldx,
     }
 }
 
-static void finish_neon(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,
-                        const float *scale, const float *bias, float *y)
+static void finish_neon(size_t rows, const int32_t *acc, const vgq_columns *columns,
+                        const int32_t *sum, const float *x_scale, float *y, size_t ldy)
 {
-    for (size_t n = 0; n < VGQ_PANEL; n += 4) {
-        const int32x4_t a = vmlsq_n_s32(vld1q_s32(acc + n), vld1q_s32(offset + n), sum);
-        const float32x4_t scaled =
-            vmulq_f32(vmulq_n_f32(vcvtq_f32_s32(a), x_scale), vld1q_f32(scale + n));
-        vst1q_f32(y + n, vaddq_f32(scaled, vld1q_f32(bias + n)));
-    }
+    for (size_t r = 0; r < rows; r++, acc += VGQ_PANEL, y += ldy)
+        for (size_t n = 0; n < VGQ_PANEL; n += 4) {
+            const int32x4_t a =
+                vmlsq_n_s32(vld1q_s32(acc + n), vld1q_s32(columns->offset + n), sum[r]);
+            const float32x4_t scaled =
+                vmulq_f32(vmulq_n_f32(vcvtq_f32_s32(a), x_scale[r]), vld1q_f32(columns->scale + n));
+            vst1q_f32(y + n, vaddq_f32(scaled, vld1q_f32(columns->bias + n)));
+        }
 }
 
 static void flush_neon(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,

@@ -79,11 +79,14 @@ static void tile_i8_scalar(size_t rows, size_t k, const void *codes, size_t ld, 
     }
 }
 
-static void finish_scalar(const int32_t *acc, const int32_t *offset, int32_t sum, float x_scale,
-                          const float *scale, const float *bias, float *y)
+static void finish_scalar(size_t rows, const int32_t *acc, const vgq_columns *columns,
+                          const int32_t *sum, const float *x_scale, float *y, size_t ldy)
 {
-    for (size_t n = 0; n < VGQ_PANEL; n++)
-        y[n] = (float)(acc[n] - offset[n] * sum) * x_scale * scale[n] + bias[n];
+    for (size_t r = 0; r < rows; r++)
+        for (size_t n = 0; n < VGQ_PANEL; n++) {
+            const int32_t exact = acc[r * VGQ_PANEL + n] - columns->offset[n] * sum[r];
+            y[r * ldy + n] = (float)exact * x_scale[r] * columns->scale[n] + columns->bias[n];
+        }
 }
 
 static void flush_scalar(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
