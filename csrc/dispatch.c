@@ -104,6 +104,7 @@ const char *vgq_message(vgq_status status)
         [VGQ_EISA] = "an instruction set that is unknown or does not run on this machine",
         [VGQ_EPACKED] = "no packed weights, or cut short; pack the weight again",
         [VGQ_EDEPTH] = "a row too long for exact 32-bit sums",
+        [VGQ_ESTOPPED] = "stopped by its caller",
     };
     return (unsigned)status < VGQ_STATUSES ? messages[status] : "unknown status";
 }

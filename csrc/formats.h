@@ -34,9 +34,7 @@ VGQ_INLINE uint32_t vgq_bits_of_float(float x)
  */
 VGQ_INLINE int8_t vgq_encode(float x, float scale, int zero, int lowest, int highest)
 {
-    const float r = rintf(x / scale);
-    if (r != r)
-        return (int8_t)zero;
+    const float quotient = rintf(x / scale), r = quotient != quotient ? 0 : quotient;
     return (int8_t)((int)fminf(fmaxf(r, (float)(lowest - zero)), (float)(highest - zero)) + zero);
 }
 

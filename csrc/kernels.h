@@ -121,6 +121,12 @@ static inline double vgq_lane_sum(const double x[VGQ_LANES])
  */
 int vgq_team(size_t elements);
 
+/* Whether the call that this thread works for is to end: asked by fronts between blocks and tasks,
+ * so that no answer waits longer than one of these. */
+int vgq_stopped(void);
+/* For blocks and groups, each of which is done before it would have asked: every 64th does. */
+static inline int vgq_stopped_at(size_t index) { return index % 64 == 0 && vgq_stopped(); }
+
 /* Default rounding and denormals for one thread's share of the work, whatever the caller has set
  * (torch.set_flush_denormal, for one): enter, compute, leave. */
 typedef struct vgq_float_mode {

@@ -442,7 +442,7 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
             unsigned char *const own = plan.own + (size_t)omp_get_thread_num() * plan.own_nbytes;
             size_t m, last;
             share(call->m, (size_t)omp_get_num_threads(), (size_t)omp_get_thread_num(), &m, &last);
-            for (; m < last; m++) {
+            for (; m < last && !vgq_stopped_at(m); m++) {
                 if (is_int(&plan))
                     code_token(&plan, m, (float *)(void *)own);
                 else
@@ -463,10 +463,10 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
         const size_t me = (size_t)omp_get_thread_num();
         for (size_t t = 0; t < team; t++) {
             vgq_queue *const queue = &plan.queues[(me + t) % team];
-            for (size_t i; (i = atomic_fetch_add(&queue->next, 1)) < queue->end;)
+            for (size_t i; (i = atomic_fetch_add(&queue->next, 1)) < queue->end && !vgq_stopped();)
                 run_task(&plan, i, plan.own + me * plan.own_nbytes);
         }
         vgq_float_leave(&mode);
     }
-    return VGQ_OK;
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }

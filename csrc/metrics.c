@@ -48,16 +48,21 @@ vgq_status vgq_compare(size_t n, vgq_dtype r_dtype, const void *r_x, vgq_dtype c
 #pragma omp parallel num_threads(vgq_team(n))
     {
         float r_block[VGQ_BLOCK], c_block[VGQ_BLOCK];
+        int stop = 0;
         vgq_float_mode mode;
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t b = 0; b < count; b++) {
             const size_t at = b * VGQ_BLOCK, size = vgq_min(VGQ_BLOCK, n - at);
+            if ((stop = stop || vgq_stopped_at(b)))
+                continue;
             vgq_chosen()->metrics.moments(size, floats(r, at, size, r_block),
                                           floats(c, at, size, c_block), &parts[b]);
         }
         vgq_float_leave(&mode);
     }
+    if (vgq_stopped())
+        return VGQ_ESTOPPED;
     double lo = INFINITY, hi = -INFINITY;
     for (size_t b = 0; b < count; b++) {
         lo = parts[b].lo < lo ? parts[b].lo : lo;
@@ -79,7 +84,7 @@ size_t vgq_cross_entropy_parts(size_t rows) { return parts_of(rows, PART_ROWS); 
 static float peak_of(array a, size_t offset, size_t n)
 {
     float buffer[VGQ_BLOCK], peak = -INFINITY;
-    for (size_t i = 0; i < n; i += VGQ_BLOCK) {
+    for (size_t i = 0; i < n && !(i && vgq_stopped_at(i / VGQ_BLOCK)); i += VGQ_BLOCK) {
         const size_t size = vgq_min(VGQ_BLOCK, n - i);
         const float x = vgq_chosen()->metrics.peak(size, floats(a, offset + i, size, buffer));
         peak = x > peak ? x : peak;
@@ -92,7 +97,7 @@ static void row_sums(array r, array c, size_t offset, size_t n, double sums[VGQ_
     const float r_peak = peak_of(r, offset, n), c_peak = peak_of(c, offset, n);
     float r_block[VGQ_BLOCK], c_block[VGQ_BLOCK];
     double lanes[VGQ_SOFTMAX_SUMS][VGQ_LANES] = {{0}};
-    for (size_t i = 0; i < n; i += VGQ_BLOCK) {
+    for (size_t i = 0; i < n && !(i && vgq_stopped_at(i / VGQ_BLOCK)); i += VGQ_BLOCK) {
         const size_t size = vgq_min(VGQ_BLOCK, n - i);
         vgq_chosen()->metrics.softmax(size, floats(r, offset + i, size, r_block), r_peak,
                                       floats(c, offset + i, size, c_block), c_peak, lanes);
@@ -128,15 +133,17 @@ vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const 
 #pragma omp for schedule(static) nowait
         for (size_t part = 0; part < count; part++) {
             const size_t first = part * PART_ROWS, own = vgq_min(PART_ROWS, rows - first);
-            double sums[PART_ROWS][VGQ_SOFTMAX_SUMS];
+            double sums[PART_ROWS][VGQ_SOFTMAX_SUMS] = {{0}};
             parts[part] = (vgq_entropy){0};
-            for (size_t k = 0; k < own; k++)
+            for (size_t k = 0; k < own && !vgq_stopped(); k++)
                 row_sums(r, c, (first + k) * cols, cols, sums[k]);
             for (size_t k = 0; k < own; k++) /* apart, so that the logarithms overlap */
                 add_row(sums[k], &parts[part]);
         }
         vgq_float_leave(&mode);
     }
+    if (vgq_stopped())
+        return VGQ_ESTOPPED;
     add_parts(count, sizeof(*parts) / sizeof(double), (double *)parts);
     parts[0].cross_entropy /= (double)rows;
     parts[0].kl_divergence /= (double)rows;
@@ -188,11 +195,14 @@ vgq_status vgq_ssim(vgq_images shape, vgq_dtype r_dtype, const void *r_x, vgq_dt
     {
         float r_line[VGQ_SSIM_TILE + VGQ_SSIM_MARGIN], c_line[VGQ_SSIM_TILE + VGQ_SSIM_MARGIN];
         vgq_ssim_row ring[VGQ_SSIM_SIDE];
+        int stop = 0;
         size_t next = t.parts; /* the part that the ring is ready for, but for one row */
         vgq_float_mode mode;
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t part = 0; part < t.parts; part++) {
+            if ((stop = stop || vgq_stopped_at(part)))
+                continue;
             const size_t y = part % t.map_height, tile = part / t.map_height % t.tiles;
             const size_t image = part / t.map_height / t.tiles, left = tile * VGQ_SSIM_TILE;
             const size_t n = vgq_min(VGQ_SSIM_TILE, t.map_line - left);
@@ -212,6 +222,8 @@ vgq_status vgq_ssim(vgq_images shape, vgq_dtype r_dtype, const void *r_x, vgq_dt
         }
         vgq_float_leave(&mode);
     }
+    if (vgq_stopped())
+        return VGQ_ESTOPPED;
     add_parts(t.parts, 1, parts);
     parts[0] /= (double)shape.images * (double)t.map_height * (double)t.map_line;
     return VGQ_OK;
@@ -269,9 +281,10 @@ vgq_status vgq_exp(size_t n, const double *x, double *y)
         return VGQ_EINVAL;
     vgq_float_mode mode;
     vgq_float_enter(&mode);
-    vgq_chosen()->metrics.exp(n, x, y);
+    for (size_t i = 0; i < n && !vgq_stopped_at(i / VGQ_BLOCK); i += VGQ_BLOCK)
+        vgq_chosen()->metrics.exp(vgq_min(VGQ_BLOCK, n - i), x + i, y + i);
     vgq_float_leave(&mode);
-    return VGQ_OK;
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
 
 vgq_status vgq_log(size_t n, const double *x, double *y)
@@ -280,8 +293,8 @@ vgq_status vgq_log(size_t n, const double *x, double *y)
         return VGQ_EINVAL;
     vgq_float_mode mode;
     vgq_float_enter(&mode);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && !vgq_stopped_at(i); i++)
         y[i] = log_one(x[i]);
     vgq_float_leave(&mode);
-    return VGQ_OK;
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }

@@ -189,8 +189,9 @@ vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes)
     unsigned char *const panels = (unsigned char *)packed + sizeof(header);
 #pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
     for (size_t p = 0; p < at.panels; p++)
-        pack_panel(&w, &at, p, panels + p * at.panel_nbytes);
-    return VGQ_OK;
+        if (!vgq_stopped())
+            pack_panel(&w, &at, p, panels + p * at.panel_nbytes);
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
 
 vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weight)
@@ -229,6 +230,7 @@ vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weigh
     const unsigned char *const panels = (const unsigned char *)packed + sizeof(vgq_header);
 #pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
     for (size_t p = 0; p < at.panels; p++)
-        unpack_panel(&w, &at, p, panels + p * at.panel_nbytes);
-    return VGQ_OK;
+        if (!vgq_stopped())
+            unpack_panel(&w, &at, p, panels + p * at.panel_nbytes);
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }

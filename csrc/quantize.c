@@ -48,7 +48,7 @@ static size_t span_of(vgq_dtype dtype, const void *x, size_t offset, size_t n, f
     float buffer[VGQ_BLOCK];
     size_t nonfinite = 0;
     *lo = *hi = 0;
-    for (size_t i = 0; i < n; i += VGQ_BLOCK) {
+    for (size_t i = 0; i < n && !(i && vgq_stopped_at(i / VGQ_BLOCK)); i += VGQ_BLOCK) {
         const size_t m = vgq_min(VGQ_BLOCK, n - i);
         nonfinite +=
             vgq_chosen()->quantize.span(m, floats(dtype, x, offset + i, m, buffer), lo, hi);
@@ -69,7 +69,7 @@ vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo,
 #pragma omp for schedule(static) nowait
         for (size_t r = 0; r < shape.rows; r++) {
             nonfinite[r] = 0;
-            for (size_t g = 0; g < groups; g++) {
+            for (size_t g = 0; g < groups && !vgq_stopped_at(g); g++) {
                 const size_t at = g * shape.group;
                 nonfinite[r] +=
                     span_of(dtype, x, r * shape.cols + at, vgq_min(shape.group, shape.cols - at),
@@ -78,7 +78,7 @@ vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo,
         }
         vgq_float_leave(&mode);
     }
-    return VGQ_OK;
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
 
 /* A scale is a normal number, so that division by it and denormal-flushing callers are harmless. */
@@ -113,7 +113,7 @@ vgq_status vgq_parameters(vgq_format format, size_t n, const float *lo, const fl
         return VGQ_EINVAL;
     vgq_float_mode mode;
     vgq_float_enter(&mode);
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !vgq_stopped_at(i); i++) {
         const vgq_map map =
             zero ? asymmetric_map(format, lo[i], hi[i]) : symmetric_map(format, lo[i], hi[i]);
         scale[i] = map.scale;
@@ -121,7 +121,7 @@ vgq_status vgq_parameters(vgq_format format, size_t n, const float *lo, const fl
             zero[i] = (int8_t)map.zero;
     }
     vgq_float_leave(&mode);
-    return VGQ_OK;
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
 
 /* ---- codes ------------------------------------------------------------------------------------
@@ -199,14 +199,16 @@ vgq_status vgq_quantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, con
     const size_t blocks = shape.cols / VGQ_BLOCK + (shape.cols % VGQ_BLOCK != 0);
 #pragma omp parallel num_threads(vgq_team(elements))
     {
+        int stop = 0;
         vgq_float_mode mode;
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t i = 0; i < shape.rows * blocks; i++)
-            encode_block(&job, dtype, x, i / blocks, i % blocks * VGQ_BLOCK, q);
+            if (!(stop = stop || vgq_stopped_at(i)))
+                encode_block(&job, dtype, x, i / blocks, i % blocks * VGQ_BLOCK, q);
         vgq_float_leave(&mode);
     }
-    return VGQ_OK;
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
 
 vgq_status vgq_dequantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, const uint8_t *q,
@@ -220,14 +222,16 @@ vgq_status vgq_dequantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, c
     const size_t blocks = shape.cols / VGQ_BLOCK + (shape.cols % VGQ_BLOCK != 0);
 #pragma omp parallel num_threads(vgq_team(elements))
     {
+        int stop = 0;
         vgq_float_mode mode;
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t i = 0; i < shape.rows * blocks; i++)
-            decode_block(&job, dtype, q, i / blocks, i % blocks * VGQ_BLOCK, x);
+            if (!(stop = stop || vgq_stopped_at(i)))
+                decode_block(&job, dtype, q, i / blocks, i % blocks * VGQ_BLOCK, x);
         vgq_float_leave(&mode);
     }
-    return VGQ_OK;
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
 
 /* ---- two-level scales -------------------------------------------------------------------------
@@ -250,7 +254,7 @@ static double error_of(vgq_dtype dtype, const void *x, size_t offset, size_t n, 
 {
     float buffer[VGQ_BLOCK];
     double lanes[VGQ_LANES] = {0};
-    for (size_t i = 0; i < n; i += VGQ_BLOCK) {
+    for (size_t i = 0; i < n && !(i && vgq_stopped_at(i / VGQ_BLOCK)); i += VGQ_BLOCK) {
         const size_t m = vgq_min(VGQ_BLOCK, n - i);
         vgq_chosen()->quantize.error(m, floats(dtype, x, offset + i, m, buffer), map, lanes);
     }
@@ -263,7 +267,7 @@ static void two_level_row(vgq_dtype dtype, vgq_shape shape, const void *x, size_
     const size_t groups = vgq_row_groups(shape);
     const int largest = zero ? 8 : 15;
     float lo, hi, widest = 0;
-    for (size_t g = 0; g < groups; g++) {
+    for (size_t g = 0; g < groups && !vgq_stopped_at(g); g++) {
         const size_t at = g * shape.group, n = vgq_min(shape.group, shape.cols - at);
         span_of(dtype, x, row * shape.cols + at, n, &lo, &hi);
         const vgq_map map = zero ? asymmetric_map(VGQ_I4, lo, hi) : symmetric_map(VGQ_I4, lo, hi);
@@ -272,7 +276,7 @@ static void two_level_row(vgq_dtype dtype, vgq_shape shape, const void *x, size_
     const float channel = fmaxf(round17(widest / (float)largest), FLT_MIN);
     channel_scale[row] = channel;
     error[2 * row] = error[2 * row + 1] = 0;
-    for (size_t g = 0; g < groups; g++) {
+    for (size_t g = 0; g < groups && !vgq_stopped_at(g); g++) {
         const size_t at = g * shape.group, n = vgq_min(shape.group, shape.cols - at);
         const size_t offset = row * shape.cols + at;
         span_of(dtype, x, offset, n, &lo, &hi);
@@ -312,5 +316,5 @@ vgq_status vgq_two_level(vgq_dtype dtype, vgq_shape shape, const void *x, float 
             two_level_row(dtype, shape, x, r, channel_scale, factor, zero, error);
         vgq_float_leave(&mode);
     }
-    return VGQ_OK;
+    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }

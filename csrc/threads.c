@@ -4,7 +4,8 @@
  * beside it costs more than any kernel gains. So the few entry points that gcc's generated code
  * calls are defined here, hidden, and handed on to whichever runtime the process has loaded,
  * torch's first. With none loaded, the system's libgomp is opened; without that, work runs on the
- * calling thread. Also here: the floating-point mode of worker threads. */
+ * calling thread. Also here: how a call is stopped, and the floating-point mode of worker threads.
+ */
 #define _GNU_SOURCE
 #include "kernels.h"
 
@@ -14,6 +15,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 typedef void outlined_fn(void *data);
 typedef void parallel_fn(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags);
@@ -39,6 +41,8 @@ static _Atomic int forked;
 /* Whose region this thread works in; NULL: alone. A region keeps its runtime to its end, even if
  * torch's appears meanwhile. */
 static _Thread_local const runtime *region;
+/* Who may end this thread's work; in a worker, the work of the thread that it serves. */
+static _Thread_local vgq_stop *watched;
 
 static const char *basename_of(const char *path)
 {
@@ -148,21 +152,24 @@ typedef struct work {
     outlined_fn *fn;
     void *data;
     const runtime *runtime;
+    vgq_stop *watched;
 } work;
 
 static void share_of(void *data)
 {
     const work *const w = data;
     const runtime *const outer = region;
+    vgq_stop *const before = vgq_watch(w->watched);
     region = w->runtime;
     w->fn(w->data);
     region = outer;
+    vgq_watch(before);
 }
 
 void GOMP_parallel(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags)
 {
     const runtime *const r = forked || num_threads == 1 ? NULL : current;
-    work w = {fn, data, r && !r->in_parallel() ? r : NULL};
+    work w = {fn, data, r && !r->in_parallel() ? r : NULL, watched};
     if (w.runtime)
         w.runtime->parallel(share_of, &w, num_threads, flags);
     else
@@ -191,6 +198,43 @@ const char *vgq_openmp(void)
 {
     const runtime *const r = openmp();
     return r ? r->name : "none";
+}
+
+/* ---- stopping ------------------------------------------------------------------------------- */
+
+enum { ASKED_EVERY = 50 /* milliseconds */ };
+
+static int64_t milliseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now); /* a few nanoseconds; right to one tick */
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+vgq_stop *vgq_watch(vgq_stop *stop)
+{
+    vgq_stop *const before = watched;
+    watched = stop;
+    return before;
+}
+
+/* Only the calling thread, which is the team's first, asks; the others see its answer. */
+int vgq_stopped(void)
+{
+    vgq_stop *const stop = watched;
+    if (!stop)
+        return 0;
+    if (omp_get_thread_num() == 0) {
+        const int64_t now = milliseconds();
+        if (!stop->asked)
+            stop->asked = now;
+        if (now - stop->asked >= ASKED_EVERY) {
+            stop->asked = now;
+            if (stop->ask(stop->data))
+                __atomic_store_n(&stop->stopped, 1, __ATOMIC_RELAXED);
+        }
+    }
+    return __atomic_load_n(&stop->stopped, __ATOMIC_RELAXED);
 }
 
 /* ---- floating-point mode -------------------------------------------------------------------- */

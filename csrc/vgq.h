@@ -18,10 +18,11 @@ extern "C" {
 
 typedef enum vgq_status {
     VGQ_OK = 0,
-    VGQ_EINVAL,  /* a null pointer, an unknown format or dtype, sizes that do not fit together */
-    VGQ_EISA,    /* an instruction set that is unknown or does not run here */
-    VGQ_EPACKED, /* not packed weights, or cut short */
-    VGQ_EDEPTH,  /* a row too long for exact 32-bit sums */
+    VGQ_EINVAL,   /* a null pointer, an unknown format or dtype, sizes that do not fit together */
+    VGQ_EISA,     /* an instruction set that is unknown or does not run here */
+    VGQ_EPACKED,  /* not packed weights, or cut short */
+    VGQ_EDEPTH,   /* a row too long for exact 32-bit sums */
+    VGQ_ESTOPPED, /* its vgq_stop said so: outputs are unspecified */
     VGQ_STATUSES
 } vgq_status;
 
@@ -61,6 +62,20 @@ void vgq_set_threads(int n);
 int vgq_threads(void);
 /* The file name of the OpenMP runtime in use, or "none". */
 const char *vgq_openmp(void);
+
+/* ---- stopping (threads.c) ------------------------------------------------------------------- */
+
+/* A question that work puts now and then, on the thread that called: the calls of a thread that
+ * watches it end with VGQ_ESTOPPED once the answer is not 0. */
+typedef struct vgq_stop {
+    int (*ask)(void *data);
+    void *data;
+    int64_t asked; /* private: when last, in milliseconds */
+    int stopped;   /* private */
+} vgq_stop;
+
+/* What this thread's calls watch from now on, NULL: nothing. Returns what they watched before. */
+vgq_stop *vgq_watch(vgq_stop *stop);
 
 /* ---- quantize (quantize.c) ------------------------------------------------------------------ */
 

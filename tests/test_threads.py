@@ -7,6 +7,7 @@ What changes a process for good runs in one of its own.
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -132,6 +133,44 @@ print(children == {want})
 """)
         == "True"
     )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_data_loader_workers_compute_the_same(method: str) -> None:
+    """Workers of a DataLoader, after the parent has computed itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "quantized_data.py").write_text(
+            "import vggtquant as vq, torch\n"
+            "class Data(torch.utils.data.Dataset):\n"
+            "    def __len__(self): return 6\n"
+            "    def __getitem__(self, i):\n"
+            "        x = torch.linspace(-1, i + 1, 70_000).reshape(70, 1000)\n"
+            "        return vq.quantize(x, 'INT4_Group_32').dequantize()\n"
+        )
+        script = f"""
+import sys
+sys.path.insert(0, {folder!r})
+if __name__ == "__main__":
+    from quantized_data import Data
+    want = [Data()[i] for i in range(6)]
+    loader = torch.utils.data.DataLoader(
+        Data(), batch_size=None, num_workers=2, multiprocessing_context={method!r})
+    print(all(torch.equal(a, b) for a, b in zip(want, loader, strict=True)))
+"""
+        environment = {"PYTHONPATH": os.pathsep.join([folder, *sys.path])}
+        assert output(script, **environment) == "True"
+
+
+def test_the_package_is_imported_without_torch_and_numpy() -> None:
+    script = "import sys, vggtquant; print({'torch', 'numpy'} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
 
 
 def test_torch_may_come_after_the_core_and_while_it_works() -> None:

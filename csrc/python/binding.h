@@ -40,6 +40,23 @@ void *vgq_data(PyArrayObject *array);
 /* None, or the exception for that status. */
 PyObject *vgq_done(vgq_status status);
 
+/* Return what a call without the GIL gives. On the main thread signals are seen to meanwhile: a
+ * handler that raises, as that of Ctrl-C does, ends the call with what it raised. */
+#define VGQ_RETURN(call)                       \
+    do {                                       \
+        vgq_released released;                 \
+        vgq_release(&released);                \
+        const vgq_status status_ = (call);     \
+        return vgq_regain(&released, status_); \
+    } while (0)
+
+typedef struct vgq_released {
+    PyThreadState *thread;
+    vgq_stop stop, *outer;
+} vgq_released;
+void vgq_release(vgq_released *released);
+PyObject *vgq_regain(vgq_released *released, vgq_status status);
+
 /* Further wrappers of the module, ended by NULL. */
 extern PyMethodDef vgq_metrics_methods[];
 

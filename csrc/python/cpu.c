@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The module vggtquant._cpu: parse, check shapes, call, report. Types and meanings stand in
  * _cpu.pyi, contracts in vgq.h. Only vggtquant/ops.py imports it. */
+#define _GNU_SOURCE
 #define VGQ_IMPORTS_NUMPY
 #include "binding.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* ---- converters ---------------------------------------------------------------------------------
  */
@@ -78,9 +82,38 @@ PyObject *vgq_done(vgq_status status)
 {
     if (status == VGQ_OK)
         Py_RETURN_NONE;
+    if (status == VGQ_ESTOPPED) /* with the handler's exception set */
+        return NULL;
     PyErr_SetString(status == VGQ_EISA ? PyExc_RuntimeError : PyExc_ValueError,
                     vgq_message(status));
     return NULL;
+}
+
+static int handle_signals(void *thread)
+{
+    PyThreadState **const state = thread;
+    PyEval_RestoreThread(*state);
+    const int raised = PyErr_CheckSignals() < 0;
+    *state = PyEval_SaveThread();
+    return raised;
+}
+
+void vgq_release(vgq_released *released)
+{
+    *released = (vgq_released){.stop = {handle_signals, &released->thread, 0, 0}};
+    /* Python sees to signals on the main thread alone. */
+    static _Thread_local enum { UNKNOWN, MAIN, OTHER } this_thread;
+    if (this_thread == UNKNOWN)
+        this_thread = syscall(SYS_gettid) == getpid() ? MAIN : OTHER;
+    released->outer = vgq_watch(this_thread == MAIN ? &released->stop : NULL);
+    released->thread = PyEval_SaveThread();
+}
+
+PyObject *vgq_regain(vgq_released *released, vgq_status status)
+{
+    PyEval_RestoreThread(released->thread);
+    vgq_watch(released->outer);
+    return vgq_done(status);
 }
 
 static int has(PyArrayObject *array, size_t elements)
@@ -183,7 +216,6 @@ static PyObject *py_range(PyObject *self, PyObject *args)
 {
     vgq_shape shape;
     PyArrayObject *x, *lo, *hi, *nonfinite;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "(nnn)O&O&O&O&:range", &shape.rows, &shape.cols, &shape.group,
                           vgq_in_values, &x, vgq_out_f32, &lo, vgq_out_f32, &hi, vgq_out_u64,
@@ -193,18 +225,14 @@ static PyObject *py_range(PyObject *self, PyObject *args)
     if (bad_shape(shape) || !has(x, shape.rows * shape.cols) || !has(lo, groups) ||
         !has(hi, groups) || !has(nonfinite, shape.rows))
         return wrong_sizes();
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_range(vgq_dtype_of(x), shape, vgq_data(x), vgq_data(lo), vgq_data(hi),
-                           vgq_data(nonfinite));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_range(vgq_dtype_of(x), shape, vgq_data(x), vgq_data(lo), vgq_data(hi),
+                         vgq_data(nonfinite)));
 }
 
 static PyObject *py_parameters(PyObject *self, PyObject *args)
 {
     vgq_format format;
     PyArrayObject *lo, *hi, *scale, *zero;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&O&O&O&:parameters", parse_format, &format, vgq_in_f32, &lo,
                           vgq_in_f32, &hi, vgq_out_f32, &scale, vgq_optional_out_i8, &zero))
@@ -212,11 +240,8 @@ static PyObject *py_parameters(PyObject *self, PyObject *args)
     const size_t n = (size_t)PyArray_SIZE(lo);
     if (!has(hi, n) || !has(scale, n) || (zero && !has(zero, n)))
         return wrong_sizes();
-    Py_BEGIN_ALLOW_THREADS
-        status =
-            vgq_parameters(format, n, vgq_data(lo), vgq_data(hi), vgq_data(scale), vgq_data(zero));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(
+        vgq_parameters(format, n, vgq_data(lo), vgq_data(hi), vgq_data(scale), vgq_data(zero)));
 }
 
 /* The sizes that quantize and dequantize share. */
@@ -235,7 +260,6 @@ static PyObject *py_quantize(PyObject *self, PyObject *args)
     vgq_format format;
     vgq_shape shape;
     PyArrayObject *x, *scale, *zero, *q;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&:quantize", parse_format, &format, &shape.rows,
                           &shape.cols, &shape.group, vgq_in_values, &x, vgq_in_f32, &scale,
@@ -243,11 +267,8 @@ static PyObject *py_quantize(PyObject *self, PyObject *args)
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
         return wrong_sizes();
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_quantize(format, vgq_dtype_of(x), shape, vgq_data(x), vgq_data(scale),
-                              vgq_data(zero), vgq_data(q));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_quantize(format, vgq_dtype_of(x), shape, vgq_data(x), vgq_data(scale),
+                            vgq_data(zero), vgq_data(q)));
 }
 
 static PyObject *py_dequantize(PyObject *self, PyObject *args)
@@ -255,7 +276,6 @@ static PyObject *py_dequantize(PyObject *self, PyObject *args)
     vgq_format format;
     vgq_shape shape;
     PyArrayObject *x, *scale, *zero, *q;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&:dequantize", parse_format, &format, &shape.rows,
                           &shape.cols, &shape.group, vgq_in_u8, &q, vgq_in_f32, &scale,
@@ -263,18 +283,14 @@ static PyObject *py_dequantize(PyObject *self, PyObject *args)
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
         return wrong_sizes();
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_dequantize(format, vgq_dtype_of(x), shape, vgq_data(q), vgq_data(scale),
-                                vgq_data(zero), vgq_data(x));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_dequantize(format, vgq_dtype_of(x), shape, vgq_data(q), vgq_data(scale),
+                              vgq_data(zero), vgq_data(x)));
 }
 
 static PyObject *py_two_level(PyObject *self, PyObject *args)
 {
     vgq_shape shape;
     PyArrayObject *x, *channel_scale, *factor, *zero, *error;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "(nnn)O&O&O&O&O&:two_level", &shape.rows, &shape.cols, &shape.group,
                           vgq_in_values, &x, vgq_out_f32, &channel_scale, vgq_out_u8, &factor,
@@ -284,11 +300,8 @@ static PyObject *py_two_level(PyObject *self, PyObject *args)
     if (bad_shape(shape) || !has(x, shape.rows * shape.cols) || !has(channel_scale, shape.rows) ||
         !has(factor, groups) || (zero && !has(zero, groups)) || !has(error, 2 * shape.rows))
         return wrong_sizes();
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_two_level(vgq_dtype_of(x), shape, vgq_data(x), vgq_data(channel_scale),
-                               vgq_data(factor), vgq_data(zero), vgq_data(error));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_two_level(vgq_dtype_of(x), shape, vgq_data(x), vgq_data(channel_scale),
+                             vgq_data(factor), vgq_data(zero), vgq_data(error)));
 }
 
 /* ---- linear
@@ -339,7 +352,6 @@ static PyObject *py_pack(PyObject *self, PyObject *args)
 {
     vgq_weight w = {0};
     PyArrayObject *q, *scale, *factor, *zero, *packed;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&(nnn)O&O&O&O&O&:pack", parse_format, &w.format, parse_scales,
                           &w.scales, &w.n, &w.k, &w.group, vgq_in_u8, &q, vgq_in_f32, &scale,
@@ -351,10 +363,7 @@ static PyObject *py_pack(PyObject *self, PyObject *args)
         return vgq_done(VGQ_EDEPTH);
     if (w.n > (size_t)PY_SSIZE_T_MAX / 8 / VGQ_DEEPEST || !bind_weight(&w, q, scale, factor, zero))
         return wrong_sizes();
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_pack(&w, vgq_data(packed), (size_t)PyArray_SIZE(packed));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_pack(&w, vgq_data(packed), (size_t)PyArray_SIZE(packed)));
 }
 
 static PyObject *py_packed_weight(PyObject *self, PyObject *args)
@@ -387,10 +396,7 @@ static PyObject *py_unpack(PyObject *self, PyObject *args)
         return vgq_done(status);
     if (!bind_weight(&w, q, scale, factor, zero))
         return wrong_sizes();
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_unpack(vgq_data(packed), nbytes, &w);
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_unpack(vgq_data(packed), nbytes, &w));
 }
 
 static int parse_activations(PyObject *object, void *activations)
@@ -440,11 +446,8 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     call.x = vgq_data(x);
     call.bias = vgq_data(bias);
     call.y = vgq_data(y);
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_linear(vgq_data(packed), nbytes, &call, vgq_data(scratch),
-                            (size_t)PyArray_SIZE(scratch));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_linear(vgq_data(packed), nbytes, &call, vgq_data(scratch),
+                          (size_t)PyArray_SIZE(scratch)));
 }
 
 /* ---- the module

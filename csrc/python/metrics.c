@@ -19,7 +19,6 @@ static int fit(PyArrayObject *r, PyArrayObject *c, int dims, PyArrayObject *part
 static PyObject *py_compare(PyObject *self, PyObject *args)
 {
     PyArrayObject *r, *c, *parts;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&O&:compare", vgq_in_values, &r, vgq_in_values, &c, vgq_out_f64,
                           &parts))
@@ -27,17 +26,13 @@ static PyObject *py_compare(PyObject *self, PyObject *args)
     const size_t n = (size_t)PyArray_SIZE(r);
     if (!fit(r, c, 1, parts, vgq_compare_parts(n), sizeof(vgq_moments) / sizeof(double)))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_compare(n, vgq_dtype_of(r), vgq_data(r), vgq_dtype_of(c), vgq_data(c),
-                             vgq_data(parts));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_compare(n, vgq_dtype_of(r), vgq_data(r), vgq_dtype_of(c), vgq_data(c),
+                           vgq_data(parts)));
 }
 
 static PyObject *py_cross_entropy(PyObject *self, PyObject *args)
 {
     PyArrayObject *r, *c, *parts;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&O&:cross_entropy", vgq_in_values, &r, vgq_in_values, &c,
                           vgq_out_f64, &parts))
@@ -45,11 +40,8 @@ static PyObject *py_cross_entropy(PyObject *self, PyObject *args)
     const size_t rows = PyArray_NDIM(r) == 2 ? (size_t)PyArray_DIM(r, 0) : 0;
     if (!fit(r, c, 2, parts, vgq_cross_entropy_parts(rows), sizeof(vgq_entropy) / sizeof(double)))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_cross_entropy(rows, (size_t)PyArray_DIM(r, 1), vgq_dtype_of(r), vgq_data(r),
-                                   vgq_dtype_of(c), vgq_data(c), vgq_data(parts));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_cross_entropy(rows, (size_t)PyArray_DIM(r, 1), vgq_dtype_of(r), vgq_data(r),
+                                 vgq_dtype_of(c), vgq_data(c), vgq_data(parts)));
 }
 
 static vgq_images images_of(PyArrayObject *a)
@@ -65,7 +57,6 @@ static PyObject *py_ssim(PyObject *self, PyObject *args)
 {
     PyArrayObject *r, *c, *parts;
     double data_range, centre;
-    vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&ddO&:ssim", vgq_in_values, &r, vgq_in_values, &c, &data_range,
                           &centre, vgq_out_f64, &parts))
@@ -73,11 +64,8 @@ static PyObject *py_ssim(PyObject *self, PyObject *args)
     const vgq_images shape = images_of(r);
     if (!fit(r, c, 4, parts, vgq_ssim_parts(shape), 1))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-        status = vgq_ssim(shape, vgq_dtype_of(r), vgq_data(r), vgq_dtype_of(c), vgq_data(c),
-                          data_range, centre, vgq_data(parts));
-    Py_END_ALLOW_THREADS
-    return vgq_done(status);
+    VGQ_RETURN(vgq_ssim(shape, vgq_dtype_of(r), vgq_data(r), vgq_dtype_of(c), vgq_data(c),
+                        data_range, centre, vgq_data(parts)));
 }
 
 static PyObject *py_metric_values(PyObject *self, PyObject *args)
@@ -173,7 +161,7 @@ static PyObject *map_doubles(PyObject *args, vgq_status (*map)(size_t, const dou
         return NULL;
     if (PyArray_SIZE(x) != PyArray_SIZE(y))
         return PyErr_Format(PyExc_ValueError, "arrays of the same size wanted");
-    return vgq_done(map((size_t)PyArray_SIZE(x), vgq_data(x), vgq_data(y)));
+    VGQ_RETURN(map((size_t)PyArray_SIZE(x), vgq_data(x), vgq_data(y)));
 }
 
 static PyObject *py_exp(PyObject *self, PyObject *args)

@@ -83,17 +83,21 @@ static PyObject *py_render(PyObject *self, PyObject *args)
     const vgq_camera *camera = PyArray_DATA(cameras);
     uint8_t *colours = PyArray_DATA(rgb);
     float *z = PyArray_DATA(depth), *xyz = PyArray_DATA(points);
-    Py_BEGIN_ALLOW_THREADS
-        for (size_t row = (size_t)first; row < (size_t)last;) {
+    // A few rows at a time, so that a signal's handler need not wait for the whole.
+    enum { ROWS = 16 };
+    for (size_t row = (size_t)first; row < (size_t)last;) {
+        if (PyErr_CheckSignals() < 0)
+            return NULL;
+        Py_BEGIN_ALLOW_THREADS
             const size_t frame = row / height, start = row % height;
-            const size_t left = (size_t)last - row;
+            const size_t most = (size_t)last - row, left = most < ROWS ? most : ROWS;
             const size_t stop = start + left < height ? start + left : height;
             const size_t base = frame * height * width;
             vgq_render_rows(&scene, &camera[frame], width, height, start, stop, antialias,
                             colours + 3 * base, z + base, xyz + 3 * base);
             row += stop - start;
-        }
-    Py_END_ALLOW_THREADS
+        Py_END_ALLOW_THREADS
+    }
     Py_RETURN_NONE;
 }
 

@@ -18,10 +18,13 @@ static vec load(const float *p) { return (vec){p[0], p[1], p[2]}; }
 static vec mix(vec a, vec b, float t) { return add(scaled(a, 1.0f - t), scaled(b, t)); }
 static vec unit(vec a) { return scaled(a, 1.0f / sqrtf(dot(a, a))); }
 static float absolute(float x) { return x < 0.0f ? -x : x; }
-static float clamp01(float x) { return x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; }
+static float clamp01(float x) { return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f; } // NaN: 0
 
+// 0 for NaN and for what is far from every picture: neither the cast nor a neighbour overflows.
 static int32_t floor_i32(float x)
 {
+    if (!(absolute(x) < 0x1p30f))
+        return 0;
     const int32_t i = (int32_t)x;
     return i - (x < (float)i);
 }
@@ -115,7 +118,7 @@ static vec pattern(const vgq_texture *t, float u, float v, uint32_t seed)
         return p * p + q * q < radius * radius ? (h >> 24 & 1 ? c1 : c2) : c0;
     }
     case VGQ_GLYPHS: {
-        const int32_t i = (int32_t)(6.0f * a), j = (int32_t)(6.0f * b);
+        const int32_t i = floor_i32(6.0f * a), j = floor_i32(6.0f * b);
         const uint32_t h = hash(x, y, seed);
         const vec paper = h >> 16 & 1 ? c0 : c2;
         if (i < 1 || i > 4 || j < 1 || j > 4)
@@ -369,8 +372,8 @@ const char *vgq_scene_check(const vgq_scene *scene)
         const vgq_shape *s = &scene->shapes[i];
         if (!(s->kind >= 0.0f && s->kind < (float)VGQ_SHAPE_KINDS) || (s->kind == 0.0f) != (i == 0))
             return "shape 0 is a room, all others are boxes, ellipsoids or cylinders";
-        const float last = s->texture + (i == 0 ? 5.0f : 0.0f);
-        if (!(s->texture >= 0.0f && last < (float)scene->n_textures))
+        const double last = (double)s->texture + (i == 0 ? 5 : 0);
+        if (!(s->texture >= 0.0f && last < (double)scene->n_textures))
             return "a shape's texture is not in the table";
         if (!(s->half[0] > 0.0f && s->half[1] > 0.0f && s->half[2] > 0.0f))
             return "a shape's half sizes must be positive";
