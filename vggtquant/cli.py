@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `vggtquant` command. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 a defect of ours, 2 bad input, 3 a scheme failed; as shells have it, 130
-interrupted, 141 nobody reads the output, 143 ended.
+Exit codes: 0 done, 1 a defect of ours, 2 bad input, 3 a scheme failed, 4 two reports that cannot be
+compared; as shells have it, 130 interrupted, 141 nobody reads the output, 143 ended.
 Heavy modules are imported by the command that needs them, so that --help is quick.
 """
 
@@ -260,6 +260,18 @@ def _run(args: argparse.Namespace) -> int:
     return run.main(args)
 
 
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    from .evaluation import changes
+
+    changes.add_arguments(parser)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .evaluation import changes
+
+    return changes.main(args)
+
+
 COMMANDS: dict[
     str,
     tuple[
@@ -272,6 +284,11 @@ COMMANDS: dict[
         "compare every scheme with the FP32 model and write a report",
         _evaluate_arguments,
         _evaluate,
+    ),
+    "compare": (
+        "show what changed between two reports of evaluate",
+        _compare_arguments,
+        _compare,
     ),
     "run": (
         "reconstruct a scene from pictures with a (quantized) model",
