@@ -3,7 +3,8 @@
 
     python examples/train_tiny.py --out runs/tiny --minutes 60              # train, or train on
     python examples/train_tiny.py --out runs/tiny --minutes 0 --decay 1200  # anneal and export
-    python examples/train_tiny.py --out runs/tiny --evaluate                # print the scores
+    python examples/train_tiny.py --evaluate                                # scores of the shipped
+    python examples/train_tiny.py --evaluate --weights runs/tiny/weights.safetensors
 
 The learning rate warms up, stays, and falls only in the annealing that --decay asks for (WSD). The
 annealing starts from a copy: `last.pt`, from before it, stays, so that a later day can train on
@@ -21,7 +22,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -370,7 +371,7 @@ class Trainer:
         for name in ("average", "step", "first", "seconds", "decay_from", "history"):
             setattr(self, name, state[name])
 
-    def start_from(self, weights: Path, step: int) -> None:
+    def start_from(self, weights: Path, step: int = 0) -> None:
         """Take exported weights where no checkpoint is left: the helpers learn anew, quickly.
 
         step is the first to make, so that scenes of the stretch before are not seen again.
@@ -548,22 +549,26 @@ def steps(trainer: Trainer, last: int, limit: float, args: argparse.Namespace, p
         validate(trainer, batch, recent, args.out)
 
 
+TARGETS = {"absrel": 0.09, "delta": 0.91, "rotation": 3.0, "translation": 25.0, "auc30": 0.35}
+
+
 def evaluate(args: argparse.Namespace) -> None:
-    """Print the scores of exported weights on 64 held-out scenes beside trivial predictors."""
+    """Print the scores of weights on 64 held-out scenes beside trivial predictors and targets."""
     batch = held_out(scenes.HELD_OUT, 64)
-    guess = predict(tiny.build(args.weights or args.out / "weights.safetensors"), batch)
-    rows = trivial_scores(batch)
+    guess = predict(tiny.build(args.weights or tiny.WEIGHTS), batch)
+    rows: dict[str, Mapping[str, float]] = dict(trivial_scores(batch))
     rows["builtin:tiny"] = scores(guess["depth"][..., 0], guess["pose_enc"], batch)
-    names = list(rows["builtin:tiny"])
-    print("| predictor | " + " | ".join(names) + " |")
-    print("|---|" + "---|" * len(names))
+    rows["target"] = TARGETS
+    print("| predictor | " + " | ".join(SCORES) + " |")
+    print("|---|" + "---|" * len(SCORES))
     for name, row in rows.items():
-        print(f"| {name} | " + " | ".join(f"{row[n]:.3f}" for n in names) + " |")
+        cells = (f"{row[n]:.3f}" if n in row else "" for n in SCORES)
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run's files")
+    parser.add_argument("--out", type=Path, help="folder of the run's files")
     parser.add_argument("--minutes", type=float, help="stop the plateau after these minutes")
     parser.add_argument("--steps", type=int, help="stop the plateau at this step in all")
     parser.add_argument("--decay", type=int, default=0, help="then anneal for so many steps")
@@ -572,8 +577,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     parser.add_argument("--validate", type=int, default=250, help="steps between validations")
     parser.add_argument("--evaluate", action="store_true", help="only score exported weights")
-    parser.add_argument("--weights", type=Path, help="with --evaluate: these weights")
+    parser.add_argument("--weights", type=Path, help="with --evaluate: these (the shipped)")
     args = parser.parse_args()
+    if not args.out and not args.evaluate:
+        parser.error("--out DIR is wanted: where checkpoints and the curve go")
     torch.set_num_threads(args.threads)
     evaluate(args) if args.evaluate else train(args)
 

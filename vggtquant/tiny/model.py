@@ -8,6 +8,8 @@ dense heads work at a quarter of the resolution and end in a pixel shuffle.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -198,16 +200,26 @@ class TinyVGGT(nn.Module):
         self.depth_head = DPTHead(2 * dim, depth, features, 2)
 
     def forward(self, images: Tensor) -> dict[str, Tensor | list[Tensor]]:
-        """Reconstruct S pictures (S, 3, H, W) or (B, S, 3, H, W), H and W multiples of 14.
+        """Reconstruct S pictures (S, 3, H, W) or (B, S, 3, H, W) in [0, 1], 14 pixels or more.
 
         Returns pose_enc (B, S, 9), pose_enc_list, depth (B, S, H, W, 1), world_points
         (B, S, H, W, 3), their depth_conf and world_points_conf (B, S, H, W), and in eval mode the
-        images.  Raises UserError for any other shape.
+        images. H and W that are no multiples of 14 are padded for the computation, with a
+        UserWarning; the outputs are those of the pictures as given. Raises UserError for any
+        other shape.
+
+        >>> import torch, vggtquant.tiny
+        >>> out = vggtquant.tiny.build()(torch.rand(2, 3, 28, 42))
+        >>> out["depth"].shape
+        torch.Size([1, 2, 28, 42, 1])
         """
         images = images[None] if images.ndim == 4 else images
         check_images(images)
-        tokens, start = self.aggregator(images)
-        return self.heads(tokens, images, start)
+        padding = patch_padding(*images.shape[-2:])
+        padded = F.pad(images, padding, value=1.0) if any(padding) else images
+        tokens, start = self.aggregator(padded)
+        out = self.heads(tokens, padded, start)
+        return without_padding(out, images, padding) if any(padding) else out
 
     def heads(
         self, tokens: list[Tensor], images: Tensor, start: int
@@ -232,6 +244,45 @@ class TinyVGGT(nn.Module):
         return out
 
 
+def patch_padding(height: int, width: int) -> tuple[int, int, int, int]:
+    """Pixels to add on the left, right, top and bottom: whole patches, the picture in the middle.
+
+    Warns where there are any.
+    """
+    across, down = -width % PATCH, -height % PATCH
+    if across or down:
+        warnings.warn(
+            f"pictures of {height}x{width} are padded with white to {height + down}x"
+            f"{width + across}: multiples of {PATCH} are wanted",
+            stacklevel=3,
+        )
+    return across // 2, across - across // 2, down // 2, down - down // 2
+
+
+def without_padding(
+    out: dict[str, Tensor | list[Tensor]], images: Tensor, padding: tuple[int, int, int, int]
+) -> dict[str, Tensor | list[Tensor]]:
+    """The predictions of padded pictures, for the pictures as given: maps cut, views narrowed."""
+    left, right, top, bottom = padding
+    height, width = images.shape[-2:]
+    shares = images.new_tensor([height / (height + top + bottom), width / (width + left + right)])
+
+    def narrowed(pose: Tensor) -> Tensor:  # the focal length stays: tan(view / 2) = size / 2 f
+        view = 2 * torch.atan(shares * torch.tan(pose[..., 7:] / 2))
+        return torch.cat([pose[..., :7], view], -1)
+
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    cut: dict[str, Tensor | list[Tensor]] = {}
+    for name, value in out.items():
+        if isinstance(value, list):
+            cut[name] = [narrowed(pose) for pose in value]
+        elif name == "pose_enc":
+            cut[name] = narrowed(value)
+        else:
+            cut[name] = images if name == "images" else value[:, :, rows, columns]
+    return cut
+
+
 def check_images(images: Tensor) -> None:
     """Raise UserError unless images are (B, S, 3, H, W) floats of a size that the model takes."""
     shape = tuple(images.shape)
@@ -240,7 +291,9 @@ def check_images(images: Tensor) -> None:
     if shape[0] == 0 or shape[1] == 0:
         raise UserError(f"at least 1 frame is wanted, got {shape[0]} batches of {shape[1]} frames")
     height, width = shape[3:]
-    if height < PATCH or width < PATCH or height % PATCH or width % PATCH:
-        raise UserError(f"height and width must be multiples of {PATCH}, got {height}x{width}")
+    if height < PATCH or width < PATCH:
+        raise UserError(
+            f"pictures of {height}x{width} are smaller than a patch; wanted {PATCH}x{PATCH} or more"
+        )
     if not images.is_floating_point():
         raise UserError(f"images must be floats in [0, 1], got {images.dtype}")
