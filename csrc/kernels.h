@@ -67,23 +67,27 @@ const vgq_kernels *vgq_chosen(void);
  * A new one: a row here, its tables below, and the files cpu/<subject>_<isa>.c. */
 #if defined(__x86_64__)
 int vgq_has_f16c(void);
-#define VGQ_ISAS(X)                                                                             \
-    X(scalar, 1)                                                                                \
-    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && vgq_has_f16c())  \
-    X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&        \
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))     \
-    X(avx512vnni, __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && \
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-#define VGQ_TABLES(X)   \
-    X(quantize, scalar) \
-    X(metrics, scalar)  \
-    X(linear, scalar)   \
-    X(quantize, avx2)   \
-    X(metrics, avx2)    \
-    X(linear, avx2)     \
-    X(quantize, avx512) \
-    X(linear, avx512)   \
-    X(linear, avx512vnni)
+#define VGQ_ISAS(X)                                                                               \
+    X(scalar, 1)                                                                                  \
+    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && vgq_has_f16c())    \
+    X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&          \
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))       \
+    X(avx512vnni, __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&   \
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))   \
+    X(avx512bf16, __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") && \
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && \
+                      __builtin_cpu_supports("avx512vl"))
+#define VGQ_TABLES(X)     \
+    X(quantize, scalar)   \
+    X(metrics, scalar)    \
+    X(linear, scalar)     \
+    X(quantize, avx2)     \
+    X(metrics, avx2)      \
+    X(linear, avx2)       \
+    X(quantize, avx512)   \
+    X(linear, avx512)     \
+    X(linear, avx512vnni) \
+    X(linear, avx512bf16)
 #elif defined(__aarch64__)
 int vgq_has_dotprod(void);
 #define VGQ_ISAS(X) X(scalar, 1) X(neon, 1) X(neondot, vgq_has_dotprod())

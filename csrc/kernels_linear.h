@@ -19,13 +19,15 @@ enum { VGQ_PANEL = 64 };
  * zero: one a column. */
 typedef void vgq_expand4_fn(size_t k, const uint8_t *nibbles, const uint8_t *factor,
                             const int8_t *zero, uint8_t *bytes);
-/* How an instruction set multiplies floats. */
+/* How an instruction set multiplies floats, or bfloat16 in pairs: w[k / 2][64][2]. */
 typedef struct vgq_float_gemm {
-    /* w = (byte - offset) * scale. k multiple of 4; offset and scale: one a column. */
+    size_t nbytes; /* of an input and of a weight: 4 or 2 */
+    /* w = (byte - offset) * scale, rounded to its dtype. k multiple of 4; offset and scale: one a
+     * column. */
     void (*decode)(size_t k, const uint8_t *bytes, const int32_t *offset, const float *scale,
                    void *w);
-    /* acc[rows][64] (+)= x[rows][k] w, one chain of additions an output, k ascending. rows <=
-     * VGQ_FLOAT_ROWS. */
+    /* acc[rows][64] (+)= x[rows][k] w, one chain of additions an output, in the order of
+     * docs/conventions.md. rows <= VGQ_FLOAT_ROWS; k is even but in the last call of a row. */
     void (*tile)(size_t rows, size_t k, const void *x, size_t ldx, const void *w, float *acc,
                  int accumulate);
 } vgq_float_gemm;
@@ -86,6 +88,7 @@ typedef void vgq_flush_fn(const int32_t *acc, int32_t offset, int32_t sum, const
 typedef struct vgq_linear_kernels {
     vgq_expand4_fn *expand4;
     const vgq_float_gemm *float_gemm;
+    const vgq_float_gemm *bf16_gemm; /* or NULL, in any table */
     vgq_largest_fn *largest;
     vgq_code_row_fn *code_row;
     const vgq_int_gemm *int_gemm;

@@ -12,8 +12,8 @@
 #include <string.h>
 
 enum {
-    MOST_ROWS = 768,   /* of a task: amortizes expanding a panel, and its codes stay in L2 */
-    FLOAT_DEPTH = 512, /* inputs of a float panel in scratch at a time: 128 KB */
+    MOST_ROWS = 768,         /* of a task: amortizes expanding a panel, and its codes stay in L2 */
+    FLOAT_SLICE = 128 << 10, /* bytes of a panel's float weights in scratch at a time */
     ALIGN = 64
 };
 
@@ -31,8 +31,9 @@ typedef struct vgq_plan {
     vgq_layout at;
     vgq_linear_call call;
     const vgq_linear_kernels *kernels;
-    const vgq_int4_gemm *int4; /* what multiplies W4 codes; NULL: int_gemm */
-    const vgq_float_gemm *float_gemm;
+    const vgq_int4_gemm *int4;        /* what multiplies W4 codes; NULL: int_gemm */
+    const vgq_float_gemm *float_gemm; /* what multiplies floats, and inputs that it takes a slice */
+    size_t float_depth;
     vgq_code_row_fn *code_row; /* of what multiplies, as the next two */
     size_t mr, code_nbytes;
     const unsigned char *panels;
@@ -49,10 +50,17 @@ typedef struct vgq_plan {
 
 static int is_int(const vgq_plan *plan) { return plan->call.activations == VGQ_INT8_ACTIVATIONS; }
 
+static vgq_dtype float_dtype(const vgq_plan *plan)
+{
+    return plan->float_gemm == plan->kernels->float_gemm ? VGQ_F32 : VGQ_BF16;
+}
+
 static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
 {
     vgq_plan plan = {.w = *w, .call = *call, .kernels = &vgq_chosen()->linear};
-    plan.float_gemm = plan.kernels->float_gemm;
+    const int bf16 = call->activations == VGQ_BF16_ACTIVATIONS && plan.kernels->bf16_gemm;
+    plan.float_gemm = bf16 ? plan.kernels->bf16_gemm : plan.kernels->float_gemm;
+    plan.float_depth = FLOAT_SLICE / VGQ_PANEL / plan.float_gemm->nbytes;
     const vgq_int_gemm *const gemm = plan.kernels->int_gemm;
     plan.at = vgq_layout_of(&plan.w);
     plan.team = vgq_team(call->m * w->k * (w->n < 1024 ? w->n : 1024) / 64);
@@ -85,14 +93,15 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
             plan.operand_nbytes = plan.at.depth * VGQ_PANEL * gemm->weight_nbytes;
         plan.acc_nbytes = plan.mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
     } else {
-        plan.x_nbytes =
-            call->x_dtype == VGQ_F32 ? 0 : vgq_round_up(call->m * plan.w.k * sizeof(float), ALIGN);
-        plan.bytes_nbytes = plan.w.format == VGQ_I4 ? FLOAT_DEPTH * VGQ_PANEL : 0;
-        plan.operand_nbytes = FLOAT_DEPTH * VGQ_PANEL * sizeof(float);
+        plan.x_nbytes = call->x_dtype == float_dtype(&plan)
+                            ? 0
+                            : vgq_round_up(call->m * plan.w.k * plan.float_gemm->nbytes, ALIGN);
+        plan.bytes_nbytes = plan.w.format == VGQ_I4 ? plan.float_depth * VGQ_PANEL : 0;
+        plan.operand_nbytes = FLOAT_SLICE;
         plan.acc_nbytes = plan.rows * VGQ_PANEL * sizeof(float);
     }
     plan.own_nbytes = plan.bytes_nbytes + plan.operand_nbytes + plan.acc_nbytes;
-    if (is_int(&plan) && plan.own_nbytes < plan.w.k * sizeof(float)) /* a token as floats */
+    if (plan.own_nbytes < plan.w.k * sizeof(float)) /* a token as floats */
         plan.own_nbytes = vgq_round_up(plan.w.k * sizeof(float), ALIGN);
     return plan;
 }
@@ -128,6 +137,17 @@ static const float *float_row(const vgq_plan *plan, size_t m, float *buffer)
         return (const float *)(const void *)row;
     vgq_chosen()->quantize.load[dtype](plan->w.k, row, buffer);
     return buffer;
+}
+
+/* Copy token m as the float product reads it. */
+static void copy_token(const vgq_plan *plan, size_t m, float *buffer)
+{
+    const size_t k = plan->w.k;
+    unsigned char *const to = plan->x + m * k * plan->float_gemm->nbytes;
+    if (float_dtype(plan) == VGQ_F32)
+        float_row(plan, m, (float *)(void *)to);
+    else
+        vgq_chosen()->quantize.store[VGQ_BF16](k, float_row(plan, m, buffer), to);
 }
 
 /* The sums of a token's codes over each group of the weights. */
@@ -179,6 +199,11 @@ static vgq_panel panel_at(const vgq_plan *plan, size_t p)
     };
 }
 
+#define EIGHT 1, 1, 1, 1, 1, 1, 1, 1
+#define ONES                                                   \
+    {                                                          \
+        EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT \
+    }
 static const int8_t no_zero[VGQ_PANEL];
 
 /* Inputs start..start+depth of a panel as bytes: those packed, or W4 expanded into `bytes`.
@@ -186,10 +211,7 @@ static const int8_t no_zero[VGQ_PANEL];
 static const uint8_t *bytes_of(const vgq_plan *plan, vgq_panel panel, size_t start, size_t depth,
                                uint8_t *bytes)
 {
-    static const uint8_t ones[VGQ_PANEL] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const uint8_t all_one[VGQ_PANEL] = ONES;
     if (plan->w.format == VGQ_I8)
         return panel.codes + start * VGQ_PANEL;
     for (size_t i = start; i < start + depth;) {
@@ -198,7 +220,7 @@ static const uint8_t *bytes_of(const vgq_plan *plan, vgq_panel panel, size_t sta
                                ? start + depth
                                : vgq_min((g + 1) * plan->w.group, start + depth);
         plan->kernels->expand4(end - i, panel.codes + i * VGQ_PANEL / 2,
-                               panel.factor ? panel.factor + g * VGQ_PANEL : ones,
+                               panel.factor ? panel.factor + g * VGQ_PANEL : all_one,
                                panel.zero ? panel.zero + g * VGQ_PANEL : no_zero,
                                bytes + (i - start) * VGQ_PANEL);
         i = end;
@@ -344,46 +366,56 @@ static void int_task(const vgq_plan *plan, const vgq_task *task)
     }
 }
 
-/* Rows start..end against panel p, floats: FLOAT_DEPTH inputs of the panel are decoded at a time,
- * and the sums wait in acc between them. */
-static void float_task(const vgq_plan *plan, const vgq_task *task)
+static const float ones[VGQ_PANEL] = ONES;
+
+/* Inputs i..i+depth of a panel as the weights of the float product. bfloat16 holds the integers of
+ * a weight exactly, so there scales come in at the end, unless each group has its own. */
+static void decode_slice(const vgq_plan *plan, vgq_panel panel, size_t i, size_t depth,
+                         uint8_t *scratch, unsigned char *w)
 {
-    const size_t start = task->start, end = task->end, p = task->p;
-    unsigned char *const own = task->own;
-    const vgq_panel panel = panel_at(plan, p);
-    const size_t k = plan->w.k;
-    float *const w = (float *)(void *)(own + plan->bytes_nbytes);
-    float *const acc = (float *)(void *)(own + plan->bytes_nbytes + plan->operand_nbytes);
-    const float *const x =
-        plan->x_nbytes ? (const float *)(const void *)plan->x : (const float *)plan->call.x;
+    const uint8_t *const bytes = bytes_of(plan, panel, i, depth, scratch);
+    const int grouped = plan->w.scales == VGQ_PER_GROUP;
     int32_t offset[VGQ_PANEL];
-    float bias[VGQ_PANEL];
-    bias_of(plan, p, bias);
     for (size_t c = 0; c < VGQ_PANEL; c++)
         offset[c] = 128 + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
+    for (size_t j = 0, stop; j < depth; j = stop) {
+        const size_t g = grouped ? vgq_min((i + j) / plan->w.group, plan->at.groups - 1) : 0;
+        stop = !grouped || g + 1 == plan->at.groups ? depth
+                                                    : vgq_min((g + 1) * plan->w.group - i, depth);
+        plan->float_gemm->decode(stop - j, bytes + j * VGQ_PANEL, offset,
+                                 grouped                         ? panel.scale + g * VGQ_PANEL
+                                 : float_dtype(plan) == VGQ_BF16 ? ones
+                                                                 : panel.scale,
+                                 w + j * VGQ_PANEL * plan->float_gemm->nbytes);
+    }
+}
 
-    for (size_t i = 0; i < k; i += FLOAT_DEPTH) {
-        const size_t depth = vgq_min(FLOAT_DEPTH, plan->at.depth - i);
-        const uint8_t *const bytes = bytes_of(plan, panel, i, depth, own);
-        const size_t group = plan->w.scales == VGQ_PER_GROUP ? plan->w.group : plan->at.depth;
-        for (size_t j = 0, stop; j < depth; j = stop) {
-            const size_t g = vgq_min((i + j) / group, plan->at.groups - 1);
-            stop = g + 1 == plan->at.groups || plan->w.scales != VGQ_PER_GROUP
-                       ? depth
-                       : vgq_min((g + 1) * group - i, depth);
-            plan->float_gemm->decode(stop - j, bytes + j * VGQ_PANEL, offset,
-                                     panel.scale +
-                                         (plan->w.scales == VGQ_PER_GROUP ? g * VGQ_PANEL : 0),
-                                     w + j * VGQ_PANEL);
-        }
+/* Rows start..end against panel p, floats: a slice of the panel is decoded at a time, and the sums
+ * wait in acc between them. */
+static void float_task(const vgq_plan *plan, const vgq_task *task)
+{
+    const size_t start = task->start, end = task->end, p = task->p, k = plan->w.k;
+    const size_t nbytes = plan->float_gemm->nbytes;
+    unsigned char *const w = task->own + plan->bytes_nbytes;
+    const vgq_panel panel = panel_at(plan, p);
+    const unsigned char *const x = plan->x_nbytes ? plan->x : (const unsigned char *)plan->call.x;
+    float *const acc = (float *)(void *)(w + plan->operand_nbytes);
+    float bias[VGQ_PANEL];
+    bias_of(plan, p, bias);
+    for (size_t i = 0; i < k; i += plan->float_depth) {
+        const size_t depth = vgq_min(plan->float_depth, plan->at.depth - i);
+        decode_slice(plan, panel, i, depth, task->own, w);
         for (size_t m = start; m < end; m += VGQ_FLOAT_ROWS)
             plan->float_gemm->tile(vgq_min(VGQ_FLOAT_ROWS, end - m), vgq_min(depth, k - i),
-                                   x + m * k + i, k, w, acc + (m - start) * VGQ_PANEL, i > 0);
+                                   x + (m * k + i) * nbytes, k, w, acc + (m - start) * VGQ_PANEL,
+                                   i > 0);
     }
+    const int scaled = float_dtype(plan) == VGQ_F32 || plan->w.scales == VGQ_PER_GROUP;
+    const float *const scale = scaled ? ones : panel.scale;
     for (size_t m = start; m < end; m++) {
         float *const y = acc + (m - start) * VGQ_PANEL;
         for (size_t c = 0; c < VGQ_PANEL; c++)
-            y[c] += bias[c];
+            y[c] = y[c] * scale[c] + bias[c];
         store_row(plan, m, p, y);
     }
 }
@@ -446,7 +478,7 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
                 if (is_int(&plan))
                     code_token(&plan, m, (float *)(void *)own);
                 else
-                    float_row(&plan, m, (float *)(void *)plan.x + m * w.k);
+                    copy_token(&plan, m, (float *)(void *)own);
             }
             vgq_float_leave(&mode);
         }

@@ -217,6 +217,8 @@ vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weigh
 /* What the activations are while they are multiplied. */
 typedef enum vgq_activations {
     VGQ_FLOAT_ACTIVATIONS, /* floats; the product has a fixed order per instruction set */
+    VGQ_BF16_ACTIVATIONS,  /* rounded to bfloat16, where the instruction set multiplies those with
+                              sums of floats; elsewhere as VGQ_FLOAT_ACTIVATIONS */
     VGQ_INT8_ACTIVATIONS,  /* INT8 per token, chosen from each row; exact sums, the same bits
                               everywhere */
     VGQ_ACTIVATIONS

@@ -151,7 +151,7 @@ static const void *values(vgq_dtype dtype, const float *floats)
 
 /* ---- instruction sets ------------------------------------------------------------------------ */
 
-static const char *isas[8];
+static const char *isas[16];
 static size_t n_isas;
 
 static void test_dispatch(void)
@@ -451,7 +451,7 @@ static void test_linear(void)
             for (size_t j = 0; j < 3; j++) {
                 const vgq_weight w = weight_of(kinds[i], widths[j], k);
                 test_pack(&w);
-                const vgq_linear_call call = {(vgq_activations)(k % 2),
+                const vgq_linear_call call = {(vgq_activations)(k % VGQ_ACTIVATIONS),
                                               rows[(k + i + j) % 5],
                                               (vgq_dtype)((k + i) % 3),
                                               (vgq_dtype)((k + j) % 3),
@@ -459,17 +459,17 @@ static void test_linear(void)
                                               NULL,
                                               NULL};
                 vgq_linear_call other = call;
-                other.activations = (vgq_activations)(1 - k % 2);
+                other.activations = (vgq_activations)((k + 1 + i % 2) % VGQ_ACTIVATIONS);
                 other.m = rows[(k + i + j + 2) % 5];
                 test_product(&w, call, k % 3 != 0);
                 test_product(&w, other, k % 3 == 0);
             }
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
-        vgq_weight w = weight_of(kinds[i], 65, 67), deep = weight_of(kinds[i], 3, 600);
+        vgq_weight w = weight_of(kinds[i], 65, 67), deep = weight_of(kinds[i], 3, 1100);
         test_truncated(&w);
         for (int a = 0; a < VGQ_ACTIVATIONS; a++) /* more than one slice of a float panel */
             test_product(
-                &deep, (vgq_linear_call){(vgq_activations)a, 8, VGQ_F32, VGQ_F32, NULL, NULL, NULL},
+                &deep, (vgq_linear_call){(vgq_activations)a, 7, VGQ_F32, VGQ_F32, NULL, NULL, NULL},
                 1);
         w.k = VGQ_DEEPEST + 1;
         CHECK(vgq_packed_nbytes(&w) == 0 && vgq_pack(&w, &w, 0) == VGQ_EDEPTH, " ");

@@ -295,6 +295,34 @@ def linear_float(
     return y if bias is None else y + bias
 
 
+def linear_bf16(
+    x: NDArray[np.float32], w: Coded, bias: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """y (m, n) with activations rounded to bfloat16 and sums of floats, two inputs at a time."""
+    x = widen_bf16(narrow(x, "bfloat16"))
+    if w.bits == 4 and w.channel_scale is None:  # each group its scale: in the weights
+        weight = widen_bf16(narrow(dequantize(w), "bfloat16"))
+        scale = np.ones(len(weight), F32)
+    else:
+        weight = integers(w).astype(F32)
+        scale = w.scale[:, 0] if w.channel_scale is None else w.channel_scale
+    y = np.zeros((len(x), len(weight)), F32)
+    for k in range(0, x.shape[1], 2):
+        for i in (k + 1, k):
+            if i < x.shape[1]:
+                y = flush(fma(flush(x[:, i : i + 1]), flush(weight[:, i]), y))
+    return y * scale + (F32(0) if bias is None else bias)
+
+
+def widen_bf16(bits: Array) -> NDArray[np.float32]:
+    return (bits.astype(np.uint32) << 16).view(F32)
+
+
+def flush(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Denormals to zeros."""
+    return np.where(np.abs(x) < F32(2.0**-126), F32(0), x)
+
+
 def fma(
     a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]
 ) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ def arguments() -> dict[str, list[Any]]:
     q = rng.integers(0, 255, (N, K // 2), dtype=np.uint8)
     packed = np.empty(_cpu.packed_nbytes("i4", "two_level", SHAPE, False), np.uint8)
     _cpu.pack("i4", "two_level", SHAPE, q, scale, factor, None, packed)
-    scratch = np.empty(_cpu.linear_nbytes(packed, True, x, y), np.uint8)
+    scratch = np.empty(_cpu.linear_nbytes(packed, "int8", x, y), np.uint8)
     lo, hi = -np.ones(GROUPS, np.float32), np.ones(GROUPS, np.float32)
     floats = np.full(GROUPS, 0.1, np.float32)
     zero, wide = np.zeros(GROUPS, np.int8), np.empty((N, K), np.uint8)
@@ -45,8 +45,8 @@ def arguments() -> dict[str, list[Any]]:
         "pack": ["i4", "two_level", SHAPE, q, scale, factor, None, packed.copy()],
         "packed_weight": [packed],
         "unpack": [packed, q.copy(), scale.copy(), factor.copy(), None],
-        "linear_nbytes": [packed, True, x, y],
-        "linear": [packed, True, x, np.zeros(N, np.float32), y, scratch],
+        "linear_nbytes": [packed, "int8", x, y],
+        "linear": [packed, "int8", x, np.zeros(N, np.float32), y, scratch],
     }
 
 

@@ -12,98 +12,26 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import INTEGER_CONFIGS
-from numpy.typing import NDArray
+from linears import (
+    F32,
+    FLOAT_GROUPS,
+    WEIGHTS,
+    Array,
+    bits,
+    case,
+    coded,
+    config_for,
+    layer_of,
+    product,
+    same,
+)
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import QTensor, QuantizedLinear, Scheme, UserError, ops
-
-F32 = np.float32
-Array = NDArray[np.generic]
-
-FLOAT_GROUPS = Scheme(4, True, "per_group", 32)
-FLOAT_GROUPS_ASYMMETRIC = Scheme(4, False, "per_group", 32)
-TWO_LEVEL_ASYMMETRIC = Scheme(4, False, "per_group", 128, two_level=True)
-WEIGHTS = {
-    **{name: c.scheme(c.bits) for name, c in INTEGER_CONFIGS.items() if not c.quantize_activations},
-    "float_groups": FLOAT_GROUPS,
-    "float_groups_asymmetric": FLOAT_GROUPS_ASYMMETRIC,
-    "two_level_asymmetric": TWO_LEVEL_ASYMMETRIC,
-}
-"""Every kind of weight that a Linear takes: the named ones, and what they fall back to."""
+from vggtquant import QTensor, QuantizedLinear, Scheme, UserError
 
 every_weight = pytest.mark.parametrize("name", WEIGHTS)
 activations = pytest.mark.parametrize("int8", [False, True], ids=["float", "A8"])
-
-
-def config_for(int8: bool) -> vq.QuantizationConfig:
-    return vq.CONFIGS["INT8_Per_Channel_Symmetric" + ("_A8" if int8 else "")]
-
-
-def bits(x: torch.Tensor) -> bytes:
-    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def coded(q: QTensor) -> reference.Coded:
-    """A weight as the reference takes it, from what the public attributes say."""
-    n, k = q.shape
-    scale = np.broadcast_to(q.scale.reshape(-1, q.layout.row_groups), (n, q.layout.row_groups))
-    zero = np.broadcast_to(
-        q.zero_point.reshape(scale.shape[0] if q.zero_point.size > 1 else 1, -1), scale.shape
-    )
-    channel = None if q.factor is None else q.stored_scale
-    factor = None if q.factor is None else q.factor.reshape(n, -1).astype(int)
-    group = q.layout.group if q.scheme.granularity == "per_group" else k
-    codes, zero = q.codes.astype(int), zero.astype(int)
-    return reference.Coded(codes, scale, zero, q.scheme.bits, group, channel, factor)
-
-
-def product(
-    x: torch.Tensor, q: QTensor, bias: torch.Tensor | None, int8: bool, dtype: torch.dtype
-) -> Array:
-    """What the conventions say, with the multiply-adds of the instruction set in use."""
-    rows = reference.widen(x.detach()).reshape(-1, q.shape[1])
-    added = None if bias is None else reference.widen(bias.detach())
-    with np.errstate(all="ignore"):
-        if int8:
-            y = reference.linear_int8(rows, coded(q), added)
-        else:
-            y = reference.linear_float(rows, coded(q), added, fused=vq.isa() != "scalar")
-    return reference.narrow(
-        y.reshape(*x.shape[:-1], q.shape[0]), reference.dtype_name(torch.empty(0, dtype=dtype))
-    )
-
-
-def same(y: torch.Tensor, want: Array) -> None:
-    """Equal bits; any NaN equals any other."""
-    got = ops.values(y)
-    assert got.shape == want.shape and got.dtype == want.dtype
-    nan = torch.isnan(y.detach()).numpy()
-    is_nan = np.isnan(want) if want.dtype != np.uint16 else (want & 0x7FFF) > 0x7F80
-    np.testing.assert_array_equal(nan, is_nan)
-    as_bits = np.uint32 if want.dtype == np.float32 else np.uint16
-    np.testing.assert_array_equal(got.view(as_bits)[~nan], want.view(as_bits)[~nan])
-
-
-@cache
-def weight(n: int, k: int) -> Array:
-    """Bell-shaped, with each row off centre in its own way."""
-    rng = np.random.default_rng(n * 1000 + k)
-    return (rng.normal(0, 0.05, (n, k)) + rng.normal(0, 0.02, (n, 1))).astype(F32)
-
-
-@cache
-def case(name: str, n: int, k: int) -> tuple[QTensor, torch.Tensor, torch.Tensor]:
-    """Weight, bias, and 70 tokens."""
-    generator = torch.Generator().manual_seed(n + k)
-    q = vq.quantize(weight(n, k), WEIGHTS[name])
-    return q, torch.randn(n, generator=generator), torch.randn(70, k, generator=generator)
-
-
-def layer_of(q: QTensor, bias: torch.Tensor | None, int8: bool) -> QuantizedLinear:
-    parameter = None if bias is None else nn.Parameter(bias)
-    return QuantizedLinear(q, parameter, config_for(int8)).requires_grad_(False)
 
 
 # ---- numbers -------------------------------------------------------------------------------------

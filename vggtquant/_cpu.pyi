@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Format: TypeAlias = Literal["i8", "i4"]
 Scales: TypeAlias = Literal["per_row", "two_level", "per_group"]
+Activations: TypeAlias = Literal["float", "bf16", "int8"]
 Shape: TypeAlias = tuple[int, int, int]
 Values: TypeAlias = NDArray[Any]
 F32: TypeAlias = NDArray[np.float32]
@@ -47,10 +48,10 @@ def pack(
 ) -> None: ...
 def packed_weight(packed: U8, /) -> tuple[int, Scales, Shape, bool]: ...
 def unpack(packed: U8, q: U8, scale: F32, factor: U8 | None, zero: I8 | None, /) -> None: ...
-def linear_nbytes(packed: U8, quantize_activations: bool, x: Values, y: Values, /) -> int: ...
+def linear_nbytes(packed: U8, activations: Activations, x: Values, y: Values, /) -> int: ...
 def linear(
     packed: U8,
-    quantize_activations: bool,
+    activations: Activations,
     x: Values,
     bias: F32 | None,
     y: Values,

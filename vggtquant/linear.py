@@ -48,8 +48,8 @@ class QuantizedLinear(nn.Module):
     x (..., in_features) of float32, float16 or bfloat16 gives (..., out_features) of the same
     dtype; under CPU autocast, of autocast's. With quantize_activations each token is coded to INT8
     and sums are exact integers: the same bits on every instruction set and thread count. Without,
-    weights are decoded panel by panel and multiplied in float32, in an order fixed per instruction
-    set.
+    weights are decoded panel by panel and multiplied in float32, or in bfloat16 with float32 sums
+    where that is the output's dtype and the CPU can; in an order fixed per instruction set.
 
     >>> layer = QuantizedLinear.from_linear(nn.Linear(64, 32), "INT4_Group_32_A8")
     >>> layer(torch.ones(2, 3, 64)).shape
@@ -112,9 +112,12 @@ class QuantizedLinear(nn.Module):
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """forward of x (rows, in_features) without autograd."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        return ops.linear(
-            self.packed, self.config.quantize_activations, x, bias, self.out_features, dtype
-        )
+        activations: Literal["float", "bf16", "int8"] = "float"
+        if self.config.quantize_activations:
+            activations = "int8"
+        elif dtype == torch.bfloat16:
+            activations = "bf16"
+        return ops.linear(self.packed, activations, x, bias, self.out_features, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) to (..., out_features)."""

@@ -236,7 +236,7 @@ def unpack(
 
 def linear(
     packed: torch.Tensor,
-    quantize_activations: bool,
+    activations: _cpu.Activations,
     x: torch.Tensor,
     bias: torch.Tensor | None,
     n: int,
@@ -245,10 +245,10 @@ def linear(
     """y = x w^T + bias for x of shape (m, k) in one of the core's dtypes; y (m, n) of `dtype`."""
     y = torch.empty((x.shape[0], n), dtype=dtype)
     weight, source, into = packed.numpy(), values(x), values(y)
-    nbytes = _cpu.linear_nbytes(weight, quantize_activations, source, into)
+    nbytes = _cpu.linear_nbytes(weight, activations, source, into)
     scratch = torch.empty(nbytes, dtype=torch.uint8)
     added = None if bias is None else bias.detach().float().contiguous().numpy()
-    _cpu.linear(weight, quantize_activations, source, added, into, scratch.numpy())
+    _cpu.linear(weight, activations, source, added, into, scratch.numpy())
     return y
 
 

@@ -409,7 +409,7 @@ static void flush_avx2(const int32_t *acc, int32_t offset, int32_t sum, const fl
 
 ISA_END
 
-static const vgq_float_gemm float_gemm_avx2 = {decode_panel_avx2, float_tile_avx2};
+static const vgq_float_gemm float_gemm_avx2 = {sizeof(float), decode_panel_avx2, float_tile_avx2};
 
 static const vgq_int4_gemm int4_gemm_avx2 = {
     .mr = 4,

@@ -96,7 +96,8 @@ static void flush_scalar(const int32_t *acc, int32_t offset, int32_t sum, const 
         total[n] += (float)(acc[n] - offset * sum) * scale[n];
 }
 
-static const vgq_float_gemm float_gemm_scalar = {decode_panel_scalar, float_tile_scalar};
+static const vgq_float_gemm float_gemm_scalar = {sizeof(float), decode_panel_scalar,
+                                                 float_tile_scalar};
 
 static const vgq_int_gemm int_gemm_scalar = {
     .mr = 6,

@@ -401,9 +401,18 @@ static PyObject *py_unpack(PyObject *self, PyObject *args)
 
 static int parse_activations(PyObject *object, void *activations)
 {
-    const int quantized = PyObject_IsTrue(object);
-    *(vgq_activations *)activations = quantized ? VGQ_INT8_ACTIVATIONS : VGQ_FLOAT_ACTIVATIONS;
-    return quantized >= 0;
+    static const char *const names[VGQ_ACTIVATIONS] = {
+        [VGQ_FLOAT_ACTIVATIONS] = "float",
+        [VGQ_BF16_ACTIVATIONS] = "bf16",
+        [VGQ_INT8_ACTIVATIONS] = "int8",
+    };
+    for (int i = 0; PyUnicode_Check(object) && i < VGQ_ACTIVATIONS; i++)
+        if (PyUnicode_CompareWithASCIIString(object, names[i]) == 0) {
+            *(vgq_activations *)activations = (vgq_activations)i;
+            return 1;
+        }
+    PyErr_Format(PyExc_ValueError, "unknown kind of activations %R", object);
+    return 0;
 }
 
 static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
