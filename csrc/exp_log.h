@@ -4,9 +4,7 @@
 #ifndef VGQ_EXP_LOG_H
 #define VGQ_EXP_LOG_H
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "formats.h"
 
 /* ln 2 in two parts, the first of 32 bits, so that its product with an exponent is exact. */
 #define LN2_HIGH 0x1.62e42feep-1
@@ -32,7 +30,7 @@
     TERM(1.0 / 2)
 #define EXP_TAYLOR_FIRST (1.0 / 6227020800)
 
-static inline double exp_one(double x)
+VGQ_INLINE double exp_one(double x)
 {
     if (x != x)
         return x;
@@ -59,7 +57,7 @@ static inline double exp_one(double x)
 /* x = 2^k * m with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(s), s = (m - 1) / (m + 1), by its
  * series. The sum is arranged as in FreeBSD's e_log.c, so that m - 1, which is exact, comes in
  * last. */
-static inline double log_one(double x)
+VGQ_INLINE double log_one(double x)
 {
     uint64_t bits;
     memcpy(&bits, &x, sizeof(bits));

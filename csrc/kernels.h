@@ -6,6 +6,9 @@
 #ifndef VGQ_KERNELS_H
 #define VGQ_KERNELS_H
 
+#include "formats.h"
+#include "scales.h"
+#include "shapes.h"
 #include "vgq.h"
 
 /* Fronts cut long rows into blocks of this many elements: a multiple of 16 (the lanes of a float
@@ -23,12 +26,6 @@ typedef void vgq_store_fn(size_t n, const float *src, void *dst);
 /* Widen *lo..*hi so that it holds every finite x; returns how many are NaN or infinite
  * (then lo and hi are unspecified). */
 typedef size_t vgq_span_fn(size_t n, const float *x, float *lo, float *hi);
-
-/* Linear map of one group: code = saturate(rint(x / scale) + zero), x = (code - zero) * scale. */
-typedef struct vgq_map {
-    float scale;
-    int zero, lowest, highest;
-} vgq_map;
 
 typedef void vgq_encode_fn(size_t n, const float *x, vgq_map map, int8_t *codes);
 typedef void vgq_decode_fn(size_t n, const int8_t *codes, vgq_map map, float *x);
@@ -60,6 +57,10 @@ typedef struct vgq_kernels {
     vgq_metrics_kernels metrics;
     vgq_linear_kernels linear;
 } vgq_kernels;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 const vgq_kernels *vgq_chosen(void);
 
@@ -108,13 +109,13 @@ VGQ_TABLES(X)
 
 /* ---- shared by the fronts ------------------------------------------------------------------- */
 
-static inline size_t vgq_min(size_t a, size_t b) { return a < b ? a : b; }
+VGQ_INLINE size_t vgq_min(size_t a, size_t b) { return a < b ? a : b; }
 
-static inline size_t vgq_dtype_nbytes(vgq_dtype dtype) { return dtype == VGQ_F32 ? 4 : 2; }
+VGQ_INLINE size_t vgq_dtype_nbytes(vgq_dtype dtype) { return dtype == VGQ_F32 ? 4 : 2; }
 
 /* The lanes of a reduction, added by a fixed tree: i with i + 8, then 4, 2, 1. Written out, because
  * compilers make stores and loads of a loop over halves. */
-static inline double vgq_lane_sum(const double x[VGQ_LANES])
+VGQ_INLINE double vgq_lane_sum(const double x[VGQ_LANES])
 {
     const double sum0 = (x[0] + x[8]) + (x[4] + x[12]), sum1 = (x[1] + x[9]) + (x[5] + x[13]);
     const double sum2 = (x[2] + x[10]) + (x[6] + x[14]), sum3 = (x[3] + x[11]) + (x[7] + x[15]);
@@ -138,5 +139,9 @@ typedef struct vgq_float_mode {
 } vgq_float_mode;
 void vgq_float_enter(vgq_float_mode *mode);
 void vgq_float_leave(const vgq_float_mode *mode);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -11,6 +11,9 @@ typedef void vgq_moments_fn(size_t n, const float *r, const float *c, vgq_moment
 /* The largest element; -Inf for none. */
 typedef float vgq_peak_fn(size_t n, const float *x);
 
+/* Rows whose entropies are added one after the other to one part. */
+enum { VGQ_ENTROPY_ROWS = 256 };
+
 /* Sums over a row, with a = r - r_peak, b = c - c_peak: e^a, e^b, e^a * -b, e^a * (a - b). */
 enum { VGQ_SOFTMAX_R, VGQ_SOFTMAX_C, VGQ_SOFTMAX_CROSS, VGQ_SOFTMAX_KL, VGQ_SOFTMAX_SUMS };
 typedef void vgq_softmax_fn(size_t n, const float *r, float r_peak, const float *c, float c_peak,

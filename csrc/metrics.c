@@ -1,15 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Front of the metrics: checks, splits into blocks that do not depend on the threads, adds the
  * blocks' results by a fixed tree. The definitions are docs/conventions.md's. */
-#include "kernels.h"
-#include "exp_log.h"
+#include "metrics_lanes.h"
 
 typedef struct array {
     vgq_dtype dtype;
     const void *x;
 } array;
-
-static size_t parts_of(size_t n, size_t size) { return n > size ? (n - 1) / size + 1 : 1; }
 
 static int bad_array(array a, size_t n) { return (unsigned)a.dtype >= VGQ_DTYPES || (n && !a.x); }
 
@@ -35,8 +32,6 @@ static void add_parts(size_t count, size_t width, double *parts)
 
 /* ---- moments ------------------------------------------------------------------------------------
  */
-
-size_t vgq_compare_parts(size_t n) { return parts_of(n, VGQ_BLOCK); }
 
 vgq_status vgq_compare(size_t n, vgq_dtype r_dtype, const void *r_x, vgq_dtype c_dtype,
                        const void *c_x, vgq_moments *parts)
@@ -77,10 +72,6 @@ vgq_status vgq_compare(size_t n, vgq_dtype r_dtype, const void *r_x, vgq_dtype c
 /* ---- cross entropy ------------------------------------------------------------------------------
  */
 
-enum { PART_ROWS = 256 };
-
-size_t vgq_cross_entropy_parts(size_t rows) { return parts_of(rows, PART_ROWS); }
-
 static float peak_of(array a, size_t offset, size_t n)
 {
     float buffer[VGQ_BLOCK], peak = -INFINITY;
@@ -106,17 +97,6 @@ static void row_sums(array r, array c, size_t offset, size_t n, double sums[VGQ_
         sums[k] = vgq_lane_sum(lanes[k]);
 }
 
-/* p = softmax(r), q = softmax(c); a = r - max r, b = c - max c; R, C: the sums of e^a and e^b.
- * Cross entropy = ln C + sum e^a * -b / R, of which no term is negative.
- * Divergence = sum e^a * (a - b) / R + ln(C / R), each term exactly 0 for equal rows. */
-static void add_row(const double sums[VGQ_SOFTMAX_SUMS], vgq_entropy *total)
-{
-    const double sum_r = sums[VGQ_SOFTMAX_R], sum_c = sums[VGQ_SOFTMAX_C];
-    const double divergence = sums[VGQ_SOFTMAX_KL] / sum_r + log_one(sum_c / sum_r);
-    total->cross_entropy += log_one(sum_c) + sums[VGQ_SOFTMAX_CROSS] / sum_r;
-    total->kl_divergence += divergence > 0 ? divergence : 0; /* rounding can leave -1e-16 */
-}
-
 vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const void *r_x,
                              vgq_dtype c_dtype, const void *c_x, vgq_entropy *parts)
 {
@@ -132,13 +112,14 @@ vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const 
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t part = 0; part < count; part++) {
-            const size_t first = part * PART_ROWS, own = vgq_min(PART_ROWS, rows - first);
-            double sums[PART_ROWS][VGQ_SOFTMAX_SUMS] = {{0}};
+            const size_t first = part * VGQ_ENTROPY_ROWS,
+                         own = vgq_min(VGQ_ENTROPY_ROWS, rows - first);
+            double sums[VGQ_ENTROPY_ROWS][VGQ_SOFTMAX_SUMS] = {{0}};
             parts[part] = (vgq_entropy){0};
             for (size_t k = 0; k < own && !vgq_stopped(); k++)
                 row_sums(r, c, (first + k) * cols, cols, sums[k]);
             for (size_t k = 0; k < own; k++) /* apart, so that the logarithms overlap */
-                add_row(sums[k], &parts[part]);
+                vgq_add_entropy(sums[k], &parts[part]);
         }
         vgq_float_leave(&mode);
     }
@@ -153,42 +134,15 @@ vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const 
 /* ---- structural similarity ----------------------------------------------------------------------
  */
 
-/* Channels lie side by side, so a row is one line of width * channels numbers, filtered with taps
- * `channels` apart. The map of similarities is cut into tiles of columns; a part is a row of a
- * tile. Walking down a tile, eleven filtered rows are kept, and each further part filters one more.
- */
-typedef struct tiling {
-    size_t height, line, tiles, map_line, map_height, parts;
-} tiling;
-
-static tiling tiling_of(vgq_images shape)
-{
-    tiling t = {.height = shape.height, .line = shape.width * shape.channels};
-    t.map_line = (shape.width - (VGQ_SSIM_SIDE - 1)) * shape.channels;
-    t.map_height = shape.height - (VGQ_SSIM_SIDE - 1);
-    t.tiles = parts_of(t.map_line, VGQ_SSIM_TILE);
-    t.parts = shape.images * t.tiles * t.map_height;
-    return t;
-}
-
-static int bad_images(vgq_images shape)
-{
-    size_t n;
-    return shape.width < VGQ_SSIM_SIDE || shape.height < VGQ_SSIM_SIDE || !shape.images ||
-           !shape.channels || shape.channels > VGQ_SSIM_CHANNELS ||
-           __builtin_mul_overflow(shape.width * shape.channels, shape.height, &n) ||
-           __builtin_mul_overflow(n, shape.images, &n);
-}
-
-size_t vgq_ssim_parts(vgq_images shape) { return bad_images(shape) ? 0 : tiling_of(shape).parts; }
-
+/* A part is a row of a tile (shapes.h). Walking down a tile, eleven filtered rows are kept, and
+ * each further part filters one more. */
 vgq_status vgq_ssim(vgq_images shape, vgq_dtype r_dtype, const void *r_x, vgq_dtype c_dtype,
                     const void *c_x, double data_range, double centre, double *parts)
 {
     const array r = {r_dtype, r_x}, c = {c_dtype, c_x};
-    if (bad_images(shape) || bad_array(r, 1) || bad_array(c, 1) || !(data_range > 0) || !parts)
+    if (vgq_bad_images(shape) || bad_array(r, 1) || bad_array(c, 1) || !(data_range > 0) || !parts)
         return VGQ_EINVAL;
-    const tiling t = tiling_of(shape);
+    const vgq_tiling t = vgq_tiling_of(shape);
     const size_t margin = (VGQ_SSIM_SIDE - 1) * shape.channels;
     const double c1 = 0.01 * data_range, c2 = 0.03 * data_range;
 #pragma omp parallel num_threads(vgq_team(t.parts *VGQ_SSIM_TILE))

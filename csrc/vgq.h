@@ -23,6 +23,7 @@ typedef enum vgq_status {
     VGQ_EPACKED,  /* not packed weights, or cut short */
     VGQ_EDEPTH,   /* a row too long for exact 32-bit sums */
     VGQ_ESTOPPED, /* its vgq_stop said so: outputs are unspecified */
+    VGQ_ECUDA,    /* CUDA refused a launch; vgq_cuda_error says why */
     VGQ_STATUSES
 } vgq_status;
 

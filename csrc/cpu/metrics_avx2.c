@@ -7,8 +7,9 @@
 #if defined(__x86_64__)
 
 #include "isa.h"
-#include "metrics_lanes.h"
-#include "../exp_log.h"
+#include "../metrics_lanes.h"
+
+static const double window[] = VGQ_SSIM_WINDOW;
 
 #include <immintrin.h>
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The metrics kernels in plain C: the definition of right, docs/conventions.md in code. */
-#include "metrics_lanes.h"
-#include "../exp_log.h"
+#include "../metrics_lanes.h"
+
+static const double window[] = VGQ_SSIM_WINDOW;
 
 static void moments_scalar(size_t n, const float *r, const float *c, vgq_moments *m)
 {
