@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds vggtquant._cpu and vggtquant._render from csrc/. Nothing of torch or CUDA is needed.
+"""Builds vggtquant._cpu and vggtquant._render from csrc/, and vggtquant._cuda where nvcc is.
 
+Nothing of torch is needed.
+VGGTQUANT_CUDA: 0 leaves _cuda out, 1 insists on it, auto (default) builds it where nvcc is found:
+in CUDA_HOME, on the PATH, or in /usr/local/cuda. VGGTQUANT_CUDA_ARCH: architectures, as "80;90".
 VGGTQUANT_DEBUG=1 builds with -O1 -g and the address and undefined-behaviour sanitizers.
 """
 
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
     sys.exit(
@@ -21,6 +28,10 @@ if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", 
         f"this is {sys.platform}, {platform.machine()}"
     )
 
+CUDA_HEADERS = [*glob("csrc/*.h"), *glob("csrc/*.def"), *glob("csrc/cuda/*.cuh")]
+HEADERS = [*glob("csrc/*/*.h"), *CUDA_HEADERS]
+CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
+WERROR = os.environ.get("VGGTQUANT_WERROR") == "1"
 DEBUG = os.environ.get("VGGTQUANT_DEBUG") == "1"
 SANITIZERS = ["-fsanitize=address,undefined"] if DEBUG else []
 FLAGS = [
@@ -31,7 +42,7 @@ FLAGS = [
     "-Wextra",
     "-Wshadow",
     "-Wmissing-prototypes",
-    *(["-Werror"] if os.environ.get("VGGTQUANT_WERROR") == "1" else []),
+    *(["-Werror"] if WERROR else []),
     *(["-O1", "-g", *SANITIZERS] if DEBUG else ["-O3"]),
 ]
 
@@ -41,7 +52,7 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
         f"vggtquant.{name}",
         sources,
         include_dirs=[numpy.get_include()],
-        depends=glob("csrc/**/*.h", recursive=True) + glob("csrc/*.def"),
+        depends=[*HEADERS, *CUDA_SOURCES],  # all of them, so that a source distribution has them
         extra_compile_args=[*FLAGS, *flags],
         extra_link_args=SANITIZERS,
     )
@@ -62,6 +73,92 @@ def openmp() -> list[str]:
     return ["-Wno-unknown-pragmas"]
 
 
+# ---- CUDA ----------------------------------------------------------------------------------------
+
+# T4 and RTX 20, A100, RTX 30, Orin, RTX 40, H100, B200; the newest as PTX too, for those to come.
+ARCHITECTURES = ["75", "80", "86", "87", "89", "90", "100"]
+
+
+def find_nvcc() -> str | None:
+    """nvcc's path, or None where _cuda is not to be built; exits where it is wanted and missing."""
+    wanted = os.environ.get("VGGTQUANT_CUDA", "auto")
+    if wanted not in ("0", "1", "auto"):
+        sys.exit(f"VGGTQUANT_CUDA is {wanted!r}; 0, 1 or auto is wanted")
+    if wanted == "0":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    path = [f"{home}/bin" for home in homes if home]
+    path += [os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    found = shutil.which("nvcc", path=os.pathsep.join(path))
+    if found is None and wanted == "1":
+        sys.exit(
+            "VGGTQUANT_CUDA is 1, but nvcc is neither in CUDA_HOME nor on the PATH; "
+            "install the CUDA Toolkit, or leave VGGTQUANT_CUDA out to build for the CPU alone"
+        )
+    return found
+
+
+def architectures(nvcc: str) -> list[str]:
+    """-gencode flags. Of the default list, those that this nvcc knows."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = [line.removeprefix("compute_") for line in listed.stdout.split()]
+    asked = os.environ.get("VGGTQUANT_CUDA_ARCH", "").replace(".", "").replace(",", ";")
+    wanted = [arch for arch in asked.split(";") if arch]
+    if unknown := [arch for arch in wanted if arch not in known]:
+        sys.exit(f"VGGTQUANT_CUDA_ARCH names {unknown[0]}; this nvcc knows {', '.join(known)}")
+    wanted = sorted(wanted or set(ARCHITECTURES) & set(known), key=int)
+    codes = [(arch, f"sm_{arch}") for arch in wanted] + [(wanted[-1], f"compute_{wanted[-1]}")]
+    return [flag for a, c in codes for flag in ("-gencode", f"arch=compute_{a},code={c}")]
+
+
+class BuildExt(build_ext):
+    """Sends an extension's .cu sources through nvcc, two at once, and links their objects."""
+
+    def build_extension(self, ext: Extension) -> None:
+        cuda = [source for source in ext.sources if source.endswith(".cu")]
+        if cuda and NVCC:
+            ext.sources = [source for source in ext.sources if source not in cuda]
+            flags = architectures(NVCC)
+            with ThreadPoolExecutor(2) as pool:
+                ext.extra_objects = list(pool.map(lambda source: self.nvcc(source, flags), cuda))
+        super().build_extension(ext)
+
+    def nvcc(self, source: str, flags: list[str]) -> str:
+        target = Path(self.build_temp) / f"{source}.o"
+        newest = max(os.path.getmtime(path) for path in (source, "setup.py", *CUDA_HEADERS))
+        if not self.force and target.exists() and target.stat().st_mtime > newest:
+            return str(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra" + (",-Werror" if WERROR else "")
+        command = [NVCC, "-std=c++17", "-O3", "-fmad=false", *flags, "-Xcompiler", host]
+        command += ["-Werror", "all-warnings"] if WERROR else []
+        done = subprocess.run([*command, "-c", source, "-o", target], check=False)
+        if done.returncode:
+            sys.exit(f"nvcc could not compile {source}")
+        return str(target)
+
+
+NVCC = find_nvcc()
+
+
+def cuda_extension(nvcc: str) -> Extension:
+    """The module, with the static runtime from where nvcc itself would take it."""
+    plan = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False)
+    folders = next((line for line in plan.stderr.splitlines() if "LIBRARIES=" in line), "=")
+    ext = extension(
+        "_cuda",
+        ["csrc/python/cuda.c", "csrc/python/words.c", "csrc/shapes.c", *CUDA_SOURCES],
+        [],
+    )
+    ext.libraries = ["cudart_static", "stdc++", "rt", "pthread", "dl"]
+    ext.extra_link_args = [
+        *shlex.split(folders.partition("=")[2]),
+        *SANITIZERS,
+        "-Wl,--exclude-libs,ALL",  # of the runtime, nothing is exported
+    ]
+    return ext
+
+
 setup(
     ext_modules=[
         extension(
@@ -71,9 +168,12 @@ setup(
                 *sorted(glob("csrc/cpu/*.c")),
                 "csrc/python/cpu.c",
                 "csrc/python/metrics.c",
+                "csrc/python/words.c",
             ],
             openmp(),
         ),
         extension("_render", [*sorted(glob("csrc/render/*.c")), "csrc/python/render.c"], []),
-    ]
+        *([cuda_extension(NVCC)] if NVCC else []),
+    ],
+    cmdclass={"build_ext": BuildExt},
 )

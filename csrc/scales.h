@@ -22,7 +22,7 @@ VGQ_INLINE float vgq_normal_scale(double scale) { return fmaxf((float)scale, FLT
 VGQ_INLINE int vgq_zero_for(vgq_range_of_codes format, float lo, float scale)
 {
     const double z = rint(format.lowest - (double)lo / scale);
-    return (int)fmin(fmax(z, format.lowest), format.highest);
+    return (int)fmin(fmax(z, (double)format.lowest), (double)format.highest);
 }
 
 /* The map of a range that holds 0. */

@@ -241,6 +241,27 @@ size_t vgq_linear_nbytes(const vgq_weight *weight, const vgq_linear_call *call);
 vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *call, void *scratch,
                       size_t scratch_nbytes);
 
+/* ---- CUDA (cuda/) ---------------------------------------------------------------------------
+ */
+
+/* Twins of the functions above: their contracts and their bits. Pointers are addresses of the
+ * current device; the work is queued on `stream` (a cudaStream_t; NULL: the default one) and the
+ * call returns at once. Nothing is allocated and nothing waits, so a CUDA graph can capture every
+ * call. VGQ_ECUDA: the runtime refused. */
+vgq_status vgq_range_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo, float *hi,
+                          uint64_t *nonfinite, void *stream);
+vgq_status vgq_parameters_cuda(vgq_format format, size_t n, const float *lo, const float *hi,
+                               float *scale, int8_t *zero, void *stream);
+vgq_status vgq_quantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
+                             const float *scale, const int8_t *zero, uint8_t *q, void *stream);
+vgq_status vgq_dequantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape,
+                               const uint8_t *q, const float *scale, const int8_t *zero, void *x,
+                               void *stream);
+/* How many CUDA devices this process can use; 0 without a driver, too. */
+int vgq_cuda_devices(void);
+/* Why the runtime refused what it refused last in this thread; then that is forgotten. */
+const char *vgq_cuda_error(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Shared by the files of the module vggtquant._cpu: converters for PyArg_ParseTuple's O& and the
- * one place where a status becomes None or an exception. Converters borrow: a wrapper never cleans
- * up. All arrays must be C-contiguous, aligned and of native byte order; outputs writable as well.
+ * Shared by the files of the module vggtquant._cpu: converters for PyArg_ParseTuple's O&. They
+ * borrow: a wrapper never cleans up. All arrays must be C-contiguous, aligned and of native byte
+ * order; outputs writable as well.
  */
 #ifndef VGQ_BINDING_H
 #define VGQ_BINDING_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "words.h"
 
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL vgq_numpy_api
@@ -15,8 +14,6 @@
 #define NO_IMPORT_ARRAY
 #endif
 #include <numpy/arrayobject.h>
-
-#include "../vgq.h"
 
 /* float32, float16, or uint16 holding the bits of bfloat16 */
 int vgq_in_values(PyObject *object, void *array);
@@ -37,8 +34,6 @@ int vgq_out_u64(PyObject *object, void *array);
 vgq_dtype vgq_dtype_of(PyArrayObject *array);
 /* NULL gives NULL. */
 void *vgq_data(PyArrayObject *array);
-/* None, or the exception for that status. */
-PyObject *vgq_done(vgq_status status);
 
 /* Return what a call without the GIL gives. On the main thread signals are seen to meanwhile: a
  * handler that raises, as that of Ctrl-C does, ends the call with what it raised. */

@@ -78,17 +78,6 @@ vgq_dtype vgq_dtype_of(PyArrayObject *array)
 
 void *vgq_data(PyArrayObject *array) { return array ? PyArray_DATA(array) : NULL; }
 
-PyObject *vgq_done(vgq_status status)
-{
-    if (status == VGQ_OK)
-        Py_RETURN_NONE;
-    if (status == VGQ_ESTOPPED) /* with the handler's exception set */
-        return NULL;
-    PyErr_SetString(status == VGQ_EISA ? PyExc_RuntimeError : PyExc_ValueError,
-                    vgq_message(status));
-    return NULL;
-}
-
 static int handle_signals(void *thread)
 {
     PyThreadState **const state = thread;
@@ -119,38 +108,6 @@ PyObject *vgq_regain(vgq_released *released, vgq_status status)
 static int has(PyArrayObject *array, size_t elements)
 {
     return (size_t)PyArray_SIZE(array) == elements;
-}
-
-static PyObject *wrong_sizes(void)
-{
-    PyErr_SetString(PyExc_ValueError, "the arrays' sizes do not fit the shape given");
-    return NULL;
-}
-
-static int parse_format(PyObject *object, void *format)
-{
-#define FORMAT(ID, tag, bits, lowest, highest) {#tag, VGQ_##ID},
-    static const struct {
-        const char *name;
-        vgq_format format;
-    } names[] = {
-#include "../formats.def"
-    };
-#undef FORMAT
-    for (size_t i = 0; PyUnicode_Check(object) && i < VGQ_FORMATS; i++)
-        if (PyUnicode_CompareWithASCIIString(object, names[i].name) == 0) {
-            *(vgq_format *)format = names[i].format;
-            return 1;
-        }
-    PyErr_Format(PyExc_ValueError, "unknown number format %R", object);
-    return 0;
-}
-
-/* A shape whose products cannot overflow, and whose groups are not empty. */
-static int bad_shape(vgq_shape shape)
-{
-    return shape.cols && (!shape.group || shape.group > shape.cols ||
-                          shape.rows > (size_t)PY_SSIZE_T_MAX / 8 / shape.cols);
 }
 
 /* ---- instruction sets and threads
@@ -222,9 +179,9 @@ static PyObject *py_range(PyObject *self, PyObject *args)
                           &nonfinite))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
-    if (bad_shape(shape) || !has(x, shape.rows * shape.cols) || !has(lo, groups) ||
+    if (vgq_unusable(shape) || !has(x, shape.rows * shape.cols) || !has(lo, groups) ||
         !has(hi, groups) || !has(nonfinite, shape.rows))
-        return wrong_sizes();
+        return vgq_wrong_sizes();
     VGQ_RETURN(vgq_range(vgq_dtype_of(x), shape, vgq_data(x), vgq_data(lo), vgq_data(hi),
                          vgq_data(nonfinite)));
 }
@@ -234,12 +191,12 @@ static PyObject *py_parameters(PyObject *self, PyObject *args)
     vgq_format format;
     PyArrayObject *lo, *hi, *scale, *zero;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&:parameters", parse_format, &format, vgq_in_f32, &lo,
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&:parameters", vgq_parse_format, &format, vgq_in_f32, &lo,
                           vgq_in_f32, &hi, vgq_out_f32, &scale, vgq_optional_out_i8, &zero))
         return NULL;
     const size_t n = (size_t)PyArray_SIZE(lo);
     if (!has(hi, n) || !has(scale, n) || (zero && !has(zero, n)))
-        return wrong_sizes();
+        return vgq_wrong_sizes();
     VGQ_RETURN(
         vgq_parameters(format, n, vgq_data(lo), vgq_data(hi), vgq_data(scale), vgq_data(zero)));
 }
@@ -248,7 +205,7 @@ static PyObject *py_parameters(PyObject *self, PyObject *args)
 static int fits(vgq_format format, vgq_shape shape, PyArrayObject *x, PyArrayObject *scale,
                 PyArrayObject *zero, PyArrayObject *q)
 {
-    if (bad_shape(shape))
+    if (vgq_unusable(shape))
         return 0;
     const size_t groups = shape.rows * vgq_row_groups(shape);
     return has(x, shape.rows * shape.cols) && has(scale, groups) && (!zero || has(zero, groups)) &&
@@ -261,12 +218,12 @@ static PyObject *py_quantize(PyObject *self, PyObject *args)
     vgq_shape shape;
     PyArrayObject *x, *scale, *zero, *q;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&:quantize", parse_format, &format, &shape.rows,
+    if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&:quantize", vgq_parse_format, &format, &shape.rows,
                           &shape.cols, &shape.group, vgq_in_values, &x, vgq_in_f32, &scale,
                           vgq_optional_in_i8, &zero, vgq_out_u8, &q))
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
-        return wrong_sizes();
+        return vgq_wrong_sizes();
     VGQ_RETURN(vgq_quantize(format, vgq_dtype_of(x), shape, vgq_data(x), vgq_data(scale),
                             vgq_data(zero), vgq_data(q)));
 }
@@ -277,12 +234,12 @@ static PyObject *py_dequantize(PyObject *self, PyObject *args)
     vgq_shape shape;
     PyArrayObject *x, *scale, *zero, *q;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&:dequantize", parse_format, &format, &shape.rows,
-                          &shape.cols, &shape.group, vgq_in_u8, &q, vgq_in_f32, &scale,
+    if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&:dequantize", vgq_parse_format, &format,
+                          &shape.rows, &shape.cols, &shape.group, vgq_in_u8, &q, vgq_in_f32, &scale,
                           vgq_optional_in_i8, &zero, vgq_out_values, &x))
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
-        return wrong_sizes();
+        return vgq_wrong_sizes();
     VGQ_RETURN(vgq_dequantize(format, vgq_dtype_of(x), shape, vgq_data(q), vgq_data(scale),
                               vgq_data(zero), vgq_data(x)));
 }
@@ -297,28 +254,16 @@ static PyObject *py_two_level(PyObject *self, PyObject *args)
                           vgq_optional_out_i8, &zero, vgq_out_f64, &error))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
-    if (bad_shape(shape) || !has(x, shape.rows * shape.cols) || !has(channel_scale, shape.rows) ||
-        !has(factor, groups) || (zero && !has(zero, groups)) || !has(error, 2 * shape.rows))
-        return wrong_sizes();
+    if (vgq_unusable(shape) || !has(x, shape.rows * shape.cols) ||
+        !has(channel_scale, shape.rows) || !has(factor, groups) || (zero && !has(zero, groups)) ||
+        !has(error, 2 * shape.rows))
+        return vgq_wrong_sizes();
     VGQ_RETURN(vgq_two_level(vgq_dtype_of(x), shape, vgq_data(x), vgq_data(channel_scale),
                              vgq_data(factor), vgq_data(zero), vgq_data(error)));
 }
 
 /* ---- linear
  * --------------------------------------------------------------------------------------- */
-
-static const char *const scales_names[VGQ_SCALES] = {"per_row", "two_level", "per_group"};
-
-static int parse_scales(PyObject *object, void *scales)
-{
-    for (int i = 0; PyUnicode_Check(object) && i < VGQ_SCALES; i++)
-        if (PyUnicode_CompareWithASCIIString(object, scales_names[i]) == 0) {
-            *(vgq_scales *)scales = (vgq_scales)i;
-            return 1;
-        }
-    PyErr_Format(PyExc_ValueError, "unknown kind of scales %R", object);
-    return 0;
-}
 
 /* Whether the arrays hold what the weight says; then its pointers are set. */
 static int bind_weight(vgq_weight *w, PyArrayObject *q, PyArrayObject *scale, PyArrayObject *factor,
@@ -342,8 +287,8 @@ static PyObject *py_packed_nbytes(PyObject *self, PyObject *args)
 {
     vgq_weight w = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&(nnn)p:packed_nbytes", parse_format, &w.format, parse_scales,
-                          &w.scales, &w.n, &w.k, &w.group, &w.asymmetric))
+    if (!PyArg_ParseTuple(args, "O&O&(nnn)p:packed_nbytes", vgq_parse_format, &w.format,
+                          vgq_parse_scales, &w.scales, &w.n, &w.k, &w.group, &w.asymmetric))
         return NULL;
     return PyLong_FromSize_t(vgq_packed_nbytes(&w));
 }
@@ -353,16 +298,16 @@ static PyObject *py_pack(PyObject *self, PyObject *args)
     vgq_weight w = {0};
     PyArrayObject *q, *scale, *factor, *zero, *packed;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&(nnn)O&O&O&O&O&:pack", parse_format, &w.format, parse_scales,
-                          &w.scales, &w.n, &w.k, &w.group, vgq_in_u8, &q, vgq_in_f32, &scale,
-                          vgq_optional_in_u8, &factor, vgq_optional_in_i8, &zero, vgq_out_u8,
-                          &packed))
+    if (!PyArg_ParseTuple(args, "O&O&(nnn)O&O&O&O&O&:pack", vgq_parse_format, &w.format,
+                          vgq_parse_scales, &w.scales, &w.n, &w.k, &w.group, vgq_in_u8, &q,
+                          vgq_in_f32, &scale, vgq_optional_in_u8, &factor, vgq_optional_in_i8,
+                          &zero, vgq_out_u8, &packed))
         return NULL;
     w.asymmetric = zero != NULL;
     if (w.k > VGQ_DEEPEST)
         return vgq_done(VGQ_EDEPTH);
     if (w.n > (size_t)PY_SSIZE_T_MAX / 8 / VGQ_DEEPEST || !bind_weight(&w, q, scale, factor, zero))
-        return wrong_sizes();
+        return vgq_wrong_sizes();
     VGQ_RETURN(vgq_pack(&w, vgq_data(packed), (size_t)PyArray_SIZE(packed)));
 }
 
@@ -376,7 +321,7 @@ static PyObject *py_packed_weight(PyObject *self, PyObject *args)
     const vgq_status status = vgq_packed_weight(vgq_data(packed), (size_t)PyArray_SIZE(packed), &w);
     if (status != VGQ_OK)
         return vgq_done(status);
-    return Py_BuildValue("(is(nnn)O)", w.format == VGQ_I4 ? 4 : 8, scales_names[w.scales],
+    return Py_BuildValue("(is(nnn)O)", w.format == VGQ_I4 ? 4 : 8, vgq_scales_name(w.scales),
                          (Py_ssize_t)w.n, (Py_ssize_t)w.k, (Py_ssize_t)w.group,
                          w.asymmetric ? Py_True : Py_False);
 }
@@ -395,7 +340,7 @@ static PyObject *py_unpack(PyObject *self, PyObject *args)
     if (status != VGQ_OK)
         return vgq_done(status);
     if (!bind_weight(&w, q, scale, factor, zero))
-        return wrong_sizes();
+        return vgq_wrong_sizes();
     VGQ_RETURN(vgq_unpack(vgq_data(packed), nbytes, &w));
 }
 
@@ -449,7 +394,7 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
         return vgq_done(status);
     call.m = (size_t)PyArray_SIZE(x) / w.k;
     if (!has(x, call.m * w.k) || !has(y, call.m * w.n) || (bias && !has(bias, w.n)))
-        return wrong_sizes();
+        return vgq_wrong_sizes();
     call.x_dtype = vgq_dtype_of(x);
     call.y_dtype = vgq_dtype_of(y);
     call.x = vgq_data(x);

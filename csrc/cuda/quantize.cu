@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * CUDA twins of quantize.c: the same numbers to the bit, from the same encode, decode and scales
+ * (formats.h, scales.h). Each is one pass that memory bounds, but for the two-level search. */
+#include "common.cuh"
+
+/* Stamps a call for each dtype of the elements: the name in `call` is DTYPE. */
+#define VGQ_BY_DTYPE(dtype, call)                \
+    do {                                         \
+        if ((dtype) == VGQ_F32) {                \
+            constexpr vgq_dtype DTYPE = VGQ_F32; \
+            return call;                         \
+        }                                        \
+        if ((dtype) == VGQ_F16) {                \
+            constexpr vgq_dtype DTYPE = VGQ_F16; \
+            return call;                         \
+        }                                        \
+        constexpr vgq_dtype DTYPE = VGQ_BF16;    \
+        return call;                             \
+    } while (0)
+
+/* ---- ranges ---------------------------------------------------------------------------------
+ * A warp takes a piece of a group: the whole of a short one, PIECE elements of a long one. Pieces
+ * are joined by atomics on bits: lo is never above 0 and hi never below, so of either sign the
+ * larger bit pattern is the larger magnitude, and the order of joining cannot show. */
+
+enum { PIECE = 2048 };
+
+struct pieces {
+    vgq_shape shape;
+    size_t row_groups, of_group, count;
+};
+
+static pieces pieces_of(vgq_shape shape)
+{
+    const size_t row_groups = vgq_row_groups(shape), of_group = vgq_parts_of(shape.group, PIECE);
+    return {shape, row_groups, of_group, shape.rows * row_groups * of_group};
+}
+
+template <vgq_dtype DTYPE>
+static __global__ void range_kernel(pieces p, const void *x, unsigned *lo, unsigned *hi,
+                                    unsigned long long *nonfinite)
+{
+    const size_t piece = vgq_thread() / VGQ_WARP, lane = threadIdx.x % VGQ_WARP;
+    if (piece >= p.count)
+        return; /* the whole warp: there is no barrier but its own below */
+    const size_t group = piece / p.of_group, row = group / p.row_groups;
+    const size_t start = group % p.row_groups * p.shape.group;
+    const size_t from = start + piece % p.of_group * PIECE;
+    const size_t end = vgq_min(vgq_min(from + PIECE, start + p.shape.group), p.shape.cols);
+    float low = 0, high = 0;
+    unsigned bad = 0;
+    for (size_t i = from + lane; i < end; i += VGQ_WARP) {
+        const float value = vgq_load<DTYPE>(x, row * p.shape.cols + i);
+        bad += (vgq_bits_of_float(value) & 0x7f800000u) == 0x7f800000u;
+        low = vgq_least(low, value);
+        high = vgq_most(high, value);
+    }
+    low = vgq_warp_least(low, VGQ_WARP);
+    high = vgq_warp_most(high, VGQ_WARP);
+    for (int step = VGQ_WARP / 2; step > 0; step /= 2)
+        bad += __shfl_xor_sync(VGQ_ALL_LANES, bad, step);
+    if (lane == 0) {
+        atomicMax(&lo[group], vgq_bits_of_float(low));
+        atomicMax(&hi[group], vgq_bits_of_float(high));
+        if (bad)
+            atomicAdd(&nonfinite[row], (unsigned long long)bad);
+    }
+}
+
+vgq_status vgq_range_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo, float *hi,
+                          uint64_t *nonfinite, void *stream)
+{
+    const size_t elements = shape.rows * shape.cols;
+    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !lo || !hi || !nonfinite)))
+        return VGQ_EINVAL;
+    const pieces p = pieces_of(shape);
+    const size_t groups = shape.rows * p.row_groups;
+    cudaStream_t const on = (cudaStream_t)stream;
+    if (shape.rows && nonfinite &&
+        cudaMemsetAsync(nonfinite, 0, shape.rows * sizeof(*nonfinite), on) != cudaSuccess)
+        return VGQ_ECUDA;
+    if (!elements)
+        return VGQ_OK;
+    if (cudaMemsetAsync(lo, 0, groups * sizeof(*lo), on) != cudaSuccess ||
+        cudaMemsetAsync(hi, 0, groups * sizeof(*hi), on) != cudaSuccess)
+        return VGQ_ECUDA;
+    VGQ_BY_DTYPE(dtype, vgq_launch(range_kernel<DTYPE>, vgq_blocks(p.count, VGQ_THREADS / VGQ_WARP),
+                                   VGQ_THREADS, 0, stream, p, x, (unsigned *)lo, (unsigned *)hi,
+                                   (unsigned long long *)nonfinite));
+}
+
+static __global__ void parameters_kernel(vgq_range_of_codes format, size_t n, const float *lo,
+                                         const float *hi, float *scale, int8_t *zero)
+{
+    const size_t i = vgq_thread();
+    if (i >= n)
+        return;
+    const vgq_map map = vgq_map_of(format, lo[i], hi[i], zero != NULL);
+    scale[i] = map.scale;
+    if (zero)
+        zero[i] = (int8_t)map.zero;
+}
+
+vgq_status vgq_parameters_cuda(vgq_format format, size_t n, const float *lo, const float *hi,
+                               float *scale, int8_t *zero, void *stream)
+{
+    if ((unsigned)format >= VGQ_FORMATS || (n && (!lo || !hi || !scale)))
+        return VGQ_EINVAL;
+    return vgq_launch(parameters_kernel, vgq_blocks(n, VGQ_THREADS), VGQ_THREADS, 0, stream,
+                      vgq_formats[format], n, lo, hi, scale, zero);
+}
+
+/* ---- codes ----------------------------------------------------------------------------------
+ * A thread owns RUN neighbours of a row, hence whole bytes. */
+
+enum { RUN = 8 };
+
+struct codes {
+    vgq_shape shape;
+    vgq_range_of_codes format;
+    size_t row_groups, row_runs, row_nbytes, runs;
+    const float *scale;
+    const int8_t *zero;
+};
+
+static codes codes_of(vgq_format format, vgq_shape shape, const float *scale, const int8_t *zero)
+{
+    const size_t row_runs = (shape.cols + RUN - 1) / RUN;
+    return {shape,
+            vgq_formats[format],
+            vgq_row_groups(shape),
+            row_runs,
+            vgq_row_nbytes(format, shape.cols),
+            shape.rows * row_runs,
+            scale,
+            zero};
+}
+
+/* The map of a run's elements, one after the other. */
+struct walk {
+    const codes *c;
+    size_t group, left; /* the group's number, and how many of its elements are still to come */
+    vgq_map map;
+
+    __device__ walk(const codes &of, size_t row, size_t col) : c(&of)
+    {
+        group = row * of.row_groups + col / of.shape.group;
+        left = of.shape.group - col % of.shape.group;
+        read();
+    }
+    __device__ void read()
+    {
+        map = {c->scale[group], c->zero ? c->zero[group] : 0, c->format.lowest, c->format.highest};
+    }
+    /* `more`: an element follows, so the next group is there where this one ends. */
+    __device__ void next(bool more)
+    {
+        if (--left == 0 && more) {
+            group++;
+            left = c->shape.group;
+            read();
+        }
+    }
+};
+
+template <vgq_dtype DTYPE, int BITS>
+static __global__ void quantize_kernel(codes c, const void *x, uint8_t *q)
+{
+    const size_t run = vgq_thread();
+    if (run >= c.runs)
+        return;
+    const size_t row = run / c.row_runs, col = run % c.row_runs * RUN;
+    const size_t n = vgq_min(RUN, c.shape.cols - col);
+    walk w(c, row, col);
+    uint8_t *const bytes = q + row * c.row_nbytes + col * BITS / 8;
+    unsigned low = 0; /* the even element's nibble */
+    for (size_t i = 0; i < n; i++) {
+        const float value = vgq_load<DTYPE>(x, row * c.shape.cols + col + i);
+        const int8_t code = vgq_encode(value, w.map.scale, w.map.zero, w.map.lowest, w.map.highest);
+        if (BITS == 8)
+            bytes[i] = (uint8_t)code;
+        else if (i % 2 == 0)
+            low = code & 15;
+        else
+            bytes[i / 2] = (uint8_t)(low | (code & 15) << 4);
+        w.next(i + 1 < n);
+    }
+    if (BITS == 4 && n % 2)
+        bytes[n / 2] = (uint8_t)low;
+}
+
+template <vgq_dtype DTYPE, int BITS>
+static __global__ void dequantize_kernel(codes c, const uint8_t *q, void *x)
+{
+    const size_t run = vgq_thread();
+    if (run >= c.runs)
+        return;
+    const size_t row = run / c.row_runs, col = run % c.row_runs * RUN;
+    const size_t n = vgq_min(RUN, c.shape.cols - col);
+    walk w(c, row, col);
+    const uint8_t *const bytes = q + row * c.row_nbytes + col * BITS / 8;
+    for (size_t i = 0; i < n; i++) {
+        int8_t code;
+        if (BITS == 8)
+            code = (int8_t)bytes[i];
+        else
+            code = (int8_t)(((bytes[i / 2] >> i % 2 * 4 & 15) ^ 8) - 8);
+        vgq_store<DTYPE>(x, row * c.shape.cols + col + i,
+                         vgq_decode(code, w.map.scale, w.map.zero));
+        w.next(i + 1 < n);
+    }
+}
+
+static int bad_codes(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
+                     const float *scale, const uint8_t *q)
+{
+    return (unsigned)format >= VGQ_FORMATS || vgq_bad_shape(dtype, shape) ||
+           (shape.rows && shape.cols && (!x || !scale || !q));
+}
+
+template <vgq_dtype DTYPE>
+static vgq_status quantize_from(codes c, const void *x, uint8_t *q, void *stream)
+{
+    return vgq_launch(c.format.bits == 8 ? quantize_kernel<DTYPE, 8> : quantize_kernel<DTYPE, 4>,
+                      vgq_blocks(c.runs, VGQ_THREADS), VGQ_THREADS, 0, stream, c, x, q);
+}
+
+vgq_status vgq_quantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
+                             const float *scale, const int8_t *zero, uint8_t *q, void *stream)
+{
+    if (bad_codes(format, dtype, shape, x, scale, q))
+        return VGQ_EINVAL;
+    const codes c = codes_of(format, shape, scale, zero);
+    VGQ_BY_DTYPE(dtype, quantize_from<DTYPE>(c, x, q, stream));
+}
+
+template <vgq_dtype DTYPE>
+static vgq_status dequantize_to(codes c, const uint8_t *q, void *x, void *stream)
+{
+    return vgq_launch(c.format.bits == 8 ? dequantize_kernel<DTYPE, 8>
+                                         : dequantize_kernel<DTYPE, 4>,
+                      vgq_blocks(c.runs, VGQ_THREADS), VGQ_THREADS, 0, stream, c, q, x);
+}
+
+vgq_status vgq_dequantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape,
+                               const uint8_t *q, const float *scale, const int8_t *zero, void *x,
+                               void *stream)
+{
+    if (bad_codes(format, dtype, shape, x, scale, q))
+        return VGQ_EINVAL;
+    const codes c = codes_of(format, shape, scale, zero);
+    VGQ_BY_DTYPE(dtype, dequantize_to<DTYPE>(c, q, x, stream));
+}
+
+int vgq_cuda_devices(void)
+{
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return 0;
+    }
+    return count;
+}
+
+const char *vgq_cuda_error(void) { return cudaGetErrorString(cudaGetLastError()); }

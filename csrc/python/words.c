@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Words, shapes and statuses, as both modules tell them to Python. */
+#include "words.h"
+
+/* The index of `object` among the names, or count. */
+static int index_of(PyObject *object, const char *const *names, int count)
+{
+    int i = 0;
+    while (i < count &&
+           !(PyUnicode_Check(object) && PyUnicode_CompareWithASCIIString(object, names[i]) == 0))
+        i++;
+    return i;
+}
+
+int vgq_parse_format(PyObject *object, void *format)
+{
+#define FORMAT(ID, tag, bits, lowest, highest) [VGQ_##ID] = #tag,
+    static const char *const names[VGQ_FORMATS] = {
+#include "../formats.def"
+    };
+#undef FORMAT
+    *(vgq_format *)format = (vgq_format)index_of(object, names, VGQ_FORMATS);
+    if (*(vgq_format *)format != VGQ_FORMATS)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "unknown number format %R", object);
+    return 0;
+}
+
+static const char *const scales_names[VGQ_SCALES] = {"per_row", "two_level", "per_group"};
+
+const char *vgq_scales_name(vgq_scales scales) { return scales_names[scales]; }
+
+int vgq_parse_scales(PyObject *object, void *scales)
+{
+    *(vgq_scales *)scales = (vgq_scales)index_of(object, scales_names, VGQ_SCALES);
+    if (*(vgq_scales *)scales != VGQ_SCALES)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "unknown kind of scales %R", object);
+    return 0;
+}
+
+int vgq_unusable(vgq_shape shape)
+{
+    return shape.cols && (!shape.group || shape.group > shape.cols ||
+                          shape.rows > (size_t)PY_SSIZE_T_MAX / 8 / shape.cols);
+}
+
+PyObject *vgq_done(vgq_status status)
+{
+    if (status == VGQ_OK)
+        Py_RETURN_NONE;
+    if (status == VGQ_ESTOPPED) /* with the handler's exception set */
+        return NULL;
+    PyErr_SetString(status == VGQ_EISA ? PyExc_RuntimeError : PyExc_ValueError,
+                    vgq_message(status));
+    return NULL;
+}
+
+PyObject *vgq_wrong_sizes(void)
+{
+    PyErr_SetString(PyExc_ValueError, "the arrays' sizes do not fit the shape given");
+    return NULL;
+}

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""C core of vggtquant on CUDA devices; contracts in csrc/vgq.h. Only vggtquant.ops imports this.
+
+An array is (address, elements, dtype's name), contiguous, on the current device; `stream` is the
+address of a cudaStream_t. Calls queue their work and return.
+"""
+
+from typing import Literal
+
+_Array = tuple[int, int, str]
+_Shape = tuple[int, int, int]
+_Format = Literal["i8", "i4"]
+
+def devices() -> int: ...
+def range(
+    shape: _Shape, x: _Array, lo: _Array, hi: _Array, nonfinite: _Array, stream: int, /
+) -> None: ...
+def parameters(
+    format: _Format, lo: _Array, hi: _Array, scale: _Array, zero: _Array | None, stream: int, /
+) -> None: ...
+def quantize(
+    format: _Format,
+    shape: _Shape,
+    x: _Array,
+    scale: _Array,
+    zero: _Array | None,
+    q: _Array,
+    stream: int,
+    /,
+) -> None: ...
+def dequantize(
+    format: _Format,
+    shape: _Shape,
+    q: _Array,
+    scale: _Array,
+    zero: _Array | None,
+    x: _Array,
+    stream: int,
+    /,
+) -> None: ...
