@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggtquant import geometry, scenes, tiny
+from vggtquant import scenes, task_scores, tiny
 from vggtquant.tiny.layers import rope_tables, rotate
 from vggtquant.tiny.model import PATCH, Aggregator, TinyVGGT
 
@@ -275,13 +275,13 @@ SCORES = {
 def scores(depth: Tensor, pose: Tensor, batch: Batch) -> dict[str, float]:
     """Means over scenes of depth scores after median alignment, medians over all pairs of poses.
 
-    depth (B, S, H, W), pose encodings (B, S, 9); see vggtquant.geometry for the definitions.
+    depth (B, S, H, W), pose encodings (B, S, 9); see vggtquant.task_scores for the definitions.
     """
     errors = []
     for i in range(len(depth)):
         predicted = {"depth": depth[i, ..., None].numpy(), "pose_enc": pose[i].numpy()}
-        errors.append(geometry.scene_errors(predicted, batch["scenes"][i]))
-    found = geometry.pooled_scores(errors)
+        errors.append(task_scores.scene_errors(predicted, batch["scenes"][i]))
+    found = task_scores.pooled_scores(errors)
     return {short: found[name] for short, name in SCORES.items()}
 
 

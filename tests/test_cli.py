@@ -299,7 +299,7 @@ def test_a_single_picture_has_no_camera_pairs(tmp_path: Path) -> None:
     assert _evaluate(tmp_path, "--max_images", "1") == 0
     document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())
     jsonschema.validate(document, SCHEMA)
-    assert "auc_30" not in document["schemes"][0]["ground_truth"]
+    assert "auc_30" not in document["schemes"][0]["task"]["truth"]
 
 
 def test_plain_ascii_and_a_reader_that_leaves() -> None:

@@ -111,8 +111,8 @@ def test_bfloat16_holds_the_same_bytes_and_differs(model: nn.Module, samples: li
 
 def test_ground_truth_scores_of_rendered_scenes(model: nn.Module) -> None:
     row = _run(model, inputs.rendered(2, 3, 0, 28).take(2))
-    assert {"auc_30", "depth_abs_rel", "rotation_median_deg"} <= row["ground_truth"].keys()
-    assert all(scene["ground_truth"] for scene in row["scenes"])
+    assert {"auc_30", "depth_abs_rel", "rotation_median_deg"} <= row["task"]["truth"].keys()
+    assert all(scene["task"]["truth"] for scene in row["scenes"])
 
 
 def test_recheck_finds_the_baseline_unchanged(model: nn.Module, samples: list[Sample]) -> None:
@@ -380,7 +380,7 @@ def test_two_runs_agree_but_for_times(tmp_path: Path) -> None:
             settings = _settings(tmp_path, output_dir=str(tmp_path / name))
             found.append(evaluate.evaluate(settings, progress).document["schemes"])
     for one, two in zip(*found, strict=True):
-        for key in ("name", "error", "bytes", "metrics", "ground_truth", "proof", "layers"):
+        for key in ("name", "error", "bytes", "metrics", "task", "calibration", "proof", "layers"):
             assert one[key] == two[key]
 
 

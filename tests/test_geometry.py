@@ -3,7 +3,6 @@
 
 import doctest
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,7 +163,7 @@ def test_auc_by_hand() -> None:
     assert geometry.pose_auc(rotation, translation, 5) == pytest.approx(
         (0.2 + 0.4 + 0.6 + 0.8 + 0.8) / 5
     )
-    scores = geometry.pose_scores(geometry.PoseErrors(rotation, translation, translation))
+    scores = geometry.pose_scores(geometry.PoseErrors(rotation, translation))
     assert scores["rra_3"] == 0.6  # 3.0 is not below 3
     assert scores["rra_30"] == 0.8
     assert scores["rta_3"] == 1
@@ -263,84 +262,6 @@ def test_queries_are_spread_and_searched_in_the_whole_cloud() -> None:
     assert math.isnan(geometry.point_scores(a * np.nan, b)["chamfer"])
 
 
-# Confidence ------------------------------------------------------------------------------------
-
-
-def test_ause_by_hand() -> None:
-    # Means of the kept: by confidence 4, 3, 2 (errors 4, 2, 0), by error 0, 1, 2; all: 2.
-    assert geometry.ause([3, 2, 1], [4, 2, 0]) == pytest.approx((4 + 2 + 0) / 3 / 2)
-    assert geometry.ause([1, 2, 3], [4, 2, 0]) == 0
-    # No confidence at all keeps the mean error throughout: 2, 2, 2.
-    assert geometry.ause([1, 1, 1], [4, 2, 0]) == pytest.approx((2 + 1 + 0) / 3 / 2)
-    assert geometry.ause([1, 2], [0, 0]) == 0
-
-
-def test_ause_of_ties_does_not_depend_on_the_order() -> None:
-    rng = np.random.default_rng(1)
-    confidence, error = rng.integers(0, 4, 50).astype(float), rng.uniform(size=50)
-    order = rng.permutation(50)
-    assert geometry.ause(confidence, error) == pytest.approx(
-        geometry.ause(confidence[order], error[order])
-    )
-
-
-# A whole scene ---------------------------------------------------------------------------------
-
-
-def scene(frames: int = 3) -> SimpleNamespace:
-    rng = np.random.default_rng(5)
-    encoded = np.concatenate([0.2 * rng.normal(size=(frames, 7)), np.full((frames, 2), 1.0)], 1)
-    encoded[0, :7] = 0
-    encoded[:, 6] += 1
-    extrinsics, intrinsics = geometry.decode_pose(encoded, (14, 14))
-    depth = rng.uniform(1, 3, (frames, 14, 14))
-    return SimpleNamespace(
-        pose_enc=encoded,
-        depth=depth,
-        world_points=geometry.unproject(depth, extrinsics, intrinsics),
-        extrinsics=extrinsics,
-        mask=depth > 1.2,
-    )
-
-
-@pytest.mark.parametrize("batched", [False, True])
-def test_a_perfect_prediction_scores_perfectly(batched: bool) -> None:
-    truth = scene()
-    outputs = {
-        "pose_enc": truth.pose_enc,
-        "depth": truth.depth[..., None],
-        "depth_conf": np.ones_like(truth.depth),
-        "world_points": truth.world_points,
-        "images": np.zeros((3, 3, 14, 14)),
-    }
-    if batched:
-        outputs = {name: value[None] for name, value in outputs.items()}
-    scores = geometry.pooled_scores([geometry.scene_errors(outputs, truth)] * 2)
-    assert scores["auc_3"] == 1
-    assert scores["depth_abs_rel"] == 0
-    assert scores["depth_ause"] == 0
-    assert scores["points_chamfer"] == 0
-    assert scores["points_chamfer_umeyama"] == pytest.approx(0, abs=1e-12)
-
-
-def test_scaled_predictions_are_forgiven_only_by_alignment() -> None:
-    truth = scene()
-    outputs = {"depth": 2 * truth.depth[..., None], "world_points": 2 * truth.world_points}
-    scores = geometry.scene_errors(outputs, truth).scores
-    assert scores["depth_abs_rel"] == pytest.approx(1)
-    assert scores["depth_abs_rel_median"] == 0
-    assert scores["points_chamfer"] > 0.1
-    assert scores["points_chamfer_umeyama"] == pytest.approx(0, abs=1e-12)
-
-
-def test_one_frame_has_no_pose_score() -> None:
-    truth = scene(frames=1)
-    outputs = {"pose_enc": truth.pose_enc, "depth": truth.depth[..., None]}
-    scores = geometry.pooled_scores([geometry.scene_errors(outputs, truth)])
-    assert "auc_30" not in scores
-    assert scores["depth_abs_rel"] == 0
-
-
 def test_bad_input_is_one_clear_line() -> None:
     eye = np.eye(3, 4)
     cases = [
@@ -350,8 +271,6 @@ def test_bad_input_is_one_clear_line() -> None:
         (lambda: geometry.depth_scores([1.0], [1.0, 2.0]), r"\(1,\) and \(2,\)"),
         (lambda: geometry.umeyama(np.ones((4, 2)), np.ones((4, 2))), r"\(N,3\)"),
         (lambda: geometry.point_scores(np.zeros((0, 3)), np.ones((4, 3))), "got 0 and 4"),
-        (lambda: geometry.ause([1.0], [1.0, 2.0]), "got 1 and 2"),
-        (lambda: geometry.pooled_scores([]), "no scene"),
     ]
     for call, message in cases:
         with pytest.raises(UserError, match=message):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import vggtquant as vq
 from vggtquant.errors import UserError
-from vggtquant.evaluation import charts, measure, report, text
+from vggtquant.evaluation import charts, measure, recommendation, report, task, text
 from vggtquant.evaluation.scores import METRIC_NAMES, Row
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
@@ -47,10 +47,13 @@ def _row(name: str, error: float, nbytes: int, ms: float, **changes: object) -> 
             "scene": "s0",
             "metrics": row["metrics"],
             "reasons": row["reasons"],
-            "ground_truth": {},
+            "task": {"fp32": {"depth_abs_rel": error}, "truth": None, "consistency": {}},
+            "pose_errors": {"fp32": None, "truth": None},
+            "calibration": {},
             "forward_ms_runs": [ms],
         }
     ]
+    row |= task.over_scenes(row["scenes"])
     if row["kind"] == "quantized":
         row["proof"] = {
             "layers_swapped": 3,
@@ -139,6 +142,10 @@ def _document(rows: list[Row], **changes: object) -> report.Document:
             "warmup": 1,
             "threads": None,
             "seed": 0,
+            "layout": None,
+            "max_drop": None,
+            "max_bytes": None,
+            "min_speedup": None,
         },
         "forecast": [],
         "rows": rows,
@@ -151,7 +158,7 @@ def _document(rows: list[Row], **changes: object) -> report.Document:
 
 
 def test_picks_follow_their_rules() -> None:
-    best = report.best(_rows())
+    best = recommendation.best(_rows())
     assert best["accuracy"] == "INT8_Per_Channel_Symmetric"
     assert best["size"] == "INT4_Group_128"
     assert best["speed"] == "INT8_Per_Channel_Symmetric_A8"
@@ -167,13 +174,13 @@ def test_picks_follow_their_rules() -> None:
 def test_failed_rows_and_references_are_never_picked() -> None:
     rows = _rows()
     rows[5] |= {"status": "failed", "reason": "NaN"}
-    best = report.best(rows)
+    best = recommendation.best(rows)
     assert best["size"] == "INT4_Group_32"
     assert "Baseline_BF16" not in best.values()
 
 
 def test_without_a_finished_scheme_there_is_no_pick() -> None:
-    best = report.best(_rows()[:2])
+    best = recommendation.best(_rows()[:2])
     assert [best[why] for why in ("accuracy", "size", "speed", "balance")] == [None] * 4
     assert "None: no scheme" in text.full_report(_document(_rows()[:2]))
 
@@ -184,7 +191,7 @@ def test_ties_go_to_the_smaller_and_the_more_accurate() -> None:
         _row("INT4_Group_128", 0.01, 190_000, 10.0),
         _row("INT4_Group_32", 0.02, 190_000, 10.0),
     ]
-    best = report.best(rows)
+    best = recommendation.best(rows)
     assert best["accuracy"] == best["size"] == best["balance"] == "INT4_Group_128"
     assert best["pareto_front"] == ["INT4_Group_128"]
 
@@ -303,7 +310,7 @@ def test_the_text_report_says_what_a_reader_needs() -> None:
 def test_all_names_fit_the_table() -> None:
     rows = [_row(name, 0.01, 123_456_789, 12345.6) for name in vq.CONFIGS]
     for row in rows:
-        row["ground_truth"] = {"auc_30": 0.5, "depth_abs_rel_median": 0.1}
+        row["task"]["truth"] = {"auc_30": 0.5, "depth_abs_rel_median": 0.1}
     said = text.full_report(_document(rows))
     assert "…" not in said
     for name in vq.CONFIGS:

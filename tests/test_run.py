@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggtquant import geometry, run, scenes
+from vggtquant import run, scenes, task_scores
 from vggtquant.errors import UserError
 
 SIZE, FRAMES = 56, 3
@@ -255,6 +255,6 @@ def test_the_oracle_is_the_truth(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     images = torch.from_numpy(scene.images).permute(0, 3, 1, 2) / 255
     out = oracle_of_a_test.build().eval()(images)
     outputs = {name: x.detach().numpy() for name, x in out.items() if not isinstance(x, list)}
-    scores = geometry.pooled_scores([geometry.scene_errors(outputs, scene)])
+    scores = task_scores.pooled_scores([task_scores.scene_errors(outputs, scene)])
     assert scores["points_chamfer"] == 0
     assert scores["auc_3"] == 1

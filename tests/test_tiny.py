@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vggtquant import geometry, scenes, tiny
+from vggtquant import geometry, scenes, task_scores, tiny
 from vggtquant.errors import UserError
 
 
@@ -135,8 +135,8 @@ def test_it_has_learned(model: tiny.TinyVGGT) -> None:
         scene = scenes.make_scene(seed, 4)
         out = model(pictures(scene))
         out = {name: out[name].numpy() for name in ("depth", "pose_enc")}
-        errors.append(geometry.scene_errors(out, scene))
-    found = geometry.pooled_scores(errors)
+        errors.append(task_scores.scene_errors(out, scene))
+    found = task_scores.pooled_scores(errors)
     assert found["depth_abs_rel_median"] < 0.2
     assert found["depth_delta_1.25_median"] > 0.65
     assert found["rotation_median_deg"] < 10

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cameras and point clouds in VGGT's conventions, and scores against ground truth.
+"""Cameras, depth and point clouds in VGGT's conventions, and the distances between two of them.
 
 OpenCV axes (x right, y down, z forward); extrinsics (…,3,4) map world to camera; intrinsics
 (…,3,3) are in pixels; a pixel's coordinates are its integer column and row, as in VGGT's
 unprojection. NumPy float64 throughout: everything here judges models, nothing here is fast.
+task_scores.py applies it to whole scenes, confidence.py judges confidences.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -142,6 +141,25 @@ def unproject(depth: ArrayLike, extrinsics: ArrayLike, intrinsics: ArrayLike) ->
     return world
 
 
+def project(points: ArrayLike, extrinsics: ArrayLike, intrinsics: ArrayLike) -> tuple[Array, Array]:
+    """Pixels (…,N,2) as column and row, and depths (…,N), of world points (…,N,3).
+
+    The inverse of `unproject`. A point with a depth of 0 or less is behind the camera; its pixel
+    means nothing.
+
+    >>> K = [[2.0, 0, 1], [0, 2, 1], [0, 0, 1]]
+    >>> project([[0, -2.0, 4]], np.eye(3, 4), K)
+    (array([[1., 0.]]), array([4.]))
+    """
+    pose, k = _f64(extrinsics), _f64(intrinsics)
+    camera = _f64(points) @ np.swapaxes(pose[..., :3], -1, -2) + pose[..., None, :, 3]
+    depth = camera[..., 2]
+    focal = np.stack([k[..., 0, 0], k[..., 1, 1]], axis=-1)[..., None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pixels = camera[..., :2] / depth[..., None] * focal + k[..., None, :2, 2]
+    return pixels, depth
+
+
 # Camera pose ---------------------------------------------------------------------------------
 
 
@@ -150,8 +168,13 @@ class PoseErrors:
     """Errors in degrees, one for each pair of frames, (P,) each; see `relative_pose_errors`."""
 
     rotation: Array
-    translation: Array  # 0 … 90: direction without its sign, VGGT's score
-    direction: Array  # 0 … 180: direction with its sign
+    direction: Array  # 0 … 180: of the translation, with its sign
+
+    @property
+    def translation(self) -> Array:
+        """Direction without its sign, VGGT's score: 0 … 90, or the 1e6 of an invalid one."""
+        folded = np.minimum(self.direction, np.abs(180 - self.direction))
+        return np.where(self.direction > 180, self.direction, folded)
 
 
 def relative_pose_errors(predicted: ArrayLike, truth: ArrayLike) -> PoseErrors:
@@ -180,8 +203,7 @@ def relative_pose_errors(predicted: ArrayLike, truth: ArrayLike) -> PoseErrors:
     chord = np.minimum(np.linalg.norm(qp - qt, axis=1), np.linalg.norm(qp + qt, axis=1))
     rotation = np.degrees(4 * np.arcsin(np.minimum(chord / 2, 1)))
     direction = angle_between(p[:, :3, 3], t[:, :3, 3])
-    translation = np.minimum(direction, np.abs(180 - direction))
-    valid = [np.where(np.isfinite(x), x, _INVALID_DEG) for x in (rotation, translation, direction)]
+    valid = [np.where(np.isfinite(x), x, _INVALID_DEG) for x in (rotation, direction)]
     return PoseErrors(*valid)
 
 
@@ -222,7 +244,7 @@ def pose_scores(errors: PoseErrors) -> dict[str, float]:
     Definitions: VGGT's `test_co3d.py`, after PoseDiffusion (Wang et al. 2023).
 
     >>> one = np.ones(1)
-    >>> pose_scores(PoseErrors(one, one, one))["rra_3"]
+    >>> pose_scores(PoseErrors(one, one))["rra_3"]
     1.0
     """
     scores = {
@@ -237,7 +259,7 @@ def pose_scores(errors: PoseErrors) -> dict[str, float]:
     return scores
 
 
-# Depth, points, confidence -------------------------------------------------------------------
+# Depth and points ----------------------------------------------------------------------------
 
 
 def depth_scores(
@@ -252,9 +274,9 @@ def depth_scores(
     >>> depth_scores([1.0, 2.0, 9.0], [2.0, 4.0, 0.0], align=True)["abs_rel"]
     0.0
     """
-    d, g = _valid_depth(predicted, truth, mask)
+    d, g = valid_depth(predicted, truth, mask)
     if align:
-        d = d * _median_scale(d, g)
+        d = d * median_scale(d, g)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.maximum(d / g, g / d)
     return {
@@ -262,6 +284,37 @@ def depth_scores(
         "rmse": float(np.sqrt(np.mean((d - g) ** 2))),
         "delta_1.25": float(np.mean((d > 0) & (ratio < 1.25))),
     }
+
+
+def valid_depth(
+    predicted: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None
+) -> tuple[Array, Array]:
+    """The depths d and g of the pixels whose truth g is finite, above 0 and inside `mask`, (N,).
+
+    UserError for different shapes, and when there is no such pixel.
+
+    >>> valid_depth([1.0, 2.0], [3.0, 0.0])
+    (array([1.]), array([3.]))
+    """
+    d, g = _f64(predicted), _f64(truth)
+    if d.shape != g.shape:
+        raise UserError(f"wanted two depth arrays of one shape, got {d.shape} and {g.shape}")
+    valid = np.isfinite(g) & (g > 0)
+    if mask is not None:
+        valid &= np.asarray(mask, dtype=bool)
+    if not valid.any():
+        raise UserError("no pixel has a true depth above 0")
+    return d[valid], g[valid]
+
+
+def median_scale(d: Array, g: Array) -> float:
+    """The factor median(g) / median(d) that brings depths d to the scale of g (Zhou et al. 2017).
+
+    >>> median_scale(np.array([1.0, 2.0, 9.0]), np.array([2.0, 4.0, 5.0]))
+    2.0
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.median(g) / np.median(d))
 
 
 @dataclass(frozen=True)
@@ -326,113 +379,6 @@ def point_scores(
     return {"accuracy": accuracy, "completeness": completeness, "chamfer": chamfer}
 
 
-def ause(confidence: ArrayLike, error: ArrayLike) -> float:
-    """Area under the sparsification error: 0 when confidence ranks the errors perfectly.
-
-    Ilg et al. 2018: drop the least confident k of n pixels, k = 0 … n-1, and take the mean error of
-    the rest over the mean of all; do the same by true error; the score is the mean difference of
-    the two curves. Equal confidences share their mean error, so their order does not matter.
-    UserError for different sizes or no pixel.
-
-    >>> ause([3, 2, 1], [0, 1, 2]), ause([1, 2, 3], [0, 1, 2])
-    (0.0, 1.0)
-    """
-    c, e = _f64(confidence).ravel(), _f64(error).ravel()
-    if c.size != e.size or c.size == 0:
-        raise UserError(f"ause wants as many confidences as errors, got {c.size} and {e.size}")
-    if not np.mean(e) > 0:
-        return 0.0 if np.all(e == 0) else float("nan")
-    _, group, size = np.unique(c, return_inverse=True, return_counts=True)
-    shared = (np.bincount(group, weights=e) / size)[group]
-    kept = np.arange(1, c.size + 1)
-
-    def curve(order: NDArray[np.intp], values: Array) -> Array:
-        means: Array = np.cumsum(values[order]) / kept
-        return means
-
-    by_confidence, by_error = curve(np.argsort(-c), shared), curve(np.argsort(e), e)
-    return float(np.mean(by_confidence - by_error) / np.mean(e))
-
-
-# A whole scene -------------------------------------------------------------------------------
-
-
-class Truth(Protocol):
-    """Exact geometry of a scene of S frames, as `vggtquant.scenes` makes it."""
-
-    @property
-    def depth(self) -> Any: ...  # (S,H,W)
-    @property
-    def world_points(self) -> Any: ...  # (S,H,W,3), camera 0 is the world
-    @property
-    def extrinsics(self) -> Any: ...  # (S,3,4)
-    @property
-    def mask(self) -> Any: ...  # (S,H,W), True where depth is defined
-
-
-@dataclass(frozen=True)
-class SceneErrors:
-    """What one scene contributes: pose errors to be pooled, and scores to be averaged."""
-
-    pose: PoseErrors | None  # None: a single frame has no pairs
-    scores: dict[str, float]
-
-
-def scene_errors(
-    predictions: Mapping[str, ArrayLike], truth: Truth, *, queries: int | None = 4096
-) -> SceneErrors:
-    """Scores VGGT's outputs for one scene, with or without a batch axis of 1, against the truth.
-
-    Depth raw and median-aligned, world points raw and after Umeyama over corresponding pixels,
-    AUSE of depth_conf against the relative depth error after alignment. Outputs that are missing
-    are left out.
-    """
-    out = {name: _f64(value) for name, value in predictions.items() if name in _RANKS}
-    out = {name: x[0] if x.ndim > _RANKS[name] else x for name, x in out.items()}
-    mask = np.asarray(truth.mask, dtype=bool)
-    scores: dict[str, float] = {}
-    if "depth" in out:
-        depth = out["depth"][..., 0]
-        for suffix, align in (("", False), ("_median", True)):
-            row = depth_scores(depth, truth.depth, mask, align=align)
-            scores |= {f"depth_{key}{suffix}": value for key, value in row.items()}
-        if "depth_conf" in out:
-            d, g = _valid_depth(depth, truth.depth, mask)
-            conf, _ = _valid_depth(out["depth_conf"], truth.depth, mask)
-            scores["depth_ause"] = ause(conf, np.abs(d * _median_scale(d, g) - g) / g)
-    if "world_points" in out:
-        p, g = out["world_points"][mask], _f64(truth.world_points)[mask]
-        finite = bool(np.isfinite(p).all())
-        for suffix, cloud in (("", p), ("_umeyama", umeyama(p, g)(p) if finite else p)):
-            row = point_scores(cloud, g, queries=queries)
-            scores |= {f"points_{key}{suffix}": value for key, value in row.items()}
-    pose = None
-    if "pose_enc" in out and len(out["pose_enc"]) > 1:
-        extrinsics, _ = decode_pose(out["pose_enc"], mask.shape[-2:])
-        pose = relative_pose_errors(extrinsics, truth.extrinsics)
-    return SceneErrors(pose, scores)
-
-
-def pooled_scores(scenes: Sequence[SceneErrors]) -> dict[str, float]:
-    """Scores of several scenes: pairs of frames pooled for the poses, means for the rest.
-
-    UserError when there is no scene.
-    """
-    if not scenes:
-        raise UserError("no scene to score: at least one is needed")
-    poses = [scene.pose for scene in scenes if scene.pose is not None]
-    scores: dict[str, float] = {}
-    if poses:
-        columns = zip(*((p.rotation, p.translation, p.direction) for p in poses), strict=True)
-        scores |= pose_scores(PoseErrors(*map(np.concatenate, columns)))
-    for name in scenes[0].scores:
-        scores[name] = float(np.mean([scene.scores[name] for scene in scenes]))
-    return scores
-
-
-_RANKS = {"pose_enc": 2, "depth": 4, "depth_conf": 3, "world_points": 4}  # without the batch axis
-
-
 def _f64(x: ArrayLike) -> Array:
     return np.asarray(x, dtype=np.float64)
 
@@ -442,25 +388,6 @@ def _square(pose: ArrayLike) -> Array:
     pose = _f64(pose)
     last = np.broadcast_to([0.0, 0.0, 0.0, 1.0], (*pose.shape[:-2], 1, 4))
     return np.concatenate([pose[..., :3, :], last], axis=-2)
-
-
-def _valid_depth(
-    predicted: ArrayLike, truth: ArrayLike, mask: ArrayLike | None
-) -> tuple[Array, Array]:
-    d, g = _f64(predicted), _f64(truth)
-    if d.shape != g.shape:
-        raise UserError(f"wanted two depth arrays of one shape, got {d.shape} and {g.shape}")
-    valid = np.isfinite(g) & (g > 0)
-    if mask is not None:
-        valid &= np.asarray(mask, dtype=bool)
-    if not valid.any():
-        raise UserError("no pixel has a true depth above 0")
-    return d[valid], g[valid]
-
-
-def _median_scale(d: Array, g: Array) -> float:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.median(g) / np.median(d))
 
 
 def _nearest(points: Array, others: Array, queries: int | None) -> float:

@@ -350,6 +350,6 @@ def _write(
 
 
 def _scores(outputs: dict[str, NDArray[np.float32]], scene: Scene) -> dict[str, float]:
-    from . import geometry
+    from . import task_scores
 
-    return geometry.pooled_scores([geometry.scene_errors(outputs, scene)])
+    return task_scores.pooled_scores([task_scores.scene_errors(outputs, scene)])

@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from . import labels, report
+from . import labels, recommendation
 
 Row = dict[str, Any]
 
@@ -219,7 +219,7 @@ def _tradeoff(axis: Axes, figure: Figure, rows: Sequence[Row], best: dict[str, A
     if not points:
         axis.text(0.5, 0.5, "no scheme finished", transform=axis.transAxes, ha="center")
         return
-    front = {row["name"] for row in report.pareto(report.candidates(rows))}
+    front = {row["name"] for row in recommendation.pareto(recommendation.candidates(rows))}
     line = sorted((x, y) for _, row, x, y in points if row["name"] in front)
     axis.plot(*zip(*line, strict=True), color="black", linewidth=1, linestyle="--", zorder=1)
     for _, row, x, y in points:

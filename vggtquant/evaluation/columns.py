@@ -30,6 +30,11 @@ def _error(row: Row) -> float | None:
     return error
 
 
+def _truth(row: Row, score: str) -> float | None:
+    value: float | None = (row["task"]["truth"] or {}).get(score)
+    return value
+
+
 COLUMNS = (
     Column("MB", lambda row: row["bytes"]["model_bytes"], lambda v: f"{v / 1e6:,.2f}"),
     Column(
@@ -41,12 +46,10 @@ COLUMNS = (
     Column("error %", _error, lambda v: f"{100 * v:.3g}"),
 )
 TRUTH = (
-    Column(
-        "AUC@30", lambda row: row["ground_truth"].get("auc_30"), lambda v: f"{100 * v:.1f}", True
-    ),
+    Column("AUC@30", lambda row: _truth(row, "auc_30"), lambda v: f"{100 * v:.1f}", True),
     Column(
         "AbsRel",
-        lambda row: row["ground_truth"].get("depth_abs_rel_median"),
+        lambda row: _truth(row, "depth_abs_rel_median"),
         lambda v: f"{100 * v:.2f}",
     ),
 )

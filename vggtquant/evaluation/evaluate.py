@@ -45,6 +45,10 @@ class Settings:
     warmup: int | None = None
     threads: int | None = None
     seed: int = 0
+    layout: str | None = None  # of a folder with ground truth; None: by what is in it
+    max_drop: float | None = None  # percentage points of pose AUC@30
+    max_bytes: int | None = None
+    min_speedup: float | None = None
     argv: tuple[str, ...] = ()
 
 

@@ -19,9 +19,10 @@ from torch import nn
 
 import vggtquant as vq
 
-from .. import environment, geometry, vggt
+from .. import environment, task_scores, vggt
 from ..errors import UserError
-from .scores import Outputs, Row, error_score, mean_scores, nonfinite, score, truth_errors
+from . import task
+from .scores import Outputs, Row, error_score, mean_scores, nonfinite, score
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Sample:
     name: str
     images: torch.Tensor
     sha256: Mapping[str, str] = field(default_factory=dict)  # of each picture, by its name
-    truth: geometry.Truth | None = None
+    truth: task_scores.Geometry | None = None
 
 
 # A forward that takes longer is not repeated beside each scheme for its time alone.
@@ -299,7 +300,8 @@ def _row(name: str, kind: str, config: vq.QuantizationConfig) -> Row:
         "outputs_repeat_bit_for_bit": None,
         "metrics": {},
         "reasons": {},
-        "ground_truth": {},
+        "task": dict.fromkeys(("fp32", "truth", "consistency")),
+        "calibration": {},
         "proof": None,
         "notes": [],
         "layers": [],
@@ -337,7 +339,6 @@ def _fill(row: Row, samples: Sequence[Sample], baseline: Baseline, measured: Mea
     row["time"] = _time(measured, first["forward_ms_median"] if first else None)
     row["process_peak_bytes"] = measured.peak_bytes
     row["outputs_repeat_bit_for_bit"] = measured.repeats
-    errors = []
     for index, sample in enumerate(samples):
         outputs = measured.outputs[index]
         metrics, reasons = score(baseline.measured.outputs[index], outputs)
@@ -345,16 +346,13 @@ def _fill(row: Row, samples: Sequence[Sample], baseline: Baseline, measured: Mea
             "scene": sample.name,
             "metrics": metrics,
             "reasons": reasons,
-            "ground_truth": {},
+            **task.of_scene(outputs, baseline.measured.outputs[index], sample.truth),
             "forward_ms_runs": [1e3 * turn[index] for turn in measured.seconds],
         }
-        if sample.truth is not None:
-            errors.append(truth_errors(outputs, sample.truth))
-            scene["ground_truth"] = geometry.pooled_scores(errors[-1:])
         row["scenes"].append(scene)
     row["metrics"] = mean_scores([scene["metrics"] for scene in row["scenes"]])
     row["reasons"] = {k: v for scene in row["scenes"] for k, v in scene["reasons"].items()}
-    row["ground_truth"] = geometry.pooled_scores(errors) if errors else {}
+    row |= task.over_scenes(row["scenes"])
     row["error"] = error_score(row["metrics"]) if row["kind"] != "baseline" else 0.0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns rows of results into a document, picks the best schemes, and writes JSON and files safely.
+"""Turns rows of results into a document, and writes JSON and files safely.
 
 Nothing here runs a model. The keys of the document are explained in docs/report.md, and
 docs/report.schema.json is their schema; text.py says the same in words, charts.py in
@@ -19,75 +19,16 @@ from typing import Any
 import vggtquant as vq
 
 from ..errors import UserError
+from . import intervals, recommendation
 
 Row = dict[str, Any]
 Document = dict[str, Any]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 JSON_NAME = "comprehensive_results.json"
 TEXT_NAME = "comprehensive_report.txt"
 CHARTS_NAME = "comprehensive_visualizations.png"
 PAGE_NAME = "comprehensive_report.html"
-
-RULES = {
-    "error": (
-        "The error of a scheme is the geometric mean over the model's outputs of relative_l2 = "
-        "||FP32 - scheme|| / ||FP32||, each first averaged over the scenes."
-    ),
-    "accuracy": "The smallest error; of equals, the fewest bytes.",
-    "size": "The fewest bytes held by the whole model; of equals, the smallest error.",
-    "speed": "The largest speedup over FP32 timed beside it; of equals, the smallest error.",
-    "balance": (
-        "The smallest sum of (bytes / FP32 bytes) and error: one percent of the FP32 model's bytes "
-        "weighs as much as one percent of error. Time has no part in it, because it depends on the "
-        "machine; of equals, the fewest bytes."
-    ),
-}
-
-
-# ---- picks ---------------------------------------------------------------------------------------
-
-
-def candidates(rows: Sequence[Row]) -> list[Row]:
-    """The quantized rows that finished and can be believed."""
-    return [row for row in rows if row["kind"] == "quantized" and row["status"] == "ok"]
-
-
-def _bytes(row: Row) -> int:
-    return int(row["bytes"]["model_bytes"])
-
-
-def pareto(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other row beats in error or bytes without losing in the other."""
-
-    def beaten(row: Row) -> bool:
-        here = (row["error"], _bytes(row))
-        others = ((other["error"], _bytes(other)) for other in rows)
-        return any(e <= here[0] and b <= here[1] and (e, b) != here for e, b in others)
-
-    return [row for row in rows if not beaten(row)]
-
-
-def best(rows: Sequence[Row]) -> Document:
-    """The best schemes by RULES; null where no scheme finished."""
-    there = [row for row in candidates(rows) if row["error"] is not None]
-    picks: dict[str, Row | None] = dict.fromkeys(("accuracy", "size", "speed", "balance"))
-    if there:
-        picks["accuracy"] = min(there, key=lambda row: (row["error"], _bytes(row)))
-        picks["size"] = min(there, key=lambda row: (_bytes(row), row["error"]))
-        picks["speed"] = min(there, key=lambda row: (-row["time"]["speedup"], row["error"]))
-        picks["balance"] = min(
-            there,
-            key=lambda row: (
-                1 / row["bytes"]["compression_ratio_model"] + row["error"],
-                _bytes(row),
-            ),
-        )
-    return {
-        **{why: row["name"] if row else None for why, row in picks.items()},
-        "pareto_front": [row["name"] for row in sorted(pareto(there), key=_bytes)],
-        "rules": RULES,
-    }
 
 
 def regressions(rows: Sequence[Row], most: int = 8) -> list[tuple[float, str, str]]:
@@ -132,7 +73,9 @@ def document(
         "forecast": [dict(cost) for cost in forecast],
         "schemes": list(rows),
         "baseline_recheck": dict(recheck) if recheck else None,
-        "best": best(rows),
+        "best": recommendation.best(rows),
+        "statistics": intervals.statistics(rows),
+        "recommendation": recommendation.recommend(rows, settings),
     }
     lost: dict[str, str] = {}
     clean: Document = _plain(whole, "", lost)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a forward's outputs: the metrics against FP32, geometry against ground truth.
+"""Metrics of a forward's outputs against FP32, and their sums over outputs and scenes.
 
-Sums up over outputs and scenes as well; the metrics themselves are `compare`'s.
+The metrics themselves are `compare`'s; what outputs mean as geometry is task.py's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 import vggtquant as vq
 
-from .. import geometry, vggt
+from .. import vggt
 
 Row = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
@@ -23,8 +23,6 @@ Outputs = dict[str, torch.Tensor]
 # What `compare` gives beside the eight metrics and is kept with them.
 EXTRA_METRICS = ("relative_l2", "kl_divergence", "data_range")
 METRIC_NAMES = tuple(metric.name for metric in vq.METRICS) + EXTRA_METRICS
-# Points asked for their nearest neighbour in the chamfer distances of a scene.
-_QUERIES = 2048
 
 
 def score(reference: Outputs, candidate: Outputs) -> tuple[Row, Row]:
@@ -77,16 +75,6 @@ def mean_scores(per_scene: Sequence[Row]) -> Row:
             known = [value for value in values if value is not None]
             merged[key] = statistics.fmean(known) if known else None
     return merged
-
-
-def truth_errors(outputs: Outputs, truth: geometry.Truth) -> geometry.SceneErrors:
-    """Errors of a forward's outputs against what is known of the scene."""
-    parts = [outputs.get(f"pose_{part}") for part in ("translation", "rotation", "fov")]
-    known = [part for part in parts if part is not None]
-    pose = {"pose_enc": torch.cat(known, -1)} if len(known) == len(parts) else {}
-    # .numpy(): geometry.py knows arrays only
-    arrays = {name: value.float().numpy() for name, value in (outputs | pose).items()}
-    return geometry.scene_errors(arrays, truth, queries=_QUERIES)
 
 
 def error_score(metrics: Mapping[str, Mapping[str, float | None]]) -> float | None:

@@ -124,7 +124,7 @@ def legend(document: Document) -> list[str]:
         "FP32 timed right before and after.",
         "error: geometric mean over outputs of ||FP32 - scheme|| / ||FP32||, in percent.",
     ]
-    if any(row["ground_truth"] for row in document["schemes"]):
+    if any(row["task"]["truth"] for row in document["schemes"]):
         lines.append(
             "AUC@30 (camera poses, more is better) and AbsRel (depth, less is better): against "
             "ground truth, in percent."
@@ -242,13 +242,13 @@ def _metrics(out: Console, document: Document) -> None:
 
 
 def _truth(out: Console, document: Document) -> None:
-    rows = [row for row in document["schemes"] if row["ground_truth"]]
-    there = [column for column in _TRUTH if any(column[0] in row["ground_truth"] for row in rows)]
+    rows = [row for row in document["schemes"] if row["task"]["truth"]]
+    there = [column for column in _TRUTH if any(column[0] in row["task"]["truth"] for row in rows)]
     table = _table(["Scheme", *(heading for _, heading, _, _ in there)])
     for row in rows:
         table.add_row(
             row["name"],
-            *(_scaled(row["ground_truth"].get(key), k, form) for key, _, k, form in there),
+            *(_scaled(row["task"]["truth"].get(key), k, form) for key, _, k, form in there),
         )
     out.print(table)
     out.print()
@@ -395,7 +395,7 @@ def full_report(document: Document) -> str:
     _section(out, "Biggest regressions (relative_l2 against FP32)")
     for value, scheme, output in report.regressions(document["schemes"]):
         out.print(f"{100 * value:10.3f} %  {output:18} {scheme}")
-    if any(row["ground_truth"] for row in document["schemes"]):
+    if any(row["task"]["truth"] for row in document["schemes"]):
         _section(out, "Against ground truth")
         _truth(out, document)
     _section(out, "What was not quantized")
