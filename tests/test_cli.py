@@ -16,7 +16,7 @@ from PIL import Image
 
 import vggtquant as vq
 from vggtquant import cli
-from vggtquant.evaluation import measure, report
+from vggtquant.evaluation import measure, report, variants
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
 QUICK = ["--runs", "1", "--warmup", "0", "--scenes", "1", "--max_images", "2"]
@@ -47,7 +47,7 @@ def test_evaluate_prints_a_table_and_the_paths(tmp_path: Path, capsys) -> None:
     assert f"wrote {tmp_path / 'out' / report.JSON_NAME}" in out
     assert "best for balance:   INT8_Per_Channel_Symmetric" in out
     assert max(map(len, out.splitlines())) <= 100 or str(tmp_path) in out
-    assert "forecast" in err and "[2] INT8_Per_Channel_Symmetric:" in err
+    assert "forecast" in err and "[4] INT8_Per_Channel_Symmetric:" in err
     assert "\x1b" not in out + err  # no colours or bars where no terminal is
     document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())
     jsonschema.validate(document, SCHEMA)
@@ -70,6 +70,7 @@ def test_schemes_may_be_listed_or_repeated(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())
     assert [row["name"] for row in document["schemes"]] == [
         "Baseline_FP32",
+        *variants.NOISE_FLOOR,
         "INT8_Per_Channel_Symmetric",
         "INT4_Group_64",
         "INT4_Group_32",
@@ -172,7 +173,7 @@ def test_an_output_directory_that_cannot_be_written(tmp_path: Path, capsys, monk
     def never(*_: object, **__: object) -> None:
         pytest.fail("work was done before the output directory was tried")
 
-    monkeypatch.setattr(measure, "run_baseline", never)
+    monkeypatch.setattr(measure.Bench, "records", never)
     (tmp_path / "file").write_text("")
     words = ("--output_dir", str(tmp_path / "file" / "out"))
     _refused(capsys, _evaluate(tmp_path, *words), "cannot write to output directory")
@@ -219,12 +220,11 @@ def test_an_unknown_isa_is_refused() -> None:
 def test_a_failed_scheme_gives_3_and_the_reports(tmp_path: Path, capsys, monkeypatch) -> None:
     real = measure.measure
 
-    def spoil(model, samples, passes, *, watched, autocast=False, tick=lambda: None):
-        result = real(model, samples, passes, watched=watched, autocast=autocast, tick=tick)
+    def spoil(model, images, passes, *, watched, **options):
+        result = real(model, images, passes, watched=watched, **options)
         if any(isinstance(layer, vq.QuantizedLinear) for layer in watched.values()):
-            spoiled = result.outputs[0]["depth"].clone()
-            spoiled[0, 0, 0, 0, 0] = float("nan")
-            result.outputs[0]["depth"] = spoiled
+            result.outputs["depth"] = result.outputs["depth"].clone()
+            result.outputs["depth"][0, 0, 0, 0, 0] = float("nan")
         return result
 
     monkeypatch.setattr(measure, "measure", spoil)
@@ -234,14 +234,14 @@ def test_a_failed_scheme_gives_3_and_the_reports(tmp_path: Path, capsys, monkeyp
     document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())
     jsonschema.validate(document, SCHEMA)
     assert document["status"] == "with failures"
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 5
 
 
 def test_a_defect_gives_1_and_a_hint(tmp_path: Path, capsys, monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(measure, "run_baseline", broken)
+    monkeypatch.setattr(measure.Bench, "records", broken)
     assert _evaluate(tmp_path) == 1
     assert "ZeroDivisionError: oh" in capsys.readouterr().err
     assert _evaluate(tmp_path, "-v") == 1
@@ -249,14 +249,19 @@ def test_a_defect_gives_1_and_a_hint(tmp_path: Path, capsys, monkeypatch) -> Non
 
 
 def test_ctrl_c_gives_130_and_says_what_is_kept(tmp_path: Path, capsys, monkeypatch) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    real = measure.Bench.records
+    at = ["quantized"]
 
-    monkeypatch.setattr(measure, "run_scheme", stopped)
+    def stopped(self, variant, *args: object, **options: object):
+        if variant.kind in at:
+            raise KeyboardInterrupt
+        return real(self, variant, *args, **options)
+
+    monkeypatch.setattr(measure.Bench, "records", stopped)
     assert _evaluate(tmp_path) == 130
-    assert "interrupted; 1 finished" in capsys.readouterr().err
-    monkeypatch.setattr(measure, "run_baseline", stopped)
-    assert _evaluate(tmp_path) == 130
+    assert "interrupted; 3 finished" in capsys.readouterr().err
+    at[:] = ["baseline"]
+    assert _evaluate(tmp_path, "--restart") == 130
     assert "before the first result" in capsys.readouterr().err
 
 

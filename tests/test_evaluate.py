@@ -17,8 +17,19 @@ from toy import Toy, build, nan_output, nan_weight, no_linear
 
 import vggtquant as vq
 from vggtquant.errors import UserError
-from vggtquant.evaluation import evaluate, forecast, inputs, measure, report, scores
-from vggtquant.evaluation.measure import Passes, Sample
+from vggtquant.evaluation import (
+    evaluate,
+    forecast,
+    inputs,
+    journal,
+    measure,
+    plan,
+    report,
+    rows,
+    scores,
+    variants,
+)
+from vggtquant.evaluation.measure import Bench, Passes, Sample
 from vggtquant.evaluation.scores import Row
 from vggtquant.progress import Progress
 
@@ -37,10 +48,26 @@ def model() -> nn.Module:
     return build()
 
 
+def _run_all(
+    model: nn.Module, samples: list[Sample], names: list[str], passes: Passes
+) -> list[Row]:
+    """The rows of FP32, the noise floor and these schemes, in the report's order."""
+    bench = Bench(model, samples, passes)
+    head = {
+        "settings": {"schemes": ["Baseline_FP32", *names]},
+        "data": {"scenes": [{"name": sample.name} for sample in samples]},
+    }
+    records = []
+    for variant in variants.run_order(variants.planned(head["settings"]["schemes"])):
+        for record in bench.records(variant, samples):
+            records.append(json.loads(json.dumps(record)))
+            if variant.kind == "baseline" and record["kind"] == "scene":
+                bench.know_fp32(record)
+    return rows.rows(head, records)
+
+
 def _run(model: nn.Module, samples: list[Sample], name: str = INT8) -> Row:
-    passes = Passes(runs=2, warmup=1)
-    baseline = measure.run_baseline(model, samples, passes)
-    return measure.run_scheme(model, samples, vq.get_config(name), passes, baseline)
+    return _run_all(model, samples, [name], Passes(runs=2, warmup=1))[-1]
 
 
 # ---- what it reports -----------------------------------------------------------------------------
@@ -97,9 +124,9 @@ def test_scene_values_are_kept_and_averaged(model: nn.Module, samples: list[Samp
 
 
 def test_a_single_run_has_no_spread(model: nn.Module, samples: list[Sample]) -> None:
-    baseline = measure.run_baseline(model, samples, Passes(1, 0))
-    assert baseline.row["time"]["forward_ms_iqr"] is None
-    assert baseline.row["outputs_repeat_bit_for_bit"] is None
+    baseline = _run_all(model, samples, [INT8], Passes(1, 0))[0]
+    assert baseline["time"]["forward_ms_iqr"] is None
+    assert baseline["outputs_repeat_bit_for_bit"] is None
 
 
 def test_bfloat16_holds_the_same_bytes_and_differs(model: nn.Module, samples: list[Sample]) -> None:
@@ -115,15 +142,46 @@ def test_ground_truth_scores_of_rendered_scenes(model: nn.Module) -> None:
     assert all(scene["task"]["truth"] for scene in row["scenes"])
 
 
-def test_recheck_finds_the_baseline_unchanged(model: nn.Module, samples: list[Sample]) -> None:
-    passes = Passes(1, 0)
-    baseline = measure.run_baseline(model, samples, passes)
-    for name in (INT8, INT4):
-        measure.run_scheme(model, samples, vq.get_config(name), passes, baseline)
-    assert measure.recheck(model, samples, passes, baseline)["outputs_equal_first_run"]
+def test_the_noise_floor_stands_before_the_schemes(model: nn.Module, samples: list[Sample]) -> None:
+    found = _run_all(model, samples, [INT8, INT4], Passes(2, 0))
+    by_name = {row["name"]: row for row in found}
+    assert list(by_name) == ["Baseline_FP32", *variants.NOISE_FLOOR, INT8, INT4]
+    assert {by_name[name]["kind"] for name in variants.NOISE_FLOOR} == {"reference"}
+    assert by_name[variants.REPEAT]["outputs_equal_baseline"] is True
+    assert by_name[variants.REPEAT]["error"] == 0
+    assert by_name[variants.OTHER_THREADS]["error"] < 1e-4
+    assert "threads instead of" in by_name[variants.OTHER_THREADS]["notes"][0]
+    noisy = by_name[variants.NOISY_INPUT]
+    assert 1e-4 < noisy["error"] < 0.1 and len(noisy["scenes"][0]["forward_ms_runs"]) == 1
+
+
+def test_the_noise_is_one_step_and_always_the_same() -> None:
+    images = torch.full((2, 3, 8, 8), 0.5)
+    steps = (variants.with_noise(images, "scene") - images) * 255
+    assert torch.unique(steps.round()).tolist() == [-1, 1] and abs(float(steps.mean())) < 0.2
+    assert torch.equal(variants.with_noise(images, "scene"), variants.with_noise(images, "scene"))
+    assert not torch.equal(variants.with_noise(images, "scene"), variants.with_noise(images, "b"))
+    dark = variants.with_noise(torch.zeros(1, 3, 8, 8), "scene")
+    assert float(dark.min()) == 0
+
+
+def test_a_model_that_changed_meanwhile_is_found_out(
+    model: nn.Module, samples: list[Sample]
+) -> None:
+    bench = Bench(model, samples, Passes(1, 0))
+    first, *_ = [v for v in variants.planned(["Baseline_FP32"]) if v.kind == "baseline"]
+    repeat = next(v for v in variants.planned(["Baseline_FP32"]) if v.name == variants.REPEAT)
+    head = {
+        "settings": {"schemes": ["Baseline_FP32"]},
+        "data": {"scenes": [{"name": sample.name} for sample in samples]},
+    }
+    records = list(bench.records(first, samples))
     with torch.no_grad():
         model.head.weight += 1e-3
-    assert not measure.recheck(model, samples, passes, baseline)["outputs_equal_first_run"]
+    records += bench.records(repeat, samples)
+    found = rows.rows(head, records)
+    assert [row["outputs_equal_baseline"] for row in found] == [True, False]
+    assert rows.recheck(found)["outputs_equal_first_run"] is False
 
 
 # ---- what it refuses -----------------------------------------------------------------------------
@@ -131,22 +189,22 @@ def test_recheck_finds_the_baseline_unchanged(model: nn.Module, samples: list[Sa
 
 def test_a_nan_weight_is_refused_by_name(samples: list[Sample]) -> None:
     with pytest.raises(UserError, match=r"blocks\.1\.3 holds 1 NaN or Inf"):
-        measure.run_baseline(nan_weight(), samples, Passes(1, 0))
+        measure.check_weights(measure.linears(nan_weight()))
 
 
 def test_a_baseline_with_nan_ends_it(samples: list[Sample]) -> None:
     with pytest.raises(UserError, match="baseline's .* holds .* NaN or Inf on s0"):
-        measure.run_baseline(nan_output(), samples, Passes(1, 0))
+        _run_all(nan_output(), samples, [], Passes(1, 0))
 
 
 def test_a_model_without_linear_is_refused(samples: list[Sample]) -> None:
     with pytest.raises(UserError, match="no Linear"):
-        measure.run_baseline(no_linear(), samples, Passes(1, 0))
+        _run_all(no_linear(), samples, [], Passes(1, 0))
 
 
 def test_a_model_without_named_outputs_is_refused(samples: list[Sample]) -> None:
     with pytest.raises(UserError, match="wanted a dict"):
-        measure.run_baseline(nn.Sequential(nn.Linear(28, 28)), samples, Passes(1, 0))
+        _run_all(nn.Sequential(nn.Linear(28, 28)), samples, [], Passes(1, 0))
 
 
 # ---- sabotage: each sham is a failed row with its name ------------------------------------------
@@ -248,14 +306,17 @@ def test_a_scheme_with_nan_outputs_is_a_failed_row(sham, model, samples) -> None
     assert row["metrics"] == {}
 
 
-def test_a_missing_output_is_a_failed_row(model, samples) -> None:
-    passes = Passes(1, 0)
-    baseline = measure.run_baseline(model, samples, passes)
+def test_a_missing_output_is_a_failed_row(sham, model, samples) -> None:
     forward = Toy.forward
-    model.forward = lambda images: {
-        name: value for name, value in forward(model, images).items() if name != "depth"
-    }
-    row = measure.run_scheme(model, samples, vq.get_config(INT8), passes, baseline)
+
+    def without_depth(model: nn.Module, result) -> None:
+        def lacking(images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {k: v for k, v in forward(model, images).items() if k != "depth"}
+
+        model.forward = lacking
+
+    sham(without_depth)
+    row = _run(model, samples)
     assert row["status"] == "failed" and "outputs are" in row["reason"]
 
 
@@ -345,9 +406,9 @@ def test_the_error_is_a_geometric_mean() -> None:
 # ---- the whole run: rows are kept, whatever happens ----------------------------------------------
 
 
-def _settings(tmp_path: Path, **changes: object) -> evaluate.Settings:
+def _settings(tmp_path: Path, **changes: object) -> plan.Settings:
     values = {"model": "toy:build", "scenes": 2, "runs": 1, "warmup": 0, "max_images": 2}
-    return evaluate.Settings(
+    return plan.Settings(
         **(values | {"schemes": (INT8, INT4), "output_dir": str(tmp_path / "out")} | changes)
     )
 
@@ -365,10 +426,12 @@ def test_four_files_are_written(tmp_path: Path) -> None:
         "comprehensive_visualizations.png",
         "comprehensive_report.html",
     ]
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(path.name for path in result.files)
+    there = {path.name for path in result.files} | {journal.NAME}
+    assert set(os.listdir(tmp_path / "out")) == there
     document = _read(tmp_path / "out")
     assert document == json.loads(json.dumps(result.document))
-    assert [row["name"] for row in document["schemes"]] == ["Baseline_FP32", INT8, INT4]
+    names = ["Baseline_FP32", *variants.NOISE_FLOOR, INT8, INT4]
+    assert [row["name"] for row in document["schemes"]] == names
     assert document["status"] == "complete" and result.failed == []
     assert document["model"]["linear_layers_not_reached"] == ["track_head"]
 
@@ -397,26 +460,28 @@ def test_a_failed_scheme_does_not_stop_the_others(sham, tmp_path: Path) -> None:
     with Progress(bars=False) as progress:
         result = evaluate.evaluate(_settings(tmp_path), progress)
     assert result.failed == [INT8]
-    assert [row["status"] for row in result.document["schemes"]] == ["ok", "failed", "ok"]
+    statuses = [row["status"] for row in result.document["schemes"]]
+    assert statuses == ["ok", "ok", "ok", "ok", "failed", "ok"]
     assert result.document["status"] == "with failures"
 
 
 def test_an_interruption_keeps_finished_schemes(tmp_path: Path, monkeypatch) -> None:
-    real = measure.run_scheme
+    real = Bench.records
 
-    def run_scheme(model, samples, config, *args, **options):
-        if config.name == INT4:
+    def records(self, variant, *args, **options):
+        if variant.name == INT4:
             raise KeyboardInterrupt
-        return real(model, samples, config, *args, **options)
+        return real(self, variant, *args, **options)
 
-    monkeypatch.setattr(measure, "run_scheme", run_scheme)
+    monkeypatch.setattr(Bench, "records", records)
     with pytest.raises(evaluate.Interrupted) as caught, Progress(bars=False) as progress:
         evaluate.evaluate(_settings(tmp_path), progress)
     assert caught.value.result is not None
     document = _read(tmp_path / "out")
-    assert [row["name"] for row in document["schemes"]] == ["Baseline_FP32", INT8]
+    done = ["Baseline_FP32", variants.OTHER_THREADS, variants.NOISY_INPUT, INT8]
+    assert [row["name"] for row in document["schemes"]] == done
     assert document["status"] == "interrupted"
-    assert len(os.listdir(tmp_path / "out")) == 4
+    assert len(os.listdir(tmp_path / "out")) == 5
 
 
 def test_a_killed_run_leaves_whole_files(tmp_path: Path) -> None:
@@ -444,8 +509,9 @@ def test_a_baseline_slower_than_forecast_leaves_one_pass(tmp_path: Path, monkeyp
     monkeypatch.setattr(forecast, "plan", lambda *_, **__: forecast.Plan(2, 3, 1, 0.0))
     with Progress(bars=False) as progress:
         settings = _settings(tmp_path, runs=None, warmup=None)
-        rows = evaluate.evaluate(settings, progress).document["schemes"]
-    assert [len(row["scenes"][0]["forward_ms_runs"]) for row in rows] == [3, 1, 1]
+        document = evaluate.evaluate(settings, progress).document
+    passes = [len(row["scenes"][0]["forward_ms_runs"]) for row in document["schemes"]]
+    assert passes == [1] * 6 and document["settings"]["runs"] == 1
 
 
 def test_what_is_infinite_has_a_reason() -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 import vggtquant as vq
 from vggtquant.errors import UserError
-from vggtquant.evaluation import charts, measure, recommendation, report, task, text
+from vggtquant.evaluation import charts, recommendation, report, task, text
+from vggtquant.evaluation.rows import skipped_row
 from vggtquant.evaluation.scores import METRIC_NAMES, Row
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
@@ -21,11 +22,12 @@ FP32_BYTES = 1_000_000
 
 def _row(name: str, error: float, nbytes: int, ms: float, **changes: object) -> Row:
     config = vq.get_config(name)
-    row = measure.skipped_row(config, "") | {"status": "ok", "reason": None}
+    row = skipped_row(config, "") | {"status": "ok", "reason": None}
     metrics = dict.fromkeys(METRIC_NAMES, 0.5) | {"relative_l2": error, "mae": error / 3}
     row["metrics"] = {"depth": metrics, "pose_fov": metrics | {"ssim": None}}
     row["reasons"] = {"pose_fov": {"ssim": "not an image"}}
     row["error"] = error
+    row["outputs_equal_baseline"] = row["kind"] == "baseline"
     row["bytes"] = {
         "model_bytes": nbytes,
         "compression_ratio_model": FP32_BYTES / nbytes,
@@ -39,6 +41,8 @@ def _row(name: str, error: float, nbytes: int, ms: float, **changes: object) -> 
         "forward_ms_iqr": 0.1 * ms,
         "forward_ms_min": ms,
         "forward_ms_max": ms,
+        "fp32_ms_before": 90.0,
+        "fp32_ms_after": 110.0,
         "fp32_ms_nearby": 100.0,
         "speedup": 100 / ms,
     }
@@ -62,7 +66,9 @@ def _row(name: str, error: float, nbytes: int, ms: float, **changes: object) -> 
             "layers_not_executed": [],
             "layers_not_exercised": [],
             "layers_with_float_weights": [],
-            "isa": "scalar",
+            "layers_without_kernel": [],
+            "kernels": [{"kernel": "float x int8, scalar", "layers": 3, "calls": 3}],
+            "packed_bytes_touched": 1000,
             "outputs_equal_baseline": False,
         }
         row["layers"] = [{"name": "first", "skipped": "the first Linear (skip_first_last)"}]
@@ -94,6 +100,7 @@ def _document(rows: list[Row], **changes: object) -> report.Document:
                 "isa_active": "avx2",
                 "isa_available": ["scalar", "avx2"],
             },
+            "machines": ["A processor"],
             "memory_bytes": 1 << 33,
             "system": "Linux",
             "threads": {"torch": 2, "omp_num_threads": None},
@@ -146,6 +153,8 @@ def _document(rows: list[Row], **changes: object) -> report.Document:
             "max_drop": None,
             "max_bytes": None,
             "min_speedup": None,
+            "shard": None,
+            "isolate": False,
         },
         "forecast": [],
         "rows": rows,
@@ -219,8 +228,8 @@ def test_documents_follow_the_schema(count: int) -> None:
 
 
 def test_failed_and_skipped_rows_follow_the_schema() -> None:
-    skipped = measure.skipped_row(vq.get_config("Baseline_BF16"), "would take 3 h")
-    failed = measure.skipped_row(vq.get_config("INT4_Group_64"), "NaN") | {"status": "failed"}
+    skipped = skipped_row(vq.get_config("Baseline_BF16"), "would take 3 h")
+    failed = skipped_row(vq.get_config("INT4_Group_64"), "NaN") | {"status": "failed"}
     jsonschema.validate(_document([*_rows()[:1], skipped, failed]), SCHEMA)
 
 

@@ -104,16 +104,35 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--threads", type=int, metavar="N", help="threads (default: torch's choice)")
     how.add_argument("--seed", type=int, default=0, help="which rendered scenes (default 0)")
     how.add_argument("--no-progress", action="store_true", help="a line a scheme instead of bars")
+    how.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the evaluation that was cut short in --output_dir, if there is one",
+    )
+    how.add_argument(
+        "--restart", action="store_true", help="drop an unfinished evaluation in --output_dir"
+    )
+    how.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="evaluate the I-th of N parts of the scenes; `vggtquant merge` puts them together",
+    )
+
+
+def _shard(words: str) -> tuple[int, int]:
+    part, _, parts = words.partition("/")
+    return int(part), int(parts)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     _need_extra()
-    from .evaluation import evaluate
+    from .evaluation import evaluate, plan
     from .progress import Progress
 
     if args.image_folder and args.images:
         raise UserError("--image_folder and pictures were both given; wanted one of them")
-    settings = evaluate.Settings(
+    settings = plan.Settings(
         model=args.model,
         images=(args.image_folder,) if args.image_folder else tuple(args.images),
         max_images=args.max_images,
@@ -126,6 +145,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         warmup=args.warmup,
         threads=args.threads,
         seed=args.seed,
+        resume=args.resume,
+        restart=args.restart,
+        shard=args.shard,
         argv=("vggtquant", *args.argv),
     )
     try:
@@ -138,10 +160,24 @@ def _evaluate(args: argparse.Namespace) -> int:
             rows = stopped.result.document["schemes"]
             print(
                 f"vggtquant: interrupted; {len(rows)} finished schemes are kept in "
-                f"{args.output_dir}",
+                f"{args.output_dir}; --resume goes on",
                 file=sys.stderr,
             )
         raise
+    _show(result)
+    return 3 if result.failed else 0
+
+
+def _merge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shards", nargs="+", metavar="SHARD_DIR", help="--output_dir of each shard")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="where the report goes")
+
+
+def _merge(args: argparse.Namespace) -> int:
+    _need_extra()
+    from .evaluation import merge
+
+    result = merge.merge(args.shards, args.output_dir)
     _show(result)
     return 3 if result.failed else 0
 
@@ -289,6 +325,11 @@ COMMANDS: dict[
         "show what changed between two reports of evaluate",
         _compare_arguments,
         _compare,
+    ),
+    "merge": (
+        "put the shards of an evaluation together into one report",
+        _merge_arguments,
+        _merge,
     ),
     "run": (
         "reconstruct a scene from pictures with a (quantized) model",

@@ -103,6 +103,7 @@ def describe(argv: Sequence[str]) -> dict[str, Any]:
             "isa_active": vq.isa(),
             "isa_available": list(vq.isas()),
         },
+        "machines": [cpu_model()],
         "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "threads": {

@@ -58,6 +58,8 @@ class QuantizedLinear(nn.Module):
 
     bias: nn.Parameter | None
     packed: torch.Tensor
+    last_kernel: str | None = None
+    """What made the last product; an evaluation asks for it, and sets it back to None."""
 
     def __init__(
         self, q: QTensor, bias: nn.Parameter | None, config: QuantizationConfig, name: str = ""
@@ -117,7 +119,9 @@ class QuantizedLinear(nn.Module):
             activations = "int8"
         elif dtype == torch.bfloat16:
             activations = "bf16"
-        return ops.linear(self.packed, activations, x, bias, self.out_features, dtype)
+        y = ops.linear(self.packed, activations, x, bias, self.out_features, dtype)
+        self.last_kernel = ops.kernel_name(activations, self.scheme.bits)
+        return y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) to (..., out_features)."""

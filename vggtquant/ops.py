@@ -252,6 +252,11 @@ def linear(
     return y
 
 
+def kernel_name(activations: _cpu.Activations, bits: int) -> str:
+    """What `linear` multiplies, and with which instructions."""
+    return f"{activations} x int{bits}, {isa()}"
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job: a model, some scenes and a list of schemes in, four report files out.
 
-Checks everything that can be checked before the first forward, forecasts, measures scheme by scheme
-(measure.py) and writes after each, so that an interruption loses only the scheme that was running.
+Checks everything that can be checked before the first forward, plans (plan.py), measures scheme by
+scheme (measure.py) into a journal (journal.py), and writes reports of what the journal holds
+(rows.py), so that an interruption costs only the forward that was running.
 """
 
 from __future__ import annotations
@@ -21,35 +22,19 @@ import vggtquant as vq
 
 from .. import environment
 from ..errors import UserError
-from . import forecast, inputs, measure, report
-from .measure import Passes, Sample
+from . import forecast, inputs, journal, measure, plan, report, rows, variants
+from .journal import Journal, Record
+from .measure import Bench, Sample
+from .plan import Planned, Settings
 from .scores import Row
 
 if TYPE_CHECKING:
+    from ..models import LoadedModel
     from ..progress import Progress
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to evaluate; None stands for a default that depends on the model and the machine."""
-
-    model: str = "builtin:tiny"
-    images: tuple[str, ...] = ()  # a folder, or pictures; none: built-in rendered scenes
-    max_images: int | None = None
-    scenes: int | None = None  # of the rendered ones
-    mode: str = "crop"
-    schemes: tuple[str, ...] = ()  # none: all of CONFIGS
-    output_dir: str = "vggtquant_results"
-    device: str = "cpu"
-    runs: int | None = None
-    warmup: int | None = None
-    threads: int | None = None
-    seed: int = 0
-    layout: str | None = None  # of a folder with ground truth; None: by what is in it
-    max_drop: float | None = None  # percentage points of pose AUC@30
-    max_bytes: int | None = None
-    min_speedup: float | None = None
-    argv: tuple[str, ...] = ()
+# Reports in the course of a run wait for so many times as long as the last ones took.
+_WRITE_SHARE = 20
 
 
 @dataclass
@@ -73,179 +58,22 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
-# ---- checks before any work ----------------------------------------------------------------------
-
-
-def configs_of(names: Sequence[str]) -> list[vq.QuantizationConfig]:
-    """The configurations of `names` (or of all schemes), each once, the FP32 baseline first.
-
-    Raises UserError with the nearest names for one that does not exist.
-
-    >>> [config.name for config in configs_of(["INT4_Group_64"])]
-    ['Baseline_FP32', 'INT4_Group_64']
-    """
-    wanted = dict.fromkeys(["Baseline_FP32", *(names or vq.CONFIGS)])
-    return [vq.get_config(name) for name in wanted]
-
-
-def _check_counts(settings: Settings) -> None:
-    for name, least in (
-        ("max_images", 1),
-        ("scenes", 1),
-        ("runs", 1),
-        ("warmup", 0),
-        ("threads", 1),
-    ):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}; wanted {least} or more")
-    if settings.seed < 0:
-        raise UserError(f"--seed is {settings.seed}; wanted 0 or more")
-
-
-# ---- the plan and its forecast -------------------------------------------------------------------
-
-
-@dataclass
-class Planned:
-    """What will be run, and what it should cost."""
-
-    passes: Passes
-    samples: list[Sample]
-    costs: list[forecast.Cost]
-    lines: list[str]
-
-    @property
-    def forwards(self) -> int:
-        """Forwards of a scheme."""
-        return self.passes.warmup + self.passes.runs * len(self.samples)
-
-    def seconds_of_schemes(self) -> float:
-        """Forecast of all rows but the baseline's."""
-        return forecast.total(self.costs, self.forwards) - self.costs[0].seconds(self.forwards)
-
-
-def plan(
-    settings: Settings,
-    model: nn.Module,
-    available: inputs.Inputs,
-    configs: Sequence[vq.QuantizationConfig],
-) -> Planned:
-    """Chooses how much to run and forecasts what it will take, before the first forward."""
-    layers = measure.linears(model)
-    work = forecast.count(model, layers, available.shape(available.amount))
-    costs = forecast.costs(model, layers, work, configs)
-
-    def scaled(n: int) -> list[forecast.Cost]:
-        return forecast.rescale(costs, work, forecast.count(model, layers, available.shape(n)))
-
-    given = settings.max_images if settings.images else settings.scenes
-    chosen = forecast.plan(
-        lambda n, runs, warmup: forecast.total(scaled(n), warmup + runs * available.scenes(n)),
-        available.amount,
-        least=available.amount if given is not None else available.least,
-        runs=settings.runs,
-        warmup=settings.warmup,
-        budget=forecast.budget(bool(settings.images)),
-    )
-    planned = Planned(
-        Passes(chosen.runs, chosen.warmup, settings.device),
-        available.take(chosen.amount),
-        scaled(chosen.amount),
-        [],
-    )
-    work = forecast.count(model, layers, available.shape(chosen.amount))
-    planned.lines = _forecast_lines(planned, work, available, chosen)
-    return planned
-
-
-def _forecast_lines(
-    planned: Planned, work: forecast.Work, available: inputs.Inputs, chosen: forecast.Plan
-) -> list[str]:
-    """What is about to happen, how long it should take, and what to change if that is too long."""
-    from .text import duration, megabytes
-
-    count, _, height, width = planned.samples[0].images.shape
-    scenes, passes = len(planned.samples), planned.passes
-    lines = [
-        *available.warnings,
-        f"{work.layers} Linear layers, {work.weights / 1e6:.1f} M weights, about "
-        f"{work.linear_macs / 1e9:.2f} G multiply-adds in them a forward",
-        f"{scenes} scene{'s' if scenes > 1 else ''} of {count} pictures, {width} x {height} px; "
-        f"{passes.warmup} warm-up and {passes.runs} x {scenes} timed forwards a scheme",
-    ]
-    if chosen.amount < available.there:
-        flag = "--max_images" if available.unit == "pictures" else "--scenes"
-        lines.append(
-            f"{chosen.amount} of {available.there} {available.unit} are used; {flag} takes more"
-        )
-    lines.append(f"forecast, from the speed of the layer {work.probe}:")
-    for cost in planned.costs:
-        lines.append(
-            f"  {cost.name:32} {duration(cost.seconds(planned.forwards)):>12} "
-            f"{megabytes(cost.model_bytes):>10} MB of parameters"
-        )
-    lines.append(
-        f"in all about {duration(chosen.seconds)}, convolutions and scoring not counted; FP32 and "
-        f"packed weights together at most {megabytes(2 * planned.costs[0].model_bytes)} MB"
-    )
-    if chosen.seconds > forecast.COFFEE_SECONDS:
-        lines.append("that is long: --schemes selects, --max_images, --scenes and --runs shorten")
-    return lines
-
-
-# ---- the run -------------------------------------------------------------------------------------
-
-
-class _Writer:
-    """Keeps the rows and writes the documents after each of them."""
-
-    def __init__(self, folder: Path, parts: dict[str, Any]) -> None:
-        self.folder, self.parts = folder, parts
-        self.rows: list[Row] = []
-        self.recheck: Row | None = None
-
-    def add(self, row: Row) -> None:
-        if not self.rows:  # those of an earlier run would not belong to the new figures
-            for name in (report.CHARTS_NAME, report.PAGE_NAME):
-                (self.folder / name).unlink(missing_ok=True)
-        self.rows.append(row)
-        self.write("running")
-
-    def write(self, status: str, *, charts: bool = False) -> Result:
-        from . import text
-
-        document = report.document(
-            status=status, rows=self.rows, recheck=self.recheck, **self.parts
-        )
-        report.write_json(self.folder / report.JSON_NAME, document)
-        report.write_bytes(self.folder / report.TEXT_NAME, text.full_report(document).encode())
-        names = [report.JSON_NAME, report.TEXT_NAME]
-        if charts:
-            from . import charts as drawing
-            from . import page
-
-            report.write_bytes(self.folder / report.CHARTS_NAME, drawing.draw(document))
-            report.write_bytes(self.folder / report.PAGE_NAME, page.draw(document).encode())
-            names += [report.CHARTS_NAME, report.PAGE_NAME]
-        return Result(document, [self.folder / name for name in names])
-
-
 def evaluate(settings: Settings, progress: Progress) -> Result:
-    """Runs the whole evaluation and writes its four files into `settings.output_dir`.
+    """Runs the whole evaluation and writes its files into `settings.output_dir`.
 
     Raises UserError for bad input, before any work where that can be known, and Interrupted (a
     KeyboardInterrupt that carries what was kept) when it is stopped.
     """
     from .. import models
 
-    _check_counts(settings)
-    configs = configs_of(settings.schemes)
+    plan.check(settings)
+    configs = plan.configs_of(settings.schemes)
     device = models.check_device(settings.device)
     if device.type != "cpu":
         raise UserError(f"device {settings.device!r} is not served by this version; wanted cpu")
     folder = Path(settings.output_dir)
     report.check_writable(folder)
+    _check_unfinished(settings, folder / journal.NAME)
     paths = inputs.find(settings.images) if settings.images else []
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -261,107 +89,142 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
         frames = settings.max_images or inputs.DEFAULT_FRAMES
         scenes = settings.scenes or inputs.DEFAULT_SCENES
         available = inputs.rendered(scenes, frames, settings.seed, loaded.image_size)
-    planned = plan(settings, loaded.model, available, configs)
-    for line in planned.lines:
-        progress.say(line)
-
-    writer = _Writer(folder, {})
-    try:
-        _rows(settings, loaded, planned, configs, writer, progress)
-    except KeyboardInterrupt:
-        kept = writer.write("interrupted", charts=True) if writer.rows else None
-        raise Interrupted(kept) from None
-    failed = any(row["status"] == "failed" for row in writer.rows)
-    return writer.write("with failures" if failed else "complete", charts=True)
+    planned, records = _begin(settings, loaded, available, configs, progress)
+    with records:
+        try:
+            _run(settings, loaded.model, planned, records, progress)
+        except KeyboardInterrupt:
+            kept = write(folder, records.head, records.records, "interrupted")
+            raise Interrupted(kept) from None
+        return finish(folder, records.head, records.records)
 
 
-def _rows(
-    settings: Settings,
-    loaded: Any,
-    planned: Planned,
-    configs: Sequence[vq.QuantizationConfig],
-    writer: _Writer,
-    progress: Progress,
-) -> None:
-    """Runs the baseline and every scheme, and hands each row to the writer when it is done."""
-    from .text import duration
+# ---- the journal: begun, or gone on with ---------------------------------------------------------
 
-    model, samples, passes = loaded.model, planned.samples, planned.passes
-    baseline_forwards = planned.forwards
-    progress.start(len(configs) * baseline_forwards)
-    progress.scheme("Baseline_FP32", baseline_forwards)
-    start = time.perf_counter()
-    baseline = measure.run_baseline(model, samples, passes, tick=progress.tick)
-    progress.done(_summary(baseline.row), time.perf_counter() - start)
-    planned.costs = forecast.update(planned.costs, baseline.row["time"]["forward_ms_median"] / 1e3)
-    rest = planned.seconds_of_schemes()
-    budget = forecast.budget(bool(settings.images))
-    if settings.runs is None and passes.runs > 1 and rest > budget:
-        progress.say(
-            f"FP32 was slower than forecast: {duration(rest)} to come, so one pass a scheme"
+
+def _check_unfinished(settings: Settings, path: Path) -> None:
+    """Refuses to lose what an unfinished evaluation in the same folder has measured: UserError."""
+    if settings.resume or settings.restart or not path.exists():
+        return
+    head, records, _ = journal.read(path)
+    if any(record["kind"] == "scene" for record in records) and not is_complete(head, records):
+        names = [v.name for v in variants.planned(head["settings"]["schemes"])]
+        done = sum(journal.is_over([r for r in records if r["scheme"] == name]) for name in names)
+        raise UserError(
+            f"{path} holds an unfinished evaluation ({done} of {len(names)} rows): --resume goes "
+            "on with it, --restart drops it, another --output_dir keeps it"
         )
-        passes = planned.passes = Passes(1, passes.warmup, passes.device)
-        rest = planned.seconds_of_schemes()
-        progress.start(baseline_forwards + (len(configs) - 1) * planned.forwards)
-    progress.say(f"from the baseline's own time: the other schemes take about {duration(rest)}")
-    writer.parts = {
+
+
+def is_complete(head: Record, records: Sequence[Record]) -> bool:
+    """Whether every row was run to its end, left out, or broke off."""
+    return all(
+        journal.is_over([r for r in records if r["scheme"] == variant.name])
+        for variant in variants.planned(head["settings"]["schemes"])
+    )
+
+
+def _begin(
+    settings: Settings,
+    loaded: LoadedModel,
+    available: inputs.Inputs,
+    configs: Sequence[vq.QuantizationConfig],
+    progress: Progress,
+) -> tuple[Planned, Journal]:
+    """A plan and its journal: those of the run to be continued, or new ones.
+
+    Raises UserError, naming what differs, when the journal is of another evaluation.
+    """
+    path = Path(settings.output_dir) / journal.NAME
+    identity = _identity(settings, loaded)
+    if not (settings.resume and path.exists()):
+        planned = plan.plan(settings, loaded.model, available, configs, progress.say)
+        return planned, journal.create(path, _head(settings, loaded, planned, identity))
+    records = journal.reopen(path)
+    try:
+        planned = _continued(settings, available, identity, records)
+    except BaseException:
+        records.close()
+        raise
+    progress.say(f"going on with {path}: {len(records.records)} records are there")
+    return planned, records
+
+
+def _continued(
+    settings: Settings, available: inputs.Inputs, identity: Record, records: Journal
+) -> Planned:
+    differing = journal.differences(records.head["identity"], identity)
+    if differing:
+        raise UserError(
+            f"--resume cannot go on with {records.path}: {'; '.join(differing)}; --restart drops it"
+        )
+    planned = plan.again(settings, available, records.head)
+    there = records.head["data"]["scenes"]
+    for before, after in zip(there, _data_block(settings, planned.samples)["scenes"], strict=True):
+        if before != after:
+            raise UserError(
+                f"--resume cannot go on with {records.path}: the pictures of scene "
+                f"{before['name']} are others; --restart drops it"
+            )
+    return planned
+
+
+def _identity(settings: Settings, loaded: LoadedModel) -> Record:
+    """What must be the same for records of two processes to belong together."""
+    given = asdict(settings)
+    for name in ("output_dir", "argv", "resume", "restart", "shard", "threads"):
+        del given[name]
+    here = {
+        "threads": torch.get_num_threads(),
+        "model_sha256": loaded.sha256,
+        "isa": vq.isa(),
+        "vggtquant": vq.__version__,
+        "torch": torch.__version__,
+        "shard": "/".join(map(str, settings.shard)) if settings.shard else None,
+    }
+    plain: Record = {k: list(v) if isinstance(v, tuple) else v for k, v in (given | here).items()}
+    return plain
+
+
+def _head(
+    settings: Settings, loaded: LoadedModel, planned: Planned, identity: Record
+) -> dict[str, Any]:
+    """The first line of a journal: all that a report says beside what is measured."""
+    layers = measure.linears(loaded.model)
+    # nn.MultiheadAttention uses its out_proj without calling it, so no hook sees it run.
+    plain = [name for name, layer in layers.items() if type(layer) is nn.Linear]
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    private = ("argv", "resume", "restart")
+    return {
+        "journal": journal.VERSION,
+        "identity": identity,
+        "plan": planned.to_dict(),
+        "linears": plain,
         "environment": environment.describe(settings.argv or sys.argv),
-        "model": _model_block(loaded, baseline),
-        "data": _data_block(settings, samples),
-        "settings": {key: value for key, value in asdict(settings).items() if key != "argv"}
-        | {"runs": passes.runs, "warmup": passes.warmup, "schemes": [c.name for c in configs]},
+        "model": {
+            "name": loaded.name,
+            "source": loaded.source,
+            "licence": loaded.licence,
+            "sha256": loaded.sha256,
+            "parameters": parameters,
+            "parameter_bytes": vq.model_bytes(loaded.model),
+            "linear_layers": len(plain),
+            "linear_subclass_layers": len(layers) - len(plain),
+            "linear_weights": weights,
+            "linear_share": weights / parameters,
+        },
+        "data": _data_block(settings, planned.samples),
+        "settings": {k: v for k, v in asdict(settings).items() if k not in private}
+        | {
+            "runs": planned.passes.runs,
+            "warmup": planned.passes.warmup,
+            "schemes": [cost.name for cost in planned.costs],
+            "shard": identity["shard"],
+        },
         "forecast": [
             asdict(cost) | {"row_s": cost.seconds(planned.forwards)} for cost in planned.costs
         ],
-    }
-    writer.add(baseline.row)
-    by_name = {cost.name: cost for cost in planned.costs}
-    for config in configs[1:]:
-        progress.scheme(config.name, planned.forwards)
-        why = None
-        if config.quant_type == "bf16" and config.name not in settings.schemes:
-            why = forecast.hopeless(by_name[config.name], planned.costs[0], planned.forwards)
-        start = time.perf_counter()
-        if why:
-            row = measure.skipped_row(config, why)
-        else:
-            row = measure.run_scheme(model, samples, config, passes, baseline, tick=progress.tick)
-        progress.done(_summary(row), time.perf_counter() - start)
-        writer.add(row)
-    writer.recheck = measure.recheck(model, samples, passes, baseline)
-
-
-def _summary(row: Row) -> str:
-    """A line on a finished row, for the progress display."""
-    if row["status"] != "ok":
-        return f"{row['name']}: {row['status'].upper()}: {row['reason']}"
-    size, ms = row["bytes"], row["time"]["forward_ms_median"]
-    error = "" if row["kind"] == "baseline" else f", error {100 * row['error']:.3f} %"
-    return f"{row['name']}: {size['model_bytes'] / 1e6:.2f} MB, {ms:.1f} ms{error}"
-
-
-def _model_block(loaded: Any, baseline: measure.Baseline) -> dict[str, Any]:
-    # nn.MultiheadAttention uses its out_proj without calling it, so no hook sees it run.
-    other = [name for name, layer in baseline.linears.items() if type(layer) is not nn.Linear]
-    weights = sum(layer.weight.numel() for layer in baseline.linears.values())
-    parameters = sum(p.numel() for p in loaded.model.parameters())
-    return {
-        "name": loaded.name,
-        "source": loaded.source,
-        "licence": loaded.licence,
-        "sha256": loaded.sha256,
-        "parameters": parameters,
-        "parameter_bytes": baseline.model_bytes,
-        "linear_layers": len(baseline.linears) - len(other),
-        "linear_subclass_layers": len(other),
-        "linear_weights": weights,
-        "linear_share": weights / parameters,
-        "linear_layers_not_reached": [
-            name for name in baseline.linears if name not in baseline.reached and name not in other
-        ],
-        "outputs": {
-            name: list(value.shape) for name, value in baseline.measured.outputs[0].items()
-        },
     }
 
 
@@ -382,3 +245,125 @@ def _data_block(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]
             for sample in samples
         ],
     }
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+
+def _run(
+    settings: Settings,
+    model: nn.Module,
+    planned: Planned,
+    records: Journal,
+    progress: Progress,
+) -> None:
+    """Runs what the journal lacks, and writes the reports after each row."""
+    bench = Bench(model, planned.samples, planned.passes, progress.tick)
+    todo = variants.run_order(variants.planned(records.head["settings"]["schemes"]))
+    progress.start(planned.forwards * len(planned.costs) + planned.floor_forwards)
+    reports = _Running(Path(settings.output_dir), records)
+    for variant in todo:
+        records.retry(variant.name)
+        forwards = len(planned.samples) if variant.once else planned.forwards
+        progress.scheme(variant.name, forwards)
+        start = time.perf_counter()
+        if journal.is_over(records.of(variant.name)):
+            progress.done(f"{variant.name}: kept", 0.0)
+        else:
+            _run_variant(settings, bench, variant, planned, records)
+            summary = _summary(rows.rows(records.head, records.records), variant.name)
+            progress.done(summary, time.perf_counter() - start)
+        if variant.kind == "baseline":
+            _know_baseline(bench, records)
+        reports.write()
+
+
+def _run_variant(
+    settings: Settings,
+    bench: Bench,
+    variant: variants.Variant,
+    planned: Planned,
+    records: Journal,
+) -> None:
+    there = records.of(variant.name)
+    if variant.autocast and variant.name not in settings.schemes:
+        cost = next(cost for cost in planned.costs if cost.name == variant.name)
+        why = forecast.hopeless(cost, planned.costs[0], planned.forwards)
+        if why:
+            records.add({"kind": "skip", "scheme": variant.name, "reason": why})
+            return
+    done = {record["scene"] for record in there if record["kind"] == "scene"}
+    left = [sample for sample in planned.samples if sample.name not in done]
+    known = any(record["kind"] == "scheme" for record in there)
+    for record in bench.records(variant, left, known=known):
+        records.add(record)
+
+
+def _know_baseline(bench: Bench, records: Journal) -> None:
+    """Tells the bench what FP32 gave, which another process may have measured."""
+    for record in records.of(variants.BASELINE):
+        if record["kind"] == "scene":
+            bench.know_fp32(record)
+
+
+def _summary(found: Sequence[Row], name: str) -> str:
+    """A line on a finished row, for the progress display."""
+    row = next(row for row in found if row["name"] == name)
+    if row["status"] != "ok":
+        return f"{row['name']}: {row['status'].upper()}: {row['reason']}"
+    size, ms = row["bytes"], row["time"]["forward_ms_median"]
+    error = "" if row["kind"] == "baseline" else f", error {100 * row['error']:.3f} %"
+    return f"{row['name']}: {size['model_bytes'] / 1e6:.2f} MB, {ms:.1f} ms{error}"
+
+
+# ---- the reports ---------------------------------------------------------------------------------
+
+
+def write(
+    folder: Path, head: Record, records: Sequence[Record], status: str, *, charts: bool = True
+) -> Result | None:
+    """Writes the reports of what is there; None, and no file, before FP32 is through."""
+    from . import text
+
+    if not journal.is_over([r for r in records if r["scheme"] == variants.BASELINE]):
+        return None
+    document = rows.document(head, records, status)
+    report.write_json(folder / report.JSON_NAME, document)
+    report.write_bytes(folder / report.TEXT_NAME, text.full_report(document).encode())
+    names = [report.JSON_NAME, report.TEXT_NAME]
+    drawn = [report.CHARTS_NAME, report.PAGE_NAME]
+    if charts:
+        from . import charts as drawing
+        from . import page
+
+        report.write_bytes(folder / report.CHARTS_NAME, drawing.draw(document))
+        report.write_bytes(folder / report.PAGE_NAME, page.draw(document).encode())
+        names += drawn
+    else:  # those of other figures would not belong here
+        for name in drawn:
+            (folder / name).unlink(missing_ok=True)
+    return Result(document, [folder / name for name in names])
+
+
+def finish(folder: Path, head: Record, records: Sequence[Record]) -> Result:
+    """Writes the last reports of a complete evaluation."""
+    failed = any(row["status"] == "failed" for row in rows.rows(head, records))
+    result = write(folder, head, records, "with failures" if failed else "complete")
+    assert result is not None  # FP32 is the first row of all
+    return result
+
+
+class _Running:
+    """Writes the reports in the course of a run, as often as costs little beside it."""
+
+    def __init__(self, folder: Path, records: Journal) -> None:
+        self._folder, self._records = folder, records
+        self._next = 0.0
+
+    def write(self) -> None:
+        start = time.monotonic()
+        if start < self._next:
+            return
+        write(self._folder, self._records.head, self._records.records, "running", charts=False)
+        end = time.monotonic()
+        self._next = end + _WRITE_SHARE * (end - start)

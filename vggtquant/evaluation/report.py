@@ -19,7 +19,7 @@ from typing import Any
 import vggtquant as vq
 
 from ..errors import UserError
-from . import intervals, recommendation
+from . import evidence, intervals, recommendation
 
 Row = dict[str, Any]
 Document = dict[str, Any]
@@ -36,7 +36,7 @@ def regressions(rows: Sequence[Row], most: int = 8) -> list[tuple[float, str, st
     found = [
         (values["relative_l2"], row["name"], output)
         for row in rows
-        if row["kind"] != "baseline" and row["status"] == "ok"
+        if row["kind"] == "quantized" and row["status"] == "ok"
         for output, values in row["metrics"].items()
         if values["relative_l2"] is not None
     ]
@@ -73,6 +73,8 @@ def document(
         "forecast": [dict(cost) for cost in forecast],
         "schemes": list(rows),
         "baseline_recheck": dict(recheck) if recheck else None,
+        "noise_floor": evidence.noise_floor(rows),
+        "timing": evidence.timing(rows, environment["threads"]["torch"]),
         "best": recommendation.best(rows),
         "statistics": intervals.statistics(rows),
         "recommendation": recommendation.recommend(rows, settings),

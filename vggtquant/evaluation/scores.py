@@ -81,8 +81,11 @@ def error_score(metrics: Mapping[str, Mapping[str, float | None]]) -> float | No
     """The one figure by which schemes are ranked: geometric mean over outputs of relative_l2.
 
     ||FP32 - scheme|| / ||FP32|| has no unit, and the geometric mean lets no output outweigh another
-    by its scale. An output that is exact counts as 1e-12. None when no output has a value.
+    by its scale. An output that is exact counts as 1e-12; where all are, the error is 0. None when
+    no output has a value.
     """
     values = [m["relative_l2"] for m in metrics.values()]
-    known = [max(value, 1e-12) for value in values if value is not None]
-    return statistics.geometric_mean(known) if known else None
+    known = [value for value in values if value is not None]
+    if not any(known):
+        return 0.0 if known else None
+    return statistics.geometric_mean(max(value, 1e-12) for value in known)

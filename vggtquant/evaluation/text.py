@@ -219,7 +219,7 @@ _FORMS = {"psnr": ".1f", "cross_entropy": ".3f", "cosine_similarity": ".6f", "ss
 def _metrics(out: Console, document: Document) -> None:
     names = [*(metric["name"] for metric in document["metrics"]), "relative_l2"]
     for row in document["schemes"]:
-        if row["kind"] == "baseline" or not row["metrics"]:
+        if row["outputs_equal_baseline"] or not row["metrics"]:
             continue
         table = _table(["output", *(_SHORT.get(n, n) for n in names)], title=row["name"])
         for output, values in row["metrics"].items():
@@ -230,7 +230,7 @@ def _metrics(out: Console, document: Document) -> None:
         {
             f"{output}, {metric}: {why}"
             for row in document["schemes"]
-            if row["kind"] != "baseline"  # it equals itself
+            if not row["outputs_equal_baseline"]
             for output, reasons in row["reasons"].items()
             for metric, why in reasons.items()
         }
@@ -292,22 +292,31 @@ def _some(names: Sequence[str], most: int = 2) -> str:
     return f"{len(names)} layers ({', '.join(names[:most])}, ...)"
 
 
+def kernels(proof: Row) -> str:
+    """What multiplied in how many layers."""
+    return "; ".join(f"{kernel['layers']} {kernel['kernel']}" for kernel in proof["kernels"])
+
+
 def _proofs(out: Console, document: Document) -> None:
     rows = [row for row in document["schemes"] if row["proof"]]
-    table = _table(["Scheme", "swapped", "ran", "calls", "float weights", "kernels", "bits/weight"])
+    table = _table(["Scheme", "swapped", "ran", "calls", "MB touched", "kernels"])
     for row in rows:
-        proof, size = row["proof"], row["bytes"] or {}
+        proof = row["proof"]
         table.add_row(
             row["name"],
             str(proof["layers_swapped"]),
             str(proof["layers_executed"]),
             str(proof["layer_calls"]),
-            str(len(proof["layers_with_float_weights"])),
-            proof["isa"],
-            number(size.get("bits_per_weight"), 3),
+            megabytes(proof["packed_bytes_touched"]),
+            kernels(proof),
         )
     out.print(table)
     out.print()
+    floats = sum(len(row["proof"]["layers_with_float_weights"]) for row in rows)
+    out.print(
+        f"Swapped layers that held float weights: {floats or 'none'}. MB touched: packed weights "
+        "and biases of the layers that ran. Kernels: layers, activations x weights, instructions."
+    )
     check = document["baseline_recheck"]
     if check:
         same = "the same bits as" if check["outputs_equal_first_run"] else "OTHER outputs than"
@@ -315,6 +324,33 @@ def _proofs(out: Console, document: Document) -> None:
             f"FP32 run once more after all schemes gave {same} before them, in "
             f"{check['forward_ms']:.1f} ms ({check['time_drift_percent']:+.0f} %)."
         )
+
+
+def _floor(out: Console, document: Document) -> None:
+    floor = document["noise_floor"]
+    rows = {row["name"]: row for row in document["schemes"]}
+    names = list(floor["errors"])
+    short = (name.removeprefix("Baseline_").removeprefix("FP32_") for name in names)
+    table = _table(["Error %", *short])
+    table.add_row("all outputs", *(percent(floor["errors"][name]) for name in names))
+    for output in rows[names[0]]["metrics"]:
+        cells = (percent(rows[name]["metrics"][output]["relative_l2"]) for name in names)
+        table.add_row(output, *cells)
+    out.print(table)
+    out.print()
+    for name in floor["errors"]:
+        for note in rows[name]["notes"]:
+            out.print(f"{name}: {note}.")
+    out.print(floor["rule"])
+    for scheme, below in floor["below"].items():
+        if below["error"]:
+            out.print(f"* {scheme}: its error is below that of {', '.join(below['error'])}.")
+        else:
+            some = [f"{output} ({', '.join(names)})" for output, names in below["outputs"].items()]
+            if some:
+                out.print(f"* {scheme}: below the floor only in {'; '.join(some)}.")
+    if not any(below["error"] or below["outputs"] for below in floor["below"].values()):
+        out.print("No scheme has an error below it.")
 
 
 def cautions(document: Document) -> list[str]:
@@ -344,20 +380,12 @@ def cautions(document: Document) -> list[str]:
 
 def timing_cautions(document: Document) -> list[str]:
     """What speaks against the times, from the times themselves and the machine's load."""
-    env = document["environment"]
+    env, timing = document["environment"], document["timing"]
     words = []
-    rough = [
-        row["name"]
-        for row in document["schemes"]
-        if row["status"] == "ok"
-        and (row["time"]["forward_ms_iqr"] or 0) > 0.2 * row["time"]["forward_ms_median"]
-    ]
-    if rough:
-        words.append(
-            f"Passes differ by more than a fifth of their median in {len(rough)} rows: "
-            "something else was running. Do not compare these times; run again on a quiet machine, "
-            "or with fewer --threads than there are cores."
-        )
+    if timing["wide"]:
+        words.append(f"{timing['rule']} ({len(timing['wide'])} rows.) {timing['advice']}")
+    if len(env["machines"]) > 1:
+        words.append(f"Times are of several machines: {', '.join(env['machines'])}.")
     if env["load_average_1min"] > env["cpu"]["cores_usable"]:
         words.append(
             f"The machine was busy (load {env['load_average_1min']} on "
@@ -395,6 +423,9 @@ def full_report(document: Document) -> str:
     _section(out, "Biggest regressions (relative_l2 against FP32)")
     for value, scheme, output in report.regressions(document["schemes"]):
         out.print(f"{100 * value:10.3f} %  {output:18} {scheme}")
+    if document["noise_floor"]["errors"]:
+        _section(out, "Noise floor: how far FP32 is from itself")
+        _floor(out, document)
     if any(row["task"]["truth"] for row in document["schemes"]):
         _section(out, "Against ground truth")
         _truth(out, document)

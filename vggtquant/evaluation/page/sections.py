@@ -292,7 +292,7 @@ def _proof(document: Document) -> Html | None:
             str(row["proof"]["layers_executed"]),
             str(row["proof"]["layer_calls"]),
             str(len(row["proof"]["layers_with_float_weights"])),
-            row["proof"]["isa"],
+            text.kernels(row["proof"]),
             text.number((row["bytes"] or {}).get("bits_per_weight"), 3),
         ]
         for row in rows

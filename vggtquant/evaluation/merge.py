@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the journals of shards together into the report of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from . import evaluate, journal, report
+from .journal import Record
+
+
+def merge(folders: Sequence[str], output_dir: str) -> evaluate.Result:
+    """Writes the reports of a run that was done in shards, from their output directories.
+
+    Raises UserError, naming the directory, for a shard that is missing, doubled, unfinished, or of
+    another evaluation than the first.
+    """
+    out = Path(output_dir)
+    if (out / journal.NAME).exists():
+        raise UserError(f"{out} holds an evaluation of its own; wanted another --output_dir")
+    shards: dict[int, tuple[str, Record, list[Record]]] = {}
+    for folder in folders:
+        head, records, _ = journal.read(Path(folder) / journal.NAME)
+        part, parts = _part(folder, head)
+        if part in shards:
+            raise UserError(f"shard {part}/{parts} is given twice: {shards[part][0]} and {folder}")
+        if not evaluate.is_complete(head, records):
+            raise UserError(f"shard {part}/{parts} in {folder} is unfinished; --resume finishes it")
+        shards[part] = folder, head, records
+    if not shards:
+        raise UserError("no shard is given; wanted the output directories of all")
+    ordered = [shards[part] for part in sorted(shards)]
+    _check_alike(ordered)
+    missing = [part for part in range(1, parts + 1) if part not in shards]
+    if missing:
+        raise UserError(f"missing: {', '.join(f'shard {part}/{parts}' for part in missing)}")
+    report.check_writable(out)
+    merged = [record for _, _, records in ordered for record in records]
+    return evaluate.finish(out, _head([head for _, head, _ in ordered], output_dir), merged)
+
+
+def _part(folder: str, head: Record) -> tuple[int, int]:
+    shard = head["identity"]["shard"]
+    if shard is None:
+        raise UserError(f"{folder} holds a whole evaluation; wanted one of --shard i/n")
+    part, _, parts = shard.partition("/")
+    return int(part), int(parts)
+
+
+def _check_alike(shards: Sequence[tuple[str, Record, list[Record]]]) -> None:
+    """Refuses shards of other evaluations, and scenes that two of them have."""
+    first, wanted, _ = shards[0]
+    owners: dict[str, str] = {}
+    for folder, head, _ in shards:
+        there, here = (dict(h["identity"]) for h in (wanted, head))
+        for identity in (there, here):
+            identity["shard"] = identity["shard"].partition("/")[2] + " shards"
+        if differing := journal.differences(there, here):
+            raise UserError(f"{first} and {folder} are unlike: {'; '.join(differing)}")
+        for scene in head["data"]["scenes"]:
+            if scene["name"] in owners:
+                raise UserError(f"scene {scene['name']} is in {owners[scene['name']]} and {folder}")
+            owners[scene["name"]] = folder
+
+
+def _head(heads: Sequence[Record], output_dir: str) -> Record:
+    """The head of the run that was not cut up."""
+    first = heads[0]
+    machines = dict.fromkeys(m for head in heads for m in head["environment"]["machines"])
+    return first | {
+        "environment": first["environment"] | {"machines": list(machines)},
+        "data": first["data"] | {"scenes": [s for head in heads for s in head["data"]["scenes"]]},
+        "settings": first["settings"] | {"output_dir": output_dir, "shard": None},
+    }

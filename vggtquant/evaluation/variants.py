@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of an evaluation: FP32, the references that show its own uncertainty, the schemes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+import vggtquant as vq
+
+BASELINE = "Baseline_FP32"
+REPEAT = "Baseline_FP32_Repeat"
+OTHER_THREADS = "Baseline_FP32_Other_Threads"
+NOISY_INPUT = "Baseline_FP32_Noisy_Input"
+
+# What a scheme's error stands beside. Repeat is run last, so that it also shows whether the model
+# is what it was before the first scheme.
+NOISE_FLOOR = {
+    REPEAT: "FP32 run once more after all schemes, on the same pictures",
+    OTHER_THREADS: "FP32 with another number of threads",
+    NOISY_INPUT: "FP32 on pictures whose every value is one 8-bit step up or down, at random",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: a way to run the model."""
+
+    name: str
+    kind: str  # baseline, reference, quantized
+    config: vq.QuantizationConfig
+
+    @property
+    def once(self) -> bool:
+        """Whether one pass is enough: its outputs are wanted, not its time."""
+        return self.name in NOISE_FLOOR
+
+    @property
+    def autocast(self) -> bool:
+        """Whether the model runs under bfloat16 autocast."""
+        return self.config.quant_type == "bf16"
+
+    @property
+    def sure_to_differ(self) -> str | None:
+        """What would have changed nothing, were the outputs FP32's bit for bit."""
+        if self.kind == "quantized":
+            return None  # the proof looks at that
+        return "autocast" if self.autocast else {NOISY_INPUT: "the noise"}.get(self.name)
+
+
+def of_config(config: vq.QuantizationConfig) -> Variant:
+    """The row of a scheme."""
+    kind = {"fp32": "baseline", "bf16": "reference"}.get(config.quant_type, "quantized")
+    return Variant(config.name, kind, config)
+
+
+def planned(names: Sequence[str]) -> list[Variant]:
+    """The rows of these schemes, FP32 first among them, in the order of the report.
+
+    Raises UserError with the nearest names for one that does not exist.
+
+    >>> [variant.kind for variant in planned(["Baseline_FP32", "INT4_Group_64"])]
+    ['baseline', 'reference', 'reference', 'reference', 'quantized']
+    """
+    first, *rest = (of_config(vq.get_config(name)) for name in names)
+    floor = [Variant(name, "reference", first.config) for name in NOISE_FLOOR]
+    return [first, *floor, *rest]
+
+
+def run_order(variants: Sequence[Variant]) -> list[Variant]:
+    """The same rows as they are run."""
+    return sorted(variants, key=lambda variant: variant.name == REPEAT)
+
+
+def other_threads(threads: int) -> int:
+    """Another number of threads, none too many for the machine nor too few to finish."""
+    return threads // 2 if threads > 1 else 2
+
+
+def with_noise(images: torch.Tensor, scene: str) -> torch.Tensor:
+    """Pictures in [0, 1] with 1/255 added to or taken from each value; the same for a scene's name.
+
+    >>> images = torch.full((1, 3, 2, 2), 0.5)
+    >>> torch.unique((with_noise(images, "a") - images) * 255).round().tolist()
+    [-1.0, 1.0]
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(scene.encode()))
+    signs = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
+    return (images + signs / 255).clamp(0, 1)
