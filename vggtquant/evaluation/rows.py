@@ -17,7 +17,6 @@ from .journal import Record, is_over
 from .scores import Row
 from .variants import Variant
 
-
 # What a report shows of a scene's record beside its times.
 _SCENE_KEYS = ("scene", "metrics", "reasons", "task", "pose_errors", "calibration")
 
