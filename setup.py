@@ -45,6 +45,14 @@ FLAGS = [
     *(["-Werror"] if WERROR else []),
     *(["-O1", "-g", *SANITIZERS] if DEBUG else ["-O3"]),
 ]
+# Checked by tests/test_supply_chain.py. Sanitizers check more than _FORTIFY_SOURCE, and do not get
+# on with it.
+HARDENING = [
+    "-fstack-protector-strong",
+    *([] if DEBUG else ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]),
+    *(["-fcf-protection=full"] if platform.machine() == "x86_64" else []),
+]
+LINKING = ["-Wl,-z,relro,-z,now,-z,noexecstack", *SANITIZERS]
 
 
 def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
@@ -53,8 +61,8 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
         sources,
         include_dirs=[numpy.get_include()],
         depends=[*HEADERS, *CUDA_SOURCES],  # all of them, so that a source distribution has them
-        extra_compile_args=[*FLAGS, *flags],
-        extra_link_args=SANITIZERS,
+        extra_compile_args=[*FLAGS, *HARDENING, *flags],
+        extra_link_args=LINKING,
     )
 
 

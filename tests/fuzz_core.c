@@ -372,3 +372,30 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         free(kept[--n_kept]);
     return 0;
 }
+
+/* ---- replay ----------------------------------------------------------------------------------
+ * Without libFuzzer: every input of a corpus file, each after its length in two bytes. */
+
+#ifdef REPLAY
+int main(int argc, char **argv)
+{
+    static uint8_t data[1 << 16];
+    uint8_t length[2];
+    size_t inputs = 0;
+    FILE *const file = argc == 2 ? fopen(argv[1], "rb") : NULL;
+    if (!file) {
+        fprintf(stderr, "usage: %s corpus.bin\n", argv[0]);
+        return 2;
+    }
+    while (fread(length, 1, 2, file) == 2) {
+        const size_t size = length[0] | (size_t)length[1] << 8;
+        if (fread(data, 1, size, file) != size)
+            return 2;
+        LLVMFuzzerTestOneInput(data, size);
+        inputs++;
+    }
+    fclose(file);
+    printf("core: %zu inputs replayed: all passed\n", inputs);
+    return 0;
+}
+#endif

@@ -17,7 +17,9 @@ SOURCES = [
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g"]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
-SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZERS = [
+    "-O1", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"
+]  # fmt: skip
 
 needs_sources = pytest.mark.skipif(
     not (ROOT / "csrc").is_dir(), reason="the C sources are not beside the tests"
@@ -43,16 +45,30 @@ def run(program: Path) -> None:
     assert int(closing.split()[1]) > 10_000
 
 
-def test_sanitized(tmp_path: Path) -> None:
-    """Address and undefined-behaviour sanitizers, one thread (their OpenMP would be unknown)."""
-    (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
+def sanitized(program: Path, *sources: Path, define: str = "PLAIN") -> Path:
+    """The core and a test of it with the address and undefined-behaviour sanitizers, one thread
+    (their OpenMP would be unknown)."""
+    folder = program.parent
+    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
     trial = [COMPILER, *SANITIZERS, "empty.c", "-o", "empty"]
-    if subprocess.run([*map(str, trial)], cwd=tmp_path, capture_output=True).returncode:
+    if subprocess.run([*map(str, trial)], cwd=folder, capture_output=True).returncode:
         pytest.skip(f"{COMPILER} has no sanitizers")
-    program = tmp_path / "core"
-    flags = [*FLAGS, *SANITIZERS, "-Wno-unknown-pragmas"]
-    shell(COMPILER, *flags, *SOURCES, "-o", program, *LIBRARIES, cwd=tmp_path)
-    run(program)
+    flags = [*FLAGS, *SANITIZERS, "-Wno-unknown-pragmas", f"-D{define}"]
+    shell(COMPILER, *flags, *sources, "-o", program, *LIBRARIES, cwd=folder)
+    return program
+
+
+def test_sanitized(tmp_path: Path) -> None:
+    run(sanitized(tmp_path / "core", *SOURCES))
+
+
+def test_the_fuzzer_s_corpus_replays(tmp_path: Path) -> None:
+    """What the fuzzer has found, and what it reached: no finding, all tables equal to scalar."""
+    tests = [ROOT / "tests" / name for name in ("fuzz_core.c", "fuzz_render.c")]
+    render = sorted((ROOT / "csrc" / "render").glob("*.c"))
+    program = sanitized(tmp_path / "replay", *tests, *SOURCES[1:], *render, define="REPLAY")
+    told = shell(program, ROOT / "tests" / "data" / "fuzz" / "core.bin", cwd=tmp_path)
+    assert int(told.split()[1]) > 500 and told.endswith("all passed\n")
 
 
 def test_optimized_with_threads(tmp_path: Path) -> None:
