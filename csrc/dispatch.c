@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The choice of kernels: the tables that run here, laid over each other, weakest first. Made once
  * at import (and by tests); never lazily, so there is no race and no first-call cost. */
+#define _GNU_SOURCE
 #include "kernels.h"
 
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* clang 14 knows no such word for __builtin_cpu_supports; that of AVX2 has asked the system
  * already. */
@@ -14,12 +17,39 @@ int vgq_has_f16c(void)
     unsigned a, b, c = 0, d;
     return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
+
+#if defined(VGQ_MODELS) /* a build of the tests: the instructions are modelled, so they are here \
+                         */
+int vgq_has_avxvnni(void) { return 1; }
+int vgq_has_amx(void) { return 1; }
+#else
+int vgq_has_avxvnni(void)
+{
+    unsigned a = 0, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
+}
+
+/* The tiles' state is large, so Linux wants to be asked before a process may use it. */
+int vgq_has_amx(void)
+{
+    enum { OSXSAVE = 1 << 27, TILE_AND_INT8 = 3 << 24, TILE_STATE = 3 << 17 };
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    unsigned a, b, c = 0, d = 0, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE) ||
+        !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & TILE_AND_INT8) != TILE_AND_INT8)
+        return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & TILE_STATE) == TILE_STATE &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+}
+#endif
 #endif
 
 #if defined(__aarch64__)
 #include <sys/auxv.h>
 
 int vgq_has_dotprod(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; } /* HWCAP_ASIMDDP */
+int vgq_has_i8mm(void) { return (getauxval(AT_HWCAP2) & 1ul << 13) != 0; }   /* HWCAP2_I8MM */
 #endif
 
 typedef void vgq_slot(void);

@@ -68,16 +68,21 @@ const vgq_kernels *vgq_chosen(void);
  * A new one: a row here, its tables below, and the files cpu/<subject>_<isa>.c. */
 #if defined(__x86_64__)
 int vgq_has_f16c(void);
-#define VGQ_ISAS(X)                                                                               \
-    X(scalar, 1)                                                                                  \
-    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && vgq_has_f16c())    \
-    X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&          \
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))       \
-    X(avx512vnni, __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&   \
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))   \
-    X(avx512bf16, __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") && \
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && \
-                      __builtin_cpu_supports("avx512vl"))
+int vgq_has_avxvnni(void);
+int vgq_has_amx(void);
+#define VGQ_HAS_AVX2 \
+    (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && vgq_has_f16c())
+#define VGQ_HAS_AVX512                                                          \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
+     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+#define VGQ_ISAS(X)                                                      \
+    X(scalar, 1)                                                         \
+    X(avx2, VGQ_HAS_AVX2)                                                \
+    X(avxvnni, VGQ_HAS_AVX2 &&vgq_has_avxvnni())                         \
+    X(avx512, VGQ_HAS_AVX512)                                            \
+    X(avx512vnni, VGQ_HAS_AVX512 &&__builtin_cpu_supports("avx512vnni")) \
+    X(avx512bf16, VGQ_HAS_AVX512 &&__builtin_cpu_supports("avx512bf16")) \
+    X(amx, vgq_has_amx())
 #define VGQ_TABLES(X)     \
     X(quantize, scalar)   \
     X(metrics, scalar)    \
@@ -85,19 +90,25 @@ int vgq_has_f16c(void);
     X(quantize, avx2)     \
     X(metrics, avx2)      \
     X(linear, avx2)       \
+    X(linear, avxvnni)    \
     X(quantize, avx512)   \
     X(linear, avx512)     \
     X(linear, avx512vnni) \
-    X(linear, avx512bf16)
+    X(linear, avx512bf16) \
+    X(linear, amx)
 #elif defined(__aarch64__)
 int vgq_has_dotprod(void);
-#define VGQ_ISAS(X) X(scalar, 1) X(neon, 1) X(neondot, vgq_has_dotprod())
+int vgq_has_i8mm(void);
+#define VGQ_ISAS(X) \
+    X(scalar, 1)    \
+    X(neon, 1) X(neondot, vgq_has_dotprod()) X(neoni8mm, vgq_has_dotprod() && vgq_has_i8mm())
 #define VGQ_TABLES(X)   \
     X(quantize, scalar) \
     X(metrics, scalar)  \
     X(linear, scalar)   \
     X(linear, neon)     \
-    X(linear, neondot)
+    X(linear, neondot)  \
+    X(linear, neoni8mm)
 #else
 #define VGQ_ISAS(X) X(scalar, 1)
 #define VGQ_TABLES(X) X(quantize, scalar) X(metrics, scalar) X(linear, scalar)

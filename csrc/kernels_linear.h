@@ -46,9 +46,9 @@ typedef struct vgq_int_gemm {
     size_t code_nbytes;        /* of an activation's code */
     size_t weight_nbytes;      /* of an operand's element; 1: the panel's bytes are the operand */
     vgq_code_row_fn *code_row; /* NULL: the table's */
-    /* bytes of a panel to the operand, k multiple of 4; NULL: nothing to do */
+    /* bytes of a panel to the operand, k multiple of 8; NULL: nothing to do */
     void (*widen)(size_t k, const uint8_t *bytes, void *operand);
-    /* acc[rows][64] = codes w, where w may lack the 128 (see offset). rows <= mr, k multiple of 4.
+    /* acc[rows][64] = codes w, where w may lack the 128 (see offset). rows <= mr, k multiple of 8.
      */
     void (*tile)(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
                  int32_t *acc);

@@ -2,6 +2,8 @@
 """Builds tests/core.c with the C core, without Python, and runs it: sanitized, and optimized."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,11 +40,13 @@ def shell(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
-def run(program: Path) -> None:
+def run(program: Path) -> str:
+    """Its last line."""
     closing = shell(program, cwd=program.parent).splitlines()[-1]
     print(closing)
     assert closing.startswith("core: ") and closing.endswith(": all passed")
     assert int(closing.split()[1]) > 10_000
+    return closing
 
 
 def sanitized(program: Path, *sources: Path, define: str = "PLAIN") -> Path:
@@ -80,7 +84,17 @@ def test_optimized_with_threads(tmp_path: Path) -> None:
     run(program)
 
 
-@pytest.mark.parametrize(("cpu", "best"), [("max", "neondot"), ("cortex-a53", "neon")])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
+def test_instructions_that_this_cpu_may_lack(tmp_path: Path) -> None:
+    """AMX and AVX-VNNI kernels on models of those instructions in plain C, sanitized."""
+    models = f'VGQ_MODELS="{ROOT / "tests" / "models.h"}"'
+    program = sanitized(tmp_path / "core", *SOURCES, define=models)
+    assert re.search(r"\(scalar, (avx2, avxvnni, )?.*amx\)", run(program))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "best"), [("max", "neoni8mm"), ("neoverse-n1", "neondot"), ("cortex-a53", "neon")]
+)
 def test_arm_under_emulation(tmp_path: Path, cpu: str, best: str) -> None:
     """The Arm tables against the scalar one, on a machine that is none."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The integer product for AVX-VNNI: vpdpbusd on 256 bits, of CPUs without AVX-512. It takes the
+ * panel's bytes (weight + 128, unsigned) and the activation's codes (signed), and wraps, so that
+ * every sum is exact modulo 2^32 and the true one fits. The tile is 6 rows x 16 columns. */
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+
+#include "isa.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+#if defined(VGQ_MODELS)
+ISA_BEGIN("avx2,fma,f16c")
+#include VGQ_MODELS
+#else
+ISA_BEGIN("avx2,fma,f16c,avxvnni")
+#define dot4(acc, w, x) _mm256_dpbusd_avx_epi32(acc, w, x)
+#endif
+
+static inline __m256i four_codes(const int8_t *q)
+{
+    int32_t bits;
+    memcpy(&bits, q, sizeof(bits));
+    return _mm256_set1_epi32(bits);
+}
+
+#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define EACH_1(X) X(0)
+#define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
+#define STEP(r)                                       \
+    {                                                 \
+        const __m256i x = four_codes(q + (r)*ld + i); \
+        a##r##0 = dot4(a##r##0, w0, x);               \
+        a##r##1 = dot4(a##r##1, w1, x);               \
+    }
+#define SAVE(r)                                                  \
+    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL), a##r##0); \
+    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL + 8), a##r##1);
+#define TILE(rows, EACH)                                                                       \
+    static void tile_i8_##rows##x16_avxvnni(size_t k, const int8_t *q, size_t ld,              \
+                                            const uint8_t *bytes, int32_t *acc)                \
+    {                                                                                          \
+        EACH(ZERO)                                                                             \
+        for (size_t i = 0; i < k; i += 4) {                                                    \
+            const __m256i w0 = _mm256_loadu_si256((const void *)(bytes + i * VGQ_PANEL));      \
+            const __m256i w1 = _mm256_loadu_si256((const void *)(bytes + i * VGQ_PANEL + 32)); \
+            EACH(STEP)                                                                         \
+        }                                                                                      \
+        EACH(SAVE)                                                                             \
+    }
+
+TILE(6, EACH_6)
+TILE(1, EACH_1)
+
+#undef TILE
+#undef SAVE
+#undef STEP
+#undef ZERO
+#undef EACH_1
+#undef EACH_6
+
+static void tile_i8_avxvnni(size_t rows, size_t k, const void *codes, size_t ld,
+                            const void *operand, int32_t *acc)
+{
+    const int8_t *const q = codes;
+    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
+        const uint8_t *const bytes = (const uint8_t *)operand + 4 * column;
+        if (rows == 6)
+            tile_i8_6x16_avxvnni(k, q, ld, bytes, acc + column);
+        else
+            for (size_t r = 0; r < rows; r++)
+                tile_i8_1x16_avxvnni(k, q + r * ld, ld, bytes, acc + r * VGQ_PANEL + column);
+    }
+}
+
+ISA_END
+
+static const vgq_int_gemm int_gemm_avxvnni = {
+    .mr = 6,
+    .code_nbytes = 1,
+    .weight_nbytes = 1,
+    .tile = tile_i8_avxvnni,
+    .offset = 128,
+};
+
+const vgq_linear_kernels vgq_linear_avxvnni = {.int_gemm = &int_gemm_avxvnni};
+
+#endif
