@@ -48,11 +48,11 @@ def packed(n: int, k: int) -> Array:
     return a
 
 
-def linear(quantize_activations: bool) -> list[Any]:
+def linear(activations: str) -> list[Any]:
     m, n, k = 1 << 19, 1024, 512
     weight, x, y = packed(n, k), zeros((m, k)), zeros((m, n))
-    scratch = zeros((_cpu.linear_nbytes(weight, quantize_activations, x, y),), np.uint8)
-    return [weight, quantize_activations, x, None, y, scratch]
+    scratch = zeros((_cpu.linear_nbytes(weight, activations, x, y),), np.uint8)
+    return [weight, activations, x, None, y, scratch]
 
 
 def scene() -> list[Any]:
@@ -106,8 +106,8 @@ LONG: dict[str, Callable[[], tuple[Callable[..., object], list[Any]]]] = {
         _cpu.unpack,
         [packed(GIGA // 4096, 4096), zeros((GIGA,), np.uint8), zeros((GIGA // 4096,)), None, None],
     ),
-    "linear, INT8 activations": lambda: (_cpu.linear, linear(True)),
-    "linear, float activations": lambda: (_cpu.linear, linear(False)),
+    "linear, INT8 activations": lambda: (_cpu.linear, linear("int8")),
+    "linear, float activations": lambda: (_cpu.linear, linear("float")),
     "compare": lambda: (
         _cpu.compare,
         [zeros((GIGA,)), zeros((GIGA,)),
