@@ -3,16 +3,21 @@
 
 import base64
 import doctest
+import io
+import math
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jsonschema
 import pytest
-from test_report import _document, _rows
+import torch
+from PIL import Image
+from test_report import SCHEMA, _document, _rows
 
-from vggtquant.evaluation import labels, page
+from vggtquant.evaluation import labels, page, pictures
 from vggtquant.evaluation.page import elements, sections
 from vggtquant.evaluation.report import Document
 
@@ -58,8 +63,28 @@ def _failing() -> Document:
     return document
 
 
+def _outputs(height: int = 28, width: int = 42, *, error: float = 0.0) -> dict[str, torch.Tensor]:
+    depth = torch.linspace(0.5, 4.0, height * width).reshape(1, 1, height, width, 1)
+    return {"depth": depth.expand(1, 2, -1, -1, -1) * (1 + error)}
+
+
+def _pictured(height: int = 28, width: int = 42) -> Document:
+    """A document with pictures; the schemes' relative errors are 0, 1, 2, ... percent."""
+    rows = _rows()
+    fp32 = _outputs(height, width)
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    found = {
+        row["name"]: pictures.of_scene(
+            _outputs(height, width, error=i / 100) if i else fp32, fp32, images
+        )
+        for i, row in enumerate(rows)
+    }
+    return _document(rows, pictures=pictures.block("s0", found))
+
+
 DOCUMENTS = {
-    "whole": lambda: _document(_rows()),
+    "whole": _pictured,
+    "plain": lambda: _document(_rows()),
     "one row": lambda: _document(_rows()[:1]),
     "failing": _failing,
 }
@@ -93,7 +118,8 @@ def test_a_page_is_well_formed_and_self_contained(document: Document) -> None:
                     "comprehensive_visualizations.png"
                 }
     assert not reader.all("link") and not reader.all("iframe")
-    assert not re.search(r"(?:https?:)?//\w|url\(|@import", drawn.replace("// ", ""))
+    own = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+|// ", "", drawn)
+    assert not re.search(r"(?:https?:)?//\w|url\(|@import", own)
     assert len(drawn) < 3e6
 
 
@@ -144,6 +170,60 @@ def test_labels_cover_neither_points_nor_each_other() -> None:
         assert all(abs(one.x - x) > 8 or abs(one.y - y) > 10 for _, x, y in points)
         for other in found[index + 1 :]:
             assert abs(one.x - other.x) > 5 or abs(one.y - other.y) > 10
+
+
+# ---- pictures of depth ---------------------------------------------------------------------------
+
+
+def _codes(png: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(png)))
+
+
+def test_pictures_follow_the_schema_and_their_scales() -> None:
+    document = _pictured()
+    jsonschema.validate(document, SCHEMA)
+    block = document["pictures"]
+    assert (block["width_px"], block["height_px"], block["error_range"]) == (42, 28, [1e-4, 1.0])
+    near, far = block["depth_range"]
+    assert 0.5 < near < 0.6 and 3.9 < far < 4.0
+    names = list(block["schemes"])
+    for percent, name in enumerate(names[1:], 1):
+        found = block["schemes"][name]
+        assert found["error_median"] == pytest.approx(percent / 100, rel=1e-4)
+        # 255 codes for four decades, the error 0.01 * percent on all pixels
+        (low, high) = _codes(found["error"]).getextrema()
+        assert low == high
+        assert abs(low - 255 * (2 + math.log10(percent)) / 4) < 0.51
+    depth = _codes(block["schemes"][names[0]]["depth"])
+    assert depth.size == (42, 28) and depth.mode == "L"
+    assert (depth.getpixel((0, 0)), depth.getpixel((41, 27))) == (255, 0)  # near is bright
+    assert _codes(block["input"]).mode == "RGB"
+    assert "error" not in block["schemes"][names[0]]
+
+
+def test_wide_frames_are_thinned_and_the_page_stays_small() -> None:
+    document = _pictured(294, 518)
+    block = document["pictures"]
+    assert _codes(block["input"]).size == (173, 98)
+    assert (block["width_px"], block["height_px"]) == (518, 294)
+    reader = Reader(page.draw(document))
+    assert len(reader.all("img")) == 2 + 2 * len(block["schemes"])
+    assert all(int(img["width"] or 0) == 518 for img in reader.all("img")[2:])
+
+
+def test_no_depth_and_no_finite_depth_have_pictures_that_say_so() -> None:
+    assert pictures.of_scene({}, {}, torch.zeros(1, 3, 2, 2)) is None
+    assert pictures.block("s", {"a": None}) is None
+    empty = {"depth": torch.full((1, 1, 14, 14, 1), torch.nan)}
+    found = pictures.of_scene(empty, empty, torch.zeros(1, 3, 14, 14))
+    assert found is not None and found["depth_range"] == [1.0, 1.01]
+
+
+def test_colours_are_those_of_the_palette() -> None:
+    uri = pictures.ramp("viridis")
+    shown = _codes(uri.partition(",")[2]).convert("RGB")
+    assert shown.size == (256, 1)
+    assert shown.getpixel((0, 0)) == (68, 1, 84) and shown.getpixel((255, 0)) == (253, 231, 36)
 
 
 # ---- in a browser --------------------------------------------------------------------------------

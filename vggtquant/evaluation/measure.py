@@ -23,7 +23,7 @@ import vggtquant as vq
 
 from .. import environment, task_scores, vggt
 from ..errors import UserError
-from . import energy, scores, task, variants
+from . import energy, pictures, scores, task, variants
 from .journal import Record
 from .scores import Outputs
 from .variants import Variant
@@ -378,6 +378,8 @@ class Bench:
         if not nonfinite:
             record["metrics"], record["reasons"] = scores.score(reference, got.outputs)
             record |= task.of_scene(got.outputs, reference, sample.truth)
+            if sample is self.samples[0]:
+                record["pictures"] = pictures.of_scene(got.outputs, reference, sample.images)
         return record
 
     def _bytes(self, report: vq.ModelReport | None) -> Record:

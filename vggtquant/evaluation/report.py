@@ -56,6 +56,7 @@ def document(
     forecast: Sequence[Mapping[str, Any]],
     rows: Sequence[Row],
     recheck: Mapping[str, Any] | None,
+    pictures: Mapping[str, Any] | None = None,
 ) -> Document:
     """The whole result as plain JSON values, in a fixed order of keys and without NaN or Inf."""
     whole = {
@@ -78,6 +79,7 @@ def document(
         "best": recommendation.best(rows),
         "statistics": intervals.statistics(rows),
         "recommendation": recommendation.recommend(rows, settings),
+        "pictures": pictures,
     }
     lost: dict[str, str] = {}
     clean: Document = _plain(whole, "", lost)

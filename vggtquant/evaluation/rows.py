@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import vggtquant as vq
 
-from . import report, scores, task, variants
+from . import pictures, report, scores, task, variants
 from .journal import Record, is_over
 from .scores import Row
 from .variants import Variant
@@ -34,7 +34,16 @@ def document(head: Record, records: Sequence[Record], status: str) -> report.Doc
         forecast=head["forecast"],
         rows=found,
         recheck=recheck(found),
+        pictures=_pictures(head, groups, found),
     )
+
+
+def _pictures(head: Record, groups: Mapping[str, _Group], found: Sequence[Row]) -> Row | None:
+    """Those of the first scene, of all rows that can be believed."""
+    scene = head["data"]["scenes"][0]["name"]
+    names = [row["name"] for row in found if row["status"] == "ok"]
+    records = {name: groups[name].by_scene[scene] or {} for name in names}
+    return pictures.block(scene, {name: r.get("pictures") for name, r in records.items()})
 
 
 def rows(head: Record, records: Sequence[Record]) -> list[Row]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import columns, report, text
+from . import depth
 from .elements import Html, Part, breakable, facts, join, scroll, table, tag
 from .graphs import Bar, Point, bars, dots, legend, look, scatter
 
@@ -385,6 +386,7 @@ SECTIONS: tuple[tuple[str, str, Section], ...] = (
     ("results", "Results", _results),
     ("charts", "Charts", _charts),
     ("outputs", "Errors by output", _outputs),
+    ("depth", "Depth and its error", depth.section),
     ("proof", "Proof that the quantized layers ran", _proof),
     ("cautions", "Cautions", _cautions),
     ("environment", "Environment", _environment),
