@@ -54,6 +54,7 @@ typedef struct vgq_int_gemm {
                  int32_t *acc);
     int32_t offset; /* what the operand's elements stand above the weights: 128 or 0 */
     const struct vgq_int4_gemm *int4; /* a faster way for symmetric two-level W4, or NULL */
+    const struct vgq_few_gemm *few;   /* one for few rows of two-level W4, or NULL */
 } vgq_int_gemm;
 
 /* For instruction sets whose 8-bit products are narrow: factors stay out of the weights, which are
@@ -61,14 +62,33 @@ typedef struct vgq_int_gemm {
 typedef struct vgq_int4_gemm {
     size_t mr;
     vgq_code_row_fn *code_row; /* codes of one byte each: code + 128 */
-    /* Nibbles of a panel to signed bytes in the panel's order, and sums[64] of factor * code. k and
-     * group multiples of 8. */
+    /* Nibbles of a panel to the operand, and sums[64] of factor * code. k multiple of 8, group of
+     * VGQ_INT4_CHUNK unless it is k. */
     void (*expand)(size_t k, size_t group, const uint8_t *nibbles, const uint8_t *factor,
                    int8_t *operand, int32_t *sums);
-    /* acc[rows][64] = (codes + 128) (factor * weight). rows <= mr. */
-    void (*tile)(size_t rows, size_t k, size_t group, const uint8_t *codes, size_t ld,
-                 const int8_t *operand, const uint8_t *factor, int32_t *acc);
+    /* acc[rows][64] = (codes + 128) (factor * weight). rows <= mr. Up to a chunk of codes is read
+     * past k, to no effect. */
+    void (*tile)(size_t rows, size_t k, const uint8_t *codes, size_t ld, const int8_t *operand,
+                 int32_t *acc);
 } vgq_int4_gemm;
+
+/* An operand's inputs are cut into chunks, the last one padded with zeros; a chunk has a byte a
+ * weight and its factors in 32 bits a column. */
+enum { VGQ_INT4_CHUNK = 32, VGQ_INT4_CHUNK_NBYTES = VGQ_PANEL * (VGQ_INT4_CHUNK + 4) };
+
+/* Two-level W4 from the packed panel, for so few rows that expanding it would cost more than the
+ * product. Codes are the table's: one byte, signed. */
+typedef struct vgq_few_weight {
+    size_t k, group, groups; /* k multiple of 8; the last group ends with it */
+    const uint8_t *nibbles, *factor;
+    const int8_t *zero; /* NULL: symmetric */
+} vgq_few_weight;
+typedef struct vgq_few_gemm {
+    size_t mr;
+    /* acc[rows][64] = codes w. sums[rows][groups]: of the codes. */
+    void (*tile)(size_t rows, const vgq_few_weight *w, const int8_t *codes, size_t ld,
+                 const int32_t *sums, int32_t *acc);
+} vgq_few_gemm;
 
 /* What a panel's columns share: integers above the weights, scales, bias. */
 typedef struct vgq_columns {
@@ -95,6 +115,11 @@ typedef struct vgq_linear_kernels {
     vgq_finish_fn *finish;
     vgq_flush_fn *flush;
 } vgq_linear_kernels;
+
+#if defined(__x86_64__)
+extern const vgq_int4_gemm vgq_int4_gemm_avx2;
+vgq_code_row_fn vgq_code_row_u8_avx2;
+#endif
 
 /* Rows of a float tile: every table's is this or handles this. */
 enum { VGQ_FLOAT_ROWS = 6 };

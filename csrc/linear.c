@@ -12,6 +12,7 @@
 #include <string.h>
 
 enum {
+    FEW_ROWS = 16,           /* that W4 is multiplied with unexpanded */
     MOST_ROWS = 768,         /* of a task: amortizes expanding a panel, and its codes stay in L2 */
     FLOAT_SLICE = 128 << 10, /* bytes of a panel's float weights in scratch at a time */
     ALIGN = 64
@@ -31,7 +32,8 @@ typedef struct vgq_plan {
     vgq_layout at;
     vgq_linear_call call;
     const vgq_linear_kernels *kernels;
-    const vgq_int4_gemm *int4;        /* what multiplies W4 codes; NULL: int_gemm */
+    const vgq_few_gemm *few;          /* what multiplies codes: the first of these */
+    const vgq_int4_gemm *int4;        /* that is there, or int_gemm */
     const vgq_float_gemm *float_gemm; /* what multiplies floats, and inputs that it takes a slice */
     size_t float_depth;
     vgq_code_row_fn *code_row; /* of what multiplies, as the next two */
@@ -55,25 +57,49 @@ static vgq_dtype float_dtype(const vgq_plan *plan)
     return plan->float_gemm == plan->kernels->float_gemm ? VGQ_F32 : VGQ_BF16;
 }
 
+/* What multiplies codes, and what it wants of them and of the thread's scratch. */
+static void choose(vgq_plan *plan)
+{
+    const vgq_int_gemm *const gemm = plan->kernels->int_gemm;
+    const size_t depth = plan->at.depth;
+    if (plan->w.scales == VGQ_TWO_LEVEL && plan->call.m <= FEW_ROWS)
+        plan->few = gemm->few;
+    const int whole_chunks = plan->at.groups == 1 || plan->w.group % VGQ_INT4_CHUNK == 0;
+    if (plan->w.scales == VGQ_TWO_LEVEL && !plan->w.asymmetric && whole_chunks && !plan->few)
+        plan->int4 = gemm->int4;
+    plan->mr = gemm->mr;
+    plan->code_nbytes = plan->few || plan->int4 ? 1 : gemm->code_nbytes;
+    plan->code_row = plan->kernels->code_row;
+    if (plan->few) {
+        plan->mr = plan->few->mr;
+        plan->sums = plan->at.groups;
+    } else if (plan->int4) {
+        plan->mr = plan->int4->mr;
+        plan->code_row = plan->int4->code_row;
+        plan->bytes_nbytes =
+            VGQ_INT4_CHUNK_NBYTES * vgq_round_up(depth, VGQ_INT4_CHUNK) / VGQ_INT4_CHUNK;
+    } else {
+        if (gemm->code_row)
+            plan->code_row = gemm->code_row;
+        if (plan->w.format == VGQ_I4)
+            plan->bytes_nbytes = depth * VGQ_PANEL;
+        if (gemm->widen)
+            plan->operand_nbytes = depth * VGQ_PANEL * gemm->weight_nbytes;
+    }
+}
+
 static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
 {
     vgq_plan plan = {.w = *w, .call = *call, .kernels = &vgq_chosen()->linear};
     const int bf16 = call->activations == VGQ_BF16_ACTIVATIONS && plan.kernels->bf16_gemm;
     plan.float_gemm = bf16 ? plan.kernels->bf16_gemm : plan.kernels->float_gemm;
     plan.float_depth = FLOAT_SLICE / VGQ_PANEL / plan.float_gemm->nbytes;
-    const vgq_int_gemm *const gemm = plan.kernels->int_gemm;
     plan.at = vgq_layout_of(&plan.w);
     plan.team = vgq_team(call->m * w->k * (w->n < 1024 ? w->n : 1024) / 64);
     plan.mr = VGQ_FLOAT_ROWS;
-    if (is_int(&plan)) {
-        const int symmetric_two_level = w->scales == VGQ_TWO_LEVEL && !w->asymmetric;
-        plan.int4 = symmetric_two_level ? gemm->int4 : NULL;
-        plan.code_row = plan.int4        ? plan.int4->code_row
-                        : gemm->code_row ? gemm->code_row
-                                         : plan.kernels->code_row;
-        plan.code_nbytes = plan.int4 ? 1 : gemm->code_nbytes;
-        plan.mr = plan.int4 ? plan.int4->mr : gemm->mr;
-    }
+    plan.sums = plan.w.scales == VGQ_PER_GROUP ? plan.at.groups : 1;
+    if (is_int(&plan))
+        choose(&plan);
     /* Coding is quick: a few rows are done before other threads would have begun. */
     plan.coders = vgq_team(call->m * w->k / 4) < plan.team ? 1 : plan.team;
     const size_t threads = (size_t)plan.team;
@@ -83,14 +109,10 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
         plan.blocks = threads;
     plan.rows = vgq_round_up((call->m + plan.blocks - 1) / plan.blocks, plan.mr);
     plan.blocks = (call->m + plan.rows - 1) / plan.rows;
-    plan.sums = plan.w.scales == VGQ_PER_GROUP ? plan.at.groups : 1;
     if (is_int(&plan)) {
         plan.x_nbytes = vgq_round_up(call->m * plan.at.depth * plan.code_nbytes, ALIGN);
         plan.scale_nbytes = vgq_round_up(call->m * sizeof(float), ALIGN);
         plan.sum_nbytes = vgq_round_up(call->m * plan.sums * sizeof(int32_t), ALIGN);
-        plan.bytes_nbytes = plan.w.format == VGQ_I4 ? plan.at.depth * VGQ_PANEL : 0;
-        if (gemm->widen && !plan.int4)
-            plan.operand_nbytes = plan.at.depth * VGQ_PANEL * gemm->weight_nbytes;
         plan.acc_nbytes = plan.mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
     } else {
         plan.x_nbytes = call->x_dtype == float_dtype(&plan)
@@ -155,15 +177,15 @@ static void group_sums(const vgq_plan *plan, const unsigned char *codes, int32_t
 {
     for (size_t g = 0; g < plan->sums; g++) {
         const size_t start = g * plan->w.group, end = vgq_min(start + plan->w.group, plan->w.k);
-        sums[g] = 0;
-        for (size_t i = start; i < end; i++) {
-            int16_t wide;
-            if (plan->code_nbytes == 2)
-                memcpy(&wide, codes + 2 * i, sizeof(wide));
-            else
-                wide = (int8_t)codes[i];
-            sums[g] += wide;
-        }
+        const int16_t *const wide = (const int16_t *)(const void *)codes;
+        int32_t sum = 0;
+        if (plan->code_nbytes == 2)
+            for (size_t i = start; i < end; i++)
+                sum += wide[i];
+        else
+            for (size_t i = start; i < end; i++)
+                sum += (int8_t)codes[i];
+        sums[g] = sum;
     }
 }
 
@@ -288,6 +310,34 @@ static void finish_rows(const vgq_plan *plan, const vgq_task *task, size_t m, si
         store_row(plan, m + r, task->p, y + r * VGQ_PANEL);
 }
 
+/* Rows of the next tile when so many are left: few of them cost as much as more, so none is left
+ * for the end. */
+static size_t tile_rows(const vgq_plan *plan, size_t left)
+{
+    const size_t tiles = (left + plan->mr - 1) / plan->mr;
+    return (left + tiles - 1) / tiles;
+}
+
+static void few_task(const vgq_plan *plan, const vgq_task *task)
+{
+    const vgq_panel panel = panel_at(plan, task->p);
+    const size_t depth = plan->at.depth;
+    const vgq_few_weight w = {.k = depth,
+                              .group = plan->w.group,
+                              .groups = plan->at.groups,
+                              .nibbles = panel.codes,
+                              .factor = panel.factor,
+                              .zero = panel.zero};
+    int32_t *const acc = (int32_t *)(void *)task->own;
+    const vgq_columns columns = columns_of(plan, task->p); /* offsets of 0 */
+    for (size_t m = task->start, rows; m < task->end; m += rows) {
+        rows = tile_rows(plan, task->end - m);
+        const int32_t *const sums = plan->x_sum + m * plan->sums;
+        plan->few->tile(rows, &w, (const int8_t *)plan->x + m * depth, depth, sums, acc);
+        finish_rows(plan, task, m, rows, acc, &columns, sums);
+    }
+}
+
 /* Symmetric two-level W4 by the instruction set's own way: the activations' 128 comes off with the
  * sums of the weights. */
 static void int4_task(const vgq_plan *plan, const vgq_task *task)
@@ -302,11 +352,10 @@ static void int4_task(const vgq_plan *plan, const vgq_task *task)
     plan->int4->expand(depth, group, panel.codes, panel.factor, operand, columns.offset);
     for (size_t c = 0; c < VGQ_PANEL; c++)
         columns.offset[c] *= 128;
-    for (size_t m = task->start; m < task->end; m += plan->mr) {
-        const size_t rows = vgq_min(plan->mr, task->end - m);
+    for (size_t m = task->start, rows; m < task->end; m += rows) {
+        rows = tile_rows(plan, task->end - m);
         fetch_rows(plan, task, m, rows);
-        plan->int4->tile(rows, depth, group, plan->x + m * depth, depth, operand, panel.factor,
-                         acc);
+        plan->int4->tile(rows, depth, plan->x + m * depth, depth, operand, acc);
         finish_rows(plan, task, m, rows, acc, &columns, plan->x_sum + m);
     }
 }
@@ -354,8 +403,8 @@ static void int_task(const vgq_plan *plan, const vgq_task *task)
     for (size_t c = 0; c < VGQ_PANEL; c++)
         columns.offset[c] =
             gemm->offset + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
-    for (size_t m = task->start; m < task->end; m += plan->mr) {
-        const size_t rows = vgq_min(plan->mr, task->end - m);
+    for (size_t m = task->start, rows; m < task->end; m += rows) {
+        rows = tile_rows(plan, task->end - m);
         if (plan->w.scales == VGQ_PER_GROUP) {
             group_rows(plan, task, m, rows, operand, acc);
             continue;
@@ -435,7 +484,9 @@ static void run_task(const vgq_plan *plan, size_t i, unsigned char *own)
     const size_t start = i / plan->at.panels * plan->rows;
     const vgq_task task = {start, vgq_min(start + plan->rows, plan->call.m), i % plan->at.panels,
                            own};
-    if (plan->int4)
+    if (plan->few)
+        few_task(plan, &task);
+    else if (plan->int4)
         int4_task(plan, &task);
     else if (is_int(plan))
         int_task(plan, &task);

@@ -143,9 +143,12 @@ static inline __m256i two_codes(const int16_t *q)
     return _mm256_set1_epi32(bits);
 }
 
-#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define EACH_4(X) X(0) X(1) X(2) X(3)
 #define EACH_1(X) X(0)
+#define EACH_2(X) EACH_1(X) X(1)
+#define EACH_3(X) EACH_2(X) X(2)
+#define EACH_4(X) EACH_3(X) X(3)
+#define EACH_5(X) EACH_4(X) X(4)
+#define EACH_6(X) EACH_5(X) X(5)
 #define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
 #define STEP(r)                                                        \
     {                                                                  \
@@ -169,8 +172,12 @@ static inline __m256i two_codes(const int16_t *q)
         EACH(SAVE)                                                                                 \
     }
 
-TILE(6, EACH_6)
 TILE(1, EACH_1)
+TILE(2, EACH_2)
+TILE(3, EACH_3)
+TILE(4, EACH_4)
+TILE(5, EACH_5)
+TILE(6, EACH_6)
 
 #undef TILE
 #undef SAVE
@@ -180,15 +187,17 @@ TILE(1, EACH_1)
 static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
                           int32_t *acc)
 {
-    const int16_t *const q = codes;
-    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
-        const int16_t *const w = (const int16_t *)operand + 2 * column;
-        if (rows == 6)
-            tile_i16_6x16_avx2(k, q, ld, w, acc + column);
-        else
-            for (size_t r = 0; r < rows; r++)
-                tile_i16_1x16_avx2(k, q + r * ld, ld, w, acc + r * VGQ_PANEL + column);
-    }
+    static void (*const tiles[])(size_t, const int16_t *, size_t, const int16_t *, int32_t *) = {
+        NULL,
+        tile_i16_1x16_avx2,
+        tile_i16_2x16_avx2,
+        tile_i16_3x16_avx2,
+        tile_i16_4x16_avx2,
+        tile_i16_5x16_avx2,
+        tile_i16_6x16_avx2,
+    };
+    for (size_t column = 0; column < VGQ_PANEL; column += 16)
+        tiles[rows](k, codes, ld, (const int16_t *)operand + 2 * column, acc + column);
 }
 
 /* Codes of one byte, each xor'ed with flip. */
@@ -219,109 +228,9 @@ static int32_t code_row_i8_avx2(size_t k, size_t padded, const float *x, float i
 }
 
 /* From 0 on: code + 128. */
-static int32_t code_row_u8_avx2(size_t k, size_t padded, const float *x, float inverse, void *codes)
+int32_t vgq_code_row_u8_avx2(size_t k, size_t padded, const float *x, float inverse, void *codes)
 {
     return code_bytes(k, padded, x, inverse, -128, codes);
-}
-
-static void expand_i4_avx2(size_t k, size_t group, const uint8_t *nibbles, const uint8_t *factor,
-                           int8_t *operand, int32_t *sums)
-{
-    const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-    const __m256i ones8 = _mm256_set1_epi8(1), ones16 = _mm256_set1_epi16(1);
-    for (size_t part = 0; part < 8; part++) {
-        __m256i total = _mm256_setzero_si256();
-        for (size_t i = 0, end, g = 0; i < k; i = end, g++) {
-            __m256i in_group = _mm256_setzero_si256();
-            for (end = i + group < k && (g + 1) * group < k ? i + group : k; i < end; i += 8) {
-                const __m256i b =
-                    _mm256_loadu_si256((const void *)(nibbles + i / 2 * VGQ_PANEL + 32 * part));
-                const __m256i first = _mm256_sub_epi8(_mm256_and_si256(b, low), eight);
-                const __m256i second =
-                    _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(b, 4), low), eight);
-                int8_t *const at = operand + i * VGQ_PANEL + 32 * part;
-                _mm256_storeu_si256((void *)at, first);
-                _mm256_storeu_si256((void *)(at + 4 * VGQ_PANEL), second);
-                const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(ones8, first),
-                                                       _mm256_maddubs_epi16(ones8, second));
-                in_group = _mm256_add_epi32(in_group, _mm256_madd_epi16(pairs, ones16));
-            }
-            const __m128i f = _mm_loadl_epi64((const void *)(factor + g * VGQ_PANEL + 8 * part));
-            total = _mm256_add_epi32(total, _mm256_mullo_epi32(in_group, _mm256_cvtepu8_epi32(f)));
-        }
-        _mm256_storeu_si256((void *)(sums + 8 * part), total);
-    }
-}
-
-/* Eight columns' factor, twice in each 32-bit lane. */
-static inline __m256i factor_pairs(const uint8_t *factor)
-{
-    const __m256i f = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)factor));
-    return _mm256_or_si256(f, _mm256_slli_epi32(f, 16));
-}
-
-#define ZERO16(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
-#define STEP16(r)                                                         \
-    {                                                                     \
-        int32_t bits;                                                     \
-        memcpy(&bits, q + (r)*ld + i, sizeof(bits));                      \
-        const __m256i x = _mm256_set1_epi32(bits);                        \
-        a##r##0 = _mm256_add_epi16(a##r##0, _mm256_maddubs_epi16(x, w0)); \
-        a##r##1 = _mm256_add_epi16(a##r##1, _mm256_maddubs_epi16(x, w1)); \
-    }
-#define FLUSH16(r)                                                                                 \
-    {                                                                                              \
-        __m256i *const to = (__m256i *)(void *)(acc + (r)*VGQ_PANEL);                              \
-        _mm256_storeu_si256(                                                                       \
-            to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm256_madd_epi16(a##r##0, f0)));         \
-        _mm256_storeu_si256(                                                                       \
-            to + 1, _mm256_add_epi32(_mm256_loadu_si256(to + 1), _mm256_madd_epi16(a##r##1, f1))); \
-    }
-/* Sums of 16 bits run over at most 32 inputs of one group. Six rows would be twelve sums, which
- * with their operands fill all 16 registers: gcc then keeps sums in memory. */
-#define TILE(rows, EACH)                                                                       \
-    static void tile_i4_##rows##x16_avx2(size_t k, size_t group, const uint8_t *q, size_t ld,  \
-                                         const int8_t *w, const uint8_t *factor, int32_t *acc) \
-    {                                                                                          \
-        for (size_t i = 0, end, g = 0, group_end = 0; i < k;) {                                \
-            if (i == group_end) {                                                              \
-                g = group_end / group;                                                         \
-                group_end = (g + 1) * group < k ? (g + 1) * group : k;                         \
-            }                                                                                  \
-            end = i + 32 < group_end ? i + 32 : group_end;                                     \
-            EACH(ZERO16)                                                                       \
-            for (; i < end; i += 4) {                                                          \
-                const __m256i w0 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL));      \
-                const __m256i w1 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL + 32)); \
-                EACH(STEP16)                                                                   \
-            }                                                                                  \
-            const __m256i f0 = factor_pairs(factor + g * VGQ_PANEL);                           \
-            const __m256i f1 = factor_pairs(factor + g * VGQ_PANEL + 8);                       \
-            EACH(FLUSH16)                                                                      \
-        }                                                                                      \
-    }
-
-TILE(4, EACH_4)
-TILE(1, EACH_1)
-
-#undef TILE
-#undef FLUSH16
-#undef STEP16
-#undef ZERO16
-
-static void tile_i4_avx2(size_t rows, size_t k, size_t group, const uint8_t *codes, size_t ld,
-                         const int8_t *operand, const uint8_t *factor, int32_t *acc)
-{
-    memset(acc, 0, rows * VGQ_PANEL * sizeof(*acc));
-    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
-        const int8_t *const w = operand + 4 * column;
-        if (rows == 4)
-            tile_i4_4x16_avx2(k, group, codes, ld, w, factor + column, acc + column);
-        else
-            for (size_t r = 0; r < rows; r++)
-                tile_i4_1x16_avx2(k, group, codes + r * ld, ld, w, factor + column,
-                                  acc + r * VGQ_PANEL + column);
-    }
 }
 
 #define LOAD(r)                                              \
@@ -359,9 +268,6 @@ TILE(1, EACH_1)
 #undef SAVE
 #undef STEP
 #undef LOAD
-#undef EACH_1
-#undef EACH_4
-#undef EACH_6
 
 static void float_tile_avx2(size_t rows, size_t k, const void *from, size_t ldx, const void *panel,
                             float *acc, int accumulate)
@@ -411,13 +317,6 @@ ISA_END
 
 static const vgq_float_gemm float_gemm_avx2 = {sizeof(float), decode_panel_avx2, float_tile_avx2};
 
-static const vgq_int4_gemm int4_gemm_avx2 = {
-    .mr = 4,
-    .code_row = code_row_u8_avx2,
-    .expand = expand_i4_avx2,
-    .tile = tile_i4_avx2,
-};
-
 static const vgq_int_gemm int_gemm_avx2 = {
     .mr = 6,
     .code_nbytes = 2,
@@ -426,7 +325,7 @@ static const vgq_int_gemm int_gemm_avx2 = {
     .widen = widen_avx2,
     .tile = tile_i16_avx2,
     .offset = 0,
-    .int4 = &int4_gemm_avx2,
+    .int4 = &vgq_int4_gemm_avx2,
 };
 
 const vgq_linear_kernels vgq_linear_avx2 = {

@@ -150,8 +150,6 @@ TILE(1, EACH_1)
 #undef SAVE
 #undef STEP
 #undef LOAD
-#undef EACH_1
-#undef EACH_6
 
 static void float_tile_avx512(size_t rows, size_t k, const void *from, size_t ldx, const void *w,
                               float *acc, int accumulate)

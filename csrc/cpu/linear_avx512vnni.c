@@ -21,9 +21,12 @@ static inline __m512i four_codes(const int8_t *q)
     return _mm512_set1_epi32(bits);
 }
 
-#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define EACH_3(X) X(0) X(1) X(2)
 #define EACH_1(X) X(0)
+#define EACH_2(X) EACH_1(X) X(1)
+#define EACH_3(X) EACH_2(X) X(2)
+#define EACH_4(X) EACH_3(X) X(3)
+#define EACH_5(X) EACH_4(X) X(4)
+#define EACH_6(X) EACH_5(X) X(5)
 #define ZERO(r)                                                                     \
     __m512i a##r##0 = _mm512_setzero_si512(), a##r##1 = a##r##0, a##r##2 = a##r##0, \
             a##r##3 = a##r##0;
@@ -55,34 +58,134 @@ static inline __m512i four_codes(const int8_t *q)
         EACH(SAVE)                                                                            \
     }
 
-TILE(6, EACH_6)
-TILE(3, EACH_3)
 TILE(1, EACH_1)
+TILE(2, EACH_2)
+TILE(3, EACH_3)
+TILE(4, EACH_4)
+TILE(5, EACH_5)
+TILE(6, EACH_6)
 
 #undef TILE
 #undef SAVE
 #undef STEP
 #undef ZERO
-#undef EACH_1
-#undef EACH_3
-#undef EACH_6
 
 static void tile_i8_avx512vnni(size_t rows, size_t k, const void *codes, size_t ld,
                                const void *operand, int32_t *acc)
 {
-    const int8_t *q = codes;
-    if (rows == 6) {
-        tile_i8_6x64_avx512vnni(k, q, ld, operand, acc);
-        return;
+    static void (*const tiles[])(size_t, const int8_t *, size_t, const uint8_t *, int32_t *) = {
+        NULL,
+        tile_i8_1x64_avx512vnni,
+        tile_i8_2x64_avx512vnni,
+        tile_i8_3x64_avx512vnni,
+        tile_i8_4x64_avx512vnni,
+        tile_i8_5x64_avx512vnni,
+        tile_i8_6x64_avx512vnni,
+    };
+    tiles[rows](k, codes, ld, operand, acc);
+}
+
+/* ---- few rows of W4, straight from the nibbles ------------------------------------------------
+ */
+
+/* A nibble is code + 8. A group's sums begin with what that and the zero point will have added too
+ * much, and are multiplied by the factor at its end. Columns are taken 64 at a time for few rows,
+ * so that there are sums enough to hide the latency, and 32 for more, so that they fit. */
+#define COLUMNS_2(X, r) X(r, 0) X(r, 1)
+#define COLUMNS_4(X, r) COLUMNS_2(X, r) X(r, 2) X(r, 3)
+#define DECLARE(r, c) __m512i a##r##c = _mm512_setzero_si512(), g##r##c;
+#define BEGIN(r, c) g##r##c = _mm512_mullo_epi32(over##c, sum);
+#define LOW(r, c) g##r##c = _mm512_dpbusd_epi32(g##r##c, low##c, x);
+#define HIGH(r, c) g##r##c = _mm512_dpbusd_epi32(g##r##c, high##c, x);
+#define END(r, c) a##r##c = _mm512_add_epi32(a##r##c, _mm512_mullo_epi32(g##r##c, factor##c));
+#define STORE(r, c) _mm512_storeu_si512(acc + (r)*VGQ_PANEL + 16 * (c), a##r##c);
+#define OF_GROUP(r, c)                                                          \
+    const __m512i factor##c = _mm512_cvtepu8_epi32(                             \
+        _mm_loadu_si128((const void *)(w->factor + g * VGQ_PANEL + 16 * (c)))); \
+    const __m512i over##c = over_codes(w->zero ? w->zero + g * VGQ_PANEL + 16 * (c) : NULL);
+#define OF_STEP(r, c)                                                                      \
+    const __m512i both##c = _mm512_loadu_si512(w->nibbles + i / 2 * VGQ_PANEL + 64 * (c)); \
+    const __m512i low##c = _mm512_and_si512(both##c, mask);                                \
+    const __m512i high##c = _mm512_and_si512(_mm512_srli_epi16(both##c, 4), mask);
+#define ROW_DECLARE(r) COLUMNS(DECLARE, r)
+#define ROW_BEGIN(r)                                                 \
+    {                                                                \
+        const __m512i sum = _mm512_set1_epi32(sums[(r)*groups + g]); \
+        COLUMNS(BEGIN, r)                                            \
     }
-    size_t r = 0;
-    for (; r + 3 <= rows; r += 3)
-        tile_i8_3x64_avx512vnni(k, q + r * ld, ld, operand, acc + r * VGQ_PANEL);
-    for (; r < rows; r++)
-        tile_i8_1x64_avx512vnni(k, q + r * ld, ld, operand, acc + r * VGQ_PANEL);
+#define ROW_STEP(r)                             \
+    {                                           \
+        __m512i x = four_codes(q + (r)*ld + i); \
+        COLUMNS(LOW, r)                         \
+        x = four_codes(q + (r)*ld + i + 4);     \
+        COLUMNS(HIGH, r)                        \
+    }
+#define ROW_END(r) COLUMNS(END, r)
+#define ROW_STORE(r) COLUMNS(STORE, r)
+
+/* -(8 + zero point) of 16 columns. */
+static inline __m512i over_codes(const int8_t *zero)
+{
+    const __m512i eight = _mm512_set1_epi32(-8);
+    if (!zero)
+        return eight;
+    return _mm512_sub_epi32(eight, _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)zero)));
+}
+
+#define TILE(rows, EACH)                                                                       \
+    static void tile_i4_##rows##_rows_avx512vnni(const vgq_few_weight *w, const int8_t *q,     \
+                                                 size_t ld, const int32_t *sums, int32_t *acc) \
+    {                                                                                          \
+        const __m512i mask = _mm512_set1_epi8(15);                                             \
+        const size_t groups = w->groups;                                                       \
+        EACH(ROW_DECLARE)                                                                      \
+        for (size_t i = 0, g = 0; g < groups; g++) {                                           \
+            const size_t end = g + 1 < groups ? (g + 1) * w->group : w->k;                     \
+            COLUMNS(OF_GROUP, 0)                                                               \
+            EACH(ROW_BEGIN)                                                                    \
+            for (; i < end; i += 8) {                                                          \
+                COLUMNS(OF_STEP, 0)                                                            \
+                EACH(ROW_STEP)                                                                 \
+            }                                                                                  \
+            EACH(ROW_END)                                                                      \
+        }                                                                                      \
+        EACH(ROW_STORE)                                                                        \
+    }
+
+#define COLUMNS COLUMNS_4
+TILE(1, EACH_1)
+TILE(2, EACH_2)
+#undef COLUMNS
+#define COLUMNS COLUMNS_2
+TILE(3, EACH_3)
+TILE(4, EACH_4)
+TILE(5, EACH_5)
+
+static void tile_few_avx512vnni(size_t rows, const vgq_few_weight *weight, const int8_t *codes,
+                                size_t ld, const int32_t *sums, int32_t *acc)
+{
+    static void (*const tiles[])(const vgq_few_weight *, const int8_t *, size_t, const int32_t *,
+                                 int32_t *) = {
+        NULL,
+        tile_i4_1_rows_avx512vnni,
+        tile_i4_2_rows_avx512vnni,
+        tile_i4_3_rows_avx512vnni,
+        tile_i4_4_rows_avx512vnni,
+        tile_i4_5_rows_avx512vnni,
+    };
+    vgq_few_weight w = *weight;
+    tiles[rows](&w, codes, ld, sums, acc);
+    if (rows <= 2)
+        return;
+    w.nibbles += 4 * VGQ_PANEL / 2;
+    w.factor += VGQ_PANEL / 2;
+    w.zero = w.zero ? w.zero + VGQ_PANEL / 2 : NULL;
+    tiles[rows](&w, codes, ld, sums, acc + VGQ_PANEL / 2);
 }
 
 ISA_END
+
+static const vgq_few_gemm few_gemm_avx512vnni = {.mr = 5, .tile = tile_few_avx512vnni};
 
 static const vgq_int_gemm int_gemm_avx512vnni = {
     .mr = 6,
@@ -90,6 +193,7 @@ static const vgq_int_gemm int_gemm_avx512vnni = {
     .weight_nbytes = 1,
     .tile = tile_i8_avx512vnni,
     .offset = 128,
+    .few = &few_gemm_avx512vnni,
 };
 
 const vgq_linear_kernels vgq_linear_avx512vnni = {.int_gemm = &int_gemm_avx512vnni};

@@ -16,8 +16,10 @@ static void widen_neondot(size_t k, const uint8_t *bytes, void *operand)
         vst1q_u8(out + i, veorq_u8(vld1q_u8(bytes + i), vdupq_n_u8(128)));
 }
 
-#define EACH_4(X) X(0) X(1) X(2) X(3)
 #define EACH_1(X) X(0)
+#define EACH_2(X) EACH_1(X) X(1)
+#define EACH_3(X) EACH_2(X) X(2)
+#define EACH_4(X) EACH_3(X) X(3)
 #define ZERO(r) \
     int32x4_t a##r##0 = vdupq_n_s32(0), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0;
 #define CODES(r) const int8x16_t x##r = vld1q_s8(q + (r)*ld + i);
@@ -65,8 +67,10 @@ static void widen_neondot(size_t k, const uint8_t *bytes, void *operand)
         EACH(SAVE)                                                                                 \
     }
 
-TILE(4, EACH_4)
 TILE(1, EACH_1)
+TILE(2, EACH_2)
+TILE(3, EACH_3)
+TILE(4, EACH_4)
 
 #undef TILE
 #undef WEIGHTS
@@ -79,21 +83,15 @@ TILE(1, EACH_1)
 #undef DOT
 #undef CODES
 #undef ZERO
-#undef EACH_1
-#undef EACH_4
 
 static void tile_i8_neondot(size_t rows, size_t k, const void *codes, size_t ld,
                             const void *operand, int32_t *acc)
 {
-    const int8_t *const q = codes;
-    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
-        const int8_t *const w = (const int8_t *)operand + 4 * column;
-        if (rows == 4)
-            tile_i8_4x16_neondot(k, q, ld, w, acc + column);
-        else
-            for (size_t r = 0; r < rows; r++)
-                tile_i8_1x16_neondot(k, q + r * ld, ld, w, acc + r * VGQ_PANEL + column);
-    }
+    static void (*const tiles[])(size_t, const int8_t *, size_t, const int8_t *,
+                                 int32_t *) = {NULL, tile_i8_1x16_neondot, tile_i8_2x16_neondot,
+                                               tile_i8_3x16_neondot, tile_i8_4x16_neondot};
+    for (size_t column = 0; column < VGQ_PANEL; column += 16)
+        tiles[rows](k, codes, ld, (const int8_t *)operand + 4 * column, acc + column);
 }
 
 static const vgq_int_gemm int_gemm_neondot = {
