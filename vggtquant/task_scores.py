@@ -186,6 +186,15 @@ def pooled_scores(scenes: Sequence[SceneErrors]) -> dict[str, float]:
     return scores
 
 
+def is_pooled(score: str) -> bool:
+    """Whether a score is made of the pairs of all scenes, so that a scene weighs by its pairs.
+
+    >>> is_pooled("auc_30"), is_pooled("depth_abs_rel")
+    (True, False)
+    """
+    return score.startswith(("auc_", "rra_", "rta_")) or score.endswith("_median_deg")
+
+
 # ---- views against each other --------------------------------------------------------------------
 
 

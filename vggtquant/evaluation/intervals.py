@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import task
+from .. import task_scores
 
 Row = dict[str, Any]
 Array = NDArray[np.float64]
@@ -99,7 +99,7 @@ def _entries(scene: Row) -> list[tuple[str, float, float]]:
         pairs = (scene["pose_errors"].get(part) or {}).get("rotation_deg", ())
         for name, value in (scores or {}).items():
             if value is not None and not name.endswith("_median_deg"):
-                weight = len(pairs) if task.is_pooled(name) else 1
+                weight = len(pairs) if task_scores.is_pooled(name) else 1
                 found.append((f"{part}/{name}", value, weight))
     for head, figures in scene["calibration"].items():
         for name in ("laplace_nll", "log_confidence_shift", "confidence_correlation"):

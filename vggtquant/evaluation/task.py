@@ -90,12 +90,9 @@ def _errors(scene: Row, part: str) -> SceneErrors:
     pose = None
     if pairs is not None:
         pose = PoseErrors(np.array(pairs["rotation_deg"]), np.array(pairs["direction_deg"]))
-    return SceneErrors(pose, {k: v for k, v in scene["task"][part].items() if not is_pooled(k)})
-
-
-def is_pooled(score: str) -> bool:
-    """Whether a score is made of the pairs of all scenes, so that scenes weigh by their pairs."""
-    return score.startswith(("auc_", "rra_", "rta_")) or score.endswith("_median_deg")
+    return SceneErrors(
+        pose, {k: v for k, v in scene["task"][part].items() if not task_scores.is_pooled(k)}
+    )
 
 
 # ---- calibration ---------------------------------------------------------------------------------
