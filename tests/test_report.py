@@ -191,7 +191,7 @@ def test_failed_rows_and_references_are_never_picked() -> None:
 def test_without_a_finished_scheme_there_is_no_pick() -> None:
     best = recommendation.best(_rows()[:2])
     assert [best[why] for why in ("accuracy", "size", "speed", "balance")] == [None] * 4
-    assert "None: no scheme" in text.full_report(_document(_rows()[:2]))
+    assert "None. No scheme finished" in text.full_report(_document(_rows()[:2]))
 
 
 def test_ties_go_to_the_smaller_and_the_more_accurate() -> None:
@@ -301,8 +301,8 @@ def test_the_text_report_says_what_a_reader_needs() -> None:
     for words in (
         "What was compared",
         "toy: 250,000 parameters, 1.00 MB in FP32",
-        "Best for balance: INT4_Group_32",
-        "Rule: The smallest sum of",
+        "Use INT4_Group_32 (0.19 MB",
+        "Rule: Quantized schemes that finished",
         "Biggest regressions",
         "* first: the first Linear (skip_first_last) (in 5 schemes)",
         "track_head",

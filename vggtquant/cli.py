@@ -103,6 +103,17 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--threads", type=int, metavar="N", help="threads (default: torch's choice)")
     how.add_argument("--seed", type=int, default=0, help="which rendered scenes (default 0)")
+    which = parser.add_argument_group("which scheme to recommend")
+    which.add_argument(
+        "--max_drop",
+        type=float,
+        metavar="POINTS",
+        help="lose at most so many percentage points of pose AUC@30",
+    )
+    which.add_argument("--max_bytes", metavar="SIZE", help="the whole model at most, as in 1.5GB")
+    which.add_argument(
+        "--min_speedup", type=float, metavar="X", help="at least X times as fast as FP32"
+    )
     how.add_argument("--no-progress", action="store_true", help="a line a scheme instead of bars")
     how.add_argument(
         "--resume",
@@ -128,6 +139,7 @@ def _shard(words: str) -> tuple[int, int]:
 def _evaluate(args: argparse.Namespace) -> int:
     _need_extra()
     from .evaluation import evaluate, plan
+    from .packed import budget
     from .progress import Progress
 
     if args.image_folder and args.images:
@@ -148,6 +160,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         resume=args.resume,
         restart=args.restart,
         shard=args.shard,
+        max_drop=args.max_drop,
+        max_bytes=budget.parse_bytes(args.max_bytes) if args.max_bytes else None,
+        min_speedup=args.min_speedup,
         argv=("vggtquant", *args.argv),
     )
     try:

@@ -13,7 +13,7 @@ from torch import nn
 import vggtquant as vq
 
 from ..errors import UserError
-from . import forecast, inputs, measure, variants
+from . import forecast, inputs, measure, recommendation, variants
 from .journal import Record
 from .measure import Passes, Sample
 from .text import duration, megabytes
@@ -75,6 +75,7 @@ def check(settings: Settings) -> None:
             raise UserError(f"--{name} is {value}; wanted {least} or more")
     if settings.seed < 0:
         raise UserError(f"--seed is {settings.seed}; wanted 0 or more")
+    recommendation.check({name: getattr(settings, name) for name in recommendation.BOUNDS})
     if settings.resume and settings.restart:
         raise UserError("--resume and --restart were both given; wanted one of them")
     if settings.shard is not None:

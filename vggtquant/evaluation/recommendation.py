@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..errors import UserError
+
 Row = dict[str, Any]
 Budget = Mapping[str, float | None]
 
@@ -96,6 +98,14 @@ def best(rows: Sequence[Row]) -> Row:
 
 
 # ---- within a budget -----------------------------------------------------------------------------
+
+
+def check(budget: Budget) -> None:
+    """UserError for a bound that no scheme could mean: a negative loss, a speedup of 0."""
+    for name in BOUNDS:
+        bound = budget.get(name)
+        if bound is not None and not (bound > 0 or (name == "max_drop" and bound == 0)):
+            raise UserError(f"--{name} is {bound:g}; wanted a number above 0")
 
 
 def drop(row: Row, baseline: Row) -> float | None:

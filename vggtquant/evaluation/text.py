@@ -4,34 +4,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import columns, report
+from . import columns, conclusions, report
+from .tables import new_table, scaled
 
 Row = dict[str, Any]
 Document = dict[str, Any]
 
 WIDTH = 100
-PICKS = ("accuracy", "size", "speed", "balance")
-# Ground-truth scores in words: key, heading, factor, format.
-_TRUTH = (
-    ("auc_3", "AUC@3", 100.0, ".1f"),
-    ("auc_5", "@5", 100.0, ".1f"),
-    ("auc_15", "@15", 100.0, ".1f"),
-    ("auc_30", "@30", 100.0, ".1f"),
-    ("rotation_median_deg", "rot", 1.0, ".2f"),
-    ("translation_median_deg", "trans", 1.0, ".2f"),
-    ("depth_abs_rel_median", "AbsRel", 100.0, ".2f"),
-    ("depth_delta_1.25_median", "d<1.25", 100.0, ".1f"),
-    ("points_chamfer_umeyama", "chamfer", 1.0, ".4f"),
-    ("depth_ause", "AUSE", 1.0, ".3f"),
-)
+PICKS = ("accuracy", "size", "speed")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -62,26 +49,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _table(headings: Iterable[str], title: str | None = None) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
-    return table
-
-
 def main_table(document: Document) -> Table:
     """A line a scheme: bytes, time and accuracy."""
     rows = document["schemes"]
     shown = columns.main(rows)
-    table = _table(["Scheme", *(column.heading for column in shown)])
-    chosen = {document["best"][why] for why in PICKS}
+    table = new_table(["Scheme", *(column.heading for column in shown)])
+    chosen = {document["recommendation"]["scheme"], *(document["best"][why] for why in PICKS)}
     for row in rows:
         if row["status"] != "ok":
             table.add_row(row["name"], Text(row["status"], style="red"))
@@ -100,8 +73,10 @@ def percent(value: float | None) -> str:
 
 
 def headline(document: Document) -> list[str]:
-    """The best schemes, and the reasons of those that failed or were not run: a line each."""
-    lines = [
+    """What to use, and the reasons of schemes that failed or were not run: a line each."""
+    advice = document["recommendation"]
+    lines = [f"recommended:       {advice['scheme'] or 'none. ' + advice['reason']}"]
+    lines += [
         f"best for {why + ':':10} {document['best'][why]}"
         for why in PICKS
         if document["best"][why] is not None
@@ -110,10 +85,6 @@ def headline(document: Document) -> list[str]:
         if row["status"] != "ok":
             lines.append(f"{row['status']}: {row['name']}: {row['reason']}")
     return lines
-
-
-def _scaled(value: float | None, factor: float, form: str) -> str:
-    return "-" if value is None else format(factor * value, form)
 
 
 def legend(document: Document) -> list[str]:
@@ -190,22 +161,6 @@ def _compared(out: Console, document: Document) -> None:
     )
 
 
-def _recommended(out: Console, document: Document) -> None:
-    rows = {row["name"]: row for row in document["schemes"]}
-    picks = document["best"]
-    if picks["balance"] is None:
-        out.print("None: no scheme finished with results that can be believed.")
-        return
-    for why in PICKS:
-        row = rows[picks[why]]
-        out.print(
-            f"Best for {why}: {row['name']} ({megabytes(row['bytes']['model_bytes'])} MB, "
-            f"{row['time']['speedup']:.2f}x FP32's speed, error {100 * row['error']:.3f} %)\n"
-            f"  Rule: {picks['rules'][why]}"
-        )
-    out.print(picks["rules"]["error"])
-
-
 # Of the metrics' columns: headings shorter than their names, formats other than 1.23e-04.
 _SHORT = {
     "cross_entropy": "CE",
@@ -221,9 +176,9 @@ def _metrics(out: Console, document: Document) -> None:
     for row in document["schemes"]:
         if row["outputs_equal_baseline"] or not row["metrics"]:
             continue
-        table = _table(["output", *(_SHORT.get(n, n) for n in names)], title=row["name"])
+        table = new_table(["output", *(_SHORT.get(n, n) for n in names)], title=row["name"])
         for output, values in row["metrics"].items():
-            table.add_row(output, *(_scaled(values[n], 1.0, _FORMS.get(n, ".2e")) for n in names))
+            table.add_row(output, *(scaled(values[n], 1.0, _FORMS.get(n, ".2e")) for n in names))
         out.print(table)
         out.print()
     whys = sorted(
@@ -239,26 +194,6 @@ def _metrics(out: Console, document: Document) -> None:
         out.print("A dash means that there is no such value:")
         for why in whys:
             out.print(f"  {why}")
-
-
-def _truth(out: Console, document: Document) -> None:
-    rows = [row for row in document["schemes"] if row["task"]["truth"]]
-    there = [column for column in _TRUTH if any(column[0] in row["task"]["truth"] for row in rows)]
-    table = _table(["Scheme", *(heading for _, heading, _, _ in there)])
-    for row in rows:
-        table.add_row(
-            row["name"],
-            *(_scaled(row["task"]["truth"].get(key), k, form) for key, _, k, form in there),
-        )
-    out.print(table)
-    out.print()
-    out.print(
-        "AUC@k: area under the curve of camera pairs whose rotation and translation direction are "
-        "both right to within 1..k degrees, in percent (pairs of all scenes pooled). rot, trans: "
-        "median angles in degrees. AbsRel, d<1.25: depth after median scaling, in percent. "
-        "chamfer: of the points after Umeyama alignment, in scene units. AUSE: how well confidence "
-        "ranks the depth errors, 0 is best. The JSON holds more scores and those of each scene."
-    )
 
 
 def _left_out(out: Console, document: Document) -> None:
@@ -299,7 +234,7 @@ def kernels(proof: Row) -> str:
 
 def _proofs(out: Console, document: Document) -> None:
     rows = [row for row in document["schemes"] if row["proof"]]
-    table = _table(["Scheme", "swapped", "ran", "calls", "MB touched", "kernels"])
+    table = new_table(["Scheme", "swapped", "ran", "calls", "MB touched", "kernels"])
     for row in rows:
         proof = row["proof"]
         table.add_row(
@@ -331,7 +266,7 @@ def _floor(out: Console, document: Document) -> None:
     rows = {row["name"]: row for row in document["schemes"]}
     names = list(floor["errors"])
     short = (name.removeprefix("Baseline_").removeprefix("FP32_") for name in names)
-    table = _table(["Error %", *short])
+    table = new_table(["Error %", *short])
     table.add_row("all outputs", *(percent(floor["errors"][name]) for name in names))
     for output in rows[names[0]]["metrics"]:
         cells = (percent(rows[name]["metrics"][output]["relative_l2"]) for name in names)
@@ -419,16 +354,19 @@ def full_report(document: Document) -> str:
         for row in bad:
             out.print(f"{row['name']} ({row['status']}): {row['reason']}")
     _section(out, "Recommendation")
-    _recommended(out, document)
+    for line in conclusions.recommendation(document):
+        out.print(line)
     _section(out, "Biggest regressions (relative_l2 against FP32)")
     for value, scheme, output in report.regressions(document["schemes"]):
         out.print(f"{100 * value:10.3f} %  {output:18} {scheme}")
     if document["noise_floor"]["errors"]:
         _section(out, "Noise floor: how far FP32 is from itself")
         _floor(out, document)
-    if any(row["task"]["truth"] for row in document["schemes"]):
-        _section(out, "Against ground truth")
-        _truth(out, document)
+    for heading, content in conclusions.sections(document):
+        _section(out, heading)
+        for part in content:
+            out.print(part)
+            out.print()
     _section(out, "What was not quantized")
     _left_out(out, document)
     _section(out, "Proof that the quantized layers ran")

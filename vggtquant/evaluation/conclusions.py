@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the text report that say what the scores mean: tasks, confidence, chance, advice.
+
+Words for what stands in the document; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from .tables import new_table, scaled
+
+Row = dict[str, Any]
+Document = dict[str, Any]
+Section = tuple[str, list[str | Table]]
+Column = tuple[str, str, float, str]  # score, heading, factor, format
+
+_POSES: tuple[Column, ...] = (
+    ("auc_3", "AUC@3", 100.0, ".1f"),
+    ("auc_5", "@5", 100.0, ".1f"),
+    ("auc_15", "@15", 100.0, ".1f"),
+    ("auc_30", "@30", 100.0, ".1f"),
+    ("rotation_median_deg", "rot", 1.0, ".2f"),
+    ("translation_median_deg", "trans", 1.0, ".2f"),
+)
+_TRUTH: tuple[Column, ...] = (
+    *_POSES,
+    ("depth_abs_rel_median", "AbsRel", 100.0, ".2f"),
+    ("depth_delta_1.25_median", "d<1.25", 100.0, ".1f"),
+    ("points_chamfer_umeyama", "chamfer", 1.0, ".4f"),
+    ("depth_ause", "AUSE", 1.0, ".3f"),
+)
+_FP32: tuple[Column, ...] = (
+    *_POSES,
+    ("depth_abs_rel", "AbsRel", 100.0, ".3f"),
+    ("depth_rmse", "RMSE", 1.0, ".4f"),
+    ("points_chamfer", "chamfer", 1.0, ".5f"),
+)
+_CONSISTENCY: tuple[Column, ...] = (
+    ("points_gap", "depth against points %", 100.0, ".2f"),
+    ("reprojection_px", "round trip px", 1.0, ".2f"),
+    ("reprojection_depth", "its depth %", 100.0, ".2f"),
+    ("consistent_share", "consistent %", 100.0, ".1f"),
+)
+# part of `task`: title, columns, explanation.
+_PARTS: dict[str, tuple[str, tuple[Column, ...], str]] = {
+    "fp32": (
+        "Against FP32's own prediction",
+        _FP32,
+        "The same scores with the FP32 model's outputs in the place of the truth, without any "
+        "alignment: what quantizing changed.",
+    ),
+    "truth": (
+        "Against ground truth",
+        _TRUTH,
+        "AUC@k: area under the curve of camera pairs whose rotation and translation direction are "
+        "both right to within 1..k degrees, in percent (pairs of all scenes pooled). rot, trans: "
+        "median angles in degrees. AbsRel, d<1.25: depth after median scaling, in percent. "
+        "chamfer: of the points after Umeyama alignment, in scene units. AUSE: how well confidence "
+        "ranks the depth errors, 0 is best. The JSON holds more scores and those of each scene.",
+    ),
+    "consistency": (
+        "Views against each other",
+        _CONSISTENCY,
+        "depth against points: mean distance of the point map from the depth unprojected with the "
+        "predicted cameras, over the mean distance from the first camera. round trip: a pixel goes "
+        "through its depth into another view and back through that one's depth; median distance "
+        "from where it began, and difference of depth; consistent: within 1 px and 1 %.",
+    ),
+}
+
+# Scores whose differences from FP32 are told: score, what, factor, unit.
+_TOLD = (
+    ("truth/auc_30", "Pose AUC@30 against ground truth", 100.0, "points"),
+    ("truth/depth_abs_rel_median", "Depth AbsRel against ground truth", 100.0, "%"),
+    ("fp32/auc_30", "Pose AUC@30 against FP32's own poses", 100.0, "points"),
+    ("fp32/depth_abs_rel", "Depth AbsRel against FP32's own depth", 100.0, "%"),
+    ("calibration/depth_laplace_nll", "Likelihood of the depth (negative logarithm)", 1.0, "nat"),
+)
+# Schemes in the order in which their depth error should grow, and the score that says so.
+_CHAIN = (
+    "INT8_Per_Channel_Symmetric",
+    "INT8_Per_Tensor_Symmetric",
+    "INT4_Group_32",
+    "INT4_Group_64",
+    "INT4_Group_128",
+)
+_CHAIN_SCORE = "fp32/depth_abs_rel"
+
+
+def sections(document: Document) -> Iterator[Section]:
+    """Title and content of each part that the document has figures for."""
+    rows = [row for row in document["schemes"] if row["status"] == "ok"]
+    for part, (title, columns, words) in _PARTS.items():
+        shown = [row for row in rows if row["task"][part]]
+        there = [c for c in columns if any(c[0] in row["task"][part] for row in shown)]
+        if there:
+            yield title, [_scores(shown, part, there), words]
+    if any(row["calibration"] for row in rows):
+        yield "Confidence", list(_confidence(rows))
+    if document["statistics"]["against_fp32"]:
+        yield "Difference or chance", list(_chance(document["statistics"]))
+
+
+def _scores(rows: Sequence[Row], part: str, columns: Sequence[Column]) -> Table:
+    made = new_table(["Scheme", *(heading for _, heading, _, _ in columns)])
+    for row in rows:
+        scores = row["task"][part]
+        made.add_row(row["name"], *(scaled(scores.get(c), k, form) for c, _, k, form in columns))
+    return made
+
+
+# ---- confidence ----------------------------------------------------------------------------------
+
+
+def _confidence(rows: Sequence[Row]) -> Iterator[str | Table]:
+    for head in dict.fromkeys(head for row in rows for head in row["calibration"]):
+        there = [row for row in rows if head in row["calibration"]]
+        against = there[0]["calibration"][head]["against"]
+        made = new_table(
+            ("Scheme", "NLL", "more", "shift", "corr.", "threshold", "kept %", "overlap %"),
+            title=f"{head}: errors against {_AGAINST[against]}",
+        )
+        for row in there:
+            own = row["calibration"][head]
+            kept = own["kept_50"]
+            made.add_row(
+                row["name"],
+                scaled(own["laplace_nll"], 1, ".3f"),
+                scaled(own["laplace_nll_difference"], 1, "+.3f"),
+                scaled(own["log_confidence_shift"], 1, "+.3f"),
+                scaled(own["confidence_correlation"], 1, ".3f"),
+                scaled(kept["threshold"], 1, ".3f"),
+                scaled(kept["share_at_fp32_threshold"], 100, ".1f"),
+                scaled(kept["overlap"], 100, ".1f"),
+            )
+        yield made
+    yield (
+        "NLL: negative log-likelihood (nat, less is better) of the errors, after scale alignment, "
+        "under the Laplace density that VGGT's confidence states; more: than FP32's. shift: of the "
+        "mean log confidence. corr.: rank correlation with FP32's confidence. threshold: keeps the "
+        "half of the pixels that FP32's median keeps; kept: what FP32's threshold would keep of "
+        "this scheme's; overlap: of the two halves."
+    )
+
+
+_AGAINST = {
+    "truth": "ground truth",
+    "fp32": "FP32's prediction",
+    "fp32 and truth": "ground truth where known, else FP32's prediction",
+}
+
+
+# ---- chance --------------------------------------------------------------------------------------
+
+
+def _chance(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
+    share = f"{100 * statistics['confidence']:g} %"
+    if statistics["note"]:
+        yield f"No intervals: {statistics['note']}."
+    else:
+        yield (
+            f"Scheme minus FP32, with the {share} interval of a paired bootstrap over "
+            f"{statistics['scenes']} scenes ({statistics['resamples']} resamples, seed "
+            f"{statistics['seed']}). Each interval stands for itself: of twenty comparisons "
+            "without any difference, one is expected to show some."
+        )
+    for score, what, factor, unit in _TOLD:
+        found = {n: s[score] for n, s in statistics["against_fp32"].items() if score in s}
+        if not found:
+            continue
+        made = new_table(
+            ("Scheme", "difference", f"{share} interval", "reading"), f"{what} ({unit})"
+        )
+        for name, entry in found.items():
+            better = (entry["difference"] > 0) == statistics["larger_is_better"][score]
+            made.add_row(
+                name,
+                scaled(entry["difference"], factor, "+.4f"),
+                _ends(entry, factor),
+                _reading(entry, "better" if better else "worse"),
+            )
+        yield made
+    yield from _chain(statistics)
+
+
+def _ends(entry: Row, factor: float) -> str:
+    if entry["low"] is None:
+        return "-"
+    return f"{factor * entry['low']:+.4f} .. {factor * entry['high']:+.4f}"
+
+
+def _reading(entry: Row, words: str) -> str:
+    if entry["low"] is None:
+        return "-"
+    return words if entry["shown"] else "no difference shown"
+
+
+def _chain(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
+    """Whether the depth error grows with each coarser scheme."""
+    pairs = {(e["a"], e["b"]): e for e in statistics["between"] if e["score"] == _CHAIN_SCORE}
+    made = new_table(
+        ("Coarser scheme than the one before", "difference", "interval", "reading"),
+        "Does the depth error against FP32 grow along these? (AbsRel, %)",
+    )
+    for a, b in zip(_CHAIN, _CHAIN[1:], strict=False):
+        entry = pairs.get((a, b)) or _turned(pairs.get((b, a)))
+        if entry:
+            grows = "grows" if entry["difference"] > 0 else "shrinks"
+            made.add_row(
+                f"{a} -> {b}",
+                scaled(entry["difference"], 100, "+.4f"),
+                _ends(entry, 100),
+                _reading(entry, grows),
+            )
+    if made.row_count:
+        yield made
+
+
+def _turned(entry: Row | None) -> Row | None:
+    """The comparison the other way round."""
+    if entry is None:
+        return None
+    low, high = entry["low"], entry["high"]
+    ends = {"low": None, "high": None} if low is None else {"low": -high, "high": -low}
+    return {**entry, "difference": -entry["difference"], **ends}
+
+
+# ---- recommendation ------------------------------------------------------------------------------
+
+
+def recommendation(document: Document) -> Iterator[str]:
+    """What to use, why, by which rule, and what is best for one thing alone."""
+    rows = {row["name"]: row for row in document["schemes"]}
+    advice, best = document["recommendation"], document["best"]
+    budget = {name: bound for name, bound in advice["budget"].items() if bound is not None}
+    if advice["scheme"] is None:
+        yield f"None. {advice['reason']}"
+    else:
+        yield f"Use {_told(rows[advice['scheme']])}."
+        yield f"  Why: {advice['reason']}"
+        yield f"  Front: {', '.join(advice['front'])}"
+        for name, why in advice["excluded"].items():
+            yield f"  Not {name}: {' and '.join(why)}."
+    bounds = ", ".join(f"{name} {bound:g}" for name, bound in budget.items())
+    yield f"  Budget: {bounds or 'none given (--max_drop, --max_bytes, --min_speedup)'}"
+    yield f"  Rule: {advice['rule']}"
+    for why in ("accuracy", "size", "speed"):
+        if best[why] is not None:
+            yield f"Best for {why} alone: {_told(rows[best[why]])}."
+    yield best["rules"]["error"]
+
+
+def _told(row: Row) -> str:
+    return (
+        f"{row['name']} ({row['bytes']['model_bytes'] / 1e6:,.2f} MB, "
+        f"{row['time']['speedup']:.2f}x FP32's speed, error {100 * row['error']:.3f} %)"
+    )
