@@ -178,7 +178,7 @@ def _reason(
 ) -> str:
     if best is not None:
         others = "it is alone" if len(front) == 1 else f"it has {words} of {len(front)}"
-        kept = f" {len(excluded)} schemes exceed the budget." if excluded else ""
+        kept = f" Beyond the budget: {len(excluded)}." if excluded else ""
         return f"On the front of error and bytes {others}.{kept}"
     if excluded:
         said = "; ".join(f"{name}: {' and '.join(why)}" for name, why in excluded.items())
