@@ -124,6 +124,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--restart", action="store_true", help="drop an unfinished evaluation in --output_dir"
     )
     how.add_argument(
+        "--isolate",
+        action="store_true",
+        help="also load each scheme in a process of its own: load time, peak memory, file size",
+    )
+    how.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
@@ -163,6 +168,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         max_drop=args.max_drop,
         max_bytes=budget.parse_bytes(args.max_bytes) if args.max_bytes else None,
         min_speedup=args.min_speedup,
+        isolate=args.isolate,
         argv=("vggtquant", *args.argv),
     )
     try:

@@ -23,6 +23,7 @@ import vggtquant as vq
 from .. import environment
 from ..errors import UserError
 from . import forecast, inputs, journal, measure, plan, report, rows, variants
+from .isolate import Isolation
 from .journal import Journal, Record
 from .measure import Bench, Sample
 from .plan import Planned, Settings
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 # Reports in the course of a run wait for so many times as long as the last ones took.
 _WRITE_SHARE = 20
+
+
+# Settings of which two runs may differ and be one evaluation; of threads, the number in use counts.
+_BUDGET = ("max_drop", "max_bytes", "min_speedup")
+_NOT_IDENTITY = ("output_dir", "argv", "resume", "restart", "shard", "threads", *_BUDGET)
 
 
 @dataclass
@@ -92,7 +98,7 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     planned, records = _begin(settings, loaded, available, configs, progress)
     with records:
         try:
-            _run(settings, loaded.model, planned, records, progress)
+            _run(settings, loaded, planned, records, progress)
         except KeyboardInterrupt:
             kept = write(folder, records.head, records.records, "interrupted")
             raise Interrupted(kept) from None
@@ -158,6 +164,7 @@ def _continued(
         raise UserError(
             f"--resume cannot go on with {records.path}: {'; '.join(differing)}; --restart drops it"
         )
+    records.head["settings"] |= {name: getattr(settings, name) for name in _BUDGET}
     planned = plan.again(settings, available, records.head)
     there = records.head["data"]["scenes"]
     for before, after in zip(there, _data_block(settings, planned.samples)["scenes"], strict=True):
@@ -172,7 +179,7 @@ def _continued(
 def _identity(settings: Settings, loaded: LoadedModel) -> Record:
     """What must be the same for records of two processes to belong together."""
     given = asdict(settings)
-    for name in ("output_dir", "argv", "resume", "restart", "shard", "threads"):
+    for name in _NOT_IDENTITY:
         del given[name]
     here = {
         "threads": torch.get_num_threads(),
@@ -252,13 +259,21 @@ def _data_block(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]
 
 def _run(
     settings: Settings,
-    model: nn.Module,
+    loaded: LoadedModel,
     planned: Planned,
     records: Journal,
     progress: Progress,
 ) -> None:
     """Runs what the journal lacks, and writes the reports after each row."""
-    bench = Bench(model, planned.samples, planned.passes, progress.tick)
+    weights = Path(loaded.source)
+    isolation = Isolation(settings.model, weights if weights.is_file() else None)
+    bench = Bench(
+        loaded.model,
+        planned.samples,
+        planned.passes,
+        progress.tick,
+        isolation if settings.isolate else None,
+    )
     todo = variants.run_order(variants.planned(records.head["settings"]["schemes"]))
     progress.start(planned.forwards * len(planned.costs) + planned.floor_forwards)
     reports = _Running(Path(settings.output_dir), records)

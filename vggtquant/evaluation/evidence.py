@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from .scores import Row
+Row = dict[str, Any]
 
 # Passes that differ by more than this share of their median were disturbed by something else.
 WIDE_SPREAD = 0.2

@@ -24,6 +24,7 @@ import vggtquant as vq
 from .. import environment, task_scores, vggt
 from ..errors import UserError
 from . import energy, pictures, scores, task, variants
+from .isolate import Isolation
 from .journal import Record
 from .scores import Outputs
 from .variants import Variant
@@ -230,8 +231,10 @@ class Bench:
         samples: Sequence[Sample],
         passes: Passes,
         tick: Callable[[], None] = lambda: None,
+        isolation: Isolation | None = None,
     ) -> None:
         self.model, self.samples, self.passes, self.tick = model, samples, passes, tick
+        self.isolation = isolation
         self.linears = linears(model)
         self.expected_sha256: dict[str, str] = {}  # of FP32's outputs, by scene, where known
         self.first_seconds: float | None = None  # FP32's time for the first scene
@@ -324,6 +327,9 @@ class Bench:
                 passes = replace(passes, warmup=0)
                 if record["nonfinite"]:
                     return
+            if self.isolation is not None and not variant.once:
+                images = self.samples[0].images
+                yield {"kind": "isolated", **self.isolation(variant, self.model, images)}
         except UserError:
             raise
         except Exception as error:  # a scheme that breaks is a failed row; the others still count

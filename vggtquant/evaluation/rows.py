@@ -136,7 +136,8 @@ def _row(variant: Variant, group: _Group, baseline: _Group) -> Row:
     if skipped := group.all("skip"):
         return row | {"status": "skipped", "reason": skipped[0]["reason"]}
     if group.facts is not None:
-        row |= {key: group.facts[key] for key in ("prepare_s", "notes", "layers")}
+        row |= {key: group.facts[key] for key in ("prepare_s", "layers")}
+        row["notes"] = list(group.facts["notes"])
         row["bytes"] = _bytes(group.facts, baseline.facts or group.facts)
     if broken := group.all("error"):
         return _fail(row, broken[0]["reason"])
@@ -161,7 +162,9 @@ def _fill(row: Row, group: _Group, baseline: _Group) -> None:
     row["process_peak_bytes"] = max(scene["peak_bytes"] for scene in scenes)
     joules = [scene["joules"] for scene in scenes]
     row["energy_joules"] = None if None in joules else statistics.fmean(joules)
-    row["isolated"] = next((r["found"] for r in group.all("isolated")), None)
+    for isolated in group.all("isolated"):
+        row["isolated"] = row["isolated"] or isolated["found"]
+        row["notes"] += [isolated["reason"]] if isolated["reason"] else []
     repeats = [scene["repeats"] for scene in scenes]
     row["outputs_repeat_bit_for_bit"] = None if None in repeats else all(repeats)
     row["outputs_equal_baseline"] = all(scene["equal"] for scene in scenes)
