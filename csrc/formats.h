@@ -43,18 +43,21 @@ VGQ_INLINE float vgq_decode(int8_t code, float scale, int zero)
     return (float)(code - zero) * scale;
 }
 
-/* A token's scale, from the largest magnitude of its row as an integer; *inverse is what its values
- * are multiplied by. Below 2^-120 the row counts as zeros (127 / absmax would overflow). */
-VGQ_INLINE float vgq_token_scale(uint32_t largest, float *inverse)
+/* A token's scale for codes up to `highest`, from the largest magnitude of its row as an integer;
+ * *inverse is what its values are multiplied by. A row that is so small that highest / absmax could
+ * overflow counts as zeros. */
+#define VGQ_INT8_HIGHEST 127.0f
+#define VGQ_INT16_HIGHEST 32512.0f /* two digits of base 255, each -127..127 */
+VGQ_INLINE float vgq_token_scale(uint32_t largest, float highest, float *inverse)
 {
     *inverse = 0;
     if (largest >= 0x7f800000u)
         return vgq_float_of_bits(0x7fc00000u);
     const float absmax = vgq_float_of_bits(largest);
-    if (absmax < 0x1p-120f)
+    if (absmax < (highest > VGQ_INT8_HIGHEST ? 0x1p-112f : 0x1p-120f))
         return 0;
-    *inverse = 127.0f / absmax;
-    return absmax / 127.0f;
+    *inverse = highest / absmax;
+    return absmax / highest;
 }
 
 /* rint(x * inverse), ties to even, at most 127; NaN codes as 0. An infinity times 0 is a NaN. */

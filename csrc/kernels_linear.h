@@ -101,9 +101,16 @@ typedef struct vgq_columns {
  * apart, acc's 64. */
 typedef void vgq_finish_fn(size_t rows, const int32_t *acc, const vgq_columns *columns,
                            const int32_t *sum, const float *x_scale, float *y, size_t ldy);
+/* The same of 16-bit codes, of which acc and sum have two rows each, the high digit's first: the
+ * exact 255 * high + low becomes a float by one rounding. rows: of y. */
+typedef vgq_finish_fn vgq_finish16_fn;
 /* total[64] += (float)(acc - offset * sum) * scale */
 typedef void vgq_flush_fn(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
                           float *total);
+
+/* The same of 16-bit codes: acc[2][64] and sum[2] are the digits'. */
+typedef void vgq_flush16_fn(const int32_t *acc, int32_t offset, const int32_t *sum,
+                            const float *scale, float *total);
 
 typedef struct vgq_linear_kernels {
     vgq_expand4_fn *expand4;
@@ -113,7 +120,9 @@ typedef struct vgq_linear_kernels {
     vgq_code_row_fn *code_row;
     const vgq_int_gemm *int_gemm;
     vgq_finish_fn *finish;
+    vgq_finish16_fn *finish16;
     vgq_flush_fn *flush;
+    vgq_flush16_fn *flush16;
 } vgq_linear_kernels;
 
 #if defined(__x86_64__)

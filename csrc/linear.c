@@ -39,18 +39,19 @@ typedef struct vgq_plan {
     vgq_code_row_fn *code_row; /* of what multiplies, as the next two */
     size_t mr, code_nbytes;
     const unsigned char *panels;
-    int team, coders;    /* threads of the product, and of the activations' pass before it */
-    size_t rows, blocks; /* rows of a task; blocks of rows */
-    size_t sums;         /* sums of codes a token: 1, or one a group */
+    size_t digits, lines; /* rows of codes of a token, 2 where they have 16 bits; and of all */
+    int team, coders;     /* threads of the product, and of the activations' pass before it */
+    size_t rows, blocks;  /* lines of a task; blocks of them */
+    size_t sums;          /* sums of codes a line: 1, or one a group */
     size_t x_nbytes, scale_nbytes, sum_nbytes, bytes_nbytes, operand_nbytes, acc_nbytes, own_nbytes;
-    unsigned char *x;   /* codes [m][depth], or floats [m][k] */
+    unsigned char *x;   /* codes [lines][depth], or floats [m][k] */
     float *x_scale;     /* [m] */
-    int32_t *x_sum;     /* [m][sums] */
+    int32_t *x_sum;     /* [lines][sums] */
     vgq_queue *queues;  /* [team] */
     unsigned char *own; /* the first thread's share */
 } vgq_plan;
 
-static int is_int(const vgq_plan *plan) { return plan->call.activations == VGQ_INT8_ACTIVATIONS; }
+static int is_int(const vgq_plan *plan) { return plan->call.activations >= VGQ_INT8_ACTIVATIONS; }
 
 static vgq_dtype float_dtype(const vgq_plan *plan)
 {
@@ -62,7 +63,7 @@ static void choose(vgq_plan *plan)
 {
     const vgq_int_gemm *const gemm = plan->kernels->int_gemm;
     const size_t depth = plan->at.depth;
-    if (plan->w.scales == VGQ_TWO_LEVEL && plan->call.m <= FEW_ROWS)
+    if (plan->w.scales == VGQ_TWO_LEVEL && plan->lines <= FEW_ROWS)
         plan->few = gemm->few;
     const int whole_chunks = plan->at.groups == 1 || plan->w.group % VGQ_INT4_CHUNK == 0;
     if (plan->w.scales == VGQ_TWO_LEVEL && !plan->w.asymmetric && whole_chunks && !plan->few)
@@ -95,24 +96,27 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
     plan.float_gemm = bf16 ? plan.kernels->bf16_gemm : plan.kernels->float_gemm;
     plan.float_depth = FLOAT_SLICE / VGQ_PANEL / plan.float_gemm->nbytes;
     plan.at = vgq_layout_of(&plan.w);
-    plan.team = vgq_team(call->m * w->k * (w->n < 1024 ? w->n : 1024) / 64);
+    plan.digits = call->activations == VGQ_INT16_ACTIVATIONS ? 2 : 1;
+    plan.lines = call->m * plan.digits;
+    plan.team = vgq_team(plan.lines * w->k * (w->n < 1024 ? w->n : 1024) / 64);
     plan.mr = VGQ_FLOAT_ROWS;
     plan.sums = plan.w.scales == VGQ_PER_GROUP ? plan.at.groups : 1;
     if (is_int(&plan))
         choose(&plan);
+    plan.mr -= plan.mr % plan.digits; /* a tile holds whole tokens */
     /* Coding is quick: a few rows are done before other threads would have begun. */
-    plan.coders = vgq_team(call->m * w->k / 4) < plan.team ? 1 : plan.team;
+    plan.coders = vgq_team(plan.lines * w->k / 4) < plan.team ? 1 : plan.team;
     const size_t threads = (size_t)plan.team;
     /* As few blocks as keep every thread busy and no block too long; by shape and team alone. */
-    plan.blocks = (call->m + MOST_ROWS - 1) / MOST_ROWS;
+    plan.blocks = (plan.lines + MOST_ROWS - 1) / MOST_ROWS;
     if (plan.at.panels < 4 * threads && plan.blocks < threads)
         plan.blocks = threads;
-    plan.rows = vgq_round_up((call->m + plan.blocks - 1) / plan.blocks, plan.mr);
-    plan.blocks = (call->m + plan.rows - 1) / plan.rows;
+    plan.rows = vgq_round_up((plan.lines + plan.blocks - 1) / plan.blocks, plan.mr);
+    plan.blocks = (plan.lines + plan.rows - 1) / plan.rows;
     if (is_int(&plan)) {
-        plan.x_nbytes = vgq_round_up(call->m * plan.at.depth * plan.code_nbytes, ALIGN);
+        plan.x_nbytes = vgq_round_up(plan.lines * plan.at.depth * plan.code_nbytes, ALIGN);
         plan.scale_nbytes = vgq_round_up(call->m * sizeof(float), ALIGN);
-        plan.sum_nbytes = vgq_round_up(call->m * plan.sums * sizeof(int32_t), ALIGN);
+        plan.sum_nbytes = vgq_round_up(plan.lines * plan.sums * sizeof(int32_t), ALIGN);
         plan.acc_nbytes = plan.mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
     } else {
         plan.x_nbytes = call->x_dtype == float_dtype(&plan)
@@ -123,8 +127,10 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
         plan.acc_nbytes = plan.rows * VGQ_PANEL * sizeof(float);
     }
     plan.own_nbytes = plan.bytes_nbytes + plan.operand_nbytes + plan.acc_nbytes;
-    if (plan.own_nbytes < plan.w.k * sizeof(float)) /* a token as floats */
-        plan.own_nbytes = vgq_round_up(plan.w.k * sizeof(float), ALIGN);
+    /* A token as floats, and its digits. */
+    const size_t token_nbytes = (2 * plan.digits - 1) * plan.w.k * sizeof(float);
+    if (plan.own_nbytes < token_nbytes)
+        plan.own_nbytes = vgq_round_up(token_nbytes, ALIGN);
     return plan;
 }
 
@@ -189,18 +195,45 @@ static void group_sums(const vgq_plan *plan, const unsigned char *codes, int32_t
     }
 }
 
-/* Code token m. A 2-byte x is widened into this thread's own scratch first. */
-static void code_token(const vgq_plan *plan, size_t m, float *buffer)
+/* The codes rint(x * inverse) as 255 * high + low, both -127..127. The quotient is never near a
+ * tie, since 255 is odd. A float far below 2^23 that is added to 1.5 * 2^23 loses what stands
+ * behind the point, ties to even. */
+static void split_digits(size_t k, const float *x, float inverse, float *high, float *low)
 {
-    unsigned char *const codes = plan->x + m * plan->at.depth * plan->code_nbytes;
-    int32_t *const sums = plan->x_sum + m * plan->sums;
-    const float *const x = float_row(plan, m, buffer);
-    float inverse;
-    plan->x_scale[m] = vgq_token_scale(plan->kernels->largest(plan->w.k, x), &inverse);
+    const float large = 0x1.8p23f;
+    for (size_t i = 0; i < k; i++) {
+        const float code = (x[i] * inverse + large) - large;
+        high[i] = (code * (1.0f / 255.0f) + large) - large;
+        low[i] = code - 255.0f * high[i];
+    }
+}
+
+/* A line of codes and its sums. */
+static void code_line(const vgq_plan *plan, size_t line, const float *x, float inverse)
+{
+    unsigned char *const codes = plan->x + line * plan->at.depth * plan->code_nbytes;
+    int32_t *const sums = plan->x_sum + line * plan->sums;
     const int32_t sum = plan->code_row(plan->w.k, plan->at.depth, x, inverse, codes);
     sums[0] = plan->int4 ? 1 : sum; /* what finish multiplies the offsets with */
     if (plan->sums > 1)
         group_sums(plan, codes, sums);
+}
+
+/* Code token m. Buffer, this thread's own: a 2-byte x widened, digits. */
+static void code_token(const vgq_plan *plan, size_t m, float *buffer)
+{
+    const size_t k = plan->w.k;
+    const float *const x = float_row(plan, m, buffer);
+    const float highest = plan->digits == 1 ? VGQ_INT8_HIGHEST : VGQ_INT16_HIGHEST;
+    float inverse;
+    plan->x_scale[m] = vgq_token_scale(plan->kernels->largest(k, x), highest, &inverse);
+    if (plan->digits == 1) {
+        code_line(plan, m, x, inverse);
+        return;
+    }
+    split_digits(k, x, inverse, buffer + k, buffer + 2 * k);
+    code_line(plan, 2 * m, buffer + k, 1);
+    code_line(plan, 2 * m + 1, buffer + 2 * k, 1);
 }
 
 typedef struct vgq_panel {
@@ -289,25 +322,28 @@ typedef struct vgq_task {
 static void fetch_rows(const vgq_plan *plan, const vgq_task *task, size_t m, size_t rows)
 {
     const size_t nbytes = VGQ_PANEL * vgq_dtype_nbytes(plan->call.y_dtype);
-    for (size_t r = 0; r < rows; r++)
+    for (size_t r = 0; r < rows; r += plan->digits)
         for (size_t i = 0; i < nbytes; i += ALIGN)
-            __builtin_prefetch(y_at(plan, m + r, task->p) + i, 1);
+            __builtin_prefetch(y_at(plan, (m + r) / plan->digits, task->p) + i, 1);
 }
 
-/* The rows of a tile from m on, from acc to y. acc is followed by floats of its size. */
+/* The lines of a tile from m on, from acc to y. acc is followed by floats of its size. */
 static void finish_rows(const vgq_plan *plan, const vgq_task *task, size_t m, size_t rows,
                         int32_t *acc, const vgq_columns *columns, const int32_t *sum)
 {
-    const float *const x_scale = plan->x_scale + m;
+    const vgq_linear_kernels *const kernels = plan->kernels;
+    vgq_finish_fn *const finish = plan->digits == 1 ? kernels->finish : kernels->finish16;
+    const size_t token = m / plan->digits, tokens = rows / plan->digits;
+    const float *const x_scale = plan->x_scale + token;
     if (plan->call.y_dtype == VGQ_F32 && (task->p + 1) * VGQ_PANEL <= plan->w.n) {
-        float *const y = (float *)(void *)y_at(plan, m, task->p);
-        plan->kernels->finish(rows, acc, columns, sum, x_scale, y, plan->w.n);
+        float *const y = (float *)(void *)y_at(plan, token, task->p);
+        finish(tokens, acc, columns, sum, x_scale, y, plan->w.n);
         return;
     }
     float *const y = (float *)(void *)(acc + plan->mr * VGQ_PANEL);
-    plan->kernels->finish(rows, acc, columns, sum, x_scale, y, VGQ_PANEL);
-    for (size_t r = 0; r < rows; r++)
-        store_row(plan, m + r, task->p, y + r * VGQ_PANEL);
+    finish(tokens, acc, columns, sum, x_scale, y, VGQ_PANEL);
+    for (size_t r = 0; r < tokens; r++)
+        store_row(plan, token + r, task->p, y + r * VGQ_PANEL);
 }
 
 /* Rows of the next tile when so many are left: few of them cost as much as more, so none is left
@@ -315,7 +351,7 @@ static void finish_rows(const vgq_plan *plan, const vgq_task *task, size_t m, si
 static size_t tile_rows(const vgq_plan *plan, size_t left)
 {
     const size_t tiles = (left + plan->mr - 1) / plan->mr;
-    return (left + tiles - 1) / tiles;
+    return vgq_round_up((left + tiles - 1) / tiles, plan->digits);
 }
 
 static void few_task(const vgq_plan *plan, const vgq_task *task)
@@ -376,15 +412,23 @@ static void group_rows(const vgq_plan *plan, const vgq_task *task, size_t m, siz
         const size_t k = g + 1 == plan->at.groups ? depth - at : plan->w.group;
         gemm->tile(rows, k, plan->x + (m * depth + at) * gemm->code_nbytes, depth,
                    operand + at * VGQ_PANEL * gemm->weight_nbytes, acc);
-        for (size_t r = 0; r < rows; r++)
-            plan->kernels->flush(acc + r * VGQ_PANEL, gemm->offset,
-                                 plan->x_sum[(m + r) * plan->sums + g], scale + g * VGQ_PANEL,
-                                 total + r * VGQ_PANEL);
+        const int32_t *const sum = plan->x_sum + m * plan->sums + g;
+        for (size_t r = 0; r < rows; r += plan->digits) {
+            const int32_t both[2] = {sum[r * plan->sums], sum[(r + plan->digits - 1) * plan->sums]};
+            float *const into = total + r / plan->digits * VGQ_PANEL;
+            if (plan->digits == 1)
+                plan->kernels->flush(acc + r * VGQ_PANEL, gemm->offset, both[0],
+                                     scale + g * VGQ_PANEL, into);
+            else
+                plan->kernels->flush16(acc + r * VGQ_PANEL, gemm->offset, both,
+                                       scale + g * VGQ_PANEL, into);
+        }
     }
-    for (size_t r = 0; r < rows; r++) {
+    const size_t token = m / plan->digits;
+    for (size_t r = 0; r < rows / plan->digits; r++) {
         for (size_t c = 0; c < VGQ_PANEL; c++)
-            y[c] = total[r * VGQ_PANEL + c] * plan->x_scale[m + r] + bias[c];
-        store_row(plan, m + r, task->p, y);
+            y[c] = total[r * VGQ_PANEL + c] * plan->x_scale[token + r] + bias[c];
+        store_row(plan, token + r, task->p, y);
     }
 }
 
@@ -482,7 +526,7 @@ static void share(size_t n, size_t threads, size_t me, size_t *first, size_t *la
 static void run_task(const vgq_plan *plan, size_t i, unsigned char *own)
 {
     const size_t start = i / plan->at.panels * plan->rows;
-    const vgq_task task = {start, vgq_min(start + plan->rows, plan->call.m), i % plan->at.panels,
+    const vgq_task task = {start, vgq_min(start + plan->rows, plan->lines), i % plan->at.panels,
                            own};
     if (plan->few)
         few_task(plan, &task);

@@ -222,6 +222,7 @@ typedef enum vgq_activations {
                               sums of floats; elsewhere as VGQ_FLOAT_ACTIVATIONS */
     VGQ_INT8_ACTIVATIONS,  /* INT8 per token, chosen from each row; exact sums, the same bits
                               everywhere */
+    VGQ_INT16_ACTIVATIONS, /* as INT8, of 16 bits: two INT8 products, at twice the cost */
     VGQ_ACTIVATIONS
 } vgq_activations;
 

@@ -418,7 +418,7 @@ static void test_product(const vgq_weight *w, vgq_linear_call call, int with_bia
     static unsigned char packed[CAPACITY], y_scalar[CAPACITY], y_isa[CAPACITY];
     const size_t nbytes = vgq_packed_nbytes(w), x_n = call.m * w->k, y_n = call.m * w->n;
     const size_t y_nbytes = y_n * element_nbytes[call.y_dtype];
-    const int exact = call.activations == VGQ_INT8_ACTIVATIONS;
+    const int exact = call.activations >= VGQ_INT8_ACTIVATIONS;
     CHECK(vgq_pack(w, packed, nbytes) == VGQ_OK, " ");
     for (size_t isa = 0; isa < n_isas; isa++) {
         vgq_use(isas[isa]);

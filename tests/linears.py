@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights and layers of every kind for the tests of QuantizedLinear, and what they should give."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -59,7 +60,7 @@ def product(
     added = None if bias is None else reference.widen(bias.detach())
     with np.errstate(all="ignore"):
         if int8:
-            y = reference.linear_int8(rows, coded(q), added)
+            y = reference.linear_int(rows, coded(q), added)
         elif narrow:
             y = reference.linear_bf16(rows, coded(q), added)
         else:
@@ -104,3 +105,14 @@ def has_bf16() -> bool:
 def layer_of(q: QTensor, bias: torch.Tensor | None, int8: bool) -> QuantizedLinear:
     parameter = None if bias is None else nn.Parameter(bias)
     return QuantizedLinear(q, parameter, config_for(int8)).requires_grad_(False)
+
+
+def by_hand(codes: Array, width: int, zero: int = 0, group: int = 0) -> QTensor:
+    """A weight of these codes: scales of one."""
+    scheme = Scheme(width, not zero, "per_group" if group else "per_channel", group or 128)
+    groups = -(-codes.shape[1] // group) if group else 1
+    ones = np.ones((len(codes), groups), F32)
+    zeros = np.full(ones.shape, zero)
+    q = vq.quantize((codes - zero).astype(F32), scheme, scale=ones, zero_point=zeros)
+    np.testing.assert_array_equal(q.codes, codes)
+    return q if zero else replace(q, stored_zero=None)

@@ -238,15 +238,17 @@ def pack(codes: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
 # ---- activations and Linear ----------------------------------------------------------------------
 
 
-def code_token(x: NDArray[np.float32]) -> tuple[NDArray[np.int64], np.float32]:
+def code_token(x: NDArray[np.float32], bits: int = 8) -> tuple[NDArray[np.int64], np.float32]:
     """Codes of one row of an input, and its scale."""
+    highest, smallest = {8: (127, 2.0**-120), 16: (32512, 2.0**-112)}[bits]
     absmax = F32(np.abs(x).max())
     if not np.isfinite(x).all():
         return np.zeros(x.shape, np.int64), F32(np.nan)
-    if absmax < 2.0**-120:
+    if absmax < smallest:
         return np.zeros(x.shape, np.int64), F32(0)
-    inverse = F32(127) / absmax
-    return np.clip(np.rint(x * inverse), -127, 127).astype(np.int64), absmax / F32(127)
+    inverse = F32(highest) / absmax
+    codes = np.clip(np.rint(x * inverse), -highest, highest)
+    return codes.astype(np.int64), absmax / F32(highest)
 
 
 def integers(w: Coded) -> NDArray[np.int64]:
@@ -260,11 +262,11 @@ def exact_product(codes: NDArray[np.int64], v: NDArray[np.int64]) -> NDArray[np.
     return (codes.astype(np.float64) @ v.T.astype(np.float64)).astype(np.int64)
 
 
-def linear_int8(
-    x: NDArray[np.float32], w: Coded, bias: NDArray[np.float32] | None
+def linear_int(
+    x: NDArray[np.float32], w: Coded, bias: NDArray[np.float32] | None, bits: int = 8
 ) -> NDArray[np.float32]:
-    """y (m, n) with INT8 activations; no bias adds 0.0."""
-    tokens = [code_token(row) for row in x]
+    """y (m, n) with activations coded to 8 or 16 bits; no bias adds 0.0."""
+    tokens = [code_token(row, bits) for row in x]
     codes = np.array([token[0] for token in tokens])
     scale_x = np.array([token[1] for token in tokens], F32)[:, None]
     added = F32(0) if bias is None else bias

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QuantizedLinear with activations that are neither float32 nor INT8: bfloat16."""
+"""QuantizedLinear with activations of bfloat16, and with codes of 16 bits."""
 
+import copy
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
 from linears import (
+    F32,
     WEIGHTS,
+    Array,
     bits,
+    by_hand,
     case,
     coded,
     layer_of,
@@ -18,7 +24,8 @@ from linears import (
 )
 from torch import nn
 
-from vggtquant import ops
+import vggtquant as vq
+from vggtquant import QTensor, QuantizedLinear, ops
 
 every_weight = pytest.mark.parametrize("name", WEIGHTS)
 SIZES = [
@@ -135,3 +142,146 @@ def test_bfloat16_is_as_good_as_a_linear_of_bfloat16(isa: str) -> None:
     narrow = plain.bfloat16()(x.bfloat16())
     ours = layer(x.bfloat16())
     assert (ours.double() - exact).norm() <= (narrow.double() - exact).norm()
+
+
+# ---- 16 bits -------------------------------------------------------------------------------------
+
+SIXTEEN = replace(vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"], name="A16", activation_bits=16)
+
+
+def layer16(q: QTensor, bias: torch.Tensor | None) -> QuantizedLinear:
+    parameter = None if bias is None else nn.Parameter(bias)
+    return QuantizedLinear(q, parameter, SIXTEEN).requires_grad_(False)
+
+
+def product16(x: torch.Tensor, q: QTensor, bias: torch.Tensor | None) -> Array:
+    added = None if bias is None else bias.numpy()
+    with np.errstate(all="ignore"):
+        return reference.linear_int(reference.widen(x), coded(q), added, 16)
+
+
+@cache
+def case_product16(name: str, m: int, n: int, k: int) -> Array:
+    q, bias, x = case(name, n, k)
+    return product16(x[:m], q, bias)
+
+
+@every_weight
+def test_sixteen_bits_equal_exact_integers(name: str, isa: str) -> None:
+    for m, n, k in [*SIZES, (20, 65, 40)]:
+        q, bias, x = case(name, n, k)
+        same(layer16(q, bias)(x[:m]), case_product16(name, m, n, k))
+
+
+@pytest.mark.parametrize("name", ["INT8_Per_Channel_Asymmetric", "INT4_Group_32", "float_groups"])
+def test_any_number_of_tokens_of_sixteen_bits(name: str, isa: str) -> None:
+    q, bias, x = case(name, 65, 40)
+    layer = layer16(q, bias)
+    every = layer(x)
+    for m in range(70):
+        assert bits(layer(x[:m])) == bits(every[:m])
+        assert bits(layer(x[m:])) == bits(every[m:])
+
+
+@every_weight
+def test_sixteen_bits_are_the_same_on_every_table_and_thread(
+    name: str, isa: str, threads: int
+) -> None:
+    for m, n, k in ((70, 65, 512), (2000, 9, 1024)):
+        q, bias, x = case(name, n, k)
+        y = layer16(q, bias)(x.repeat(-(-m // 70), 1)[:m])
+        want = torch.from_numpy(case_product16(name, 70, n, k))
+        assert bits(y) == bits(want.repeat(-(-m // 70), 1)[:m])
+
+
+@pytest.mark.parametrize("width, zero", [(8, 0), (8, 127), (8, -128), (4, 0), (4, -8)])
+def test_extreme_codes_of_sixteen_bits_are_summed_exactly(width: int, zero: int, isa: str) -> None:
+    """At the longest row too, where sums of plain 16-bit codes would have left 32 bits."""
+    lowest, highest = reference.LIMITS[width]
+    for k in (1, 64, 1000, 65536):
+        turns = np.where(np.arange(k) % 2, lowest, highest)
+        codes = np.stack([np.full(k, lowest), np.full(k, highest), turns, -1 - turns])
+        x = torch.tensor(np.stack([np.ones(k), -np.ones(k), np.cos(np.pi * np.arange(k))])).float()
+        q = by_hand(codes, width, zero, 0 if width == 8 else 64)
+        y = layer16(q, None)(x)
+        same(y, product16(x, q, None))
+        sums = x.double().numpy() @ (codes - zero).T
+        np.testing.assert_allclose(y.numpy(), sums, rtol=1e-6)
+
+
+def test_every_code_of_sixteen_bits(isa: str) -> None:
+    """A product with 1 gives each code back: all 65,025 of them, and ties half to even."""
+    codes = torch.arange(-32512, 32513, dtype=torch.float32)
+    x = torch.stack([codes, torch.full_like(codes, 32512)], 1)  # the second input: a scale of 1
+    q = by_hand(np.array([[1, 0]]), 8)
+    assert torch.equal(layer16(q, None)(x)[:, 0], codes)
+    halves = codes[:-1] + 0.5
+    x = torch.stack([halves, torch.full_like(halves, 32512)], 1)
+    assert torch.equal(layer16(q, None)(x)[:, 0], halves.round())
+
+
+@every_weight
+def test_sixteen_bits_err_by_half_a_step_at_most(name: str, isa: str) -> None:
+    """The bound of docs/conventions.md, and 200 times less error than with 8 bits."""
+    for n, k in ((65, 40), (64, 131), (9, 1024)):
+        q, bias, x = case(name, n, k)
+        w, x64 = reference.dequantize(coded(q)).astype(np.float64), x.numpy().astype(np.float64)
+        exact = x64 @ w.T + bias.numpy()
+        step = np.abs(x64).max(1, keepdims=True) / 32512
+        terms = np.abs(x64) @ np.abs(w).T + np.abs(bias.numpy())
+        groups = q.layout.row_groups if name.startswith("float_groups") else 1
+        error = np.abs(layer16(q, bias)(x).numpy() - exact)
+        assert (error <= 0.51 * step * np.abs(w).sum(1) + (groups + 4) * 2.0**-23 * terms).all()
+        coarse = np.abs(layer_of(q, bias, True)(x).numpy() - exact)
+        assert np.sqrt((error**2).mean() / (coarse**2).mean()) < 1 / 100
+
+
+def test_hard_tokens_of_sixteen_bits(isa: str) -> None:
+    for name in WEIGHTS:
+        q, bias, x = case(name, 65, 40)
+        x = x[:13].clone()
+        for row, value in enumerate((np.nan, np.inf, -np.inf)):
+            x[row, 3 * row] = value
+            x[row + 3, 39] = value
+        x[6] = 0
+        x[7] = -0.0
+        x[8] *= 1e-40
+        x[9] = 2.0**-112  # the first to count
+        x[10] = float(np.nextafter(F32(2.0**-112), F32(0)))
+        x[11] *= 1e38
+        x[12], x[12, 5] = 1e-45, 1.0
+        y = layer16(q, bias)(x)
+        same(y, product16(x, q, bias))
+        assert y[:6].isnan().all() and not y[6:].isnan().any()
+        without = layer16(q, None)(x)
+        assert not without[[6, 7, 8, 10]].any() and without[9].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_of_two_byte_inputs(dtype: torch.dtype, isa: str) -> None:
+    q, bias, x = case("INT4_Group_128", 65, 130)
+    narrow = x.to(dtype)
+    y = layer16(q, bias)(narrow)
+    assert y.dtype == dtype
+    same(y, reference.narrow(product16(narrow, q, bias), reference.dtype_name(narrow)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer16(q, bias)(x).dtype == torch.bfloat16
+
+
+def test_sixteen_bits_in_a_model_and_a_packed_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+    config = replace(vq.CONFIGS["INT4_Group_32_A8"], name="W4A16", activation_bits=16)
+    quantized, _ = vq.quantize_model(copy.deepcopy(model), config)
+    path = tmp_path / "packed.safetensors"
+    vq.save(quantized, path, float_dtype="float32")
+    loaded = vq.load(path, model=copy.deepcopy(model))
+    x = torch.randn(5, 64)
+    with torch.no_grad():
+        assert bits(loaded(x)) == bits(quantized(x)) != bits(plain_a8(model)(x))
+    layers = [m for m in loaded.modules() if isinstance(m, QuantizedLinear)]
+    assert len(layers) == 2 and all(m.config == config for m in layers)
+
+
+def plain_a8(model: nn.Module) -> nn.Module:
+    return vq.quantize_model(copy.deepcopy(model), "INT4_Group_32_A8")[0]

@@ -31,6 +31,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
         "bits": 8, "symmetric": True, "per_channel": True, "group_size": 128,
         "calibration_samples": 100, "quantize_activations": False, "skip_first_last": True,
         "device": "cpu", "sensitive_layers": (), "sensitive_bits": 8, "normal_bits": 4,
+        "activation_bits": 8,
     }  # fmt: skip
     assert list(configs.QUANT_TYPES) == [
         "fp32", "bf16", "int8_per_tensor_sym", "int8_per_tensor_asym", "int8_per_channel_sym",
@@ -73,6 +74,13 @@ def test_mixed_precision_to_dict_and_back() -> None:
     assert (config.layer_bits(sensitive=True), config.layer_bits(sensitive=False)) == (8, 4)
 
 
+def test_activation_bits_are_said_where_they_are_not_8() -> None:
+    config = vq.CONFIGS["INT4_Group_64_A8"]
+    fine = dataclasses.replace(config, name="fine", activation_bits=16)
+    assert QuantizationConfig.from_dict(json.loads(json.dumps(fine.to_dict()))) == fine
+    assert "activation_bits" in fine.to_dict() and "activation_bits" not in config.to_dict()
+
+
 def test_from_dict_names_what_it_does_not_know() -> None:
     with pytest.raises(UserError, match="a config has no field colour, shape"):
         QuantizationConfig.from_dict({"name": "x", "quant_type": "fp32", "shape": 1, "colour": 2})
@@ -102,6 +110,8 @@ def test_from_dict_names_what_it_does_not_know() -> None:
         ({"quant_type": "mixed_precision", "sensitive_bits": 5}, "sensitive_bits is 5; one"),
         ({"quant_type": "mixed_precision", "normal_bits": 16}, "normal_bits is 16; one of 4, 8"),
         ({"quant_type": "fp32", "bits": 32, "quantize_activations": True}, "fp32 quantizes"),
+        ({"quantize_activations": True, "activation_bits": 12}, "activation_bits is 12; one of 8"),
+        ({"activation_bits": 16}, "activation_bits is 16, but quantize_activations is False"),
     ],
 )  # fmt: skip
 def test_contradictions(fields: dict[str, Any], message: str) -> None:

@@ -4,7 +4,6 @@
 import copy
 import io
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,6 +17,7 @@ from linears import (
     WEIGHTS,
     Array,
     bits,
+    by_hand,
     case,
     coded,
     config_for,
@@ -101,17 +101,6 @@ def single_thread(name: str, int8: bool, n: int, k: int, m: int, isa: str) -> by
     same(y[:7], product(x[:7], q, bias, int8, torch.float32))
     torch.set_num_threads(before)
     return bits(y.repeat(-(-m // 70), 1)[:m])
-
-
-def by_hand(codes: Array, width: int, zero: int = 0, group: int = 0) -> QTensor:
-    """A weight of these codes: scales of one."""
-    scheme = Scheme(width, not zero, "per_group" if group else "per_channel", group or 128)
-    groups = -(-codes.shape[1] // group) if group else 1
-    ones = np.ones((len(codes), groups), F32)
-    zeros = np.full(ones.shape, zero)
-    q = vq.quantize((codes - zero).astype(F32), scheme, scale=ones, zero_point=zeros)
-    np.testing.assert_array_equal(q.codes, codes)
-    return q if zero else replace(q, stored_zero=None)
 
 
 @pytest.mark.parametrize("width, zero", [(8, 0), (8, 127), (8, -128), (4, 0), (4, 7), (4, -8)])

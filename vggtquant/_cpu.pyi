@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Format: TypeAlias = Literal["i8", "i4"]
 Scales: TypeAlias = Literal["per_row", "two_level", "per_group"]
-Activations: TypeAlias = Literal["float", "bf16", "int8"]
+Activations: TypeAlias = Literal["float", "bf16", "int8", "int16"]
 Shape: TypeAlias = tuple[int, int, int]
 Values: TypeAlias = NDArray[Any]
 F32: TypeAlias = NDArray[np.float32]

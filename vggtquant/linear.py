@@ -47,7 +47,8 @@ class QuantizedLinear(nn.Module):
 
     x (..., in_features) of float32, float16 or bfloat16 gives (..., out_features) of the same
     dtype; under CPU autocast, of autocast's. With quantize_activations each token is coded to INT8
-    and sums are exact integers: the same bits on every instruction set and thread count. Without,
+    (to 16 bits with activation_bits=16) and sums are exact integers: the same bits on every
+    instruction set and thread count. Without,
     weights are decoded panel by panel and multiplied in float32, or in bfloat16 with float32 sums
     where that is the output's dtype and the CPU can; in an order fixed per instruction set.
 
@@ -114,9 +115,9 @@ class QuantizedLinear(nn.Module):
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """forward of x (rows, in_features) without autograd."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        activations: Literal["float", "bf16", "int8"] = "float"
+        activations: Literal["float", "bf16", "int8", "int16"] = "float"
         if self.config.quantize_activations:
-            activations = "int8"
+            activations = "int8" if self.config.activation_bits == 8 else "int16"
         elif dtype == torch.bfloat16:
             activations = "bf16"
         y = ops.linear(self.packed, activations, x, bias, self.out_features, dtype)

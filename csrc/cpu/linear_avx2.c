@@ -301,6 +301,31 @@ static void finish_avx2(size_t rows, const int32_t *acc, const vgq_columns *colu
     }
 }
 
+/* Four columns of one digit's sums. */
+static inline __m256d digit_sums(const int32_t *acc, const int32_t *offset, int32_t sum)
+{
+    const __m128i extra =
+        _mm_mullo_epi32(_mm_loadu_si128((const void *)offset), _mm_set1_epi32(sum));
+    return _mm256_cvtepi32_pd(_mm_sub_epi32(_mm_loadu_si128((const void *)acc), extra));
+}
+
+static void finish16_avx2(size_t rows, const int32_t *acc, const vgq_columns *columns,
+                          const int32_t *sum, const float *x_scale, float *y, size_t ldy)
+{
+    for (size_t r = 0; r < rows; r++) {
+        const int32_t *const high = acc + 2 * r * VGQ_PANEL, *const low = high + VGQ_PANEL;
+        const __m128 xs = _mm_set1_ps(x_scale[r]);
+        for (size_t n = 0; n < VGQ_PANEL; n += 4) {
+            const __m256d h = digit_sums(high + n, columns->offset + n, sum[2 * r]);
+            const __m256d l = digit_sums(low + n, columns->offset + n, sum[2 * r + 1]);
+            const __m128 v =
+                _mm256_cvtpd_ps(_mm256_add_pd(_mm256_mul_pd(h, _mm256_set1_pd(255)), l));
+            const __m128 scaled = _mm_mul_ps(_mm_mul_ps(v, xs), _mm_loadu_ps(columns->scale + n));
+            _mm_storeu_ps(y + r * ldy + n, _mm_add_ps(scaled, _mm_loadu_ps(columns->bias + n)));
+        }
+    }
+}
+
 static void flush_avx2(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
                        float *total)
 {
@@ -335,6 +360,7 @@ const vgq_linear_kernels vgq_linear_avx2 = {
     .code_row = code_row_i8_avx2,
     .int_gemm = &int_gemm_avx2,
     .finish = finish_avx2,
+    .finish16 = finish16_avx2,
     .flush = flush_avx2,
 };
 

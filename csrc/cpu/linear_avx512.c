@@ -181,6 +181,33 @@ static void finish_avx512(size_t rows, const int32_t *acc, const vgq_columns *co
     }
 }
 
+/* Eight columns of one digit's sums. */
+static inline __m512d digit_sums(const int32_t *acc, const int32_t *offset, int32_t sum)
+{
+    const __m256i extra =
+        _mm256_mullo_epi32(_mm256_loadu_si256((const void *)offset), _mm256_set1_epi32(sum));
+    return _mm512_cvtepi32_pd(_mm256_sub_epi32(_mm256_loadu_si256((const void *)acc), extra));
+}
+
+static void finish16_avx512(size_t rows, const int32_t *acc, const vgq_columns *columns,
+                            const int32_t *sum, const float *x_scale, float *y, size_t ldy)
+{
+    for (size_t r = 0; r < rows; r++) {
+        const int32_t *const high = acc + 2 * r * VGQ_PANEL, *const low = high + VGQ_PANEL;
+        const __m256 xs = _mm256_set1_ps(x_scale[r]);
+        for (size_t n = 0; n < VGQ_PANEL; n += 8) {
+            const __m512d h = digit_sums(high + n, columns->offset + n, sum[2 * r]);
+            const __m512d l = digit_sums(low + n, columns->offset + n, sum[2 * r + 1]);
+            const __m256 v =
+                _mm512_cvtpd_ps(_mm512_add_pd(_mm512_mul_pd(h, _mm512_set1_pd(255)), l));
+            const __m256 scale = _mm256_loadu_ps(columns->scale + n);
+            const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(v, xs), scale);
+            _mm256_storeu_ps(y + r * ldy + n,
+                             _mm256_add_ps(scaled, _mm256_loadu_ps(columns->bias + n)));
+        }
+    }
+}
+
 static void flush_avx512(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
                          float *total)
 {
@@ -203,6 +230,7 @@ const vgq_linear_kernels vgq_linear_avx512 = {
     .largest = largest_avx512,
     .code_row = code_row_avx512,
     .finish = finish_avx512,
+    .finish16 = finish16_avx512,
     .flush = flush_avx512,
 };
 

@@ -89,6 +89,28 @@ static void finish_scalar(size_t rows, const int32_t *acc, const vgq_columns *co
         }
 }
 
+static float joined(int32_t high, int32_t low) { return (float)(255.0 * high + low); }
+
+static void finish16_scalar(size_t rows, const int32_t *acc, const vgq_columns *columns,
+                            const int32_t *sum, const float *x_scale, float *y, size_t ldy)
+{
+    for (size_t r = 0; r < rows; r++)
+        for (size_t n = 0; n < VGQ_PANEL; n++) {
+            const int32_t *const at = acc + 2 * r * VGQ_PANEL + n;
+            const float v = joined(at[0] - columns->offset[n] * sum[2 * r],
+                                   at[VGQ_PANEL] - columns->offset[n] * sum[2 * r + 1]);
+            y[r * ldy + n] = v * x_scale[r] * columns->scale[n] + columns->bias[n];
+        }
+}
+
+static void flush16_scalar(const int32_t *acc, int32_t offset, const int32_t *sum,
+                           const float *scale, float *total)
+{
+    for (size_t n = 0; n < VGQ_PANEL; n++)
+        total[n] +=
+            joined(acc[n] - offset * sum[0], acc[n + VGQ_PANEL] - offset * sum[1]) * scale[n];
+}
+
 static void flush_scalar(const int32_t *acc, int32_t offset, int32_t sum, const float *scale,
                          float *total)
 {
@@ -114,5 +136,7 @@ const vgq_linear_kernels vgq_linear_scalar = {
     .code_row = code_row_scalar,
     .int_gemm = &int_gemm_scalar,
     .finish = finish_scalar,
+    .finish16 = finish16_scalar,
     .flush = flush_scalar,
+    .flush16 = flush16_scalar,
 };

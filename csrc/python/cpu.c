@@ -350,6 +350,7 @@ static int parse_activations(PyObject *object, void *activations)
         [VGQ_FLOAT_ACTIVATIONS] = "float",
         [VGQ_BF16_ACTIVATIONS] = "bf16",
         [VGQ_INT8_ACTIVATIONS] = "int8",
+        [VGQ_INT16_ACTIVATIONS] = "int16",
     };
     for (int i = 0; PyUnicode_Check(object) && i < VGQ_ACTIVATIONS; i++)
         if (PyUnicode_CompareWithASCIIString(object, names[i]) == 0) {
