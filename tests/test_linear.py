@@ -2,6 +2,7 @@
 """QuantizedLinear against tests/reference.py, and in the hands of scripts written for nn.Linear."""
 
 import copy
+import hashlib
 import io
 from collections.abc import Iterator
 from functools import cache
@@ -155,6 +156,52 @@ def test_extreme_two_level_weights_are_summed_exactly(symmetric: bool, isa: str)
         turns = np.stack([np.ones(k), -np.ones(k), signs / 8, -signs / 8]).astype(F32)
         x = torch.from_numpy(np.tile(turns, (2, 1)))  # 8 tokens: a whole tile and single rows
         same(layer_of(q, None, True)(x), product(x, q, None, True, torch.float32))
+
+
+@cache
+def hard_layers() -> list[tuple[QuantizedLinear, torch.Tensor]]:
+    """Ragged layers of each kind of weight and of extreme codes, with 70 tokens, some extreme."""
+    n, k = 200, 328
+    alternating = np.where(np.arange(k) % 2, -128, 127)
+    extreme = np.stack([np.full(k, -128), np.full(k, 127), alternating, -1 - alternating])
+    weights = [by_hand(np.tile(extreme, (n // 4, 1)), 8)]
+    for name in (
+        "INT8_Per_Channel_Asymmetric",
+        "INT4_Group_32",
+        "two_level_asymmetric",
+        "float_groups_asymmetric",
+    ):
+        weights.append(case(name, n, k)[0])
+    x = case("INT4_Group_32", n, k)[2].clone()
+    x[3::9], x[4::9], x[5::9] = 1.0, -1.0, torch.from_numpy(alternating).sign().float()
+    return [(layer_of(q, torch.ones(n), True), x) for q in weights]
+
+
+def digest_of_all() -> str:
+    """Of the outputs for 0 to 70 tokens of every hard layer."""
+    digest = hashlib.sha256()
+    for layer, x in hard_layers():
+        for m in range(71):
+            digest.update(bits(layer(x[:m])))
+    return digest.hexdigest()
+
+
+@cache
+def scalar_digest() -> str:
+    isa, threads = vq.isa(), torch.get_num_threads()
+    vq.use_isa("scalar")
+    torch.set_num_threads(1)
+    try:
+        for layer, x in hard_layers():
+            same(layer(x), product(x, layer.qtensor(), layer.bias, True, torch.float32))
+        return digest_of_all()
+    finally:
+        vq.use_isa(isa)
+        torch.set_num_threads(threads)
+
+
+def test_every_table_gives_the_same_bits(isa: str, threads: int) -> None:
+    assert digest_of_all() == scalar_digest()
 
 
 def test_every_pair_of_codes(isa: str) -> None:

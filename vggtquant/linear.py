@@ -128,10 +128,13 @@ class QuantizedLinear(nn.Module):
         """x (..., in_features) to (..., out_features)."""
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise UserError(f"x has shape {tuple(x.shape)}; (..., {self.in_features}) is wanted")
-        rows = x.reshape(math.prod(x.shape[:-1]), self.in_features)
+        rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.in_features)
+        if torch.is_grad_enabled():
+            y: torch.Tensor = _Product.apply(rows, self.bias, self)  # type: ignore[no-untyped-call]
+        else:
+            y = self.product(rows, self.bias)
         # Reshaped out here: a view that _Product returned could not be changed in place (ReLU, +=).
-        y: torch.Tensor = _Product.apply(rows, self.bias, self)  # type: ignore[no-untyped-call]
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return (

@@ -95,30 +95,33 @@ static void tile_i8_avx512vnni(size_t rows, size_t k, const void *codes, size_t 
 #define COLUMNS_4(X, r) COLUMNS_2(X, r) X(r, 2) X(r, 3)
 #define DECLARE(r, c) __m512i a##r##c = _mm512_setzero_si512(), g##r##c;
 #define BEGIN(r, c) g##r##c = _mm512_mullo_epi32(over##c, sum);
-#define LOW(r, c) g##r##c = _mm512_dpbusd_epi32(g##r##c, low##c, x);
-#define HIGH(r, c) g##r##c = _mm512_dpbusd_epi32(g##r##c, high##c, x);
+#define DOT(r, c) g##r##c = _mm512_dpbusd_epi32(g##r##c, nibbles##c, x);
 #define END(r, c) a##r##c = _mm512_add_epi32(a##r##c, _mm512_mullo_epi32(g##r##c, factor##c));
 #define STORE(r, c) _mm512_storeu_si512(acc + (r)*VGQ_PANEL + 16 * (c), a##r##c);
-#define OF_GROUP(r, c)                                                          \
-    const __m512i factor##c = _mm512_cvtepu8_epi32(                             \
-        _mm_loadu_si128((const void *)(w->factor + g * VGQ_PANEL + 16 * (c)))); \
+#define OVER(r, c) \
     const __m512i over##c = over_codes(w->zero ? w->zero + g * VGQ_PANEL + 16 * (c) : NULL);
-#define OF_STEP(r, c)                                                                      \
+#define FACTOR(r, c)                                \
+    const __m512i factor##c = _mm512_cvtepu8_epi32( \
+        _mm_loadu_si128((const void *)(w->factor + g * VGQ_PANEL + 16 * (c))));
+#define LOW(r, c)                                                                          \
     const __m512i both##c = _mm512_loadu_si512(w->nibbles + i / 2 * VGQ_PANEL + 64 * (c)); \
-    const __m512i low##c = _mm512_and_si512(both##c, mask);                                \
-    const __m512i high##c = _mm512_and_si512(_mm512_srli_epi16(both##c, 4), mask);
+    __m512i nibbles##c = _mm512_and_si512(both##c, mask);
+#define HIGH(r, c) nibbles##c = _mm512_and_si512(_mm512_srli_epi16(both##c, 4), mask);
 #define ROW_DECLARE(r) COLUMNS(DECLARE, r)
 #define ROW_BEGIN(r)                                                 \
     {                                                                \
         const __m512i sum = _mm512_set1_epi32(sums[(r)*groups + g]); \
         COLUMNS(BEGIN, r)                                            \
     }
-#define ROW_STEP(r)                             \
-    {                                           \
-        __m512i x = four_codes(q + (r)*ld + i); \
-        COLUMNS(LOW, r)                         \
-        x = four_codes(q + (r)*ld + i + 4);     \
-        COLUMNS(HIGH, r)                        \
+#define ROW_LOW(r)                                    \
+    {                                                 \
+        const __m512i x = four_codes(q + (r)*ld + i); \
+        COLUMNS(DOT, r)                               \
+    }
+#define ROW_HIGH(r)                                       \
+    {                                                     \
+        const __m512i x = four_codes(q + (r)*ld + i + 4); \
+        COLUMNS(DOT, r)                                   \
     }
 #define ROW_END(r) COLUMNS(END, r)
 #define ROW_STORE(r) COLUMNS(STORE, r)
@@ -141,12 +144,15 @@ static inline __m512i over_codes(const int8_t *zero)
         EACH(ROW_DECLARE)                                                                      \
         for (size_t i = 0, g = 0; g < groups; g++) {                                           \
             const size_t end = g + 1 < groups ? (g + 1) * w->group : w->k;                     \
-            COLUMNS(OF_GROUP, 0)                                                               \
+            COLUMNS(OVER, 0)                                                                   \
             EACH(ROW_BEGIN)                                                                    \
             for (; i < end; i += 8) {                                                          \
-                COLUMNS(OF_STEP, 0)                                                            \
-                EACH(ROW_STEP)                                                                 \
+                COLUMNS(LOW, 0)                                                                \
+                EACH(ROW_LOW)                                                                  \
+                COLUMNS(HIGH, 0)                                                               \
+                EACH(ROW_HIGH)                                                                 \
             }                                                                                  \
+            COLUMNS(FACTOR, 0)                                                                 \
             EACH(ROW_END)                                                                      \
         }                                                                                      \
         EACH(ROW_STORE)                                                                        \

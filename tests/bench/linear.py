@@ -1,251 +1,242 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed of one Linear at VGGT's shapes, ours beside every peer that installs, in one run.
 
-    OMP_PROC_BIND=close OMP_PLACES={0},{1} python tests/bench/linear.py [--quick] [--out bench.md]
+    OMP_PROC_BIND=close OMP_PLACES={0},{1} python tests/bench/linear.py [--quick] [--avx2]
 
-Candidates take turns within a round, so that a machine that slows down slows all of them. A figure
-is GMAC/s of the whole call, activation coding included, at the median round; ratios are of medians.
+Candidates take turns within a round, every other round in reverse, so that a machine that slows
+down slows all of them. A figure is GMAC/s (1e9 multiply-adds a second) of the whole call, coding
+of the activations included: the median round, and half the distance between the quartiles. Ratios
+are of medians. The share of the peak is that of what our kernel's instructions reach from registers
+on the same threads (peak.c). --out writes Markdown, and a plot beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from peers import CANDIDATES, Call, versions
 from torch import nn
 
 import vggtquant as vq
 from vggtquant import ops
 
-Call = Callable[[], object]
+Shape = tuple[int, int, int]
 
-# (inputs, outputs) of VGGT's Linear layers: aggregator, then camera head
+# (inputs, outputs) of VGGT's Linear layers: aggregator, tracker, camera head
 AGGREGATOR = [(1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024)]
-CAMERA = [(2048, 6144), (2048, 8192), (8192, 2048)]
-ROWS = [930, 1374, 2748]
-FEW_ROWS = [1, 4, 10]
+TRACKER = [(384, 1536), (1536, 384)]
+CAMERA = [(2048, 6144), (2048, 2048), (2048, 8192), (8192, 2048)]
+ROWS = [930, 1374, 2748, 5496]
+FEW_ROWS = [1, 4, 10, 16]
+SHAPES = {
+    "many": [(m, k, n) for m in ROWS for k, n in AGGREGATOR],
+    "tracker": [(1374, k, n) for k, n in TRACKER],
+    "few": [(m, k, n) for m in FEW_ROWS for k, n in CAMERA],
+}
+QUICK = [(1374, 1024, 4096), (1, 2048, 6144), (10, 2048, 6144)]
 
-
-def ours(scheme: str) -> Callable[[nn.Linear, torch.Tensor], Call]:
-    def make(linear: nn.Linear, x: torch.Tensor) -> Call:
-        layer = vq.QuantizedLinear.from_linear(linear, scheme)
-        return lambda: layer(x)
-
-    return make
-
-
-def torch_fp32(linear: nn.Linear, x: torch.Tensor) -> Call:
-    return lambda: linear(x)
-
-
-def torch_bf16(linear: nn.Linear, x: torch.Tensor) -> Call:
-    import copy
-
-    half, narrow = copy.deepcopy(linear).bfloat16(), x.bfloat16()
-    return lambda: half(narrow)
-
-
-def torch_int8(linear: nn.Linear, x: torch.Tensor) -> Call:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear})
-    return lambda: model(x)
-
-
-def onnx_session(linear: nn.Linear, rewrite: Callable[[Path], Path]) -> Callable[[dict], object]:
-    import tempfile
-
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    weight = numpy_helper.from_array(linear.weight.detach().numpy().T.copy(), "w")
-    bias = numpy_helper.from_array(linear.bias.detach().numpy(), "b")
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "w"], ["xw"]),
-            helper.make_node("Add", ["xw", "b"], ["y"]),
-        ],
-        "linear",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", linear.in_features])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", linear.out_features])],
-        [weight, bias],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "linear.onnx"
-        onnx.save(model, path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            rewrite(path), options, providers=["CPUExecutionProvider"]
-        )
-    return lambda feed: session.run(None, feed)
-
-
-def ort_fp32(linear: nn.Linear, x: torch.Tensor) -> Call:
-    run, feed = onnx_session(linear, lambda path: path), {"x": x.numpy()}
-    return lambda: run(feed)
-
-
-def ort_int8(linear: nn.Linear, x: torch.Tensor) -> Call:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    def rewrite(path: Path) -> Path:
-        out = path.with_name("int8.onnx")
-        quantize_dynamic(path, out, weight_type=QuantType.QInt8)
-        return out
-
-    run, feed = onnx_session(linear, rewrite), {"x": x.numpy()}
-    return lambda: run(feed)
-
-
-def ort_int4(block: int) -> Callable[[nn.Linear, torch.Tensor], Call]:
-    def make(linear: nn.Linear, x: torch.Tensor) -> Call:
-        import onnx
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-        def rewrite(path: Path) -> Path:
-            quantizer = MatMulNBitsQuantizer(
-                onnx.load(path), block_size=block, is_symmetric=True, accuracy_level=4
-            )
-            quantizer.process()
-            out = path.with_name("int4.onnx")
-            quantizer.model.save_model_to_file(str(out))
-            return out
-
-        run, feed = onnx_session(linear, rewrite), {"x": x.numpy()}
-        return lambda: run(feed)
-
-    return make
-
-
-def torchao_int8(linear: nn.Linear, x: torch.Tensor) -> Call:
-    import copy
-
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    model = nn.Sequential(copy.deepcopy(linear))
-    quantize_(model, Int8DynamicActivationInt8WeightConfig())
-    return lambda: model(x)
-
-
-def quanto(bits: int) -> Callable[[nn.Linear, torch.Tensor], Call]:
-    def make(linear: nn.Linear, x: torch.Tensor) -> Call:
-        import copy
-
-        from optimum.quanto import freeze, qint4, qint8, quantize
-
-        model = nn.Sequential(copy.deepcopy(linear))
-        quantize(model, weights=qint8 if bits == 8 else qint4)
-        freeze(model)
-        return lambda: model(x)
-
-    return make
-
-
-CANDIDATES: dict[str, Callable[[nn.Linear, torch.Tensor], Call]] = {
-    "torch FP32": torch_fp32,
-    "torch BF16": torch_bf16,
-    "torch dynamic INT8": torch_int8,
-    "ORT FP32": ort_fp32,
-    "ORT dynamic INT8": ort_int8,
-    "ORT INT4 g128": ort_int4(128),
-    "ORT INT4 g32": ort_int4(32),
-    "torchao W8A8": torchao_int8,
-    "quanto W8": quanto(8),
-    "quanto W4": quanto(4),
-    "ours W8A8": ours("INT8_Per_Channel_Symmetric_A8"),
-    "ours W4A8 g128": ours("INT4_Group_128_A8"),
-    "ours W4A8 g32": ours("INT4_Group_32_A8"),
-    "ours W8": ours("INT8_Per_Channel_Symmetric"),
-    "ours W4 g128": ours("INT4_Group_128"),
+# All sides lowered to AVX2. ONNX Runtime has no such switch, so it is left out then.
+LOWERED = {
+    "VGGTQUANT_ISA": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "FBGEMM_ENABLE_INSTRUCTIONS": "avx2",
 }
 
 
-def measure(
-    shape: tuple[int, int, int], names: list[str], rounds: int, missing: dict[str, str]
-) -> dict[str, float]:
-    """Median GMAC/s of each candidate at (m, k, n)."""
+class Speed(NamedTuple):
+    """GMAC/s at the median round; half the distance between the quartiles, as a share of it."""
+
+    median: float
+    spread: float
+
+
+Row = dict[str, Speed]
+
+
+def speed(macs: int, seconds: list[float]) -> Speed:
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Speed(macs / middle / 1e9, (high - low) / 2 / middle)
+
+
+def timed(call: Call, burst: int) -> float:
+    """Seconds of a call; short ones are repeated, so that waking the threads is not what counts."""
+    start = time.perf_counter()
+    for _ in range(burst):
+        call()
+    return (time.perf_counter() - start) / burst
+
+
+def measure(shape: Shape, names: list[str], rounds: int, missing: dict[str, str]) -> Row:
     m, k, n = shape
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(k, n)
     nn.init.normal_(linear.weight, std=k**-0.5, generator=generator)
     x = torch.randn(m, k, generator=generator)
     calls: dict[str, Call] = {}
+    bursts: dict[str, int] = {}
     for name in names:
         if name in missing:
             continue
         try:
-            calls[name] = CANDIDATES[name](linear, x)
+            calls[name] = CANDIDATES[name].make(linear, x)
             calls[name]()
+            bursts[name] = max(1, min(50, int(0.005 / timed(calls[name], 2))))
         except Exception as error:  # a peer that is not there or fails is a note, not the end
             missing[name] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             calls.pop(name, None)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            time.sleep(0.05)  # until the last one's threads have stopped spinning
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: m * k * n / statistics.median(t) / 1e9 for name, t in times.items()}
+    for turn in range(rounds):
+        for name in list(calls) if turn % 2 == 0 else reversed(calls):
+            time.sleep(0.03)  # until the last one's threads have stopped spinning
+            if bursts[name] > 1:
+                calls[name]()
+            times[name].append(timed(calls[name], bursts[name]))
+    return {name: speed(m * k * n, seconds) for name, seconds in times.items()}
+
+
+def peaks() -> dict[str, float]:
+    """GMAC/s of each instruction sequence of peak.c; empty without a compiler."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or platform.machine() != "x86_64":
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "peak"
+        source = Path(__file__).with_name("peak.c")
+        subprocess.run([compiler, "-O2", "-pthread", source, "-o", program], check=True)
+        out = subprocess.run(
+            [program, str(torch.get_num_threads())], check=True, capture_output=True, text=True
+        ).stdout
+    rows = (line.split("\t") for line in out.splitlines())
+    table = "avx2" if vq.isa() == "avx2" else "avx512"
+    return {name.removeprefix(table + " "): float(s) for name, s in rows if name.startswith(table)}
+
+
+def ratio_lines(rows: dict[Shape, Row], names: list[str]) -> list[str]:
+    """A table of median ratios of ours to each peer, for many rows and for few."""
+    lines = []
+    peers = [name for name in names if not name.startswith("ours")]
+    for title, chosen in (
+        ("M >= 930", [row for (m, k, _), row in rows.items() if m >= 930 and k >= 1024]),
+        ("M <= 16", [row for (m, _, _), row in rows.items() if m <= 16]),
+    ):
+        if not chosen or not peers:
+            continue
+        lines += ["", f"Median ratio, {title}:", "", "| | " + " | ".join(peers) + " |"]
+        lines.append("|---" * (len(peers) + 1) + "|")
+        for mine in (name for name in names if name.startswith("ours")):
+            cells = " | ".join(
+                f"{statistics.median(row[mine].median / row[peer].median for row in chosen):.2f}x"
+                for peer in peers
+            )
+            lines.append(f"| {mine} | {cells} |")
+    return lines
+
+
+def peak_lines(rows: dict[Shape, Row], names: list[str], peak: dict[str, float]) -> list[str]:
+    lines = []
+    large = [row for (m, k, _), row in rows.items() if m >= 930 and k >= 1024]
+    for name in names:
+        of = peak.get(CANDIDATES[name].peak)
+        if of and large:
+            shares = [row[name].median / of for row in large]
+            lines.append(
+                f"{name}: {statistics.median(shares):.0%} of the {of:.0f} GMAC/s that its "
+                f"instructions reach from registers, {min(shares):.0%} to {max(shares):.0%}."
+            )
+    return ["", *lines] if lines else []
+
+
+def plot(path: Path, rows: dict[Shape, Row], names: list[str], title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    groups = {
+        "M >= 930": [row for (m, _, _), row in rows.items() if m >= 930],
+        "M <= 16": [row for (m, _, _), row in rows.items() if m <= 16],
+    }
+    groups = {name: chosen for name, chosen in groups.items() if chosen}
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(6 * len(groups), 0.35 * len(names) + 1.5), squeeze=False
+    )
+    for axis, (group, chosen) in zip(axes[0], groups.items(), strict=True):
+        values = [statistics.median(row[name].median for row in chosen) for name in names]
+        colours = ["tab:orange" if name.startswith("ours") else "tab:blue" for name in names]
+        bars = axis.barh(names, values, color=colours)
+        axis.bar_label(bars, fmt="%.0f", padding=2)
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        axis.set_xlabel("GMAC/s, median over shapes")
+        axis.set_title(group)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one shape of each kind, few rounds")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", action="append", help="a candidate; may be repeated")
-    parser.add_argument("--out", type=Path, help="also write the table there")
+    parser.add_argument("--shapes", action="append", choices=SHAPES, help="may be repeated")
+    parser.add_argument("--rows", type=int, action="append", help="only these M; may be repeated")
+    parser.add_argument("--avx2", action="store_true", help="every side lowered to AVX2")
+    parser.add_argument("--out", type=Path, help="Markdown; a plot goes beside it")
     args = parser.parse_args()
+    if args.avx2 and os.environ.get("VGGTQUANT_ISA") != "avx2":  # read when libraries are loaded
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **LOWERED})
 
-    many = [(m, k, n) for m in ROWS for k, n in AGGREGATOR]
-    few = [(m, k, n) for m in FEW_ROWS for k, n in CAMERA]
-    shapes = [many[0], few[0]] if args.quick else many + few
-    names = args.only or list(CANDIDATES)
+    shapes = QUICK if args.quick else [s for kind in args.shapes or SHAPES for s in SHAPES[kind]]
+    shapes = [shape for shape in shapes if not args.rows or shape[0] in args.rows]
+    names = args.only or [name for name in CANDIDATES if not (args.avx2 and name[:3] == "ORT")]
     missing: dict[str, str] = {}
-    rows: dict[tuple[int, int, int], dict[str, float]] = {}
+    if args.avx2:
+        missing |= dict.fromkeys(
+            [name for name in CANDIDATES if name.startswith("ORT")], "cannot be lowered to AVX2"
+        )
+    peak = peaks()
+    rows: dict[Shape, Row] = {}
     with torch.inference_mode():
         for shape in shapes:
-            rows[shape] = measure(shape, names, 3 if args.quick else args.rounds, missing)
-            print(shape, {k: round(v, 1) for k, v in rows[shape].items()}, file=sys.stderr)
+            rows[shape] = measure(shape, names, 5 if args.quick else args.rounds, missing)
+            shown = {name: round(s.median, 1) for name, s in rows[shape].items()}
+            print(shape, shown, file=sys.stderr)
 
     names = [name for name in names if name not in missing]
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "?"
-    )
-    lines = [
+    with open("/proc/cpuinfo") as info:
+        cpu = next((line.split(":")[1].strip() for line in info if "model name" in line), "?")
+    libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
+    about = (
         f"{cpu}, {platform.machine()}, kernels {vq.isa()}, {torch.get_num_threads()} threads, "
-        f"OpenMP {ops.openmp()}, torch {torch.__version__}. GMAC/s, median of rounds.",
-        "",
-        "| M,K,N | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-    ]
+        f"OpenMP {ops.openmp()}, {libraries}"
+    )
+    lines = [f"{about}. GMAC/s, median of rounds ± half the distance between quartiles.", ""]
+    lines += ["| M,K,N | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for (m, k, n), row in rows.items():
-        cells = " | ".join(f"{row[name]:.3g}" for name in names)
+        cells = " | ".join(f"{row[name].median:.3g} ±{row[name].spread:.0%}" for name in names)
         lines.append(f"| {m},{k},{n} | {cells} |")
-    large = [row for (m, _, _), row in rows.items() if m >= 930]
-    for mine in [name for name in names if name.startswith("ours")]:
-        ratios = [
-            f"{statistics.median(row[mine] / row[peer] for row in large):.2f}x {peer}"
-            for peer in names
-            if not peer.startswith("ours") and large
-        ]
-        lines += ["", f"{mine}, M >= 930, median ratio: " + ", ".join(ratios)]
+    lines += ratio_lines(rows, names) + peak_lines(rows, names, peak)
     lines += [f"\nNot measured: {name} ({why})" for name, why in missing.items()]
     text = "\n".join(lines)
     print(text)
     if args.out:
         args.out.write_text(text + "\n")
+        plot(args.out.with_suffix(".png"), rows, names, about)
 
 
 if __name__ == "__main__":

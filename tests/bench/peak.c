@@ -12,40 +12,47 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define REGISTERS_0_TO_11(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define REGISTERS_0_TO_7(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
-#define REGISTERS_0_TO_23(X) \
-    REGISTERS_0_TO_11(X) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
+#define EACH_12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define EACH_24(X) \
+    EACH_12(X) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
 
-/* One step of a tile: what 4 inputs (VNNI, 8-bit codes in 16-bit sums) or 2 (int16) cost. */
+/* What a tile does to one of its sums a step: 4 inputs of VNNI and FMA's 1, of BF16's and
+ * int16's 2.
+ */
 #define VNNI(r) "vpdpbusd %%zmm28, %%zmm24, %%zmm" #r "\n\t"
-#define VNNI_YMM(r) "vpdpbusd %%ymm28, %%ymm24, %%ymm" #r "\n\t"
+#define BF16(r) "vdpbf16ps %%zmm28, %%zmm24, %%zmm" #r "\n\t"
+#define FMA_512(r) "vfmadd231ps %%zmm28, %%zmm24, %%zmm" #r "\n\t"
+#define FMA_256(r) "vfmadd231ps %%ymm14, %%ymm12, %%ymm" #r "\n\t"
 #define WORDS(r)                             \
     "vpmaddwd %%ymm14, %%ymm12, %%ymm15\n\t" \
     "vpaddd %%ymm15, %%ymm" #r ", %%ymm" #r "\n\t"
-#define BYTES(r)                               \
-    "vpmaddubsw %%ymm14, %%ymm12, %%ymm15\n\t" \
-    "vpaddw %%ymm15, %%ymm" #r ", %%ymm" #r "\n\t"
-#define FLUSH(r)                                 \
-    "vpmaddwd %%ymm14, %%ymm" #r ", %%ymm15\n\t" \
-    "vpaddd %%ymm15, %%ymm13, %%ymm13\n\t"
+/* 32 inputs of W4 in 16-bit sums: sum s begins, takes seven more steps, and is widened into a. */
+#define BEGIN(s, a) "vpmaddubsw %%ymm13, %%ymm14, %%ymm" #s "\n\t"
+#define ADD(s, a)                              \
+    "vpmaddubsw %%ymm13, %%ymm14, %%ymm15\n\t" \
+    "vpaddw %%ymm15, %%ymm" #s ", %%ymm" #s "\n\t"
+#define WIDEN(s, a)                                  \
+    "vpmaddwd %%ymm12, %%ymm" #s ", %%ymm" #s "\n\t" \
+    "vpaddd %%ymm" #s ", %%ymm" #a ", %%ymm" #a "\n\t"
+#define EACH_SUM(X) X(6, 0) X(7, 1) X(8, 2) X(9, 3) X(10, 4) X(11, 5)
 #define TWICE(text) text text
-#define EIGHT_TIMES(text) TWICE(TWICE(TWICE(text)))
+#define SEVEN_TIMES(text) text text text text text text text
 
-#define SEQUENCE(name, text)                                                                       \
-    static void name(long n)                                                                       \
-    {                                                                                              \
-        __asm__ volatile("1:\n\t" text "dec %0\n\tjnz 1b\n\tvzeroupper"                            \
-                         : "+r"(n)                                                                 \
-                         :                                                                         \
-                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
-                           "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");          \
+#define SEQUENCE(name, text)                                                                    \
+    static void name(long n)                                                                    \
+    {                                                                                           \
+        __asm__ volatile("1:\n\t" text "dec %0\n\tjnz 1b\n\tvzeroupper"                         \
+                         : "+r"(n)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6",     \
+                           "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", \
+                           "xmm15");                                                            \
     }
 
-SEQUENCE(vnni, TWICE(REGISTERS_0_TO_23(VNNI)))
-SEQUENCE(words, TWICE(REGISTERS_0_TO_11(WORDS)))
-SEQUENCE(bytes_4_rows, EIGHT_TIMES(REGISTERS_0_TO_7(BYTES)) REGISTERS_0_TO_7(FLUSH))
-SEQUENCE(bytes_6_rows, EIGHT_TIMES(REGISTERS_0_TO_11(BYTES)) REGISTERS_0_TO_11(FLUSH))
+SEQUENCE(vnni, TWICE(EACH_24(VNNI)))
+SEQUENCE(bf16, TWICE(EACH_24(BF16)))
+SEQUENCE(fma_512, TWICE(EACH_24(FMA_512)))
+SEQUENCE(fma_256, TWICE(EACH_12(FMA_256)))
+SEQUENCE(words, TWICE(EACH_12(WORDS)))
+SEQUENCE(bytes, EACH_SUM(BEGIN) SEVEN_TIMES(EACH_SUM(ADD)) EACH_SUM(WIDEN))
 
 typedef struct sequence {
     const char *name;
@@ -88,10 +95,13 @@ int main(int argc, char **argv)
 {
     const int threads = argc > 1 ? atoi(argv[1]) : 1;
     const sequence sequences[] = {
-        {"avx512vnni", __builtin_cpu_supports("avx512vnni"), vnni, 2 * 24 * 64},
-        {"avx2 int16", __builtin_cpu_supports("avx2"), words, 2 * 12 * 16},
-        {"avx2 16-bit sums 4x16", __builtin_cpu_supports("avx2"), bytes_4_rows, 8 * 8 * 32},
-        {"avx2 16-bit sums 6x16", __builtin_cpu_supports("avx2"), bytes_6_rows, 8 * 12 * 32},
+        {"avx512 W8A8", __builtin_cpu_supports("avx512vnni"), vnni, 2 * 24 * 64},
+        {"avx512 W4A8", __builtin_cpu_supports("avx512vnni"), vnni, 2 * 24 * 64},
+        {"avx512 FP32", __builtin_cpu_supports("avx512f"), fma_512, 2 * 24 * 16},
+        {"avx512 BF16", __builtin_cpu_supports("avx512bf16"), bf16, 2 * 24 * 32},
+        {"avx2 W8A8", __builtin_cpu_supports("avx2"), words, 2 * 12 * 16},
+        {"avx2 W4A8", __builtin_cpu_supports("avx2"), bytes, 8 * 6 * 32},
+        {"avx2 FP32", __builtin_cpu_supports("fma"), fma_256, 2 * 12 * 8},
     };
     if (threads < 1 || threads > 256)
         return 2;
