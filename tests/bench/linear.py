@@ -72,7 +72,7 @@ def speed(macs: int, seconds: list[float]) -> Speed:
 
 
 def timed(call: Call, burst: int) -> float:
-    """Seconds of a call; short ones are repeated, so that waking the threads is not what counts."""
+    """Seconds of a call, over a few of them where they are short."""
     start = time.perf_counter()
     for _ in range(burst):
         call()
@@ -101,8 +101,7 @@ def measure(shape: Shape, names: list[str], rounds: int, missing: dict[str, str]
     for turn in range(rounds):
         for name in list(calls) if turn % 2 == 0 else reversed(calls):
             time.sleep(0.03)  # until the last one's threads have stopped spinning
-            if bursts[name] > 1:
-                calls[name]()
+            calls[name]()  # wakes its threads and has its weights in the cache, as in a model
             times[name].append(timed(calls[name], bursts[name]))
     return {name: speed(m * k * n, seconds) for name, seconds in times.items()}
 
