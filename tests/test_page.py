@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from test_report import SCHEMA, _document, _rows
 
-from vggtquant.evaluation import labels, page, pictures
+from vggtquant.evaluation import heatmap, labels, page, pictures, sensitivity, text
 from vggtquant.evaluation.page import elements, sections
 from vggtquant.evaluation.report import Document
 
@@ -82,8 +82,49 @@ def _pictured(height: int = 28, width: int = 42) -> Document:
     return _document(rows, pictures=pictures.block("s0", found))
 
 
+def _whole() -> Document:
+    """All blocks that a document can have."""
+    document = _pictured()
+    document["sensitivity"] = _sensitivity()
+    statistics = document["statistics"]
+    statistics["note"] = None
+    for entry in statistics["against_fp32"].values():
+        for found in entry.values():
+            low, high = found["difference"] - 0.5, found["difference"] + 0.25
+            found |= {"low": low, "high": high, "shown": low * high > 0}
+    jsonschema.validate(document, SCHEMA)
+    return document
+
+
+def _sensitivity() -> dict:
+    names = ["blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "head.last"]
+    first = {
+        "kind": "whole",
+        "scheme": sensitivity.key("INT4_Group_128"),
+        "scene": NASTY,
+        "error_all": {"depth": 0.1, "pose": 0.2, "exact": 0.0},
+        "layers": [{"name": name, "sqnr_db": 20.0, "cosine": 0.99} for name in names],
+        "not_reached": ["blocks.1.fc1"],
+    }
+    layers = [
+        {
+            "kind": "layer",
+            "scheme": first["scheme"],
+            "layer": name,
+            "error_alone": {"depth": 0.01 * i, "pose": 0.02 * i, "exact": 0.0},
+            "output_sqnr_db": None,
+            "output_cosine": 1.0,
+        }
+        for i, name in enumerate(names)
+        if name != "blocks.1.fc1"
+    ]
+    block = sensitivity.block([first, *layers])
+    assert block is not None
+    return block
+
+
 DOCUMENTS = {
-    "whole": _pictured,
+    "whole": _whole,
     "plain": lambda: _document(_rows()),
     "one row": lambda: _document(_rows()[:1]),
     "failing": _failing,
@@ -153,9 +194,27 @@ def test_the_table_of_results_says_how_it_sorts() -> None:
 
 
 def test_what_a_document_lacks_is_left_out() -> None:
-    whole, alone = (Reader(page.draw(_document(_rows()[:n]))) for n in (7, 1))
-    assert {"outputs", "proof"} <= {section["id"] for section in whole.all("section")}
-    assert not {"outputs", "proof"} & {section["id"] for section in alone.all("section")}
+    optional = {"outputs", "proof", "depth", "floor", "scores", "layers"}
+    whole, alone = (Reader(page.draw(d)) for d in (_whole(), _document(_rows()[:1])))
+    assert optional <= {section["id"] for section in whole.all("section")}
+    assert optional & {section["id"] for section in alone.all("section")} <= {"scores"}
+
+
+def test_layers_are_shown_where_they_stand() -> None:
+    block = _sensitivity()
+    shares = {layer["name"]: layer["share"] for layer in block["layers"]}
+    assert shares == pytest.approx({"head.last": 0.09, "blocks.0.fc2": 0.01, "blocks.0.fc1": 0.0})
+    assert list(shares)[0] == "head.last" and block["share_sum"] == pytest.approx(0.1)
+    assert block["layers_to_try"] == 3
+    grids = sensitivity.grids(block["layers"])
+    assert {group: list(grid) for group, grid in grids.items()} == {"blocks": ["0"], "": ["head"]}
+    with Image.open(io.BytesIO(heatmap.draw(block))) as image:
+        assert image.format == "PNG" and image.width > 1000
+    assert heatmap.draw(block) == heatmap.draw(block)
+    said = text.full_report(_whole())
+    assert "Which layers make the error" in said and "add up to 10 %" in said
+    assert said.index("head.last") < said.index("blocks.0.fc2")
+    assert "Not run by these inputs: blocks.1.fc1" in said
 
 
 def test_a_page_of_one_document_is_the_same_bytes() -> None:

@@ -155,6 +155,7 @@ def _document(rows: list[Row], **changes: object) -> report.Document:
             "min_speedup": None,
             "shard": None,
             "isolate": False,
+            "sensitivity": None,
         },
         "forecast": [],
         "rows": rows,

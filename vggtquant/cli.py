@@ -87,6 +87,14 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         help="schemes to run (default: all; `vggtquant schemes` lists them); may be repeated",
     )
+    what.add_argument(
+        "--sensitivity",
+        nargs="?",
+        const="INT4_Group_128",
+        metavar="SCHEME",
+        help="beside the rest, quantize one layer at a time to SCHEME (default %(const)s) on the "
+        "first scene: a forward a layer, and sensitivity.png",
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--output_dir",
@@ -162,6 +170,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         warmup=args.warmup,
         threads=args.threads,
         seed=args.seed,
+        sensitivity=args.sensitivity,
         resume=args.resume,
         restart=args.restart,
         shard=args.shard,

@@ -71,6 +71,14 @@ class Progress:
             self._one = self._bars.add_task(name, total=forwards)
         sys.stderr.flush()
 
+    def resize(self, forwards: int) -> None:
+        """Corrects the number of forwards of the scheme that was begun."""
+        if self._bars is not None and self._one is not None and self._all is not None:
+            task = self._bars.tasks[self._bars.task_ids.index(self._one)]
+            whole = self._bars.tasks[self._bars.task_ids.index(self._all)]
+            self._bars.update(self._all, total=(whole.total or 0) + forwards - (task.total or 0))
+            self._bars.update(self._one, total=forwards)
+
     def tick(self) -> None:
         """Counts one forward."""
         if self._bars is not None:

@@ -19,17 +19,18 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from . import labels, recommendation
+from . import labels
 
 Row = dict[str, Any]
 
 # kind: face colour, hatch, marker, words
 _LOOKS = {
     "baseline": ("#222222", "", "s", "FP32 reference"),
-    "reference": ("#c0c0c0", "", "D", "bfloat16 autocast"),
+    "reference": ("#c0c0c0", "", "D", "float references (FP32 again, bfloat16)"),
     "weights": ("#0072b2", "", "o", "packed weights, float activations"),
     "a8": ("#f0c77c", "////", "^", "packed weights, INT8 activations (A8)"),
 }
+_MAE_DECADES = 5  # that the axis of errors shows, from the largest down
 _OUTPUT_MARKERS = "osD^vP*X<>"
 _OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
 
@@ -68,7 +69,7 @@ def draw(document: dict[str, Any]) -> bytes:
         axes[1, 0], rows, "Speedup", "FP32 time / time (x)", _speedup, "{:.2f}", reference=1.0
     )  # fmt: skip
     _mae(axes[1, 1], figure, rows)
-    _tradeoff(axes[1, 2], figure, rows, document["best"])
+    _tradeoff(axes[1, 2], figure, document)
     for axis in (*axes[:, 1], axes[0, 2]):
         axis.set_yticklabels([str(number) for number in range(1, len(rows) + 1)])
     figure.legend(
@@ -167,12 +168,20 @@ def _mae(axis: Axes, figure: Figure, rows: Sequence[Row]) -> None:
     axis.grid(axis="y", linewidth=0.4, color="#cccccc")
     axis.set_axisbelow(True)
     names = list(rows[0]["metrics"]) if rows else []
+    found = {
+        (place, name): float(row["metrics"][name]["mae"])
+        for place, row in enumerate(rows)
+        if row["status"] == "ok" and row["kind"] != "baseline"
+        for name in names
+        if row["metrics"][name]["mae"]
+    }
+    least = max(found.values(), default=1.0) / 10**_MAE_DECADES
     seen = False
     for index, name in enumerate(names):
         points = [
-            (row["metrics"][name]["mae"], place)
-            for place, row in enumerate(rows)
-            if row["status"] == "ok" and row["kind"] != "baseline" and row["metrics"][name]["mae"]
+            (mae, place)
+            for (place, output), mae in found.items()
+            if output == name and mae >= least
         ]
         if not points:
             continue
@@ -190,17 +199,28 @@ def _mae(axis: Axes, figure: Figure, rows: Sequence[Row]) -> None:
     for place, row in enumerate(rows):
         if row["status"] != "ok":
             _absent(axis, place, row)
-        elif row["kind"] == "baseline":
+        elif words := _no_mae([found.get((place, name), 0.0) for name in names], row, least):
             axis.text(
-                0.01, place, "reference: 0", transform=axis.get_yaxis_transform(), va="center",
+                0.01, place, words, transform=axis.get_yaxis_transform(), va="center",
                 fontsize=8, style="italic",
             )  # fmt: skip
     if seen:
         _legend_below(axis, figure, *axis.get_legend_handles_labels())
 
 
-def _tradeoff(axis: Axes, figure: Figure, rows: Sequence[Row], best: dict[str, Any]) -> None:
+def _no_mae(found: Sequence[float], row: Row, least: float) -> str | None:
+    """What stands in the place of a row's points where none of them is on the axis."""
+    if row["kind"] == "baseline":
+        return "reference: 0"
+    if not any(found):
+        return "0: the same bits as FP32"
+    return f"less than {least:.0e}" if max(found) < least else None
+
+
+def _tradeoff(axis: Axes, figure: Figure, document: dict[str, Any]) -> None:
     """Error against compression; the line joins the schemes that no other beats in both."""
+    rows, best = document["schemes"], document["best"]
+    intervals = document["statistics"]["against_fp32"]
     axis.set_title("Accuracy against compression", fontweight="bold")
     axis.set_xlabel("FP32 bytes / bytes, whole model (x); numbers: rows beside")
     axis.set_ylabel("error against FP32 (%, log scale)")
@@ -211,39 +231,57 @@ def _tradeoff(axis: Axes, figure: Figure, rows: Sequence[Row], best: dict[str, A
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.4, color="#dddddd")
     axis.set_axisbelow(True)
+    errors = {row["name"]: row["error"] for row in rows if row["status"] == "ok" and row["error"]}
+    references = [row["name"] for row in rows if row["kind"] == "reference"]
+    shown = labels.beside_others(errors, references)
     points = [
         (number, row, _ratio(row), 100 * row["error"])
         for number, row in enumerate(rows, 1)
-        if row["status"] == "ok" and row["error"]
+        if row["name"] in shown
     ]
     if not points:
         axis.text(0.5, 0.5, "no scheme finished", transform=axis.transAxes, ha="center")
         return
-    front = {row["name"] for row in recommendation.pareto(recommendation.candidates(rows))}
+    front = set(best["pareto_front"])
     line = sorted((x, y) for _, row, x, y in points if row["name"] in front)
     axis.plot(*zip(*line, strict=True), color="black", linewidth=1, linestyle="--", zorder=1)
     for _, row, x, y in points:
         face, _, marker, _ = _look(row)
+        error = intervals.get(row["name"], {}).get("error")
+        if error and error["low"] is not None:
+            ends = [[y - 100 * error["low"]], [100 * error["high"] - y]]
+            axis.errorbar(x, y, yerr=ends, color="#555555", linewidth=0.7, capsize=2.5, zorder=1)
         axis.plot(
             x, y, marker=marker, markersize=9, color=face, markeredgecolor="black",
             linestyle="", zorder=2,
         )  # fmt: skip
-        if row["name"] == best["balance"]:
+        if row["name"] == document["recommendation"]["scheme"]:
             axis.plot(
                 x, y, marker="o", markersize=17, markerfacecolor="none", markeredgecolor="black",
                 markeredgewidth=1.2, zorder=2,
             )  # fmt: skip
     axis.margins(0.12, 0.15)
     _number_points(axis, figure, [(number, x, y) for number, _, x, y in points])
-    lines = [
-        Line2D([], [], color="black", linestyle="--", linewidth=1),
-        Line2D([], [], color="black", linestyle="", marker="o", markersize=12, fillstyle="none"),
-    ]
-    _legend_below(axis, figure, lines, ["no other is better in both", "best balance"])
+    handles: dict[str, dict[str, Any]] = {
+        "no other is better in both": {"linestyle": "--", "linewidth": 1},
+        "recommended": {
+            "linestyle": "", "marker": "o", "markersize": 12, "fillstyle": "none",
+        },
+    }  # fmt: skip
+    if any(entry.get("error", {}).get("low") is not None for entry in intervals.values()):
+        handles[f"{100 * document['statistics']['confidence']:g} % interval over scenes"] = {
+            "linestyle": "",
+            "marker": "|",
+            "markersize": 10,
+        }
+    if len(errors) > len(shown):
+        handles[f"not shown, far below: {len(errors) - len(shown)}"] = {"linestyle": ""}
+    lines = [Line2D([], [], color="black", **looks) for looks in handles.values()]
+    _legend_below(axis, figure, lines, list(handles), columns=2)
 
 
 def _legend_below(
-    axis: Axes, figure: Figure, handles: Sequence[Any], labels: Sequence[str]
+    axis: Axes, figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int = 4
 ) -> None:
     """A legend under the axis label, at a distance in points, whatever the chart's height."""
     axis.legend(
@@ -253,7 +291,7 @@ def _legend_below(
         bbox_to_anchor=(0.5, 0.0),
         bbox_transform=axis.transAxes + ScaledTranslation(0, -40 / 72, figure.dpi_scale_trans),
         fontsize=8,
-        ncols=4,
+        ncols=columns,
         frameon=False,
         handletextpad=0.4,
         columnspacing=1.0,

@@ -73,7 +73,7 @@ _PARTS: dict[str, tuple[str, tuple[Column, ...], str]] = {
 }
 
 # Scores whose differences from FP32 are told: score, what, factor, unit.
-_TOLD = (
+TOLD = (
     ("truth/auc_30", "Pose AUC@30 against ground truth", 100.0, "points"),
     ("truth/depth_abs_rel_median", "Depth AbsRel against ground truth", 100.0, "%"),
     ("fp32/auc_30", "Pose AUC@30 against FP32's own poses", 100.0, "points"),
@@ -88,6 +88,7 @@ _CHAIN = (
     "INT4_Group_64",
     "INT4_Group_128",
 )
+_MOST_LAYERS = 20  # in the text
 _CHAIN_SCORE = "fp32/depth_abs_rel"
 
 
@@ -103,6 +104,8 @@ def sections(document: Document) -> Iterator[Section]:
         yield "Confidence", list(_confidence(rows))
     if document["statistics"]["against_fp32"]:
         yield "Difference or chance", list(_chance(document["statistics"]))
+    if document["sensitivity"]:
+        yield "Which layers make the error", list(_layers(document["sensitivity"]))
 
 
 def _scores(rows: Sequence[Row], part: str, columns: Sequence[Column]) -> Table:
@@ -168,7 +171,7 @@ def _chance(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
             f"{statistics['seed']}). Each interval stands for itself: of twenty comparisons "
             "without any difference, one is expected to show some."
         )
-    for score, what, factor, unit in _TOLD:
+    for score, what, factor, unit in TOLD:
         found = {n: s[score] for n, s in statistics["against_fp32"].items() if score in s}
         if not found:
             continue
@@ -227,6 +230,38 @@ def _turned(entry: Row | None) -> Row | None:
     low, high = entry["low"], entry["high"]
     ends = {"low": None, "high": None} if low is None else {"low": -high, "high": -low}
     return {**entry, "difference": -entry["difference"], **ends}
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+
+def _layers(found: Mapping[str, Any]) -> Iterator[str | Table]:
+    """The layers that alone make most of the error, and what speaks for and against the figures."""
+    yield (
+        f"{found['scheme']} on scene {found['scene']}, one layer at a time. The shares of all "
+        f"{len(found['layers'])} layers add up to {100 * found['share_sum']:.0f} %."
+    )
+    if found["reason"]:
+        yield f"Broke off: {found['reason']}"
+    made = new_table(("Layer", "share %", "weight dB", "cosine", "output dB", "cosine"))
+    for layer in found["layers"][:_MOST_LAYERS]:
+        made.add_row(
+            layer["name"],
+            scaled(layer["share"], 100, ".2f"),
+            scaled(layer["sqnr_db"], 1, ".1f"),
+            scaled(layer["cosine"], 1, ".5f"),
+            scaled(layer["output_sqnr_db"], 1, ".1f"),
+            scaled(layer["output_cosine"], 1, ".5f"),
+        )
+    yield made
+    more = len(found["layers"]) - _MOST_LAYERS
+    yield (
+        (f"{more} more layers are in the JSON. " if more > 0 else "")
+        + "dB: signal to quantization noise, of the weight and of the layer's own output (on the "
+        f"inputs that it had). {found['rule']}"
+    )
+    if found["not_reached"]:
+        yield f"Not run by these inputs: {', '.join(found['not_reached'])}"
 
 
 # ---- recommendation ------------------------------------------------------------------------------

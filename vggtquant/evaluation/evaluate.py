@@ -22,12 +22,13 @@ import vggtquant as vq
 
 from .. import environment
 from ..errors import UserError
-from . import forecast, inputs, journal, measure, plan, report, rows, variants
+from . import forecast, inputs, journal, measure, plan, report, rows, sensitivity, variants
 from .isolate import Isolation
 from .journal import Journal, Record
 from .measure import Bench, Sample
 from .plan import Planned, Settings
 from .scores import Row
+from .text import duration
 
 if TYPE_CHECKING:
     from ..models import LoadedModel
@@ -40,7 +41,10 @@ _WRITE_SHARE = 20
 
 # Settings of which two runs may differ and be one evaluation; of threads, the number in use counts.
 _BUDGET = ("max_drop", "max_bytes", "min_speedup")
-_NOT_IDENTITY = ("output_dir", "argv", "resume", "restart", "shard", "threads", *_BUDGET)
+_NOT_IDENTITY = (
+    *("output_dir", "argv", "resume", "restart", "shard", "threads", "sensitivity"),
+    *_BUDGET,
+)
 
 
 @dataclass
@@ -123,11 +127,17 @@ def _check_unfinished(settings: Settings, path: Path) -> None:
 
 
 def is_complete(head: Record, records: Sequence[Record]) -> bool:
-    """Whether every row was run to its end, left out, or broke off."""
-    return all(
-        journal.is_over([r for r in records if r["scheme"] == variant.name])
-        for variant in variants.planned(head["settings"]["schemes"])
-    )
+    """Whether all rows, and the layers alone, were run to the end, left out or broke off."""
+    names = [variant.name for variant in variants.planned(head["settings"]["schemes"])]
+    if scheme := _scheme_of_layers(head):
+        names.append(sensitivity.key(scheme))
+    return all(journal.is_over([r for r in records if r["scheme"] == name]) for name in names)
+
+
+def _scheme_of_layers(head: Record) -> str | None:
+    """The scheme whose layers are tried one at a time here: on the first scene, so in one shard."""
+    shard = head["settings"]["shard"]
+    return None if shard and not shard.startswith("1/") else head["settings"].get("sensitivity")
 
 
 def _begin(
@@ -165,6 +175,8 @@ def _continued(
             f"--resume cannot go on with {records.path}: {'; '.join(differing)}; --restart drops it"
         )
     records.head["settings"] |= {name: getattr(settings, name) for name in _BUDGET}
+    if settings.sensitivity is not None:
+        records.head["settings"]["sensitivity"] = settings.sensitivity
     planned = plan.again(settings, available, records.head)
     there = records.head["data"]["scenes"]
     for before, after in zip(there, _data_block(settings, planned.samples)["scenes"], strict=True):
@@ -291,6 +303,8 @@ def _run(
         if variant.kind == "baseline":
             _know_baseline(bench, records)
         reports.write()
+    if scheme := _scheme_of_layers(records.head):
+        _try_layers(scheme, bench, records, progress)
 
 
 def _run_variant(
@@ -312,6 +326,36 @@ def _run_variant(
     known = any(record["kind"] == "scheme" for record in there)
     for record in bench.records(variant, left, known=known):
         records.add(record)
+
+
+def _try_layers(scheme: str, bench: Bench, records: Journal, progress: Progress) -> None:
+    """Quantizes one layer at a time on the first scene, as far as the journal lacks it."""
+    key, sample, start = sensitivity.key(scheme), bench.samples[0], time.perf_counter()
+    records.retry(key)
+    there = records.of(key)
+    progress.scheme(key, 1)
+    if not journal.is_over(there):
+        found = sensitivity.records(
+            bench.model,
+            scheme,
+            sample.name,
+            lambda model: measure.forward(model, sample.images, bench.passes.device)[0],
+            bench.fp32(sample),
+            there,
+        )
+        begun = False
+        with torch.inference_mode():
+            for record in found:
+                records.add(record)
+                if record["kind"] == "layer":
+                    progress.tick()
+                if not begun:
+                    begun = True
+                    left = sensitivity.left(records.of(key))
+                    seconds = left * (bench.first_seconds or 0.0)
+                    progress.say(f"{left} layers one at a time: {duration(seconds)} or more")
+                    progress.resize(left)
+    progress.done(sensitivity.in_words(records.records), time.perf_counter() - start)
 
 
 def _know_baseline(bench: Bench, records: Journal) -> None:
@@ -346,18 +390,27 @@ def write(
     report.write_json(folder / report.JSON_NAME, document)
     report.write_bytes(folder / report.TEXT_NAME, text.full_report(document).encode())
     names = [report.JSON_NAME, report.TEXT_NAME]
-    drawn = [report.CHARTS_NAME, report.PAGE_NAME]
-    if charts:
-        from . import charts as drawing
-        from . import page
-
-        report.write_bytes(folder / report.CHARTS_NAME, drawing.draw(document))
-        report.write_bytes(folder / report.PAGE_NAME, page.draw(document).encode())
-        names += drawn
-    else:  # those of other figures would not belong here
-        for name in drawn:
+    drawn = _drawn(document) if charts else {}
+    for name in (report.CHARTS_NAME, report.PAGE_NAME, report.SENSITIVITY_NAME):
+        if name in drawn:
+            report.write_bytes(folder / name, drawn[name])
+            names.append(name)
+        else:  # one of other figures would not belong here
             (folder / name).unlink(missing_ok=True)
     return Result(document, [folder / name for name in names])
+
+
+def _drawn(document: report.Document) -> dict[str, bytes]:
+    """The files that are pictures, and the page, by name."""
+    from . import charts, heatmap, page
+
+    found = {
+        report.CHARTS_NAME: charts.draw(document),
+        report.PAGE_NAME: page.draw(document).encode(),
+    }
+    if document["sensitivity"]:
+        found[report.SENSITIVITY_NAME] = heatmap.draw(document["sensitivity"])
+    return found
 
 
 def finish(folder: Path, head: Record, records: Sequence[Record]) -> Result:

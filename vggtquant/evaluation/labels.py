@@ -4,13 +4,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 # Sides of a point that are tried in turn, (right, down).
 _SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
 _NEAR = 8.0  # points this close share a label
 _LINE = 13.0  # height of a line of text
+
+
+def beside_others(errors: Mapping[str, float], references: Collection[str]) -> set[str]:
+    """The names whose errors a logarithmic axis can show: references not far below all the others.
+
+    FP32 with other threads differs from itself by rounding; an axis that reached down to it would
+    press together what is to be compared.
+
+    >>> sorted(beside_others({"threads": 1e-9, "bf16": 9e-4, "int8": 2e-3}, ["threads", "bf16"]))
+    ['bf16', 'int8']
+    """
+    others = [error for name, error in errors.items() if name not in references and error > 0]
+    least = min(others, default=0.0) / 10
+    return {name for name, error in errors.items() if error > 0 and error >= least}
 
 
 @dataclass

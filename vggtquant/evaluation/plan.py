@@ -13,7 +13,7 @@ from torch import nn
 import vggtquant as vq
 
 from ..errors import UserError
-from . import forecast, inputs, measure, recommendation, variants
+from . import forecast, inputs, measure, recommendation, sensitivity, variants
 from .journal import Record
 from .measure import Passes, Sample
 from .text import duration, megabytes
@@ -42,6 +42,7 @@ class Settings:
     resume: bool = False  # go on with the journal in output_dir, if there is one
     restart: bool = False  # replace it
     shard: tuple[int, int] | None = None  # (i, n): the i-th of n parts of the scenes, from 1
+    sensitivity: str | None = None  # the scheme whose layers are quantized one at a time
     isolate: bool = False  # load each scheme in a process of its own, too
     argv: tuple[str, ...] = ()
 
@@ -78,6 +79,8 @@ def check(settings: Settings) -> None:
     recommendation.check({name: getattr(settings, name) for name in recommendation.BOUNDS})
     if settings.resume and settings.restart:
         raise UserError("--resume and --restart were both given; wanted one of them")
+    if settings.sensitivity is not None:
+        sensitivity.config_of(settings.sensitivity)
     if settings.shard is not None:
         part, parts = settings.shard
         if not 1 <= part <= parts:

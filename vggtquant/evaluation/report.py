@@ -29,6 +29,7 @@ JSON_NAME = "comprehensive_results.json"
 TEXT_NAME = "comprehensive_report.txt"
 CHARTS_NAME = "comprehensive_visualizations.png"
 PAGE_NAME = "comprehensive_report.html"
+SENSITIVITY_NAME = "sensitivity.png"
 
 
 def regressions(rows: Sequence[Row], most: int = 8) -> list[tuple[float, str, str]]:
@@ -57,6 +58,7 @@ def document(
     rows: Sequence[Row],
     recheck: Mapping[str, Any] | None,
     pictures: Mapping[str, Any] | None = None,
+    sensitivity: Mapping[str, Any] | None = None,
 ) -> Document:
     """The whole result as plain JSON values, in a fixed order of keys and without NaN or Inf."""
     whole = {
@@ -80,6 +82,7 @@ def document(
         "statistics": intervals.statistics(rows),
         "recommendation": recommendation.recommend(rows, settings),
         "pictures": pictures,
+        "sensitivity": sensitivity,
     }
     lost: dict[str, str] = {}
     clean: Document = _plain(whole, "", lost)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import vggtquant as vq
 
-from . import pictures, report, scores, task, variants
+from . import pictures, report, scores, sensitivity, task, variants
 from .journal import Record, is_over
 from .scores import Row
 from .variants import Variant
@@ -35,6 +35,7 @@ def document(head: Record, records: Sequence[Record], status: str) -> report.Doc
         rows=found,
         recheck=recheck(found),
         pictures=_pictures(head, groups, found),
+        sensitivity=sensitivity.block(records),
     )
 
 

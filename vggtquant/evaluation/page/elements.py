@@ -84,3 +84,19 @@ def facts(pairs: Iterable[tuple[str, Part]]) -> Html:
         *(join((tag("dt", name), tag("dd", value))) for name, value in pairs),
         class_="facts",
     )
+
+
+def heat(value: float | None, worst: float, words: str) -> Html:
+    """A cell shaded by the square root of its share of the worst value."""
+    if value is None:
+        return tag("td", words, class_="none")
+    share = (max(value, 0.0) / worst) ** 0.5 if worst else 0.0
+    over = " over" if share > 0.62 else ""
+    return tag("td", words, class_=f"heat{over}", style=f"--v:{100 * share:.0f}%")
+
+
+def heat_table(headings: Sequence[Part], rows: Iterable[Sequence[Part]], words: str) -> Html:
+    """A table whose cells, but for the first of a row, are shaded ones."""
+    head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
+    lines = [tag("tr", tag("th", row[0], scope="row"), *row[1:]) for row in rows]
+    return scroll(tag("table", tag("thead", head), tag("tbody", *lines)), words)

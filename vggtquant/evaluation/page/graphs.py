@@ -21,6 +21,7 @@ def look(row: Row) -> str:
     return "a8" if row["config"]["quantize_activations"] else "weights"
 
 
+_DECADES = 5  # of a logarithmic axis at most
 LOOKS = {
     "baseline": "FP32 reference",
     "reference": "float reference",
@@ -102,15 +103,16 @@ def intervals(title: str, unit: str, lines: Sequence[Bar]) -> Html:
 
 
 def dots(title: str, unit: str, lines: Sequence[Bar]) -> Html:
-    """A dot a line on a logarithmic axis, with a tick a decade."""
+    """A dot a line on a logarithmic axis, with a tick a decade; what is far smaller, at its end."""
     known = [line.value for line in lines if line.value]
     if not known:
         return Html("")
-    first = math.floor(math.log10(min(known)))
-    last = max(math.ceil(math.log10(max(known))), first + 1)
+    last = math.ceil(math.log10(max(known)))
+    first = max(min(math.floor(math.log10(min(known))), last - 1), last - _DECADES)
 
     def place(value: float) -> str:
-        return f"{2 + 96 * (math.log10(value) - first) / (last - first):.2f}%"
+        share = max(math.log10(value) - first, 0.0) / (last - first)
+        return f"{2 + 96 * share:.2f}%"
 
     decades = [10.0**n for n in range(first, last + 1)]
 

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .. import columns, report, text
-from . import depth
-from .elements import Html, Part, breakable, facts, join, scroll, table, tag
+from .. import columns, labels, report, text
+from . import depth, layers, scores
+from .elements import Html, Part, breakable, facts, heat, heat_table, join, scroll, table, tag
 from .graphs import Bar, Point, bars, dots, legend, look, scatter
 
 Row = dict[str, Any]
@@ -81,19 +81,23 @@ def _top(document: Document) -> Html:
 def _picks(document: Document) -> Html:
     """The recommendation, and the best scheme for each purpose."""
     rows = {row["name"]: row for row in document["schemes"]}
-    advice = document.get("recommendation")
-    cards: list[Part] = []
-    if advice:
-        cards.append(
+    advice = document["recommendation"]
+    bounds = ", ".join(f"{name} {v:g}" for name, v in advice["budget"].items() if v is not None)
+    excluded = [f"{name}: {' and '.join(whys)}" for name, whys in advice["excluded"].items()]
+    cards: list[Part] = [
+        tag(
+            "div",
+            tag("small", "Recommended"),
+            tag("strong", breakable(advice["scheme"] or "no scheme")),
+            tag("p", advice["reason"]),
             tag(
-                "div",
-                tag("small", "Recommended"),
-                tag("strong", breakable(advice["scheme"] or "no scheme")),
-                tag("p", advice["reason"]),
-                tag("small", f"Rule: {advice['rule']}"),
-                class_="card main",
-            )
+                "p", f"Budget: {bounds or 'none given'}. Front: {', '.join(advice['front']) or '-'}"
+            ),
+            *(tag("p", words, class_="quiet") for words in excluded),
+            tag("small", f"Rule: {advice['rule']}"),
+            class_="card main",
         )
+    ]
     for why in text.PICKS:
         row = rows.get(document["best"][why])
         if row is not None:
@@ -108,8 +112,6 @@ def _picks(document: Document) -> Html:
                     title=document["best"]["rules"][why],
                 )
             )
-    if not cards:
-        return tag("p", "No scheme finished with results that can be believed.", class_="bad")
     return tag("div", *cards, class_="cards")
 
 
@@ -119,7 +121,7 @@ def _picks(document: Document) -> Html:
 def _results(document: Document) -> Html:
     rows = document["schemes"]
     shown = columns.main(rows)
-    chosen = {document["best"][why] for why in text.PICKS}
+    chosen = {document["recommendation"]["scheme"], *(document["best"][w] for w in text.PICKS)}
     head: list[Part] = [tag("th", "Scheme", scope="col", data_sort="text")]
     head.append(tag("th", "row", scope="col", data_sort="number"))
     for column in shown:
@@ -166,6 +168,10 @@ def _charts(document: Document) -> Html:
 
     by = {column.heading: column for column in columns.COLUMNS}
     front = set(document["best"]["pareto_front"])
+    errors = {row["name"]: row["error"] for row in finished(document) if row["error"]}
+    references = [row["name"] for row in rows if row["kind"] == "reference"]
+    beside = labels.beside_others(errors, references)
+    left_out = [str(numbers[name]) for name in errors if name not in beside]
     points = [
         Point(
             str(numbers[row["name"]]),
@@ -174,10 +180,10 @@ def _charts(document: Document) -> Html:
             row["bytes"]["compression_ratio_model"],
             100 * row["error"],
             row["name"] in front,
-            row["name"] == document["best"]["balance"],
+            row["name"] == document["recommendation"]["scheme"],
         )
         for row in finished(document)
-        if row["error"]
+        if row["name"] in beside
     ]
     return join(
         [
@@ -201,7 +207,8 @@ def _charts(document: Document) -> Html:
             tag(
                 "p",
                 "In the last chart numbers are rows of the table, the dashed line joins the "
-                "schemes that no other beats in both, the ring is the best balance.",
+                "schemes that no other beats in both, the ring is the recommended one."
+                + (f" Far below what is shown: {', '.join(left_out)}." if left_out else ""),
                 class_="quiet",
             ),
         ]
@@ -247,22 +254,6 @@ def _outputs(document: Document) -> Html | None:
             ),
         ]
     )
-
-
-def heat(value: float | None, worst: float, words: str) -> Html:
-    """A cell shaded by the square root of its share of the worst value."""
-    if value is None:
-        return tag("td", words, class_="none")
-    share = (max(value, 0.0) / worst) ** 0.5 if worst else 0.0
-    over = " over" if share > 0.62 else ""
-    return tag("td", words, class_=f"heat{over}", style=f"--v:{100 * share:.0f}%")
-
-
-def heat_table(headings: Sequence[Part], rows: Sequence[Sequence[Part]], words: str) -> Html:
-    """A table whose cells, but for the first of a row, are shaded ones."""
-    head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
-    lines = [tag("tr", tag("th", row[0], scope="row"), *row[1:]) for row in rows]
-    return scroll(tag("table", tag("thead", head), tag("tbody", *lines)), words)
 
 
 def _metrics(document: Document, row: Row) -> Html:
@@ -387,6 +378,9 @@ SECTIONS: tuple[tuple[str, str, Section], ...] = (
     ("charts", "Charts", _charts),
     ("outputs", "Errors by output", _outputs),
     ("depth", "Depth and its error", depth.section),
+    ("floor", "Noise floor", scores.floor),
+    ("scores", "Scores and chance", scores.section),
+    ("layers", "Which layers make the error", layers.section),
     ("proof", "Proof that the quantized layers ran", _proof),
     ("cautions", "Cautions", _cautions),
     ("environment", "Environment", _environment),
