@@ -30,7 +30,7 @@ static inline void lanes_to_moments(double lanes[SUMS][VGQ_LANES], vgq_moments *
 }
 
 /* Range and count of what is not finite. */
-static inline void add_to_range(float r, float c, vgq_moments *m)
+VGQ_INLINE void vgq_add_to_range(float r, float c, vgq_moments *m)
 {
     if (!(fabsf(c) < INFINITY))
         m->nonfinite_c++;
@@ -61,11 +61,21 @@ VGQ_INLINE void vgq_add_entropy(const double sums[VGQ_SOFTMAX_SUMS], vgq_entropy
             0x1.f1fe01ae5a5b7p-8, 0x1.0d956b52a1d6fp-10                                         \
     }
 
+/* The eleven taps, those of equal weight paired, from the outside in. */
+VGQ_INLINE double vgq_filter(const double *x, size_t step)
+{
+    const double window[] = VGQ_SSIM_WINDOW;
+    double sum = window[5] * (x[0] + x[10 * step]);
+    for (size_t k = 4; k > 0; k--)
+        sum += window[k] * (x[(5 - k) * step] + x[(5 + k) * step]);
+    return sum + window[0] * x[5 * step];
+}
+
 /* The similarity of a pixel from the filtered s, d, s^2, d^2 (Wang et al. 2004, eq. 13). With
  * S = mu_r + mu_c and D = mu_r - mu_c: 2 mu_r mu_c = (S^2 - D^2) / 2, mu_r^2 + mu_c^2 = (S^2 + D^2)
  * / 2; covariance and variances likewise. c1 and c2 come doubled, for the halves left out. */
-VGQ_INLINE double similarity(const double maps[VGQ_SSIM_MAPS], double twice_centre, double c1,
-                             double c2)
+VGQ_INLINE double vgq_similarity(const double maps[VGQ_SSIM_MAPS], double twice_centre, double c1,
+                                 double c2)
 {
     const double s = maps[VGQ_SSIM_S], d = maps[VGQ_SSIM_D];
     const double sum = s + twice_centre, sum2 = sum * sum, d2 = d * d;

@@ -258,6 +258,19 @@ vgq_status vgq_quantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape
 vgq_status vgq_dequantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape,
                                const uint8_t *q, const float *scale, const int8_t *zero, void *x,
                                void *stream);
+vgq_status vgq_two_level_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, float *channel_scale,
+                              uint8_t *factor, int8_t *zero, double *error, void *stream);
+vgq_status vgq_compare_cuda(size_t n, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
+                            const void *c, vgq_moments *parts, void *stream);
+/* Twin with parts of its own number: a part for each row comes after vgq_cross_entropy_parts. */
+size_t vgq_cross_entropy_cuda_parts(size_t rows);
+vgq_status vgq_cross_entropy_cuda(size_t rows, size_t cols, vgq_dtype r_dtype, const void *r,
+                                  vgq_dtype c_dtype, const void *c, vgq_entropy *parts,
+                                  void *stream);
+/* As vgq_ssim. */
+vgq_status vgq_ssim_cuda(vgq_images shape, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
+                         const void *c, double data_range, double centre, double *parts,
+                         void *stream);
 /* How many CUDA devices this process can use; 0 without a driver, too. */
 int vgq_cuda_devices(void);
 /* Why the runtime refused what it refused last in this thread; then that is forgotten. */

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(COMPILER is None or C_COMPILER is None, reason="no C++ or no C compiler"),
 ]
 
-WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror"]
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror", "-Wno-unknown-pragmas"]
 FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-g", "-ffp-contract=off", *WARNINGS, f"-I{SHIM}"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # What instruments the sources, what else the programs need, and what the shim itself is told.
@@ -102,7 +102,7 @@ def run(program: Path) -> tuple[int, str]:
 
 
 # A program and the sources that it calls.
-PROGRAMS = {"test_quantize": ["quantize"]}
+PROGRAMS = {"test_quantize": ["quantize"], "test_metrics": ["metrics"]}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -38,3 +38,28 @@ def dequantize(
     stream: int,
     /,
 ) -> None: ...
+def two_level(
+    shape: _Shape,
+    x: _Array,
+    channel_scale: _Array,
+    factor: _Array,
+    zero: _Array | None,
+    error: _Array,
+    stream: int,
+    /,
+) -> None: ...
+def compare(r: _Array, c: _Array, parts: _Array, stream: int, /) -> None: ...
+def cross_entropy_parts(rows: int, /) -> int: ...
+def cross_entropy(
+    shape: tuple[int, int], r: _Array, c: _Array, parts: _Array, stream: int, /
+) -> None: ...
+def ssim(
+    shape: tuple[int, int, int, int],
+    r: _Array,
+    c: _Array,
+    data_range: float,
+    centre: float,
+    parts: _Array,
+    stream: int,
+    /,
+) -> None: ...

@@ -107,7 +107,7 @@ static void moments_avx2(size_t n, const float *r, const float *c, vgq_moments *
     }
     for (size_t i = whole; i < n; i++) {
         add_element(lanes, i, r[i], c[i]);
-        add_to_range(r[i], c[i], m);
+        vgq_add_to_range(r[i], c[i], m);
     }
     lanes_to_moments(lanes, m);
 }

@@ -2,15 +2,13 @@
  * The metrics kernels in plain C: the definition of right, docs/conventions.md in code. */
 #include "../metrics_lanes.h"
 
-static const double window[] = VGQ_SSIM_WINDOW;
-
 static void moments_scalar(size_t n, const float *r, const float *c, vgq_moments *m)
 {
     double lanes[SUMS][VGQ_LANES] = {{0}};
     *m = (vgq_moments){.n = (double)n, .lo = INFINITY, .hi = -INFINITY};
     for (size_t i = 0; i < n; i++) {
         add_element(lanes, i, r[i], c[i]);
-        add_to_range(r[i], c[i], m);
+        vgq_add_to_range(r[i], c[i], m);
     }
     lanes_to_moments(lanes, m);
 }
@@ -37,15 +35,6 @@ static void softmax_scalar(size_t n, const float *r, float r_peak, const float *
     }
 }
 
-/* The eleven taps, those of equal weight paired, from the outside in. */
-static double filter(const double *x, size_t step)
-{
-    double sum = window[5] * (x[0] + x[10 * step]);
-    for (size_t k = 4; k > 0; k--)
-        sum += window[k] * (x[(5 - k) * step] + x[(5 + k) * step]);
-    return sum + window[0] * x[5 * step];
-}
-
 static void ssim_across_scalar(size_t n, size_t channels, const float *r, const float *c,
                                double twice_centre, vgq_ssim_row *row)
 {
@@ -59,7 +48,7 @@ static void ssim_across_scalar(size_t n, size_t channels, const float *r, const 
     }
     for (int map = 0; map < VGQ_SSIM_MAPS; map++)
         for (size_t i = 0; i < n; i++)
-            row->maps[map][i] = filter(maps[map] + i, channels);
+            row->maps[map][i] = vgq_filter(maps[map] + i, channels);
 }
 
 static double ssim_down_scalar(size_t n, const vgq_ssim_row *const rows[VGQ_SSIM_SIDE],
@@ -72,9 +61,9 @@ static double ssim_down_scalar(size_t n, const vgq_ssim_row *const rows[VGQ_SSIM
             double column[VGQ_SSIM_SIDE];
             for (int k = 0; k < VGQ_SSIM_SIDE; k++)
                 column[k] = rows[k]->maps[map][i];
-            filtered[map] = filter(column, 1);
+            filtered[map] = vgq_filter(column, 1);
         }
-        lanes[i % VGQ_LANES] += similarity(filtered, twice_centre, c1, c2);
+        lanes[i % VGQ_LANES] += vgq_similarity(filtered, twice_centre, c1, c2);
     }
     return vgq_lane_sum(lanes);
 }

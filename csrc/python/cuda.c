@@ -49,6 +49,7 @@ static int values(PyObject *object, void *a) { return convert(object, a, 0, valu
         return convert(object, a, optional, names, 1); \
     }
 CONVERTER(f32, 0, "float32")
+CONVERTER(f64, 0, "float64")
 CONVERTER(i64, 0, "int64")
 CONVERTER(u8, 0, "uint8")
 CONVERTER(optional_i8, 1, "int8")
@@ -162,6 +163,100 @@ static PyObject *py_dequantize(PyObject *self, PyObject *args)
     return done(status);
 }
 
+static PyObject *py_two_level(PyObject *self, PyObject *args)
+{
+    vgq_shape shape;
+    array x, channel_scale, factor, zero, error;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "(nnn)O&O&O&O&O&n:two_level", &shape.rows, &shape.cols,
+                          &shape.group, values, &x, f32, &channel_scale, u8, &factor, optional_i8,
+                          &zero, f64, &error, &stream))
+        return NULL;
+    const size_t groups = shape.rows * vgq_row_groups(shape);
+    if (vgq_unusable(shape) || x.n != shape.rows * shape.cols || channel_scale.n != shape.rows ||
+        factor.n != groups || (zero.data && zero.n != groups) || error.n != 2 * shape.rows)
+        return vgq_wrong_sizes();
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_two_level_cuda(x.dtype, shape, x.data, channel_scale.data, factor.data,
+                                    zero.data, error.data, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
+/* ---- metrics
+ * -------------------------------------------------------------------------------------- */
+
+static PyObject *py_compare(PyObject *self, PyObject *args)
+{
+    array r, c, parts;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&O&n:compare", values, &r, values, &c, f64, &parts, &stream))
+        return NULL;
+    if (r.n != c.n || parts.n < vgq_compare_parts(r.n) * (sizeof(vgq_moments) / sizeof(double)))
+        return vgq_wrong_sizes();
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_compare_cuda(r.n, r.dtype, r.data, c.dtype, c.data, parts.data, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
+static PyObject *py_cross_entropy_parts(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "n:cross_entropy_parts", &rows))
+        return NULL;
+    return PyLong_FromSize_t(vgq_cross_entropy_cuda_parts((size_t)rows));
+}
+
+static PyObject *py_cross_entropy(PyObject *self, PyObject *args)
+{
+    Py_ssize_t rows, cols;
+    array r, c, parts;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "(nn)O&O&O&n:cross_entropy", &rows, &cols, values, &r, values, &c,
+                          f64, &parts, &stream))
+        return NULL;
+    if (rows < 1 || cols < 1 || rows > PY_SSIZE_T_MAX / 8 / cols ||
+        r.n != (size_t)rows * (size_t)cols || c.n != r.n ||
+        parts.n < 2 * vgq_cross_entropy_cuda_parts((size_t)rows))
+        return vgq_wrong_sizes();
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_cross_entropy_cuda((size_t)rows, (size_t)cols, r.dtype, r.data, c.dtype,
+                                        c.data, parts.data, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
+static PyObject *py_ssim(PyObject *self, PyObject *args)
+{
+    vgq_images shape;
+    array r, c, parts;
+    double data_range, centre;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "(nnnn)O&O&ddO&n:ssim", &shape.images, &shape.height, &shape.width,
+                          &shape.channels, values, &r, values, &c, &data_range, &centre, f64,
+                          &parts, &stream))
+        return NULL;
+    if (!vgq_ssim_parts(shape) ||
+        r.n != shape.images * shape.height * shape.width * shape.channels || c.n != r.n ||
+        parts.n < vgq_ssim_parts(shape))
+        return vgq_wrong_sizes();
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_ssim_cuda(shape, r.dtype, r.data, c.dtype, c.data, data_range, centre,
+                               parts.data, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
 /* ---- the module
  * ----------------------------------------------------------------------------------- */
 
@@ -172,6 +267,11 @@ static PyMethodDef methods[] = {
     {"parameters", py_parameters, METH_VARARGS, "Scales and zero points from ranges."},
     {"quantize", py_quantize, METH_VARARGS, "Codes from values."},
     {"dequantize", py_dequantize, METH_VARARGS, "Values from codes."},
+    {"two_level", py_two_level, METH_VARARGS, "Two-level INT4 scales by squared error."},
+    {"compare", py_compare, METH_VARARGS, "Moments of two arrays; parts[0] is the result."},
+    {"cross_entropy_parts", py_cross_entropy_parts, METH_VARARGS, "Parts for that many rows."},
+    {"cross_entropy", py_cross_entropy, METH_VARARGS, "Mean entropies; parts[0] is the result."},
+    {"ssim", py_ssim, METH_VARARGS, "Mean structural similarity; parts[0] is the result."},
     {NULL, NULL, 0, NULL},
 };
 

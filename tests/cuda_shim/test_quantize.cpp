@@ -61,6 +61,26 @@ static void ranges(const trial &t)
     CHECK(scale.equals(scale_want) && (!z || zero.equals(zero_want)));
 }
 
+static void two_level(const trial &t)
+{
+    const std::vector<uint8_t> source = elements(t.dtype, numbers(t.elements()));
+    std::vector<float> scale_want(t.shape.rows);
+    std::vector<uint8_t> factor_want(t.groups());
+    std::vector<int8_t> zero_want(t.groups());
+    std::vector<double> error_want(2 * t.shape.rows);
+    const buffer<uint8_t> x(source.size(), source.data()), factor(t.groups());
+    const buffer<float> scale(t.shape.rows);
+    const buffer<int8_t> zero(t.groups());
+    const buffer<double> error(2 * t.shape.rows);
+    const bool z = t.asymmetric;
+    CHECK(vgq_two_level(t.dtype, t.shape, x, scale_want.data(), factor_want.data(),
+                        z ? zero_want.data() : NULL, error_want.data()) == VGQ_OK);
+    CHECK(vgq_two_level_cuda(t.dtype, t.shape, x, scale, factor, z ? (int8_t *)zero : NULL, error,
+                             NULL) == VGQ_OK);
+    CHECK(scale.equals(scale_want) && factor.equals(factor_want) && error.equals(error_want));
+    CHECK(!z || zero.equals(zero_want));
+}
+
 static void refusals()
 {
     const vgq_shape good = {2, 8, 4}, bad = {2, 8, 9}, empty = {3, 0, 1};
@@ -93,6 +113,8 @@ int main()
                           shape.group, format, dtype, kind);
                     codes(t);
                     ranges(t);
+                    if (format == VGQ_I4)
+                        two_level(t);
                 }
             }
     refusals();
