@@ -271,7 +271,7 @@ vgq_status vgq_cross_entropy_cuda(size_t rows, size_t cols, vgq_dtype r_dtype, c
 vgq_status vgq_ssim_cuda(vgq_images shape, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
                          const void *c, double data_range, double centre, double *parts,
                          void *stream);
-/* How many CUDA devices this process can use; 0 without a driver, too. */
+/* How many CUDA devices this process can use; 0: vgq_cuda_error says why. */
 int vgq_cuda_devices(void);
 /* Why the runtime refused what it refused last in this thread; then that is forgotten. */
 const char *vgq_cuda_error(void);

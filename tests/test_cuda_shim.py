@@ -5,13 +5,25 @@ Each program runs twice: under the address and undefined-behaviour sanitizers, a
 access watched for races between threads. Its results must equal the scalar core's, bit for bit.
 """
 
+import contextlib
+import importlib.machinery
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
+import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+import vggtquant as vq
+from vggtquant import ops
+from vggtquant.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SHIM = ROOT / "tests" / "cuda_shim"
@@ -25,12 +37,23 @@ pytestmark = [
 ]
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror", "-Wno-unknown-pragmas"]
-FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-g", "-ffp-contract=off", *WARNINGS, f"-I{SHIM}"]
+FLAGS = [
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-fPIC",
+    "-ffp-contract=off",
+    *WARNINGS,
+    f"-I{SHIM}",
+]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # What instruments the sources, what else the programs need, and what the shim itself is told.
 KINDS = {
     "sanitized": (SANITIZERS, SANITIZERS, ["-DVGQ_ADDRESS_SANITIZER"]),
     "watched": (["-fsanitize=thread"], [], []),
+    "module": (["-O2"], ["-O2"], []),
 }
 
 
@@ -106,10 +129,187 @@ PROGRAMS = {"test_quantize": ["quantize"], "test_metrics": ["metrics"]}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sanitized", "watched"])
 def test_every_kernel_equals_the_scalar_core(workshop: Workshop, kind: str, name: str) -> None:
     program = workshop.program(kind, name, [CUDA / f"{stem}.cu" for stem in PROGRAMS[name]])
     status, output = run(program)
     print(output.splitlines()[-1] if output else "")
     assert status == 0 and "checks: all passed" in output, output
     assert "WARNING" not in output, output
+
+
+# ---- seeded faults -------------------------------------------------------------------------------
+
+# A change of a source and what the shim says of it: (file, pattern, replacement, kind, words)
+FAULTS = {
+    "a barrier is missing before the scales of a row's groups are read": (
+        "quantize.cu",
+        r"(scales\[side\] = widest;\n)    __syncthreads\(\);",
+        r"\1",
+        "watched",
+        "race: ",
+    ),
+    "a barrier is missing after a row of pixels is staged": (
+        "metrics.cu",
+        r"(= d \* d;\n        \}\n)        __syncthreads\(\);",
+        r"\1",
+        "watched",
+        "of shared memory",
+    ),
+    "a barrier that half the threads do not reach": (
+        "metrics.cu",
+        r"(sums\[t\] = a;\n        \}\n)        __syncthreads\(\);",
+        r"\1        if (t < pairs) __syncthreads();",
+        "watched",
+        "a barrier that not all reach",
+    ),
+    "codes are written one element beyond a row": (
+        "quantize.cu",
+        r"vgq_min\(RUN, c\.shape\.cols - col\)",
+        "vgq_min(RUN, c.shape.cols - col + 1)",
+        "sanitized",
+        "heap-buffer-overflow",
+    ),
+    "pixels are read one beyond the picture": (
+        "metrics.cu",
+        r"i < n \+ ABOVE \* s\.channels;",
+        "i < n + ABOVE * s.channels + 1;",
+        "sanitized",
+        "heap-buffer-overflow",
+    ),
+    "two threads own the same byte": (
+        "quantize.cu",
+        r"col = run % c\.row_runs \* RUN",
+        "col = (run % c.row_runs ? run % c.row_runs - 1 : 0) * RUN",
+        "watched",
+        "race: ",
+    ),
+    "lanes are added in another order": (
+        "common.cuh",
+        r"int step = VGQ_LANES / 2; step > 0; step /= 2\)\n        x = x \+",
+        "int step = 1; step < VGQ_LANES; step *= 2)\n        x = x +",
+        "sanitized",
+        "same(",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_seeded_fault_is_caught(workshop: Workshop, fault: str) -> None:
+    name, pattern, replacement, kind, words = FAULTS[fault]
+    folder = workshop.folder / f"fault{list(FAULTS).index(fault)}"
+    sources = folder / "csrc" / "cuda"
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    text = (sources / name).read_text()
+    changed, count = re.subn(pattern, replacement, text)
+    assert count >= 1, "the source has changed, and the fault must follow it"
+    (sources / name).write_text(changed)
+    program = "test_quantize" if name == "quantize.cu" else "test_metrics"
+    (cuda,) = PROGRAMS[program]
+    built = workshop.program(kind, program, [sources / f"{cuda}.cu"], faults=folder)
+    status, output = run(built)
+    print(output[-300:])
+    assert status != 0 and words in output, output
+
+
+# ---- the Python layer, on a _cuda whose device is this CPU ---------------------------------------
+
+
+@pytest.fixture
+def pretended(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch CPU tensors go the way of CUDA tensors, to a _cuda that runs on the shim."""
+    target = workshop.folder / "module" / "_cuda.so"
+    if not target.exists():
+        cuda = sorted(CUDA.glob("*.cu"))
+        objects = workshop.objects("module", [SHIM / "shim.cpp", SHIM / "race.cpp", *cuda])
+        binding = [ROOT / "csrc" / "python" / f"{name}.c" for name in ("cuda", "words")]
+        include = f"-I{sysconfig.get_path('include')}"
+        flags = ["-shared", "-fPIC", "-O1", "-std=c11", "-Wall", "-Wextra", "-Werror", include]
+        sources = [*binding, ROOT / "csrc" / "shapes.c"]
+        shell(C_COMPILER, *flags, *sources, *objects, "-o", target, "-lstdc++", "-lm")
+    loader = importlib.machinery.ExtensionFileLoader("vggtquant._cuda", str(target))
+    spec = importlib.util.spec_from_loader("vggtquant._cuda", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    monkeypatch.setattr(ops, "_cuda", module)
+    monkeypatch.setattr(ops, "_on_gpu", lambda x: isinstance(x, torch.Tensor))
+    monkeypatch.setattr(ops, "_stream", lambda device: contextlib.nullcontext(0))
+    yield
+
+
+def tensors(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(3, 70), (2, 5, 7), (33,), (1, 256), (0, 4)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def as_numpy(buffer: ops.Buffer) -> np.ndarray:
+    return buffer.numpy() if isinstance(buffer, torch.Tensor) else buffer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_quantize_is_the_same_on_both_devices(
+    pretended: None, config: vq.QuantizationConfig, dtype: torch.dtype
+) -> None:
+    for x in tensors(dtype):
+        got = vq.quantize(x, config)
+        back = got.dequantize()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "_on_gpu", lambda x: False)
+            want = vq.quantize(x, config)
+            want_back = want.dequantize()
+        assert isinstance(got.packed, torch.Tensor) and isinstance(want.packed, np.ndarray)
+        assert got.scheme == want.scheme and got.nbytes == want.nbytes
+        for name in ("packed", "stored_scale", "factor", "stored_zero"):
+            a, b = getattr(got, name), getattr(want, name)
+            assert (a is None) == (b is None)
+            assert a is None or as_numpy(a).tobytes() == b.tobytes(), name
+        for name in ("codes", "scale", "zero_point"):
+            assert np.array_equal(as_numpy(getattr(got, name)), getattr(want, name)), name
+        assert back.dtype == dtype and torch.equal(back, want_back)
+
+
+def test_metrics_are_the_same_on_both_devices(pretended: None) -> None:
+    generator = torch.Generator().manual_seed(4)
+    for shape, axes in [((2, 3, 24, 17), (2, 3)), ((2, 24, 17, 3), (1, 2)), ((5, 4099), None)]:
+        r = torch.randn(shape, generator=generator)
+        c = (r + 0.01 * torch.randn(shape, generator=generator)).bfloat16()
+        got = vq.compare(r, c, image_axes=axes)
+        assert got == vq.compare(r.numpy(), c.float().numpy(), image_axes=axes)
+    nan = torch.tensor([1.0, float("nan"), 2.0])
+    assert vq.compare(nan, nan)["nonfinite_reference"] == 1
+
+
+def test_given_scales_go_to_the_device(pretended: None) -> None:
+    x = torch.linspace(-2, 2, 64).reshape(2, 32)
+    q = vq.quantize(x, "INT8_Per_Channel_Asymmetric", scale=[0.02, 0.03], zero_point=[3, -4])
+    want = vq.quantize(
+        x.numpy(), "INT8_Per_Channel_Asymmetric", scale=[0.02, 0.03], zero_point=[3, -4]
+    )
+    assert np.array_equal(as_numpy(q.codes), want.codes)
+
+
+def test_arrays_on_two_devices_are_refused(pretended: None) -> None:
+    with pytest.raises(UserError, match="arrays on cpu and meta are given; one is wanted"):
+        ops._run("compare", torch.zeros(3), torch.zeros(3, device="meta"), torch.zeros(11))
+
+
+def test_wrong_arguments_are_told(pretended: None) -> None:
+    run_ = ops._run
+    with pytest.raises(TypeError, match="an array of float32 is wanted, not of int32"):
+        run_("compare", torch.zeros(3, dtype=torch.int32), torch.zeros(3), torch.zeros(11))
+    with pytest.raises(ValueError, match="do not fit the shape"):
+        run_("compare", torch.zeros(3), torch.zeros(4), torch.zeros(11, dtype=torch.float64))
+    with pytest.raises(TypeError, match="an array is"):
+        assert ops._cuda is not None
+        ops._cuda.compare((0, 3, "float32"), (0, (3,), "float32"), (0, (11,), "float64"), 0)
+    with pytest.raises(UserError, match="dense tensor on the CPU or a CUDA device"):
+        vq.compare(torch.zeros(3).to_sparse(), torch.zeros(3))
+
+
+def test_without_a_build_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_cuda", None)
+    with pytest.raises(UserError, match="no CUDA kernels; install the CUDA Toolkit .* VGGTQUANT_"):
+        ops._run("compare", torch.zeros(3), torch.zeros(3), torch.zeros(11))
+    assert "VGGTQUANT_CUDA=1" in str(ops.cuda_missing())

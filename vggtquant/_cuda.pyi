@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """C core of vggtquant on CUDA devices; contracts in csrc/vgq.h. Only vggtquant.ops imports this.
 
-An array is (address, elements, dtype's name), contiguous, on the current device; `stream` is the
+An array is (address, shape, dtype's name), contiguous, on the current device; `stream` is the
 address of a cudaStream_t. Calls queue their work and return.
 """
 
 from typing import Literal
 
-_Array = tuple[int, int, str]
+_Array = tuple[int, tuple[int, ...], str]
 _Shape = tuple[int, int, int]
 _Format = Literal["i8", "i4"]
 
@@ -50,16 +50,7 @@ def two_level(
 ) -> None: ...
 def compare(r: _Array, c: _Array, parts: _Array, stream: int, /) -> None: ...
 def cross_entropy_parts(rows: int, /) -> int: ...
-def cross_entropy(
-    shape: tuple[int, int], r: _Array, c: _Array, parts: _Array, stream: int, /
-) -> None: ...
+def cross_entropy(r: _Array, c: _Array, parts: _Array, stream: int, /) -> None: ...
 def ssim(
-    shape: tuple[int, int, int, int],
-    r: _Array,
-    c: _Array,
-    data_range: float,
-    centre: float,
-    parts: _Array,
-    stream: int,
-    /,
+    r: _Array, c: _Array, data_range: float, centre: float, parts: _Array, stream: int, /
 ) -> None: ...

@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
-
 from . import ops
 from .errors import UserError
-from .ops import Array
+from .ops import Array, Buffer
 
 
 class Metric(NamedTuple):
@@ -44,7 +42,8 @@ def compare(
     PSNR of equal arrays is `inf`.
 
     Args:
-        reference: the array taken as right: float32, float16 or bfloat16; NumPy, or torch (CPU).
+        reference: the array taken as right: float32, float16 or bfloat16; NumPy, or torch
+            (CPU or CUDA, where the figures are the same to the bit).
         candidate: the array to judge, of any of these dtypes.
         data_range: peak of PSNR and scale of SSIM; None: max - min of the finite reference.
         image_axes: (height axis, width axis) for SSIM; None: not an image.
@@ -131,14 +130,14 @@ def _or_nan(x: float | None) -> float:
     return math.nan if x is None else x
 
 
-def _pair(reference: Array, candidate: Array) -> tuple[NDArray[Any], NDArray[Any]]:
+def _pair(reference: Array, candidate: Array) -> tuple[Buffer, Buffer]:
     r, c = ops.values(reference), ops.values(candidate)
     if r.shape != c.shape:
         raise UserError(
             f"reference of shape {r.shape} and candidate of shape {c.shape} are given; "
             "the same shape is wanted"
         )
-    if r.size == 0:
+    if 0 in r.shape:
         raise UserError(f"arrays of shape {r.shape} are given; at least one element is wanted")
     return r, c
 
@@ -152,8 +151,8 @@ def _peak(given: float | None, moments: dict[str, float]) -> float | None:
     return float(given)
 
 
-def _has_softmax(r: NDArray[Any]) -> bool:
-    return r.ndim > 0 and r.shape[-1] > 1
+def _has_softmax(r: Buffer) -> bool:
+    return len(r.shape) > 0 and r.shape[-1] > 1
 
 
 def _nonfinite(moments: dict[str, float]) -> str:
@@ -172,8 +171,8 @@ def _axes(axes: tuple[int, int], ndim: int) -> tuple[int, int]:
 
 
 def _similarity(
-    r: NDArray[Any],
-    c: NDArray[Any],
+    r: Buffer,
+    c: Buffer,
     moments: dict[str, float],
     peak: float | None,
     image_axes: tuple[int, int] | None,

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one road from arrays and tensors to the C core: the only module that imports _cpu.
+"""The one road from arrays and tensors to the C core: the only importer of _cpu and _cuda.
 
-Everything here takes and gives NumPy arrays as the core wants them; `values` makes them from what
-users have, without a copy where the memory allows it.
+Everything here takes and gives buffers as the core wants them: NumPy arrays on the CPU, tensors on
+a CUDA device. `values` makes them from what users have, without a copy where the memory allows it,
+and `_run` takes each call to the module of its buffers' device.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,7 +24,15 @@ import vggtquant
 from . import _cpu
 from .errors import UserError
 
+_cuda: ModuleType | None
+try:
+    from . import _cuda
+except ImportError:
+    _cuda = None
+
 Array: TypeAlias = "NDArray[Any] | torch.Tensor"
+Buffer: TypeAlias = Any
+"""A NumPy array on the CPU, a tensor on a CUDA device."""
 
 # The core's three dtypes, as NumPy holds them; NumPy has no bfloat16, so its bits travel as uint16.
 _TORCH_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
@@ -70,29 +83,112 @@ def dtype_name(x: Array) -> str:
     return name
 
 
-def values(x: Array) -> NDArray[Any]:
-    """x as a C-contiguous NumPy array that the core reads; bfloat16 as its bits in uint16."""
+# ---- devices -------------------------------------------------------------------------------------
+
+
+def cuda_missing() -> str | None:
+    """Why CUDA tensors cannot be served here, and what mends it; None where they can be."""
+    if _cuda is None:
+        return (
+            "this installation has no CUDA kernels; install the CUDA Toolkit (nvcc), then "
+            "vggtquant again with VGGTQUANT_CUDA=1"
+        )
+    if torch.version.cuda is None:
+        return "this torch is built for the CPU alone; install one that is built for CUDA"
+    try:
+        _cuda.devices()
+    except RuntimeError as error:
+        return f"the CUDA runtime finds no GPU that it can use ({error}); see nvidia-smi"
+    return None
+
+
+@contextmanager
+def _stream(device: torch.device) -> Iterator[int]:
+    """The device's current stream, by address; the device is the current one meanwhile."""
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream
+
+
+def _on_gpu(x: object) -> bool:
+    return isinstance(x, torch.Tensor) and x.device.type == "cuda"
+
+
+def _described(x: Any) -> Any:
+    """A tensor as _cuda wants it; anything else as it is."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch.")
+
+
+def _run(name: str, *args: Any) -> Any:
+    """Call the core where the buffers are; _cuda takes the same arguments and a stream."""
+    tensors = [x for x in args if isinstance(x, torch.Tensor)]
+    if not tensors:
+        return getattr(_cpu, name)(*args)
+    devices = {str(x.device) for x in tensors}
+    devices |= {"cpu" for x in args if isinstance(x, np.ndarray)}
+    if len(devices) > 1:
+        raise UserError(f"arrays on {' and '.join(sorted(devices))} are given; one is wanted")
+    if _cuda is None:
+        raise UserError(f"tensors on {devices.pop()} are given, but {cuda_missing()}")
+    with _stream(tensors[0].device) as stream:
+        return getattr(_cuda, name)(*map(_described, args), stream)
+
+
+def empty(shape: int | tuple[int, ...], dtype: str, like: Buffer) -> Buffer:
+    """Uninitialized memory where `like` is; bfloat16 lies in NumPy arrays as uint16."""
+    if isinstance(like, torch.Tensor):
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+    return np.empty(shape, np.uint16 if dtype == "bfloat16" else np.dtype(dtype))
+
+
+def filled(shape: int | tuple[int, ...], value: float, dtype: str, like: Buffer) -> Buffer:
+    """One value everywhere, where `like` is."""
+    buffer = empty(shape, dtype, like)
+    buffer[...] = value
+    return buffer
+
+
+def joined(buffers: list[Buffer]) -> Buffer:
+    """Buffers of one axis, one after the other."""
+    if isinstance(buffers[0], torch.Tensor):
+        return torch.cat(buffers)
+    return np.concatenate(buffers)
+
+
+def moved(buffer: Buffer, like: Buffer) -> Buffer:
+    """The buffer where `like` is, and of its kind; itself if it is there."""
+    if isinstance(like, torch.Tensor):
+        return torch.as_tensor(buffer, device=like.device)
+    return buffer.cpu().numpy() if isinstance(buffer, torch.Tensor) else buffer
+
+
+def values(x: Array) -> Buffer:
+    """x as a contiguous buffer that the core reads; bfloat16 in NumPy as its bits in uint16."""
     torch.get_num_threads()  # in a new thread torch passes its count to OpenMP when first asked
     name = dtype_name(x)
     if not isinstance(x, torch.Tensor):
         if name == "bfloat16":
             x = x.view(np.uint16)
         return np.require(np.asarray(x), x.dtype.newbyteorder("="), ["C", "ALIGNED"])
-    if x.layout != torch.strided or x.device.type != "cpu":
-        raise UserError(f"a dense CPU tensor is wanted, not one of {x.layout} on {x.device}")
+    on_gpu = _on_gpu(x)
+    if x.layout != torch.strided or not (on_gpu or x.device.type == "cpu"):
+        raise UserError(
+            f"a dense tensor on the CPU or a CUDA device is wanted, not one of {x.layout} on "
+            f"{x.device}"
+        )
     x = x.detach().contiguous()
+    if on_gpu:
+        return x
     return (x.view(torch.uint16) if name == "bfloat16" else x).numpy()
 
 
-def tensor_like(array: NDArray[Any], name: str) -> torch.Tensor:
-    """The tensor of that dtype on the array's memory."""
+def tensor_like(array: Buffer, name: str) -> torch.Tensor:
+    """The tensor of that dtype on the buffer's memory."""
+    if isinstance(array, torch.Tensor):
+        return array
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if name == "bfloat16" else tensor
-
-
-def empty_values(shape: tuple[int, ...], name: str) -> NDArray[Any]:
-    """Uninitialized memory for that dtype."""
-    return np.empty(shape, np.uint16 if name == "bfloat16" else np.dtype(name))
 
 
 # ---- quantize ------------------------------------------------------------------------------------
@@ -125,56 +221,54 @@ def row_nbytes(bits: int, cols: int) -> int:
     return -(-cols * bits // 8)
 
 
-def ranges(shape: Shape, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], int]:
+def ranges(shape: Shape, x: Buffer) -> tuple[Buffer, Buffer, int]:
     """Lowest and highest value of each group, widened to hold 0, and how many are not finite."""
-    lo, hi = np.empty(shape.groups, np.float32), np.empty(shape.groups, np.float32)
-    nonfinite = np.zeros(shape.rows, np.uint64)
-    _cpu.range(shape, x, lo, hi, nonfinite)
+    lo, hi = empty(shape.groups, "float32", x), empty(shape.groups, "float32", x)
+    nonfinite = filled(shape.rows, 0, "int64" if isinstance(x, torch.Tensor) else "uint64", x)
+    _run("range", shape, x, lo, hi, nonfinite)
     return lo, hi, int(nonfinite.sum())
 
 
 def parameters(
-    bits: int, lo: NDArray[Any], hi: NDArray[Any], zero_points: bool
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    bits: int, lo: Buffer, hi: Buffer, zero_points: bool
+) -> tuple[Buffer, Buffer | None]:
     """Scale of each range and, if asked for, its zero point."""
-    scale = np.empty(lo.shape, np.float32)
-    zero = np.empty(lo.shape, np.int8) if zero_points else None
-    _cpu.parameters(_format(bits), lo, hi, scale, zero)
+    scale = empty(lo.shape, "float32", lo)
+    zero = empty(lo.shape, "int8", lo) if zero_points else None
+    _run("parameters", _format(bits), lo, hi, scale, zero)
     return scale, zero
 
 
 def two_level(
-    shape: Shape, x: NDArray[Any], zero_points: bool
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any]]:
+    shape: Shape, x: Buffer, zero_points: bool
+) -> tuple[Buffer, Buffer, Buffer | None, Buffer]:
     """Channel scales, factors, zero points; squared errors (rows, 2): two-level, float scales."""
-    channel_scale = np.empty(shape.rows, np.float32)
-    factor = np.empty(shape.groups, np.uint8)
-    zero = np.empty(shape.groups, np.int8) if zero_points else None
-    error = np.empty((shape.rows, 2), np.float64)
-    _cpu.two_level(shape, x, channel_scale, factor, zero, error)
+    channel_scale = empty(shape.rows, "float32", x)
+    factor = empty(shape.groups, "uint8", x)
+    zero = empty(shape.groups, "int8", x) if zero_points else None
+    error = empty((shape.rows, 2), "float64", x)
+    _run("two_level", shape, x, channel_scale, factor, zero, error)
     return channel_scale, factor, zero, error
 
 
-def quantize(
-    bits: int, shape: Shape, x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None
-) -> NDArray[Any]:
+def quantize(bits: int, shape: Shape, x: Buffer, scale: Buffer, zero: Buffer | None) -> Buffer:
     """Codes as bytes, (rows, row_nbytes)."""
-    q = np.empty((shape.rows, row_nbytes(bits, shape.cols)), np.uint8)
-    _cpu.quantize(_format(bits), shape, x, scale, zero, q)
+    q = empty((shape.rows, row_nbytes(bits, shape.cols)), "uint8", x)
+    _run("quantize", _format(bits), shape, x, scale, zero, q)
     return q
 
 
 def dequantize(
     bits: int,
     shape: Shape,
-    q: NDArray[Any],
-    scale: NDArray[Any],
-    zero: NDArray[Any] | None,
+    q: Buffer,
+    scale: Buffer,
+    zero: Buffer | None,
     name: str = "float32",
-) -> NDArray[Any]:
+) -> Buffer:
     """The values that codes stand for, (rows, cols), rounded once to that dtype."""
-    x = empty_values((shape.rows, shape.cols), name)
-    _cpu.dequantize(_format(bits), shape, q, scale, zero, x)
+    x = empty((shape.rows, shape.cols), name, q)
+    _run("dequantize", _format(bits), shape, q, scale, zero, x)
     return x
 
 
@@ -260,47 +354,51 @@ def kernel_name(activations: _cpu.Activations, bits: int) -> str:
 # ---- metrics -------------------------------------------------------------------------------------
 
 
-def moments(reference: NDArray[Any], candidate: NDArray[Any]) -> dict[str, float]:
+def moments(reference: Buffer, candidate: Buffer) -> dict[str, float]:
     """Counts, range and sums of two arrays of one shape, from one pass over both (metrics.def)."""
     names = _cpu.moment_names()
     r, c = reference.reshape(-1), candidate.reshape(-1)
-    parts = np.empty((_cpu.compare_parts(r.size), len(names)))
-    _cpu.compare(r, c, parts)
+    parts = empty((_cpu.compare_parts(r.shape[0]), len(names)), "float64", r)
+    _run("compare", r, c, parts)
     return dict(zip(names, parts[0].tolist(), strict=True))
 
 
-def cross_entropy(reference: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, float]:
+def cross_entropy(reference: Buffer, candidate: Buffer) -> tuple[float, float]:
     """Cross entropy and KL divergence in nats: means over the rows along the last axis."""
     cols = reference.shape[-1]
     r, c = reference.reshape(-1, cols), candidate.reshape(-1, cols)
-    parts = np.empty((_cpu.cross_entropy_parts(len(r)), 2))
-    _cpu.cross_entropy(r, c, parts)
+    module = _cuda if _cuda is not None and isinstance(r, torch.Tensor) else _cpu
+    parts = empty((module.cross_entropy_parts(len(r)), 2), "float64", r)
+    _run("cross_entropy", r, c, parts)
     return float(parts[0, 0]), float(parts[0, 1])
 
 
 SSIM_SIDE, SSIM_CHANNELS = _cpu.ssim_limits()
 
 
-def _as_images(x: NDArray[Any], h: int, w: int) -> NDArray[Any]:
+def _as_images(x: Buffer, h: int, w: int) -> Buffer:
     """(images, height, width, channels); copied only where the memory does not lie that way."""
-    channels = int(np.prod(x.shape[w + 1 :]))
+    channels = math.prod(x.shape[w + 1 :])
     if w != h + 1 or channels > SSIM_CHANNELS:
-        x = np.ascontiguousarray(np.moveaxis(x, (h, w), (-2, -1)))
+        if isinstance(x, torch.Tensor):
+            x = x.movedim((h, w), (-2, -1)).contiguous()
+        else:
+            x = np.ascontiguousarray(np.moveaxis(x, (h, w), (-2, -1)))
         h, w, channels = x.ndim - 2, x.ndim - 1, 1
     return x.reshape(-1, x.shape[h], x.shape[w], channels)
 
 
 def ssim(
-    reference: NDArray[Any],
-    candidate: NDArray[Any],
+    reference: Buffer,
+    candidate: Buffer,
     axes: tuple[int, int],
     data_range: float,
     centre: float,
 ) -> float:
     """Mean structural similarity; centre: any value near the data (csrc/vgq.h)."""
     r, c = _as_images(reference, *axes), _as_images(candidate, *axes)
-    parts = np.empty(_cpu.ssim_parts(*r.shape))
-    _cpu.ssim(r, c, data_range, centre, parts)
+    parts = empty(_cpu.ssim_parts(*r.shape), "float64", r)
+    _run("ssim", r, c, data_range, centre, parts)
     return float(parts[0])
 
 

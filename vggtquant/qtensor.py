@@ -31,13 +31,14 @@ class QTensor:
     dtype: str
     """Of what came in: float32, float16 or bfloat16."""
     is_torch: bool
-    packed: NDArray[Any]
-    """Codes, uint8 (rows, bytes of a row); 4-bit ones with the even one in the low nibble."""
-    stored_scale: NDArray[Any]
+    packed: ops.Buffer
+    """Codes, uint8 (rows, bytes of a row); 4-bit ones with the even one in the low nibble. This and
+    all that follows lie where the array lay: NumPy arrays, or tensors on its CUDA device."""
+    stored_scale: ops.Buffer
     """float32: one a tensor, channel or group; with two-level scales one a channel."""
-    factor: NDArray[Any] | None
+    factor: ops.Buffer | None
     """uint8, one a group, with two-level scales."""
-    stored_zero: NDArray[Any] | None
+    stored_zero: ops.Buffer | None
     """int8, beside each scale of an asymmetric scheme."""
 
     @property
@@ -46,24 +47,26 @@ class QTensor:
         return _layout(self.shape, self.scheme)
 
     @property
-    def codes(self) -> NDArray[np.int8]:
+    def codes(self) -> ops.Buffer:
         """The codes, int8, in the array's shape."""
         one_scale = self.layout._replace(group=max(1, self.layout.cols))
-        ones = np.ones(one_scale.groups, np.float32)
+        ones = ops.filled(one_scale.groups, 1, "float32", self.packed)
         codes = ops.dequantize(self.scheme.bits, one_scale, self.packed, ones, None)
-        return codes.astype(np.int8).reshape(self.shape)
+        whole = ops.empty(codes.shape, "int8", codes)
+        whole[...] = codes
+        return whole.reshape(self.shape)
 
     @property
-    def scale(self) -> NDArray[np.float32]:
+    def scale(self) -> ops.Buffer:
         """Effective scales, float32: () a tensor, (channels,) or (channels, groups)."""
         return _shaped(self._group_scale(), self.layout, self.scheme)
 
     @property
-    def zero_point(self) -> NDArray[np.int8]:
+    def zero_point(self) -> ops.Buffer:
         """Zero points, int8, in the shape of `scale`; all 0 for a symmetric scheme."""
-        zero = (
-            np.zeros(self.layout.groups, np.int8) if self.stored_zero is None else self.stored_zero
-        )
+        zero = self.stored_zero
+        if zero is None:
+            zero = ops.filled(self.layout.groups, 0, "int8", self.packed)
         return _shaped(zero, self.layout, self.scheme)
 
     @property
@@ -92,11 +95,8 @@ class QTensor:
             return ops.tensor_like(x, self.dtype)
         return x.view(_numpy_dtype(self.dtype))
 
-    def _group_scale(self) -> NDArray[Any]:
-        if self.factor is None:
-            return self.stored_scale
-        by_channel = np.repeat(self.stored_scale, self.layout.row_groups)
-        return by_channel * self.factor.astype(np.float32)
+    def _group_scale(self) -> ops.Buffer:
+        return _group_scale(self.layout, self.stored_scale, self.factor)
 
     def __repr__(self) -> str:
         return (
@@ -114,9 +114,10 @@ def quantize(
 ) -> QTensor:
     """Code an array.
 
-    x: NumPy array or torch CPU tensor of float32, float16 or bfloat16, any shape. config: a name of
-    CONFIGS, a config, or a Scheme. scale, zero_point: take these instead of choosing (codes are
-    then rint(x / scale) + zero_point, saturated, as ONNX QuantizeLinear has it; NaN codes as 0.0).
+    x: NumPy array or torch tensor (CPU or CUDA) of float32, float16 or bfloat16, any shape.
+    config: a name of CONFIGS, a config, or a Scheme. scale, zero_point: take these instead of
+    choosing (codes are then rint(x / scale) + zero_point, saturated, as ONNX QuantizeLinear has it;
+    NaN codes as 0.0).
     Formulas: docs/conventions.md.
 
     Raises:
@@ -135,13 +136,13 @@ def quantize(
     if scale is not None:
         scheme = replace(scheme, two_level=False)
         stored, zero = _given(scheme, layout, scale, zero_point)
+        stored = ops.moved(stored, values)
+        zero = None if zero is None else ops.moved(zero, values)
     elif zero_point is not None:
         raise UserError("zero_point is given without scale; give both or neither")
     else:
         scheme, stored, factor, zero = _chosen(scheme, layout, values)
-    effective = stored
-    if factor is not None:
-        effective = np.repeat(stored, layout.row_groups) * factor.astype(np.float32)
+    effective = _group_scale(layout, stored, factor)
     packed = ops.quantize(scheme.bits, layout, values, effective, zero)
     is_torch = isinstance(x, torch.Tensor)
     return QTensor(scheme, shape, ops.dtype_name(x), is_torch, packed, stored, factor, zero)
@@ -172,31 +173,40 @@ def _layout(shape: tuple[int, ...], scheme: Scheme) -> ops.Shape:
     return ops.Shape(rows, cols, max(1, min(group, cols)))
 
 
-def _shaped(a: NDArray[Any], layout: ops.Shape, scheme: Scheme) -> NDArray[Any]:
+def _group_scale(layout: ops.Shape, stored: ops.Buffer, factor: ops.Buffer | None) -> ops.Buffer:
+    """Each group's scale; a channel's times a factor is exact (docs/conventions.md)."""
+    if factor is None:
+        return stored
+    return (stored.reshape(-1, 1) * factor.reshape(layout.rows, layout.row_groups)).reshape(-1)
+
+
+def _shaped(a: ops.Buffer, layout: ops.Shape, scheme: Scheme) -> ops.Buffer:
     if scheme.granularity == "per_tensor":
-        return a.reshape(()) if a.size else np.zeros((), a.dtype)
+        name = str(a.dtype).removeprefix("torch.")
+        return a.reshape(()) if len(a) else ops.filled((), 0, name, a)
     return a if scheme.granularity == "per_channel" else a.reshape(layout.rows, layout.row_groups)
 
 
 def _chosen(
-    scheme: Scheme, layout: ops.Shape, values: NDArray[Any]
-) -> tuple[Scheme, NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
+    scheme: Scheme, layout: ops.Shape, values: ops.Buffer
+) -> tuple[Scheme, ops.Buffer, ops.Buffer | None, ops.Buffer | None]:
     """Scheme, stored scales, factors and zero points for these values."""
     # Ranges of a whole tensor are found row by row, which threads can share, and are then joined.
     by_row = layout
-    if scheme.granularity == "per_tensor" and values.ndim > 1 and values.size:
-        cols = values.size // values.shape[0]
+    count = math.prod(values.shape)
+    if scheme.granularity == "per_tensor" and values.ndim > 1 and count:
+        cols = count // values.shape[0]
         by_row = ops.Shape(values.shape[0], cols, cols)
     lo, hi, nonfinite = ops.ranges(by_row, values)
     if nonfinite:
         raise UserError(f"{nonfinite} values are NaN or infinite; finite ones are wanted")
     if by_row is not layout:
         # By the core, since NumPy would follow a caller who flushes denormals.
-        both = np.concatenate([lo, hi])
-        lo, hi, _ = ops.ranges(ops.Shape(1, both.size, both.size), both)
-    if scheme.two_level and values.size:
+        both = ops.joined([lo, hi])
+        lo, hi, _ = ops.ranges(ops.Shape(1, len(both), len(both)), both)
+    if scheme.two_level and count:
         channel_scale, factor, zero, error = ops.two_level(layout, values, scheme.zero_points)
-        two_level_error, float_error = (math.fsum(column) for column in error.T)
+        two_level_error, float_error = (math.fsum(column) for column in error.T.tolist())
         if two_level_error <= TWO_LEVEL_LIMIT * float_error:
             return scheme, channel_scale, factor, zero
         scheme = replace(scheme, two_level=False)
@@ -207,7 +217,8 @@ def _chosen(
 def _given(
     scheme: Scheme, layout: ops.Shape, scale: ArrayLike, zero_point: ArrayLike | None
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The caller's parameters as the core wants them."""
+    """The caller's parameters, checked, on the CPU."""
+    scale, zero_point = _on_cpu(scale), _on_cpu(zero_point)
     wanted = _shaped(np.empty(layout.groups), layout, scheme).shape
     stored = _fitted("scale", np.asarray(scale, np.float32), wanted)[: layout.groups]
     if stored.size and not (np.isfinite(stored).all() and (stored > 0).all()):
@@ -223,6 +234,10 @@ def _given(
             f"zero_point ranges from {zero.min()} to {zero.max()}; {lowest} to {highest} is wanted"
         )
     return stored, np.ascontiguousarray(zero, np.int8)
+
+
+def _on_cpu(x: Any) -> Any:
+    return x.cpu() if isinstance(x, torch.Tensor) else x
 
 
 def _fitted(name: str, a: NDArray[Any], wanted: tuple[int, ...]) -> NDArray[Any]:

@@ -372,11 +372,7 @@ vgq_status vgq_two_level_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, f
 int vgq_cuda_devices(void)
 {
     int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) {
-        (void)cudaGetLastError();
-        return 0;
-    }
-    return count;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
 const char *vgq_cuda_error(void) { return cudaGetErrorString(cudaGetLastError()); }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The module vggtquant._cuda: the calls of _cpu on addresses of a CUDA device, each with a stream
- * as its last argument. An array is a tuple (address, elements, dtype's name): no header of torch,
+ * as its last argument. An array is a tuple (address, shape, dtype's name): no header of torch,
  * NumPy or CUDA is needed, and importing needs neither a driver nor a GPU. Types and meanings stand
  * in _cuda.pyi, contracts in vgq.h. Only vggtquant/ops.py imports it; it sees to it that the arrays
  * are contiguous and lie on the current device. */
@@ -8,26 +8,41 @@
 
 #include <string.h>
 
+enum { DIMS = 4 };
+
 typedef struct array {
     void *data;
+    Py_ssize_t dims, shape[DIMS];
     size_t n;
     vgq_dtype dtype; /* of values only */
 } array;
 
+/* Sizes whose product is the number of elements. */
+static int parse_shape(PyObject *shape, array *a)
+{
+    a->dims = PyTuple_Check(shape) ? PyTuple_GET_SIZE(shape) : -1;
+    a->n = 1;
+    for (Py_ssize_t i = 0; i < a->dims && i < DIMS; i++) {
+        a->shape[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, i));
+        if (a->shape[i] < 0 || __builtin_mul_overflow(a->n, (size_t)a->shape[i], &a->n))
+            return 0;
+    }
+    return a->dims >= 0 && a->dims <= DIMS;
+}
+
 static int convert(PyObject *object, array *a, int optional, const char *const *names, int count)
 {
-    Py_ssize_t n;
     const char *name;
-    PyObject *address;
-    memset(a, 0, sizeof(*a));
+    PyObject *address, *shape;
+    *a = (array){0};
     if (optional && object == Py_None)
         return 1;
-    if (!PyTuple_Check(object) || !PyArg_ParseTuple(object, "Ons", &address, &n, &name)) {
-        PyErr_SetString(PyExc_TypeError, "an array is (address, elements, dtype's name)");
+    if (!PyTuple_Check(object) || !PyArg_ParseTuple(object, "OOs", &address, &shape, &name) ||
+        !parse_shape(shape, a)) {
+        PyErr_SetString(PyExc_TypeError, "an array is (address, shape, dtype's name)");
         return 0;
     }
     a->data = PyLong_AsVoidPtr(address);
-    a->n = (size_t)n;
     if (PyErr_Occurred())
         return 0;
     for (int i = 0; i < count; i++)
@@ -66,7 +81,11 @@ static PyObject *done(vgq_status status)
 static PyObject *py_devices(PyObject *self, PyObject *args)
 {
     (void)self, (void)args;
-    return PyLong_FromLong(vgq_cuda_devices());
+    const int count = vgq_cuda_devices();
+    if (count)
+        return PyLong_FromLong(count);
+    PyErr_SetString(PyExc_RuntimeError, vgq_cuda_error());
+    return NULL;
 }
 
 /* ---- quantize
@@ -215,40 +234,37 @@ static PyObject *py_cross_entropy_parts(PyObject *self, PyObject *args)
 
 static PyObject *py_cross_entropy(PyObject *self, PyObject *args)
 {
-    Py_ssize_t rows, cols;
     array r, c, parts;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "(nn)O&O&O&n:cross_entropy", &rows, &cols, values, &r, values, &c,
-                          f64, &parts, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&n:cross_entropy", values, &r, values, &c, f64, &parts,
+                          &stream))
         return NULL;
-    if (rows < 1 || cols < 1 || rows > PY_SSIZE_T_MAX / 8 / cols ||
-        r.n != (size_t)rows * (size_t)cols || c.n != r.n ||
-        parts.n < 2 * vgq_cross_entropy_cuda_parts((size_t)rows))
+    const size_t rows = (size_t)r.shape[0], cols = (size_t)r.shape[1];
+    if (r.dims != 2 || c.n != r.n ||
+        parts.n / (sizeof(vgq_entropy) / sizeof(double)) < vgq_cross_entropy_cuda_parts(rows))
         return vgq_wrong_sizes();
     Py_BEGIN_ALLOW_THREADS
-        status = vgq_cross_entropy_cuda((size_t)rows, (size_t)cols, r.dtype, r.data, c.dtype,
-                                        c.data, parts.data, stream);
+        status = vgq_cross_entropy_cuda(rows, cols, r.dtype, r.data, c.dtype, c.data, parts.data,
+                                        stream);
     Py_END_ALLOW_THREADS
     return done(status);
 }
 
 static PyObject *py_ssim(PyObject *self, PyObject *args)
 {
-    vgq_images shape;
     array r, c, parts;
     double data_range, centre;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "(nnnn)O&O&ddO&n:ssim", &shape.images, &shape.height, &shape.width,
-                          &shape.channels, values, &r, values, &c, &data_range, &centre, f64,
+    if (!PyArg_ParseTuple(args, "O&O&ddO&n:ssim", values, &r, values, &c, &data_range, &centre, f64,
                           &parts, &stream))
         return NULL;
-    if (!vgq_ssim_parts(shape) ||
-        r.n != shape.images * shape.height * shape.width * shape.channels || c.n != r.n ||
-        parts.n < vgq_ssim_parts(shape))
+    const vgq_images shape = {(size_t)r.shape[0], (size_t)r.shape[1], (size_t)r.shape[2],
+                              (size_t)r.shape[3]};
+    if (r.dims != 4 || c.n != r.n || parts.n < vgq_ssim_parts(shape))
         return vgq_wrong_sizes();
     Py_BEGIN_ALLOW_THREADS
         status = vgq_ssim_cuda(shape, r.dtype, r.data, c.dtype, c.data, data_range, centre,
@@ -261,7 +277,8 @@ static PyObject *py_ssim(PyObject *self, PyObject *args)
  * ----------------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
-    {"devices", py_devices, METH_NOARGS, "CUDA devices that this process can use."},
+    {"devices", py_devices, METH_NOARGS,
+     "CUDA devices that this process can use; RuntimeError for none."},
     {"range", py_range, METH_VARARGS,
      "Each group's range, and each row's count of NaN and infinities."},
     {"parameters", py_parameters, METH_VARARGS, "Scales and zero points from ranges."},

@@ -22,13 +22,7 @@
 #define __forceinline__ inline
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
-#if defined(__SANITIZE_THREAD__)
-#define __shared__                                                                \
-    static __attribute__((section("vgq_shared"))) /* race.cpp watches the section \
-                                                   */
-#else
-#define __shared__ static /* the address sanitizer puts guards around it */
-#endif
+#define __shared__ static /* the address sanitizer guards it, race.cpp watches all statics */
 #define VGQ_NOT_WATCHED __attribute__((no_sanitize("thread")))
 
 struct dim3 {
@@ -53,7 +47,9 @@ namespace shim
 enum { LARGEST_BLOCK = 1024, WARP = 32, EXCHANGED = 128 };
 
 /* The running thread's indices, for the macros below. */
-extern dim3 thread_index, block_index, block_size, grid_size;
+extern struct indices {
+    dim3 thread, block, block_size, grid_size;
+} running_at;
 typedef void entry(const void *closure);
 
 /* Runs entry(closure) once for each thread of the grid. */
@@ -106,10 +102,10 @@ template <typename T> VGQ_NOT_WATCHED T shuffle(unsigned mask, T x, unsigned sou
 }
 } // namespace shim
 
-#define threadIdx (shim::thread_index)
-#define blockIdx (shim::block_index)
-#define blockDim (shim::block_size)
-#define gridDim (shim::grid_size)
+#define threadIdx (shim::running_at.thread)
+#define blockIdx (shim::running_at.block)
+#define blockDim (shim::running_at.block_size)
+#define gridDim (shim::running_at.grid_size)
 
 static inline void __syncthreads() { shim::block_barrier(); }
 static inline void __syncwarp(unsigned mask = 0xffffffffu) { shim::warp_barrier(mask); }

@@ -22,6 +22,7 @@ extern char doing[256]; /* printed with a failure */
         checks++;                                                              \
         if (!(condition)) {                                                    \
             printf("%s:%d: %s [%s]\n", __FILE__, __LINE__, #condition, doing); \
+            fflush(stdout);                                                    \
             _Exit(1);                                                          \
         }                                                                      \
     } while (0)

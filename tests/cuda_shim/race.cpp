@@ -6,8 +6,8 @@
 
 #include <stdlib.h>
 
-extern "C" unsigned char __start_vgq_shared[] __attribute__((weak));
-extern "C" unsigned char __stop_vgq_shared[] __attribute__((weak));
+/* All static variables of the program, from the linker: among them the sources' shared arrays. */
+extern "C" unsigned char __data_start[], _end[];
 
 namespace shim
 {
@@ -50,10 +50,9 @@ void unwatch(const void *first)
 void forget_shared(const void *dynamic, size_t nbytes)
 {
     size_t kept = 0;
-    const size_t statics = (size_t)(__stop_vgq_shared - __start_vgq_shared);
     bool known = false;
     for (size_t i = 0; i < n_regions; i++) {
-        const bool is_static = regions[i].first == __start_vgq_shared;
+        const bool is_static = regions[i].first == __data_start;
         if (regions[i].shared && !is_static) {
             free(regions[i].cells);
             continue;
@@ -62,10 +61,8 @@ void forget_shared(const void *dynamic, size_t nbytes)
         regions[kept++] = regions[i];
     }
     n_regions = kept;
-    if (statics && !known)
-        add(__start_vgq_shared, statics, true);
-    if (statics)
-        memset(__start_vgq_shared, 0xa5, statics);
+    if (!known)
+        add(__data_start, (size_t)(_end - __data_start), true);
     if (nbytes)
         add(dynamic, nbytes, true);
 }
@@ -111,7 +108,8 @@ static void touch_byte(region *r, size_t at, bool writes)
 void touch(const void *first, size_t nbytes, bool writes)
 {
     const unsigned char *const p = (const unsigned char *)first;
-    if (!running())
+    const unsigned char *const indices = (const unsigned char *)&running_at;
+    if (!running() || (p >= indices && p < indices + sizeof(running_at)))
         return;
     for (size_t i = 0; i < n_regions; i++)
         if (p + nbytes > regions[i].first && p < regions[i].first + regions[i].nbytes) {

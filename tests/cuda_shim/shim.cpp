@@ -13,7 +13,7 @@
 
 namespace shim
 {
-dim3 thread_index, block_index, block_size, grid_size;
+indices running_at;
 
 enum state { READY, AT_BLOCK, AT_WARP, DONE };
 enum { STACK = 128 * 1024 };
@@ -22,7 +22,7 @@ struct fiber {
     void *context[5]; /* of __builtin_setjmp */
     void *stack, *fake_stack;
     dim3 index;
-    state at;
+    state where;
     unsigned mask;
     alignas(16) unsigned char shown[EXCHANGED];
 };
@@ -47,8 +47,9 @@ void fail(const char *format, ...)
     printf("cuda shim: ");
     vprintf(format, args);
     va_end(args);
-    printf(" [block (%u, %u, %u) of (%u, %u, %u), thread %u of %u]\n", block_index.x, block_index.y,
-           block_index.z, grid_size.x, grid_size.y, grid_size.z, current, threads);
+    printf(" [block (%u, %u, %u) of (%u, %u, %u), thread %u of %u]\n", running_at.block.x,
+           running_at.block.y, running_at.block.z, running_at.grid_size.x, running_at.grid_size.y,
+           running_at.grid_size.z, current, threads);
     fflush(stdout);
     _Exit(3);
 }
@@ -95,7 +96,7 @@ static void body()
     after_switch(NULL, &scheduler_stack, &scheduler_stack_nbytes);
     for (;;) {
         kernel_entry(kernel_closure);
-        fibers[current].at = DONE;
+        fibers[current].where = DONE;
         to_scheduler();
     }
 }
@@ -118,7 +119,7 @@ static void go_on(unsigned i)
     fiber *const f = &fibers[i];
     const bool born = f->stack != NULL;
     current = i;
-    thread_index = f->index;
+    running_at.thread = f->index;
     inside = true;
     if (!born) {
         f->stack = mmap(NULL, STACK, PROT_READ | PROT_WRITE,
@@ -142,28 +143,28 @@ static bool release()
     for (unsigned first = 0; first < threads; first += WARP)
         for (unsigned lane = 0; lane < WARP; lane++) {
             const fiber *const f = &fibers[first + lane];
-            if (f->at != AT_WARP || !(f->mask >> lane & 1))
+            if (f->where != AT_WARP || !(f->mask >> lane & 1))
                 continue;
             const unsigned mask = f->mask;
             bool all = true;
             for (unsigned other = 0; other < WARP; other++)
                 if (mask >> other & 1)
-                    all &=
-                        fibers[first + other].at == AT_WARP && fibers[first + other].mask == mask;
+                    all &= fibers[first + other].where == AT_WARP &&
+                           fibers[first + other].mask == mask;
             if (!all)
                 continue;
             for (unsigned other = 0; other < WARP; other++)
                 if (mask >> other & 1)
-                    fibers[first + other].at = READY;
+                    fibers[first + other].where = READY;
             warp_epochs[first / WARP]++;
             released = true;
         }
     unsigned waiting = 0;
     for (unsigned i = 0; i < threads; i++)
-        waiting += fibers[i].at == AT_BLOCK;
+        waiting += fibers[i].where == AT_BLOCK;
     if (waiting == threads) {
         for (unsigned i = 0; i < threads; i++)
-            fibers[i].at = READY;
+            fibers[i].where = READY;
         block_epoch++;
         released = true;
     }
@@ -175,17 +176,17 @@ static void run_block(dim3 block)
     block_serial++;
     for (unsigned i = 0; i < threads; i++) {
         fibers[i].index = dim3(i % block.x, i / block.x % block.y, i / block.x / block.y);
-        fibers[i].at = READY;
+        fibers[i].where = READY;
     }
     for (;;) {
         bool ran = false;
         unsigned done = 0;
         for (unsigned i = 0; i < threads; i++) {
-            if (fibers[i].at == READY) {
+            if (fibers[i].where == READY) {
                 go_on(i);
                 ran = true;
             }
-            done += fibers[i].at == DONE;
+            done += fibers[i].where == DONE;
         }
         if (done == threads)
             return;
@@ -198,8 +199,8 @@ static void run_block(dim3 block)
 void run(dim3 grid, dim3 block, size_t shared_nbytes, entry *kernel, const void *closure)
 {
     threads = block.x * block.y * block.z;
-    grid_size = grid;
-    block_size = block;
+    running_at.grid_size = grid;
+    running_at.block_size = block;
     if (threads % WARP || !threads || threads > LARGEST_BLOCK)
         fail("a block of %u threads; a multiple of 32 up to 1024 is wanted", threads);
     if (grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu)
@@ -212,7 +213,7 @@ void run(dim3 grid, dim3 block, size_t shared_nbytes, entry *kernel, const void 
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {
-                block_index = dim3(x, y, z);
+                running_at.block = dim3(x, y, z);
                 void *bytes;
                 if (posix_memalign(&bytes, 128, shared_nbytes ? shared_nbytes : 1))
                     fail("no memory for shared memory");
@@ -233,7 +234,7 @@ stamp now() { return {block_serial, current, block_epoch, warp_epochs[current / 
 
 void block_barrier()
 {
-    fibers[current].at = AT_BLOCK;
+    fibers[current].where = AT_BLOCK;
     to_scheduler();
 }
 
@@ -242,7 +243,7 @@ void warp_barrier(unsigned mask)
     if (!(mask >> lane() & 1))
         fail("a warp barrier of lanes %08x, which lane %u is not among", mask, lane());
     fibers[current].mask = mask;
-    fibers[current].at = AT_WARP;
+    fibers[current].where = AT_WARP;
     to_scheduler();
 }
 
