@@ -137,8 +137,9 @@ class BuildExt(build_ext):
         if not self.force and target.exists() and target.stat().st_mtime > newest:
             return str(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra" + (",-Werror" if WERROR else "")
-        command = [NVCC, "-std=c++17", "-O3", "-fmad=false", *flags, "-Xcompiler", host]
+        host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *HARDENING]
+        host += ["-Werror"] if WERROR else []
+        command = [NVCC, "-std=c++17", "-O3", "-fmad=false", *flags, "-Xcompiler", ",".join(host)]
         command += ["-Werror", "all-warnings"] if WERROR else []
         done = subprocess.run([*command, "-c", source, "-o", target], check=False)
         if done.returncode:
@@ -161,7 +162,7 @@ def cuda_extension(nvcc: str) -> Extension:
     ext.libraries = ["cudart_static", "stdc++", "rt", "pthread", "dl"]
     ext.extra_link_args = [
         *shlex.split(folders.partition("=")[2]),
-        *SANITIZERS,
+        *LINKING,
         "-Wl,--exclude-libs,ALL",  # of the runtime, nothing is exported
     ]
     return ext
