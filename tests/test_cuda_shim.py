@@ -147,6 +147,13 @@ FAULTS = {
         r"(scales\[side\] = widest;\n)    __syncthreads\(\);",
         r"\1",
         "watched",
+        "of shared memory is read before",
+    ),
+    "a barrier is missing before errors are overwritten": (
+        "quantize.cu",
+        r"(total \+= errors\[threadIdx\.x\]\[i\];\n)        __syncthreads\(\);",
+        r"\1",
+        "watched",
         "race: ",
     ),
     "a barrier is missing after a row of pixels is staged": (

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nvcc makes of csrc/cuda, where it is: no spills, and the resources that are stated."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="the sources are not beside the tests")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
+
+ARCHITECTURES = ["75", "80", "86", "87", "89", "90", "100"]
+# Of one multiprocessor: bytes of shared memory and threads (CUDA C++ Programming Guide, "Technical
+# Specifications per Compute Capability"). All have 65,536 registers, given to warps by 256.
+SHARED = {"75": 64, "80": 164, "86": 100, "87": 164, "89": 100, "90": 228, "100": 228}
+THREADS = {"75": 1024, "80": 2048, "86": 1536, "87": 1536, "89": 1536, "90": 2048, "100": 2048}
+
+
+def resources(source: Path, arch: str) -> dict[str, tuple[int, int, int]]:
+    """Of each kernel the largest: registers, static shared bytes, bytes of stack and spills."""
+    command = [NVCC, "-std=c++17", "-O3", "-fmad=false", "-cubin", "-Xptxas", "-v"]
+    command += ["-arch", f"sm_{arch}", source, "-o", os.devnull]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, tuple[int, int, int]] = {}
+    for part in done.stderr.split("Compiling entry function")[1:]:
+        name = re.search(r"_Z\w*?\d+([a-z]\w*?_kernel)", part)
+        used = re.search(r"Used (\d+) registers", part)
+        stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", part)
+        assert name and used and stack, part
+        shared = re.search(r"(\d+) bytes smem", part)
+        seen = (int(used[1]), int(shared[1]) if shared else 0, sum(map(int, stack.groups())))
+        found[name[1]] = tuple(map(max, seen, found.get(name[1], (0, 0, 0))))  # type: ignore[assignment]
+    return found
+
+
+def blocks_that_fit(arch: str, threads: int, registers: int, shared: int) -> int:
+    of_warp = -(-registers * 32 // 256) * 256
+    by_registers = 65536 // (of_warp * (threads // 32))
+    by_shared = SHARED[arch] * 1024 // (shared + 1024) if shared else 99
+    return min(by_registers, by_shared, THREADS[arch] // threads)
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_no_spills_and_the_stated_resources() -> None:
+    limits = tomllib.loads((CUDA / "resources.toml").read_text())
+    sources = sorted(CUDA.glob("*.cu"))
+    jobs = [(source, arch) for arch in ARCHITECTURES for source in sources]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda job: resources(*job), jobs))
+    wrong, kernels = [], set()
+    print(f"{'kernel':28} sm_  registers  shared  blocks on a multiprocessor")
+    for (_, arch), found in zip(jobs, results, strict=True):
+        for name, (registers, shared, spilled) in sorted(found.items()):
+            kernels.add(name)
+            limit = limits.get(name)
+            if limit is None:
+                wrong.append(f"{name} has no row in resources.toml")
+                continue
+            whole = shared + limit.get("dynamic", 0)
+            fit = blocks_that_fit(arch, limit["threads"], registers, whole)
+            print(f"{name:28} {arch:>3}  {registers:9}  {whole:6}  {fit:3}")
+            wanted = (
+                limit["blocks_75"] if arch == "75" and "blocks_75" in limit else limit["blocks"]
+            )
+            if spilled or registers > limit["registers"] or shared > limit["shared"]:
+                wrong.append(
+                    f"{name}, sm_{arch}: {registers} registers, {shared} B, {spilled} B spilt"
+                )
+            if fit < min(wanted, THREADS[arch] // limit["threads"]):
+                wrong.append(f"{name}, sm_{arch}: {fit} blocks, {wanted} are stated")
+    wrong += [f"{name} is in resources.toml and nowhere else" for name in set(limits) - kernels]
+    assert kernels and wrong == []
+
+
+def setup_says(**environment: str) -> str:
+    """The last line of a build that must not start; nvcc is hidden from it."""
+    hide = "import shutil, runpy, sys; shutil.which = lambda *a, **k: None; "
+    code = hide + "sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_cuda_that_is_wanted_and_missing_stops_the_build() -> None:
+    assert "nvcc is neither in CUDA_HOME nor on the PATH" in setup_says(VGGTQUANT_CUDA="1")
+    assert "0, 1 or auto is wanted" in setup_says(VGGTQUANT_CUDA="yes")
+
+
+@needs_nvcc
+def test_an_architecture_that_nvcc_does_not_know_stops_the_build(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path / "lib"]
+        + ["--build-temp", tmp_path / "temp"],
+        cwd=ROOT,
+        env={**os.environ, "VGGTQUANT_CUDA": "1", "VGGTQUANT_CUDA_ARCH": "80;12"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "VGGTQUANT_CUDA_ARCH names 12; this nvcc knows" in done.stderr
+
+
+@needs_nvcc
+def test_the_module_imports_without_a_gpu_and_names_what_is_missing() -> None:
+    pytest.importorskip("vggtquant._cuda", reason="built with VGGTQUANT_CUDA=0")
+    code = (
+        "from vggtquant import ops; import torch; "
+        "print(ops._cuda is not None, ops.cuda_missing(), torch.cuda.is_available())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    built, *missing, available = done.stdout.split()
+    assert built == "True"
+    if available == "False":
+        assert " ".join(missing).startswith(("this torch is built for the CPU", "the CUDA runtime"))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On a real GPU: `pytest -m gpu`. The same kernels that tests/test_cuda_shim.py runs on the CPU."""
+
+import numpy as np
+import pytest
+import torch
+
+import vggtquant as vq
+from vggtquant import ops
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or ops.cuda_missing() is not None,
+        reason=f"no GPU to test on: {ops.cuda_missing() or 'torch sees none'}",
+    ),
+]
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SHAPES = [(3, 70), (2, 5, 7), (33,), (1, 256), (0, 4), (257, 4099), (1024, 1024)]
+
+
+def bits(buffer: ops.Buffer) -> bytes:
+    if not isinstance(buffer, torch.Tensor):
+        return buffer.tobytes()
+    return buffer.contiguous().cpu().view(torch.uint8).numpy().tobytes()
+
+
+def same(a: vq.QTensor, b: vq.QTensor) -> None:
+    assert a.scheme == b.scheme
+    for name in ("packed", "stored_scale", "factor", "stored_zero"):
+        one, other = getattr(a, name), getattr(b, name)
+        assert (one is None) == (other is None)
+        assert one is None or bits(one) == bits(other), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quantize_has_the_cpu_s_bits(config: vq.QuantizationConfig, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for shape in SHAPES:
+        x = torch.randn(shape, generator=generator).to(dtype)
+        got, want = vq.quantize(x.cuda(), config), vq.quantize(x, config)
+        same(got, want)
+        assert torch.equal(got.dequantize().cpu(), want.dequantize())
+        assert got.dequantize().device.type == "cuda"
+
+
+def test_values_that_are_not_finite_are_coded_alike() -> None:
+    x = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1e-45, 3e38, -0.0, 1.0]])
+    for name in ("INT8_Per_Channel_Asymmetric", "INT4_Group_32"):
+        got = vq.quantize(x.cuda(), name, scale=[[0.1]] if "INT4" in name else [0.1])
+        want = vq.quantize(x, name, scale=[[0.1]] if "INT4" in name else [0.1])
+        assert bits(got.packed) == bits(want.packed)
+        with pytest.raises(vq.UserError, match="NaN or infinite"):
+            vq.quantize(x.cuda(), name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_metrics_have_the_cpu_s_bits(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    shapes = [((2, 3, 240, 171), (2, 3)), ((2, 240, 171, 3), (1, 2)), ((5, 40_990), None)]
+    for shape, axes in shapes + [((4_000_000,), None), ((700, 3), None)]:
+        r = torch.randn(shape, generator=generator)
+        c = (r + 0.01 * torch.randn(shape, generator=generator)).to(dtype)
+        assert vq.compare(r.cuda(), c.cuda(), image_axes=axes) == vq.compare(r, c, image_axes=axes)
+
+
+def test_the_current_stream_is_honoured() -> None:
+    """Work queued behind a long one on a side stream sees its result."""
+    stream = torch.cuda.Stream()
+    x = torch.randn(4096, 4096)
+    with torch.cuda.stream(stream):
+        late = torch.empty(4096, 4096, device="cuda")
+        torch.cuda._sleep(200_000_000)
+        late.copy_(x.pin_memory(), non_blocking=True)
+        got = vq.quantize(late, "INT8_Per_Channel_Symmetric")
+    stream.synchronize()
+    same(got, vq.quantize(x, "INT8_Per_Channel_Symmetric"))
+
+
+def test_calls_can_be_captured_in_a_graph() -> None:
+    shape = ops.Shape(64, 512, 512)
+    x = torch.randn(64, 512, device="cuda")
+    lo, hi, _ = ops.ranges(shape, x)
+    scale, _ = ops.parameters(8, lo, hi, False)
+    ops.quantize(8, shape, x, scale, None)  # whatever is done once is done
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        q = ops.quantize(8, shape, x, scale, None)
+        back = ops.dequantize(8, shape, q, scale, None)
+    x.copy_(torch.randn(64, 512))
+    graph.replay()
+    want = ops.quantize(8, shape, x.cpu().numpy(), scale.cpu().numpy(), None)
+    assert np.array_equal(q.cpu().numpy(), want)
+    assert (back - x).abs().max() < 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_the_second_gpu_is_served_while_the_first_is_current() -> None:
+    x = torch.randn(33, 65)
+    with torch.cuda.device(0):
+        got = vq.quantize(x.to("cuda:1"), "INT8_Per_Channel_Symmetric")
+    assert got.packed.device == torch.device("cuda:1")
+    same(got, vq.quantize(x, "INT8_Per_Channel_Symmetric"))
+    with pytest.raises(vq.UserError, match="cuda:0 and cuda:1 are given"):
+        vq.compare(x.to("cuda:0"), x.to("cuda:1"))
