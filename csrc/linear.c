@@ -6,6 +6,7 @@
  * tasks of its own, neighbours, and then helps the others with theirs. No sum is split between
  * tasks, so neither the thread count nor the order changes a bit. */
 #include "formats.h"
+#include "gelu.h"
 #include "packed.h"
 
 #include <stdatomic.h>
@@ -293,7 +294,11 @@ static char *y_at(const vgq_plan *plan, size_t m, size_t p)
 static void store_row(const vgq_plan *plan, size_t m, size_t p, const float *y)
 {
     const size_t n = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
-    vgq_chosen()->quantize.store[plan->call.y_dtype](n, y, y_at(plan, m, p));
+    float after[VGQ_PANEL];
+    for (size_t c = 0; plan->call.gelu && c < n; c++)
+        after[c] = vgq_gelu(y[c]);
+    vgq_chosen()->quantize.store[plan->call.y_dtype](n, plan->call.gelu ? after : y,
+                                                     y_at(plan, m, p));
 }
 
 static void bias_of(const vgq_plan *plan, size_t p, float bias[VGQ_PANEL])
@@ -335,7 +340,8 @@ static void finish_rows(const vgq_plan *plan, const vgq_task *task, size_t m, si
     vgq_finish_fn *const finish = plan->digits == 1 ? kernels->finish : kernels->finish16;
     const size_t token = m / plan->digits, tokens = rows / plan->digits;
     const float *const x_scale = plan->x_scale + token;
-    if (plan->call.y_dtype == VGQ_F32 && (task->p + 1) * VGQ_PANEL <= plan->w.n) {
+    if (plan->call.y_dtype == VGQ_F32 && !plan->call.gelu &&
+        (task->p + 1) * VGQ_PANEL <= plan->w.n) {
         float *const y = (float *)(void *)y_at(plan, token, task->p);
         finish(tokens, acc, columns, sum, x_scale, y, plan->w.n);
         return;

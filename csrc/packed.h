@@ -26,9 +26,6 @@ typedef struct vgq_layout {
     size_t zero, factor, codes, panel_nbytes;
 } vgq_layout;
 
-/* Whether the weight can be packed, and with what group: k where it is longer or there is none. */
-vgq_status vgq_check_weight(const vgq_weight *given, vgq_weight *weight);
-
 /* Of a weight as vgq_check_weight leaves it. */
 vgq_layout vgq_layout_of(const vgq_weight *weight);
 

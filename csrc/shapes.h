@@ -31,6 +31,9 @@ typedef struct vgq_tiling {
 vgq_tiling vgq_tiling_of(vgq_images shape);
 int vgq_bad_images(vgq_images shape);
 
+/* Whether the weight can be packed, and with what group: k where it is longer or there is none. */
+vgq_status vgq_check_weight(const vgq_weight *given, vgq_weight *weight);
+
 #ifdef __cplusplus
 }
 #endif

@@ -215,6 +215,13 @@ vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weig
  */
 vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weight);
 
+/* The same four for the layout that the CUDA kernels read (cuda/linear_layout.h): it is made and
+ * undone on the CPU, in its memory. Each layout's functions refuse the other's bytes. */
+size_t vgq_cuda_packed_nbytes(const vgq_weight *weight);
+vgq_status vgq_cuda_pack(const vgq_weight *weight, void *packed, size_t nbytes);
+vgq_status vgq_cuda_packed_weight(const void *packed, size_t nbytes, vgq_weight *weight);
+vgq_status vgq_cuda_unpack(const void *packed, size_t nbytes, const vgq_weight *weight);
+
 /* What the activations are while they are multiplied. */
 typedef enum vgq_activations {
     VGQ_FLOAT_ACTIVATIONS, /* floats; the product has a fixed order per instruction set */
@@ -234,6 +241,7 @@ typedef struct vgq_linear_call {
     const void *x;
     const float *bias;
     void *y;
+    int gelu; /* whether y goes through GELU (gelu.h) before it is rounded to its dtype */
 } vgq_linear_call;
 
 /* Bytes of scratch that vgq_linear wants for that call, at the present thread count. */
@@ -271,6 +279,18 @@ vgq_status vgq_cross_entropy_cuda(size_t rows, size_t cols, vgq_dtype r_dtype, c
 vgq_status vgq_ssim_cuda(vgq_images shape, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
                          const void *c, double data_range, double centre, double *parts,
                          void *stream);
+/* *weight says what `packed`, laid out by vgq_cuda_pack, holds (its pointers are not looked at):
+ * the device's bytes are not read before the kernels do. Where they hold something else, every
+ * output is NaN. VGQ_EPACKED: nbytes does not fit *weight, or packed is not aligned to 16 bytes. */
+size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *call);
+/* INT8 activations: the bits of vgq_linear. Others: within (k + 2) 2^-24 of the sum of |x w| and
+ * |bias|; meant for a few tokens, VGQ_EINVAL from half a million on. */
+vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                           const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
+                           void *stream);
+/* The weight's values, n x k, rounded once to dtype: for products of many tokens by other means. */
+vgq_status vgq_decode_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                           vgq_dtype dtype, void *values, void *stream);
 /* How many CUDA devices this process can use; 0: vgq_cuda_error says why. */
 int vgq_cuda_devices(void);
 /* Why the runtime refused what it refused last in this thread; then that is forgotten. */

@@ -45,14 +45,21 @@ FLAGS = [
     "-g",
     "-fPIC",
     "-ffp-contract=off",
+    "-fno-strict-aliasing",  # as the GPU has it: vectors of words are read from bytes
     *WARNINGS,
     f"-I{SHIM}",
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SM75 = "-DVGQ_ARCH=750"
 # What instruments the sources, what else the programs need, and what the shim itself is told.
 KINDS = {
     "sanitized": (SANITIZERS, SANITIZERS, ["-DVGQ_ADDRESS_SANITIZER"]),
     "watched": (["-fsanitize=thread"], [], []),
+    # What kernels do on sm_75.
+    "sanitized-75": ([*SANITIZERS, SM75], [*SANITIZERS, SM75], ["-DVGQ_ADDRESS_SANITIZER"]),
+    "watched-75": (["-fsanitize=thread", SM75], [SM75], []),
+    "plain": ([], [], []),
+    "plain-75": ([SM75], [SM75], []),
     "module": (["-O2"], ["-O2"], []),
 }
 
@@ -119,13 +126,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("cuda"))
 
 
-def run(program: Path) -> tuple[int, str]:
-    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=600)
+def run(program: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 # A program and the sources that it calls.
-PROGRAMS = {"test_quantize": ["quantize"], "test_metrics": ["metrics"]}
+PROGRAMS = {"test_quantize": ["quantize"], "test_metrics": ["metrics"], "test_linear": ["linear"]}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -136,6 +143,12 @@ def test_every_kernel_equals_the_scalar_core(workshop: Workshop, kind: str, name
     print(output.splitlines()[-1] if output else "")
     assert status == 0 and "checks: all passed" in output, output
     assert "WARNING" not in output, output
+
+
+@pytest.mark.parametrize("kind", ["sanitized-75", "watched-75"])
+def test_the_linear_of_sm_75_equals_the_scalar_core(workshop: Workshop, kind: str) -> None:
+    status, output = run(workshop.program(kind, "test_linear", [CUDA / "linear.cu"]), "few")
+    assert status == 0 and "checks: all passed" in output, output
 
 
 # ---- seeded faults -------------------------------------------------------------------------------
@@ -198,6 +211,69 @@ FAULTS = {
         "sanitized",
         "same(",
     ),
+    "rows of an A fragment are swapped": (
+        "linear_gemm.cuh",
+        r"lane % 16, step \* 2",
+        "(lane % 16) ^ 8, step * 2",
+        "plain",
+        "is wanted",
+    ),
+    "quarters of a fragment are swapped on sm_75": (
+        "mma.cuh",
+        r"d\[1\], a\[2\], b1",
+        "d[1], a[1], b1",
+        "plain-75",
+        "is wanted",
+    ),
+    "a stage is used before its copies have come": (
+        "linear_gemm.cuh",
+        r"copy_wait<shape::stages - 2>\(\);",
+        "copy_wait<shape::stages - 1>();",
+        "plain",
+        "is wanted",
+    ),
+    "a stage is filled while others use it": (
+        "linear_gemm.cuh",
+        r"(copy_wait<shape::stages - 2>\(\);\n\s*)__syncthreads\(\);",
+        r"\1",
+        "watched",
+        "shared memory",
+    ),
+    "sums go where others still read the last stage": (
+        "linear_gemm.cuh",
+        r"__syncthreads\(\);( /\* all are done with the last stage)",
+        r"\1",
+        "watched",
+        "race: ",
+    ),
+    "a stage is used before others have put it there, on sm_75": (
+        "linear_gemm.cuh",
+        r"(loader\.put\(stages\);\n\s*)__syncthreads\(\);",
+        r"\1",
+        "watched-75",
+        "shared memory",
+    ),
+    "the largest magnitude is read before all have found theirs": (
+        "linear.cu",
+        r"(shared\[threadIdx\.x / VGQ_WARP\] = x;\n\s*)__syncthreads\(\);",
+        r"\1",
+        "watched",
+        "shared memory",
+    ),
+    "a row beyond the last is written": (
+        "linear_gemm.cuh",
+        r"m < args\.m \? vgq_least",
+        "m <= args.m ? vgq_least",
+        "sanitized",
+        "heap-buffer-overflow",
+    ),
+    "ldmatrix meets banks twice": (
+        "linear_gemm.cuh",
+        r"piece \^ \(row >> 1 & 3\)",
+        "piece",
+        "plain",
+        "met a bank twice",
+    ),
 }
 
 
@@ -211,10 +287,12 @@ def test_a_seeded_fault_is_caught(workshop: Workshop, fault: str) -> None:
     changed, count = re.subn(pattern, replacement, text)
     assert count >= 1, "the source has changed, and the fault must follow it"
     (sources / name).write_text(changed)
-    program = "test_quantize" if name == "quantize.cu" else "test_metrics"
+    program = {"quantize": "test_quantize", "linear": "test_linear", "mma": "test_linear"}.get(
+        re.split(r"[_.]", name)[0], "test_metrics"
+    )
     (cuda,) = PROGRAMS[program]
     built = workshop.program(kind, program, [sources / f"{cuda}.cu"], faults=folder)
-    status, output = run(built)
+    status, output = run(built, "few")
     print(output[-300:])
     assert status != 0 and words in output, output
 

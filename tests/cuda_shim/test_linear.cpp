@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The CUDA Linear on the host shim against vgq_linear's scalar table: equal bits with INT8
+ * activations, the documented bound with float ones. With an argument, the few cases that every
+ * mistake in a kernel shows in. */
+#include "harness.h"
+#include "mma_model.h"
+#include "../../csrc/formats.h"
+
+#include <algorithm>
+#include <cmath>
+
+static uint32_t random_bits() { return next_random(); }
+static int random_in(int lo, int hi) { return lo + (int)(random_bits() % (unsigned)(hi - lo + 1)); }
+static float random_float() { return (float)random_in(-1000000, 1000000) * 1e-6f; }
+
+static void wrong(const char *what, size_t at, double got, double want)
+{
+    printf("%s: element %zu is %.9g; %.9g is wanted\n", what, at, got, want);
+    _Exit(1);
+}
+
+/* A weight with its plain arrays. */
+struct owned_weight {
+    vgq_weight w;
+    std::vector<uint8_t> q, factor;
+    std::vector<float> scale;
+    std::vector<int8_t> zero;
+    size_t groups;
+
+    owned_weight(vgq_scales scales, size_t n, size_t k, size_t group, bool asymmetric) : w{}
+    {
+        w.format = scales == VGQ_PER_ROW ? VGQ_I8 : VGQ_I4;
+        w.scales = scales;
+        w.n = n, w.k = k, w.group = std::min(group, k), w.asymmetric = asymmetric;
+        groups = scales == VGQ_PER_ROW ? 1 : (k + w.group - 1) / w.group;
+        q.resize(n * vgq_row_nbytes(w.format, k));
+        for (auto &byte : q)
+            byte = (uint8_t)random_bits();
+        if (w.format == VGQ_I4 && k % 2)
+            for (size_t row = 1; row <= n; row++)
+                q[row * vgq_row_nbytes(w.format, k) - 1] &= 15;
+        scale.resize(n * (scales == VGQ_PER_GROUP ? groups : 1));
+        for (auto &s : scale)
+            s = std::fabs(random_float()) * 0.01f + 1e-4f;
+        if (scales == VGQ_TWO_LEVEL)
+            for (size_t i = 0; i < n * groups; i++)
+                factor.push_back((uint8_t)random_in(1, asymmetric ? 8 : 15));
+        for (size_t i = 0; i < n * groups && asymmetric; i++)
+            zero.push_back((int8_t)(w.format == VGQ_I8 ? random_in(-128, 127) : random_in(-8, 7)));
+        bind(&w);
+    }
+
+    void bind(vgq_weight *to)
+    {
+        to->q = q.data();
+        to->scale = scale.data();
+        to->factor = factor.empty() ? NULL : factor.data();
+        to->zero = zero.empty() ? NULL : zero.data();
+    }
+
+    std::vector<uint8_t> packed_for_cpu() const
+    {
+        std::vector<uint8_t> packed(vgq_packed_nbytes(&w));
+        if (vgq_pack(&w, packed.data(), packed.size()) != VGQ_OK)
+            wrong("vgq_pack", 0, 1, 0);
+        return packed;
+    }
+
+    /* Packed for CUDA; unpacking must give everything back. */
+    std::vector<uint8_t> packed_for_cuda()
+    {
+        std::vector<uint8_t> packed(vgq_cuda_packed_nbytes(&w));
+        if (vgq_cuda_pack(&w, packed.data(), packed.size()) != VGQ_OK)
+            wrong("vgq_cuda_pack", 0, 1, 0);
+        owned_weight copy = *this;
+        copy.bind(&copy.w);
+        std::fill(copy.q.begin(), copy.q.end(), 0xee);
+        std::fill(copy.scale.begin(), copy.scale.end(), 0);
+        std::fill(copy.factor.begin(), copy.factor.end(), 0);
+        std::fill(copy.zero.begin(), copy.zero.end(), 0);
+        if (vgq_cuda_unpack(packed.data(), packed.size(), &copy.w) != VGQ_OK || copy.q != q ||
+            copy.scale != scale || copy.factor != factor || copy.zero != zero)
+            wrong("vgq_cuda_unpack", 0, 1, 0);
+        checks++;
+        return packed;
+    }
+};
+
+static float value_at(const uint8_t *values, vgq_dtype dtype, size_t i)
+{
+    if (dtype == VGQ_F32)
+        return ((const float *)values)[i];
+    uint16_t half;
+    memcpy(&half, values + 2 * i, 2);
+    return dtype == VGQ_F16 ? vgq_float_of_f16(half) : vgq_float_of_bf16(half);
+}
+
+static void put_value(uint8_t *values, vgq_dtype dtype, size_t i, float v)
+{
+    const uint16_t half = dtype == VGQ_F16 ? vgq_f16_of_float(v) : vgq_bf16_of_float(v);
+    if (dtype == VGQ_F32)
+        memcpy(values + 4 * i, &v, 4);
+    else
+        memcpy(values + 2 * i, &half, 2);
+}
+
+struct options {
+    vgq_dtype x_dtype = VGQ_F32, y_dtype = VGQ_F32;
+    bool bias = true, gelu = false, hard = false, float_activations = false;
+    size_t x_offset = 0; /* elements that x begins after an aligned address */
+};
+
+/* Operands of a call, freshly drawn; y and scratch are as long as they must be and no longer. */
+struct operands {
+    std::vector<uint8_t> x, y, want;
+    std::vector<float> bias;
+    vgq_linear_call call = {};
+
+    operands(const vgq_weight &w, size_t m, const options &o)
+    {
+        x.resize((m * w.k + o.x_offset) * dtype_nbytes(o.x_dtype));
+        for (size_t i = 0; i < m * w.k; i++)
+            put_value(x.data(), o.x_dtype, o.x_offset + i, random_float());
+        static const float odd[] = {NAN,       INFINITY, -INFINITY, 1e38f,
+                                    0x1p-120f, 1e-45f,   -0.0f,     0.5f};
+        for (size_t r = 0; o.hard && r < m; r++) {
+            for (size_t i = 0; r % 9 > 5 && i < w.k; i++) /* a row of little else */
+                put_value(x.data(), o.x_dtype, o.x_offset + r * w.k + i, 0.0f);
+            put_value(x.data(), o.x_dtype, o.x_offset + r * w.k + r % w.k, odd[r % 8]);
+        }
+        y.resize(m * w.n * dtype_nbytes(o.y_dtype), 0xcc);
+        want = y;
+        for (size_t c = 0; o.bias && c < w.n; c++)
+            bias.push_back(random_float());
+        call.activations = o.float_activations ? VGQ_FLOAT_ACTIVATIONS : VGQ_INT8_ACTIVATIONS;
+        call.m = m;
+        call.x_dtype = o.x_dtype, call.y_dtype = o.y_dtype;
+        call.x = x.data() + o.x_offset * dtype_nbytes(o.x_dtype);
+        call.bias = o.bias ? bias.data() : NULL;
+        call.gelu = o.gelu;
+    }
+};
+
+static void on_cuda(const vgq_weight &w, const std::vector<uint8_t> &packed, operands *o)
+{
+    const buffer<uint8_t> scratch(vgq_linear_cuda_nbytes(&w, &o->call)), y(o->y.size());
+    vgq_weight about = w;
+    about.q = NULL, about.scale = NULL, about.factor = NULL, about.zero = NULL;
+    o->call.y = y.at;
+    const vgq_status status =
+        vgq_linear_cuda(&about, packed.data(), packed.size(), &o->call, scratch, scratch.n, NULL);
+    if (status != VGQ_OK)
+        wrong("vgq_linear_cuda", 0, status, VGQ_OK);
+    memcpy(o->y.data(), y.at, y.n);
+}
+
+static void same_bits(const char *what, const operands &o)
+{
+    const size_t n = o.y.size() / dtype_nbytes(o.call.y_dtype);
+    for (size_t i = 0; i < n; i++, checks++) {
+        const float got = value_at(o.y.data(), o.call.y_dtype, i);
+        const float want = value_at(o.want.data(), o.call.y_dtype, i);
+        const bool equal =
+            std::isnan(want) ? std::isnan(got) : vgq_bits_of_float(got) == vgq_bits_of_float(want);
+        if (!equal)
+            wrong(what, i, got, want);
+    }
+}
+
+static void check_int8(owned_weight &weight, size_t m, const options &o)
+{
+    char what[160];
+    snprintf(what, sizeof(what),
+             "scales %d asymmetric %d m %zu n %zu k %zu group %zu dtypes %d %d bias %d gelu %d",
+             weight.w.scales, weight.w.asymmetric, m, weight.w.n, weight.w.k, weight.w.group,
+             o.x_dtype, o.y_dtype, o.bias, o.gelu);
+    operands both(weight.w, m, o);
+    const std::vector<uint8_t> cpu = weight.packed_for_cpu(), cuda = weight.packed_for_cuda();
+    std::vector<uint8_t> scratch(vgq_linear_nbytes(&weight.w, &both.call));
+    both.call.y = both.want.data();
+    if (vgq_linear(cpu.data(), cpu.size(), &both.call, scratch.data(), scratch.size()) != VGQ_OK)
+        wrong(what, 0, 1, 0);
+    on_cuda(weight.w, cuda, &both);
+    same_bits(what, both);
+}
+
+/* The weights that the CUDA layout stands for, by vgq_decode_cuda. */
+static std::vector<float> decoded(const vgq_weight &w, const std::vector<uint8_t> &packed)
+{
+    std::vector<float> values(w.n * w.k);
+    if (vgq_decode_cuda(&w, packed.data(), packed.size(), VGQ_F32, values.data(), NULL) != VGQ_OK)
+        wrong("vgq_decode_cuda", 0, 1, 0);
+    return values;
+}
+
+static void check_decode(owned_weight &weight)
+{
+    const vgq_weight &w = weight.w;
+    const std::vector<uint8_t> packed = weight.packed_for_cuda();
+    const std::vector<float> values = decoded(w, packed);
+    for (size_t r = 0; r < w.n; r++)
+        for (size_t i = 0; i < w.k; i++, checks++) {
+            const size_t g = w.scales == VGQ_PER_ROW ? 0 : i / w.group;
+            const uint8_t byte =
+                w.q[r * vgq_row_nbytes(w.format, w.k) + i * (w.format == VGQ_I4 ? 1 : 2) / 2];
+            int v = w.format == VGQ_I8 ? (int8_t)byte : ((i % 2 ? byte >> 4 : byte & 15) ^ 8) - 8;
+            v -= w.zero ? w.zero[r * weight.groups + g] : 0;
+            v *= w.factor ? w.factor[r * weight.groups + g] : 1;
+            const float want =
+                (float)v * w.scale[w.scales == VGQ_PER_GROUP ? r * weight.groups + g : r];
+            if (values[r * w.k + i] != want)
+                wrong("decoded weight", r * w.k + i, values[r * w.k + i], want);
+        }
+    std::vector<uint16_t> halves(w.n * w.k);
+    if (vgq_decode_cuda(&w, packed.data(), packed.size(), VGQ_BF16, halves.data(), NULL) != VGQ_OK)
+        wrong("vgq_decode_cuda", 0, 1, 0);
+    for (size_t i = 0; i < halves.size(); i++)
+        if (halves[i] != vgq_bf16_of_float(values[i]))
+            wrong("decoded bfloat16", i, halves[i], vgq_bf16_of_float(values[i]));
+}
+
+static void check_float(owned_weight &weight, size_t m, options o)
+{
+    const vgq_weight &w = weight.w;
+    o.float_activations = true;
+    operands both(w, m, o);
+    const std::vector<uint8_t> packed = weight.packed_for_cuda();
+    const std::vector<float> values = decoded(w, packed);
+    on_cuda(w, packed, &both);
+    for (size_t r = 0; r < m; r++)
+        for (size_t c = 0; c < w.n; c++, checks++) {
+            double sum = both.call.bias ? both.call.bias[c] : 0, terms = std::fabs(sum);
+            for (size_t i = 0; i < w.k; i++) {
+                const double term =
+                    (double)value_at(both.x.data(), o.x_dtype, o.x_offset + r * w.k + i) *
+                    values[c * w.k + i];
+                sum += term;
+                terms += std::fabs(term);
+            }
+            const double got = value_at(both.y.data(), o.y_dtype, r * w.n + c);
+            const double rounding = o.y_dtype == VGQ_F32 ? 0 : std::fabs(sum) * 0x1p-8;
+            if (!(std::fabs(got - sum) <= (double)(w.k + 2) * 0x1p-24 * terms + rounding))
+                wrong("float activations", r * w.n + c, got, sum);
+        }
+}
+
+/* Bytes that vgq_cuda_pack did not make: refused by their size, or told by NaN. */
+static void check_foreign_bytes()
+{
+    owned_weight weight(VGQ_PER_ROW, 65, 40, 40, false);
+    operands o(weight.w, 3, {});
+    std::vector<uint8_t> packed = weight.packed_for_cuda(), cpu = weight.packed_for_cpu();
+    std::vector<uint8_t> scratch(vgq_linear_cuda_nbytes(&weight.w, &o.call));
+    vgq_weight about;
+    o.call.y = o.y.data();
+    if (vgq_linear_cuda(&weight.w, cpu.data(), cpu.size(), &o.call, scratch.data(), scratch.size(),
+                        NULL) != VGQ_EPACKED ||
+        vgq_cuda_packed_weight(cpu.data(), cpu.size(), &about) != VGQ_EPACKED ||
+        vgq_packed_weight(packed.data(), packed.size(), &about) != VGQ_EPACKED ||
+        vgq_linear_cuda(&weight.w, packed.data(), packed.size(), &o.call, scratch.data(),
+                        scratch.size() - 1, NULL) != VGQ_EINVAL)
+        wrong("foreign bytes are taken", 0, 0, 1);
+    memcpy(packed.data(), cpu.data(), 64);
+    on_cuda(weight.w, packed, &o);
+    for (size_t i = 0; i < o.y.size() / 4; i++, checks++)
+        if (!std::isnan(value_at(o.y.data(), VGQ_F32, i)))
+            wrong("foreign bytes", i, value_at(o.y.data(), VGQ_F32, i), NAN);
+}
+
+struct kind {
+    vgq_scales scales;
+    bool asymmetric;
+    size_t group;
+};
+static const kind kinds[] = {
+    {VGQ_PER_ROW, false, 1},    {VGQ_PER_ROW, true, 1},      {VGQ_TWO_LEVEL, false, 32},
+    {VGQ_TWO_LEVEL, true, 64},  {VGQ_TWO_LEVEL, false, 128}, {VGQ_TWO_LEVEL, false, 40},
+    {VGQ_PER_GROUP, false, 64}, {VGQ_PER_GROUP, true, 24},   {VGQ_PER_GROUP, false, 99999},
+};
+
+static void few()
+{
+    for (const kind &of : kinds)
+        for (const int processors : {1, 1000}) {
+            if (of.scales == VGQ_PER_GROUP && processors == 1)
+                continue; /* there is one shape of block for these */
+            shim::processors = processors;
+            owned_weight weight(of.scales, 130, 328, of.group, of.asymmetric);
+            check_int8(weight, 131, {});
+        }
+    owned_weight weight(VGQ_TWO_LEVEL, 70, 200, 32, false);
+    check_float(weight, 5, {});
+}
+
+static void all()
+{
+    static const size_t ms[] = {1, 2, 17, 64, 65, 127, 129}, ns[] = {9, 64, 129, 200};
+    static const size_t ks[] = {1, 7, 40, 64, 130, 192, 257, 333};
+    size_t turn = 0;
+    for (const kind &of : kinds)
+        for (const size_t n : ns)
+            for (const bool wide : {false, true}) {
+                shim::processors = wide ? 1 : 1000;
+                const size_t k = ks[turn % 8], m = ms[turn / 3 % 7];
+                owned_weight weight(of.scales, n, k, of.group, of.asymmetric);
+                options o;
+                o.x_dtype = (vgq_dtype)(turn % 3), o.y_dtype = (vgq_dtype)(turn / 2 % 3);
+                o.bias = turn % 4 != 0, o.gelu = turn % 5 == 0, o.hard = turn % 3 == 1;
+                o.x_offset = turn % 7 == 6;
+                check_int8(weight, m, o);
+                check_decode(weight);
+                o.hard = o.gelu = false;
+                check_float(weight, 1 + turn % 11, o);
+                turn++;
+            }
+    check_foreign_bytes();
+}
+
+int main(int argc, char **)
+{
+    if (vgq_use("scalar") != VGQ_OK)
+        return 2;
+    few();
+    if (argc < 2)
+        all();
+    if (shim::bank_conflicts) {
+        printf("ldmatrix met a bank twice %zu times\n", shim::bank_conflicts);
+        return 1;
+    }
+    return all_passed("cuda linear");
+}
