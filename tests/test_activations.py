@@ -90,7 +90,7 @@ def test_bfloat16_errs_by_k_roundings_at_most(name: str, isa: str) -> None:
         q, bias, x = case(name, n, k)
         x = x.bfloat16()
         layer = layer_of(q, None, False)
-        y = ops.linear(layer.packed, "bf16", x, None, n, torch.float32).numpy()
+        y = ops.linear(layer.packed, layer._about, "bf16", x, None, torch.float32).numpy()
         w, x64 = reference.dequantize(coded(q)).astype(np.float64), x.float().numpy().astype(float)
         terms = np.abs(x64) @ np.abs(w).T
         rounded_weights = 2.0**-8 if name.startswith("float_groups") else 0

@@ -6,6 +6,7 @@ access watched for races between threads. Its results must equal the scalar core
 """
 
 import contextlib
+import copy
 import importlib.machinery
 import importlib.util
 import os
@@ -13,10 +14,11 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import linears
 import numpy as np
 import pytest
 import torch
@@ -398,3 +400,76 @@ def test_without_a_build_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match="no CUDA kernels; install the CUDA Toolkit .* VGGTQUANT_"):
         ops._run("compare", torch.zeros(3), torch.zeros(3), torch.zeros(11))
     assert "VGGTQUANT_CUDA=1" in str(ops.cuda_missing())
+
+
+# ---- the Linear, likewise ------------------------------------------------------------------------
+
+
+OnCpu = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> OnCpu:
+    """A context in which the CPU is the CPU, within `pretended`."""
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "_on_gpu", lambda x: False)
+            yield
+
+    return context
+
+
+@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("name", linears.WEIGHTS)
+def test_a_linear_moves_and_computes_alike(
+    pretended: None, on_cpu: OnCpu, name: str, int8: bool
+) -> None:
+    torch.manual_seed(0)
+    with on_cpu():
+        q, bias, x = linears.case(name, 65, 130)
+    for dtype in (torch.float32, torch.bfloat16):
+        for tokens in (3, 12):
+            given = x[:tokens].to(dtype)
+            with on_cpu():
+                layer = linears.layer_of(q, bias, int8)
+                packed, want, state = layer.packed, layer(given), layer.state_dict()
+            layer.float()  # any move or conversion lays the weight out for where it now is
+            assert ops.lies_for_cuda(layer.packed)
+            got = layer(given)
+            assert got.dtype == dtype and layer.last_kernel.endswith("cuda")
+            if int8:
+                assert torch.equal(got, want)
+            else:
+                scale = want.float().abs().max()
+                limit = (1e-5 if dtype == torch.float32 else 2e-2) * scale
+                assert (got.float() - want.float()).abs().max() <= limit
+            assert all(torch.equal(layer.state_dict()[key], state[key]) for key in state)
+            assert torch.equal(copy.deepcopy(layer)(given), got)
+            with on_cpu():
+                layer.float()
+                assert torch.equal(layer.packed, packed)
+
+
+def test_a_linear_is_made_where_its_weight_is(pretended: None, on_cpu: OnCpu) -> None:
+    linear, x = torch.nn.Linear(130, 65), torch.randn(5, 130)
+    layer = vq.QuantizedLinear.from_linear(linear, "INT4_Group_32_A8")
+    assert ops.lies_for_cuda(layer.packed)
+    with torch.no_grad():
+        got = layer(x)
+        with on_cpu():
+            other = vq.QuantizedLinear.from_linear(linear, "INT4_Group_32_A8")
+            assert torch.equal(got, other(x))
+        layer.load_state_dict(other.state_dict())
+        assert torch.equal(layer(x), got)
+
+
+def test_packed_bytes_of_the_other_device_are_refused(pretended: None, on_cpu: OnCpu) -> None:
+    with on_cpu():
+        layer = linears.layer_of(*linears.case("INT4_Group_32", 65, 40)[:2], True)
+    with pytest.raises(ValueError, match="packed weights"):
+        layer(torch.zeros(2, 40))
+    layer.float()
+    with on_cpu(), pytest.raises(ValueError, match="packed weights"):
+        layer(torch.zeros(2, 40))

@@ -10,6 +10,10 @@ from typing import Literal
 _Array = tuple[int, tuple[int, ...], str]
 _Shape = tuple[int, int, int]
 _Format = Literal["i8", "i4"]
+_Scales = Literal["per_row", "two_level", "per_group"]
+_Activations = Literal["float", "bf16", "int8", "int16"]
+_Weight = tuple[_Format, _Scales, _Shape, bool]
+"""Format, scales, (n, k, group), and whether there are zero points."""
 
 def devices() -> int: ...
 def range(
@@ -54,3 +58,17 @@ def cross_entropy(r: _Array, c: _Array, parts: _Array, stream: int, /) -> None: 
 def ssim(
     r: _Array, c: _Array, data_range: float, centre: float, parts: _Array, stream: int, /
 ) -> None: ...
+def linear_nbytes(weight: _Weight, activations: _Activations, m: int, /) -> int: ...
+def linear(
+    weight: _Weight,
+    packed: _Array,
+    activations: _Activations,
+    x: _Array,
+    bias: _Array | None,
+    gelu: bool,
+    y: _Array,
+    scratch: _Array,
+    stream: int,
+    /,
+) -> None: ...
+def decode(weight: _Weight, packed: _Array, values: _Array, stream: int, /) -> None: ...

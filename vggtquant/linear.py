@@ -25,6 +25,12 @@ _PARTS = {
 }
 
 
+_FOR_INFERENCE = (
+    "QuantizedLinear is for inference: its integer weights have no gradient; "
+    "train the original model and quantize it afterwards"
+)
+
+
 class _Product(torch.autograd.Function):
     """The product, for scripts that forgot no_grad: forward works, backward says why it cannot."""
 
@@ -36,10 +42,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            "QuantizedLinear is for inference: its integer weights have no gradient; "
-            "train the original model and quantize it afterwards"
-        )
+        raise RuntimeError(_FOR_INFERENCE)
+
+
+Activations = Literal["float", "bf16", "int8", "int16"]
 
 
 class QuantizedLinear(nn.Module):
@@ -75,7 +81,8 @@ class QuantizedLinear(nn.Module):
         self.scheme = q.scheme
         self.name = name
         self.register_parameter("bias", bias)
-        self.register_buffer("packed", _pack(q), persistent=False)
+        self._about, packed = _pack(q)
+        self.register_buffer("packed", packed, persistent=False)
 
     @classmethod
     def from_linear(
@@ -105,23 +112,27 @@ class QuantizedLinear(nn.Module):
 
     def qtensor(self) -> QTensor:
         """The weight as plain codes and scales: the inverse of packing."""
-        about, q, scale, factor, zero = ops.unpack(self.packed)
+        q, scale, factor, zero = ops.unpack(self.packed, self._about)
         if self.scheme.granularity == "per_tensor":  # packed with one value a row
             scale, zero = scale[:1].copy(), None if zero is None else zero[:1].copy()
             q = q.reshape(1, -1)
-        shape = (about.n, about.k)
+        shape = (self.out_features, self.in_features)
         return QTensor(self.scheme, shape, "float32", True, q, scale, factor, zero)
+
+    def _call(self, x: torch.Tensor) -> tuple[Activations, torch.dtype]:
+        """What activations are while they are multiplied, and the dtype of the product."""
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        if self.config.quantize_activations:
+            return "int8" if self.config.activation_bits == 8 else "int16", dtype
+        return "bf16" if dtype == torch.bfloat16 else "float", dtype
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """forward of x (rows, in_features) without autograd."""
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        activations: Literal["float", "bf16", "int8", "int16"] = "float"
-        if self.config.quantize_activations:
-            activations = "int8" if self.config.activation_bits == 8 else "int16"
-        elif dtype == torch.bfloat16:
-            activations = "bf16"
-        y = ops.linear(self.packed, activations, x, bias, self.out_features, dtype)
-        self.last_kernel = ops.kernel_name(activations, self.scheme.bits)
+        activations, dtype = self._call(x)
+        y = ops.linear(self.packed, self._about, activations, x, bias, dtype)
+        self.last_kernel = ops.kernel_name(activations, self.scheme.bits, x)
         return y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -129,12 +140,34 @@ class QuantizedLinear(nn.Module):
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise UserError(f"x has shape {tuple(x.shape)}; (..., {self.in_features}) is wanted")
         rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.in_features)
-        if torch.is_grad_enabled():
-            y: torch.Tensor = _Product.apply(rows, self.bias, self)  # type: ignore[no-untyped-call]
+        y: torch.Tensor
+        if torch.compiler.is_compiling():  # a graph wants an op; without one, calls are cheaper
+            activations, dtype = self._call(x)
+            y = _linear_op(rows, self.packed, self.bias, *self._about, activations, dtype)
+        elif torch.is_grad_enabled():
+            y = _Product.apply(rows, self.bias, self)  # type: ignore[no-untyped-call]
         else:
             y = self.product(rows, self.bias)
         # Reshaped out here: a view that _Product returned could not be changed in place (ReLU, +=).
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves, and lays the weight out for the device that it comes to."""
+        before = self.packed
+        target = fn(before[:0])
+        if target.device.type == "meta" or before.device.type == "meta":
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.packed = ops.fitted(before, self._about, target)
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        except BaseException:
+            self.packed = before
+            raise
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.packed.device.type != "meta":  # torch.load may have brought it to another device
+            self.packed = ops.fitted(self.packed, self._about, self.packed)
 
     def extra_repr(self) -> str:
         return (
@@ -182,7 +215,7 @@ class QuantizedLinear(nn.Module):
         for (key, dtype), tensor in zip(_PARTS.items(), given.values(), strict=True):
             if tensor is not None and tensor.dtype != dtype:
                 raise UserError(f"{key} is {tensor.dtype}; {dtype} is wanted")
-            arrays.append(None if tensor is None else np.ascontiguousarray(tensor.numpy()))
+            arrays.append(None if tensor is None else np.ascontiguousarray(tensor.cpu().numpy()))
         q, scale, factor, zero = arrays
         if q is None or scale is None:
             raise UserError("weight_codes and weight_scale are wanted")
@@ -192,8 +225,10 @@ class QuantizedLinear(nn.Module):
             raise UserError(f"weight_factor does not fit {self.config.name}")
         _check_values(self.scheme, scale, factor, zero)
         scheme = replace(self.scheme, two_level=factor is not None)
-        packed = _pack(QTensor(scheme, shape, "float32", True, q, scale, factor, zero))
-        self.scheme, self.packed = scheme, packed
+        about, packed = _pack(
+            QTensor(scheme, shape, "float32", True, q, scale, factor, zero), self.packed
+        )
+        self.scheme, self._about, self.packed = scheme, about, packed
 
 
 def _check_values(scheme: Scheme, scale: Any, factor: Any, zero: Any) -> None:
@@ -207,16 +242,76 @@ def _check_values(scheme: Scheme, scale: Any, factor: Any, zero: Any) -> None:
         raise UserError("weight_zero_point must lie in -8..7")
 
 
-def _pack(q: QTensor) -> torch.Tensor:
+def _pack(q: QTensor, like: torch.Tensor | None = None) -> tuple[ops.Packed, torch.Tensor]:
+    """What packed bytes hold, and they, for the device of q or where `like` is."""
     n, k = q.shape
     scale, zero = q.stored_scale, q.stored_zero
     scales: Literal["per_row", "two_level", "per_group"]
     if q.scheme.bits == 8:
         scales = "per_row"
         if q.scheme.granularity == "per_tensor":
-            scale, zero = np.repeat(scale, n), None if zero is None else np.repeat(zero, n)
+            scale, zero = scale.repeat(n), None if zero is None else zero.repeat(n)
     else:
         scales = "two_level" if q.factor is not None else "per_group"
     group = min(q.scheme.group_size, k) if q.scheme.granularity == "per_group" else k
     about = ops.Packed(q.scheme.bits, scales, n, k, group, zero is not None)
-    return ops.pack(about, q.packed, scale, q.factor, zero)
+    like = q.packed if isinstance(q.packed, torch.Tensor) else like
+    return about, ops.pack(about, q.packed, scale, q.factor, zero, like)
+
+
+# ---- for torch.compile ---------------------------------------------------------------------------
+
+
+@torch.library.custom_op(
+    "vggtquant::linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor packed, Tensor? bias, int bits, str scales, int n, int k, int group, "
+    "bool asymmetric, str activations, ScalarType dtype) -> Tensor",
+)
+def _linear_op(
+    x: Any,
+    packed: Any,
+    bias: Any,
+    bits: int,
+    scales: Any,
+    n: int,
+    k: int,
+    group: int,
+    asymmetric: bool,
+    activations: Any,
+    dtype: torch.dtype,
+) -> Any:
+    about = ops.Packed(bits, scales, n, k, group, asymmetric)
+    return ops.linear(packed, about, activations, x, bias, dtype)
+
+
+@_linear_op.register_fake
+def _(x: Any, packed: Any, bias: Any, bits: Any, scales: Any, n: Any, *rest: Any) -> Any:
+    return x.new_empty((x.shape[0], n), dtype=rest[-1])
+
+
+@torch.library.custom_op(
+    "vggtquant::no_gradient", mutates_args=(), schema="(Tensor like, SymInt[] shape) -> Tensor"
+)
+def _no_gradient(like: Any, shape: Any) -> Any:
+    raise RuntimeError(_FOR_INFERENCE)
+
+
+@_no_gradient.register_fake
+def _(like: Any, shape: Any) -> Any:
+    return like.new_empty(shape)
+
+
+def _backward(ctx: Any, grad: Any) -> Any:
+    """A graph of a forward that may be trained is built; running its other half is refused."""
+    shapes = ctx.shapes
+    grads = [None if shape is None else _no_gradient(grad, shape) for shape in shapes]
+    return grads[0], None, grads[1], *([None] * 8)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, bias = inputs[0], inputs[2]
+    ctx.shapes = (x.shape, None if bias is None else bias.shape)
+
+
+_linear_op.register_autograd(_backward, setup_context=_setup_context)

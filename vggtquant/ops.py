@@ -293,19 +293,22 @@ class Packed(NamedTuple):
 
 def pack(
     about: Packed,
-    q: NDArray[Any],
-    scale: NDArray[Any],
-    factor: NDArray[Any] | None,
-    zero: NDArray[Any] | None,
+    q: Buffer,
+    scale: Buffer,
+    factor: Buffer | None,
+    zero: Buffer | None,
+    like: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The kernels' layout of a weight, as one uint8 tensor."""
+    """The kernels' layout of a weight, as one uint8 tensor where `like` is (None: the CPU)."""
     if about.k > DEEPEST:
         raise UserError(f"a weight of rows of {about.k} is given; {DEEPEST} inputs are the most")
+    cuda = "cuda_" if _on_gpu(like) else ""
     nkg, scales, fmt = (about.n, about.k, about.group), about.scales, _format(about.bits)
-    nbytes = _cpu.packed_nbytes(fmt, scales, nkg, about.asymmetric)
+    nbytes = getattr(_cpu, f"{cuda}packed_nbytes")(fmt, scales, nkg, about.asymmetric)
     packed = torch.empty(max(nbytes, 1), dtype=torch.uint8)
-    _cpu.pack(fmt, scales, nkg, q, scale, factor, zero, packed.numpy())
-    return packed
+    parts = (None if part is None else moved(part, None) for part in (q, scale, factor, zero))
+    getattr(_cpu, f"{cuda}pack")(fmt, scales, nkg, *parts, packed.numpy())
+    return packed if like is None else packed.to(like.device)
 
 
 def packed_weight(packed: torch.Tensor) -> Packed:
@@ -314,41 +317,88 @@ def packed_weight(packed: torch.Tensor) -> Packed:
     return Packed(bits, scales, *nkg, asymmetric)
 
 
+def lies_for_cuda(packed: torch.Tensor) -> bool:
+    """Whether packed bytes, on any device, are those of the CUDA kernels."""
+    return bytes(packed[:8].cpu().numpy()) == b"vgqcuda1"
+
+
 def unpack(
-    packed: torch.Tensor,
-) -> tuple[Packed, NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
+    packed: torch.Tensor, about: Packed
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
     """Plain row-major codes, scales, factors and zero points: the inverse of pack."""
-    about = packed_weight(packed)
     groups = 1 if about.scales == "per_row" else about.row_groups
     q = np.empty((about.n, row_nbytes(about.bits, about.k)), np.uint8)
     scale = np.empty(about.n * (groups if about.scales == "per_group" else 1), np.float32)
     factor = np.empty(about.n * groups, np.uint8) if about.scales == "two_level" else None
     zero = np.empty(about.n * groups, np.int8) if about.asymmetric else None
-    _cpu.unpack(packed.numpy(), q, scale, factor, zero)
-    return about, q, scale, factor, zero
+    of_core = _cpu.cuda_unpack if lies_for_cuda(packed) else _cpu.unpack
+    of_core(packed.cpu().numpy(), q, scale, factor, zero)
+    return q, scale, factor, zero
+
+
+def fitted(packed: torch.Tensor, about: Packed, like: torch.Tensor) -> torch.Tensor:
+    """Packed bytes as the kernels of the device where `like` is want them; if laid out anew, there."""
+    if lies_for_cuda(packed) == _on_gpu(like):
+        return packed
+    return pack(about, *unpack(packed, about), like)
 
 
 def linear(
     packed: torch.Tensor,
+    about: Packed,
     activations: _cpu.Activations,
     x: torch.Tensor,
     bias: torch.Tensor | None,
-    n: int,
     dtype: torch.dtype,
+    gelu: bool = False,
 ) -> torch.Tensor:
     """y = x w^T + bias for x of shape (m, k) in one of the core's dtypes; y (m, n) of `dtype`."""
-    y = torch.empty((x.shape[0], n), dtype=dtype)
+    added = None if bias is None else bias.detach().float().contiguous()
+    y = torch.empty((x.shape[0], about.n), dtype=dtype, device=x.device)
+    if _on_gpu(x):
+        return _linear_on_gpu(packed, about, activations, x, added, y, gelu)
     weight, source, into = packed.numpy(), values(x), values(y)
     nbytes = _cpu.linear_nbytes(weight, activations, source, into)
     scratch = torch.empty(nbytes, dtype=torch.uint8)
-    added = None if bias is None else bias.detach().float().contiguous().numpy()
-    _cpu.linear(weight, activations, source, added, into, scratch.numpy())
+    _cpu.linear(
+        weight, activations, source, None if added is None else added.numpy(), into, scratch.numpy()
+    )
     return y
 
 
-def kernel_name(activations: _cpu.Activations, bits: int) -> str:
-    """What `linear` multiplies, and with which instructions."""
-    return f"{activations} x int{bits}, {isa()}"
+FEW_TOKENS = 8
+"""Up to which a GPU multiplies floats with packed weights themselves: then reading them is all."""
+
+
+def _linear_on_gpu(
+    packed: torch.Tensor,
+    about: Packed,
+    activations: _cpu.Activations,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    gelu: bool,
+) -> torch.Tensor:
+    weight = (_format(about.bits), about.scales, (about.n, about.k, about.group), about.asymmetric)
+    if activations == "int16":
+        raise UserError("activation_bits=16 is not served on a GPU; 8 is")
+    if activations != "int8" and x.shape[0] > FEW_TOKENS:
+        decoded = torch.empty((about.n, about.k), dtype=y.dtype, device=y.device)
+        _run("decode", weight, packed, decoded)
+        added = None if bias is None else bias.to(y.dtype)
+        y = torch.nn.functional.linear(x.detach().to(y.dtype), decoded, added)
+        return torch.nn.functional.gelu(y) if gelu else y
+    if _cuda is None:
+        raise UserError(f"tensors on {x.device} are given, but {cuda_missing()}")
+    nbytes = _cuda.linear_nbytes(weight, activations, x.shape[0])
+    scratch = torch.empty(nbytes, dtype=torch.uint8, device=x.device)
+    _run("linear", weight, packed, activations, values(x), bias, gelu, y, scratch)
+    return y
+
+
+def kernel_name(activations: _cpu.Activations, bits: int, x: torch.Tensor) -> str:
+    """What `linear` multiplies for x, and with which instructions."""
+    return f"{activations} x int{bits}, {'cuda' if _on_gpu(x) else isa()}"
 
 
 # ---- metrics -------------------------------------------------------------------------------------

@@ -270,9 +270,9 @@ template <weight_kind kind, int units> struct gemm_warp {
             }
     }
 
-    /* Sums of 32 rows (i, i + 1) go through shared memory, each thread has its own 64 words (or 32), so
-     * that the loop over them need not be unrolled: GELU and three dtypes would stand there 128
-     * times. */
+    /* Sums of 32 rows (i, i + 1) go through shared memory, each thread has its own 64 words (or
+     * 32), so that the loop over them need not be unrolled: GELU and three dtypes would stand there
+     * 128 times. */
     __device__ __forceinline__ void finish_rows(const linear_args &args, float packed, int i,
                                                 uint32_t *held) const
     {

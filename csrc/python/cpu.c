@@ -283,21 +283,30 @@ static int bind_weight(vgq_weight *w, PyArrayObject *q, PyArrayObject *scale, Py
     return 1;
 }
 
-static PyObject *py_packed_nbytes(PyObject *self, PyObject *args)
+/* The layouts for the CPU and for CUDA differ in these functions only. */
+typedef struct layout {
+    size_t (*nbytes)(const vgq_weight *);
+    vgq_status (*pack)(const vgq_weight *, void *, size_t);
+    vgq_status (*weight)(const void *, size_t, vgq_weight *);
+    vgq_status (*unpack)(const void *, size_t, const vgq_weight *);
+} layout;
+static const layout for_cpu = {vgq_packed_nbytes, vgq_pack, vgq_packed_weight, vgq_unpack};
+static const layout for_cuda = {vgq_cuda_packed_nbytes, vgq_cuda_pack, vgq_cuda_packed_weight,
+                                vgq_cuda_unpack};
+
+static PyObject *packed_nbytes(const layout *as, PyObject *args)
 {
     vgq_weight w = {0};
-    (void)self;
     if (!PyArg_ParseTuple(args, "O&O&(nnn)p:packed_nbytes", vgq_parse_format, &w.format,
                           vgq_parse_scales, &w.scales, &w.n, &w.k, &w.group, &w.asymmetric))
         return NULL;
-    return PyLong_FromSize_t(vgq_packed_nbytes(&w));
+    return PyLong_FromSize_t(as->nbytes(&w));
 }
 
-static PyObject *py_pack(PyObject *self, PyObject *args)
+static PyObject *pack(const layout *as, PyObject *args)
 {
     vgq_weight w = {0};
     PyArrayObject *q, *scale, *factor, *zero, *packed;
-    (void)self;
     if (!PyArg_ParseTuple(args, "O&O&(nnn)O&O&O&O&O&:pack", vgq_parse_format, &w.format,
                           vgq_parse_scales, &w.scales, &w.n, &w.k, &w.group, vgq_in_u8, &q,
                           vgq_in_f32, &scale, vgq_optional_in_u8, &factor, vgq_optional_in_i8,
@@ -308,7 +317,7 @@ static PyObject *py_pack(PyObject *self, PyObject *args)
         return vgq_done(VGQ_EDEPTH);
     if (w.n > (size_t)PY_SSIZE_T_MAX / 8 / VGQ_DEEPEST || !bind_weight(&w, q, scale, factor, zero))
         return vgq_wrong_sizes();
-    VGQ_RETURN(vgq_pack(&w, vgq_data(packed), (size_t)PyArray_SIZE(packed)));
+    VGQ_RETURN(as->pack(&w, vgq_data(packed), (size_t)PyArray_SIZE(packed)));
 }
 
 static PyObject *py_packed_weight(PyObject *self, PyObject *args)
@@ -326,39 +335,57 @@ static PyObject *py_packed_weight(PyObject *self, PyObject *args)
                          w.asymmetric ? Py_True : Py_False);
 }
 
-static PyObject *py_unpack(PyObject *self, PyObject *args)
+static PyObject *unpack(const layout *as, PyObject *args)
 {
     vgq_weight w;
     PyArrayObject *packed, *q, *scale, *factor, *zero;
-    (void)self;
     if (!PyArg_ParseTuple(args, "O&O&O&O&O&:unpack", vgq_in_u8, &packed, vgq_out_u8, &q,
                           vgq_out_f32, &scale, vgq_optional_out_u8, &factor, vgq_optional_out_i8,
                           &zero))
         return NULL;
     const size_t nbytes = (size_t)PyArray_SIZE(packed);
-    vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
+    vgq_status status = as->weight(vgq_data(packed), nbytes, &w);
     if (status != VGQ_OK)
         return vgq_done(status);
     if (!bind_weight(&w, q, scale, factor, zero))
         return vgq_wrong_sizes();
-    VGQ_RETURN(vgq_unpack(vgq_data(packed), nbytes, &w));
+    VGQ_RETURN(as->unpack(vgq_data(packed), nbytes, &w));
 }
 
-static int parse_activations(PyObject *object, void *activations)
+static PyObject *py_packed_nbytes(PyObject *self, PyObject *args)
 {
-    static const char *const names[VGQ_ACTIVATIONS] = {
-        [VGQ_FLOAT_ACTIVATIONS] = "float",
-        [VGQ_BF16_ACTIVATIONS] = "bf16",
-        [VGQ_INT8_ACTIVATIONS] = "int8",
-        [VGQ_INT16_ACTIVATIONS] = "int16",
-    };
-    for (int i = 0; PyUnicode_Check(object) && i < VGQ_ACTIVATIONS; i++)
-        if (PyUnicode_CompareWithASCIIString(object, names[i]) == 0) {
-            *(vgq_activations *)activations = (vgq_activations)i;
-            return 1;
-        }
-    PyErr_Format(PyExc_ValueError, "unknown kind of activations %R", object);
-    return 0;
+    (void)self;
+    return packed_nbytes(&for_cpu, args);
+}
+
+static PyObject *py_cuda_packed_nbytes(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return packed_nbytes(&for_cuda, args);
+}
+
+static PyObject *py_pack(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return pack(&for_cpu, args);
+}
+
+static PyObject *py_cuda_pack(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return pack(&for_cuda, args);
+}
+
+static PyObject *py_unpack(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return unpack(&for_cpu, args);
+}
+
+static PyObject *py_cuda_unpack(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return unpack(&for_cuda, args);
 }
 
 static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
@@ -367,7 +394,7 @@ static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
     PyArrayObject *packed, *x, *y;
     vgq_linear_call call = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&:linear_nbytes", vgq_in_u8, &packed, parse_activations,
+    if (!PyArg_ParseTuple(args, "O&O&O&O&:linear_nbytes", vgq_in_u8, &packed, vgq_parse_activations,
                           &call.activations, vgq_in_values, &x, vgq_out_values, &y))
         return NULL;
     const vgq_status status = vgq_packed_weight(vgq_data(packed), (size_t)PyArray_SIZE(packed), &w);
@@ -385,7 +412,7 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     PyArrayObject *packed, *x, *bias, *y, *scratch;
     vgq_linear_call call = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&:linear", vgq_in_u8, &packed, parse_activations,
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&:linear", vgq_in_u8, &packed, vgq_parse_activations,
                           &call.activations, vgq_in_values, &x, vgq_optional_f32, &bias,
                           vgq_out_values, &y, vgq_out_u8, &scratch))
         return NULL;
@@ -427,6 +454,9 @@ static PyMethodDef methods[] = {
     {"pack", py_pack, METH_VARARGS, "Lay a weight out for the kernels."},
     {"packed_weight", py_packed_weight, METH_VARARGS, "What packed bytes hold."},
     {"unpack", py_unpack, METH_VARARGS, "The inverse of pack."},
+    {"cuda_packed_nbytes", py_cuda_packed_nbytes, METH_VARARGS, "The same for the CUDA kernels."},
+    {"cuda_pack", py_cuda_pack, METH_VARARGS, "Lay a weight out for the CUDA kernels."},
+    {"cuda_unpack", py_cuda_unpack, METH_VARARGS, "The inverse of cuda_pack."},
     {"linear_nbytes", py_linear_nbytes, METH_VARARGS, "Bytes of scratch that linear wants."},
     {"linear", py_linear, METH_VARARGS, "y = x w^T + bias."},
     {NULL, NULL, 0, NULL},

@@ -67,6 +67,7 @@ CONVERTER(f32, 0, "float32")
 CONVERTER(f64, 0, "float64")
 CONVERTER(i64, 0, "int64")
 CONVERTER(u8, 0, "uint8")
+CONVERTER(optional_f32, 1, "float32")
 CONVERTER(optional_i8, 1, "int8")
 #undef CONVERTER
 
@@ -273,6 +274,75 @@ static PyObject *py_ssim(PyObject *self, PyObject *args)
     return done(status);
 }
 
+/* ---- linear
+ * --------------------------------------------------------------------------------------- */
+
+/* A weight without its arrays: (format, scales, (n, k, group), asymmetric). */
+static int parse_weight(PyObject *object, void *weight)
+{
+    vgq_weight *const w = weight;
+    *w = (vgq_weight){0};
+    if (!PyTuple_Check(object)) {
+        PyErr_SetString(PyExc_TypeError, "a weight is (format, scales, (n, k, group), asymmetric)");
+        return 0;
+    }
+    return PyArg_ParseTuple(object, "O&O&(nnn)p:weight", vgq_parse_format, &w->format,
+                            vgq_parse_scales, &w->scales, &w->n, &w->k, &w->group, &w->asymmetric);
+}
+
+static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
+{
+    vgq_weight w;
+    vgq_linear_call call = {0};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&n:linear_nbytes", parse_weight, &w, vgq_parse_activations,
+                          &call.activations, &call.m))
+        return NULL;
+    return PyLong_FromSize_t(vgq_linear_cuda_nbytes(&w, &call));
+}
+
+static PyObject *py_linear(PyObject *self, PyObject *args)
+{
+    vgq_weight w;
+    vgq_linear_call call = {0};
+    array packed, x, bias, y, scratch;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&pO&O&n:linear", parse_weight, &w, u8, &packed,
+                          vgq_parse_activations, &call.activations, values, &x, optional_f32, &bias,
+                          &call.gelu, values, &y, u8, &scratch, &stream))
+        return NULL;
+    call.m = w.k ? x.n / w.k : 0;
+    if (!w.n || x.n != call.m * w.k || y.n / w.n != call.m || y.n % w.n ||
+        (bias.data && bias.n != w.n))
+        return vgq_wrong_sizes();
+    call.x_dtype = x.dtype, call.y_dtype = y.dtype;
+    call.x = x.data, call.bias = bias.data, call.y = y.data;
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_linear_cuda(&w, packed.data, packed.n, &call, scratch.data, scratch.n, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
+static PyObject *py_decode(PyObject *self, PyObject *args)
+{
+    vgq_weight w;
+    array packed, y;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&O&n:decode", parse_weight, &w, u8, &packed, values, &y,
+                          &stream))
+        return NULL;
+    if (!w.n || y.n / w.n != w.k || y.n % w.n)
+        return vgq_wrong_sizes();
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_decode_cuda(&w, packed.data, packed.n, y.dtype, y.data, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
 /* ---- the module
  * ----------------------------------------------------------------------------------- */
 
@@ -289,6 +359,9 @@ static PyMethodDef methods[] = {
     {"cross_entropy_parts", py_cross_entropy_parts, METH_VARARGS, "Parts for that many rows."},
     {"cross_entropy", py_cross_entropy, METH_VARARGS, "Mean entropies; parts[0] is the result."},
     {"ssim", py_ssim, METH_VARARGS, "Mean structural similarity; parts[0] is the result."},
+    {"linear_nbytes", py_linear_nbytes, METH_VARARGS, "Bytes of scratch that linear wants."},
+    {"linear", py_linear, METH_VARARGS, "y = x w^T + bias."},
+    {"decode", py_decode, METH_VARARGS, "A packed weight's values."},
     {NULL, NULL, 0, NULL},
 };
 

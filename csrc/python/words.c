@@ -61,3 +61,20 @@ PyObject *vgq_wrong_sizes(void)
     PyErr_SetString(PyExc_ValueError, "the arrays' sizes do not fit the shape given");
     return NULL;
 }
+
+int vgq_parse_activations(PyObject *object, void *activations)
+{
+    static const char *const names[VGQ_ACTIVATIONS] = {
+        [VGQ_FLOAT_ACTIVATIONS] = "float",
+        [VGQ_BF16_ACTIVATIONS] = "bf16",
+        [VGQ_INT8_ACTIVATIONS] = "int8",
+        [VGQ_INT16_ACTIVATIONS] = "int16",
+    };
+    for (int i = 0; PyUnicode_Check(object) && i < VGQ_ACTIVATIONS; i++)
+        if (PyUnicode_CompareWithASCIIString(object, names[i]) == 0) {
+            *(vgq_activations *)activations = (vgq_activations)i;
+            return 1;
+        }
+    PyErr_Format(PyExc_ValueError, "unknown kind of activations %R", object);
+    return 0;
+}

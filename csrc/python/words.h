@@ -12,6 +12,7 @@
 /* Converters for PyArg_ParseTuple's O&. */
 int vgq_parse_format(PyObject *object, void *format);
 int vgq_parse_scales(PyObject *object, void *scales);
+int vgq_parse_activations(PyObject *object, void *activations);
 const char *vgq_scales_name(vgq_scales scales);
 
 /* A shape whose products overflow, or whose groups are empty. */

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QuantizedLinear in torch.compile's graphs: one op, no break, the same bits."""
+
+import pytest
+import torch
+from torch import nn
+
+import vggtquant as vq
+from vggtquant import QuantizedLinear
+
+SCHEMES = ["INT8_Per_Channel_Asymmetric_A8", "INT4_Group_32_A8", "INT8_Per_Tensor_Symmetric"]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 72), nn.GELU(), nn.Linear(72, 40)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_one_graph_with_the_same_bits(model: nn.Module, scheme: str, backend: str) -> None:
+    for i in (0, 2):
+        model[i] = QuantizedLinear.from_linear(model[i], scheme)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for shape in ((3, 40), (2, 5, 40), (7, 40)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            assert torch.equal(compiled(x), model(x))
+            assert compiled(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_autocast_is_followed(model: nn.Module) -> None:
+    model[0] = QuantizedLinear.from_linear(model[0], "INT4_Group_32_A8")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 40)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(x), model(x))
+
+
+def test_without_no_grad(model: nn.Module) -> None:
+    """As without compiling: forward works, backward says why not."""
+    layer = QuantizedLinear.from_linear(nn.Linear(40, 8), "INT8_Per_Channel_Symmetric_A8")
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for x in (torch.randn(3, 40), torch.randn(3, 40, requires_grad=True)):
+        y = compiled(x)
+        assert torch.equal(y, layer(x))
+        with pytest.raises(RuntimeError, match="QuantizedLinear is for inference"):
+            y.sum().backward()
+
+
+def test_the_op_keeps_its_promises() -> None:
+    """torch's own checks of an op: schema, fake implementation, tracing."""
+    layer = QuantizedLinear.from_linear(nn.Linear(40, 8), vq.CONFIGS["INT4_Group_32_A8"])
+    x = torch.randn(3, 40)
+    bias = layer.bias.detach()  # type: ignore[union-attr]
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = (x.to(dtype), layer.packed, bias, *layer._about, "int8", dtype)
+        tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+        torch.library.opcheck(torch.ops.vggtquant.linear.default, arguments, test_utils=tests)
