@@ -337,7 +337,7 @@ def unpack(
 
 
 def fitted(packed: torch.Tensor, about: Packed, like: torch.Tensor) -> torch.Tensor:
-    """Packed bytes as the kernels of the device where `like` is want them; if laid out anew, there."""
+    """Packed bytes as the kernels where `like` is want them; there, if laid out anew."""
     if lies_for_cuda(packed) == _on_gpu(like):
         return packed
     return pack(about, *unpack(packed, about), like)
