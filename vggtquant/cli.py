@@ -75,6 +75,12 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="64 rendered scenes: enough to tell close schemes apart (minutes)",
     )
     what.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="how a folder with ground truth is laid out: npz, eth3d, 7scenes, co3d or colmap "
+        "(default: by what is in it)",
+    )
+    what.add_argument(
         "--mode",
         choices=("crop", "pad"),
         default="crop",
@@ -163,6 +169,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         max_images=args.max_images,
         scenes=args.scenes,
         mode=args.mode,
+        layout=args.layout,
         schemes=tuple(name.strip() for names in args.schemes for name in names.split(",")),
         output_dir=args.output_dir,
         device=args.device,

@@ -9,12 +9,13 @@ import hashlib
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import UserError
@@ -35,12 +36,52 @@ _SUBFOLDERS = ("", "images", "images/dslr_images_undistorted", "dslr_images_undi
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in its frame: resized from `size` to `scaled`, its corner at `corner`.
+
+    Sizes are (width, height); the corner is negative on a side that was cropped. Columns and rows
+    name the middle of a pixel, as in geometry.py: 0 is the first one.
+    """
+
+    size: tuple[int, int]
+    scaled: tuple[int, int]
+    corner: tuple[int, int]
+
+    def to_frame(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where columns and rows (…,2) of the picture come to lie in the frame.
+
+        >>> Placement((100, 50), (50, 25), (0, 3)).to_frame(np.array([0.5, 0.5])).tolist()
+        [0.0, 3.0]
+        """
+        moved: NDArray[np.float64] = (pixels + 0.5) * self._scale - 0.5 + self.corner
+        return moved
+
+    def to_picture(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse of `to_frame`."""
+        moved: NDArray[np.float64] = (pixels - self.corner + 0.5) / self._scale - 0.5
+        return moved
+
+    def intrinsics(self, k: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The intrinsics (3,3) of the frame, of those of the picture."""
+        moved = k.copy()
+        moved[[0, 1], [0, 1]] *= self._scale
+        moved[:2, 2] = self.to_frame(k[:2, 2])
+        return moved
+
+    @property
+    def _scale(self) -> NDArray[np.float64]:
+        scale: NDArray[np.float64] = np.array(self.scaled) / np.array(self.size)
+        return scale
+
+
+@dataclass(frozen=True)
 class Frames:
     """Prepared pictures: images (S,3,H,W) float32 in [0, 1], mask (S,H,W) False on padding."""
 
     images: Tensor
     mask: Tensor
     paths: list[Path]
+    placements: tuple[Placement, ...] = ()  # of pictures that were read
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -106,7 +147,8 @@ def load_frames(
     if not paths:
         raise UserError("no pictures given: at least one is needed")
     paths = paths[:max_images]
-    pictures = [_prepare(path, mode, size) for path in paths]
+    prepared = [_prepare(path, mode, size) for path in paths]
+    pictures = [x for x, _ in prepared]
 
     shapes = {(x.shape[-2], x.shape[-1]) for x in pictures}
     height, width = (size, size) if mode == "pad" else map(max, zip(*shapes, strict=True))
@@ -120,6 +162,9 @@ def load_frames(
         images=torch.stack([_pad(x, height, width, 1.0) for x in pictures]),
         mask=torch.stack([_pad(x[0] >= 0, height, width, False) for x in pictures]),
         paths=paths,
+        placements=tuple(
+            replace(place, corner=_corner(x, place, height, width)) for x, place in prepared
+        ),
     )
 
 
@@ -147,8 +192,8 @@ def image_hashes(paths: Sequence[Path]) -> dict[str, str]:
     return hashes
 
 
-def _prepare(path: Path, mode: Mode, size: int) -> Tensor:
-    """One picture, resized and cropped but not padded: (3,H,W)."""
+def _prepare(path: Path, mode: Mode, size: int) -> tuple[Tensor, Placement]:
+    """One picture, resized and cropped but not padded: (3,H,W), and its place in that."""
     image = _read(path)
     width, height = image.size
     # Python's round and this order of operations are VGGT's; both decide ties.
@@ -163,10 +208,11 @@ def _prepare(path: Path, mode: Mode, size: int) -> Tensor:
         )
     pixels = np.array(image.resize(to, Image.Resampling.BICUBIC))
     x = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    top = 0
     if mode == "crop" and to[1] > size:
         top = (to[1] - size) // 2
         x = x[:, top : top + size]
-    return x
+    return x, Placement((width, height), to, (0, -top))
 
 
 def _read(path: Path) -> Image.Image:
@@ -193,6 +239,12 @@ def _pad(x: Tensor, height: int, width: int, value: float) -> Tensor:
     top, left = down // 2, right // 2
     padding = (left, right - left, top, down - top)
     return torch.nn.functional.pad(x, padding, value=value)
+
+
+def _corner(x: Tensor, place: Placement, height: int, width: int) -> tuple[int, int]:
+    """Where the corner of a picture comes to lie when `_pad` has put x into its frame."""
+    left, top = place.corner
+    return left + (width - x.shape[-1]) // 2, top + (height - x.shape[-2]) // 2
 
 
 def _listing(folder: Path) -> list[Path]:

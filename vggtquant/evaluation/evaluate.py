@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,8 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     folder = Path(settings.output_dir)
     report.check_writable(folder)
     _check_unfinished(settings, folder / journal.NAME)
-    paths = inputs.find(settings.images) if settings.images else []
+    posed = inputs.posed(settings.images, settings.layout)
+    paths = inputs.find(settings.images) if settings.images and posed is None else []
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -93,7 +94,12 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     if any(isinstance(module, vq.QuantizedLinear) for module in loaded.model.modules()):
         raise UserError(f"{settings.model} is quantized already; the float model is wanted")
     measure.check_weights(measure.linears(loaded.model))
-    if paths:
+    if posed is not None:
+        settings = replace(settings, layout=posed.layout)
+        available = inputs.posed_scenes(
+            posed, settings.mode, settings.scenes, settings.max_images, loaded.image_size
+        )
+    elif paths:
         available = inputs.pictures(paths, settings.mode, settings.max_images, loaded.image_size)
     else:
         frames = settings.max_images or inputs.DEFAULT_FRAMES
@@ -247,9 +253,15 @@ def _head(
     }
 
 
+def _description(settings: Settings) -> str:
+    if settings.layout is not None:
+        return f"scenes with ground truth ({settings.layout})"
+    return "pictures" if settings.images else "rendered scenes of vggtquant"
+
+
 def _data_block(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]:
     return {
-        "description": "pictures" if settings.images else "rendered scenes of vggtquant",
+        "description": _description(settings),
         "synthetic": not settings.images,
         "preprocessing": settings.mode if settings.images else "none",
         "scenes": [

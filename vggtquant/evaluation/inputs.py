@@ -9,19 +9,25 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ..errors import UserError
 from .forecast import Shape
 from .measure import Sample
+
+if TYPE_CHECKING:
+    from ..datasets import PosedScene
 
 DEFAULT_SCENES, DEFAULT_FRAMES = 8, 4
 # The most pictures that are considered without --max_images.
 MOST_PICTURES = 32
+# Pictures of a scene with ground truth: VGGT's protocols take ten.
+DEFAULT_POSED = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,73 @@ def _render(seed: int, frames: int, size: int) -> Sample:
 
 def _sha256(pixels: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A folder with ground truth, read but for its pictures."""
+
+    layout: str
+    scenes: list[PosedScene]
+    warnings: tuple[str, ...]
+
+
+def posed(source: Sequence[str], layout: str | None) -> Posed | None:
+    """What is known of one folder in a layout of vggtquant.datasets; None for pictures alone.
+
+    Raises UserError for what is wrong in the folder, and for a layout that it has not.
+    """
+    if len(source) != 1:
+        if layout is not None:
+            raise UserError(f"--layout {layout} wants one folder; {len(source)} were given")
+        return None
+    from .. import datasets
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = datasets.find(source[0], layout)
+    if found is None:
+        return None
+    words = dict.fromkeys(str(warning.message) for warning in caught)
+    return Posed(found[0], found[1], tuple(words))
+
+
+def posed_scenes(
+    there: Posed, mode: str, scenes: int | None, most: int | None, size: int
+) -> Inputs:
+    """Scenes with ground truth: of each, `most` pictures spread evenly (by default DEFAULT_POSED).
+
+    Raises UserError for a picture that cannot be read.
+    """
+    from .. import datasets
+
+    chosen = [
+        replace(scene, views=datasets.spread(scene.views, most or DEFAULT_POSED))
+        for scene in there.scenes
+    ]
+    first = _load_posed(chosen[0], mode, size)
+    frames, _, height, width = first.images.shape
+    return Inputs(
+        "scenes",
+        min(scenes or len(chosen), len(chosen)),
+        len(chosen),
+        1,
+        lambda n: Shape(frames, height, width),
+        lambda n: n,
+        lambda n: [first, *(_load_posed(scene, mode, size) for scene in chosen[1:n])],
+        there.warnings,
+    )
+
+
+def _load_posed(scene: PosedScene, mode: str, size: int) -> Sample:
+    from .. import datasets, images
+
+    paths = [view.image for view in scene.views]
+    frames = images.load_frames(paths, images.check_mode(mode), size=size)
+    height, width = frames.images.shape[-2:]
+    truth = datasets.truth(scene.views, frames.placements, (height, width))
+    hashes = {f"{i:03d} {p.name}": images.image_hashes([p])[p.name] for i, p in enumerate(paths)}
+    return Sample(scene.name, frames.images, hashes, truth)
 
 
 def find(source: Sequence[str]) -> list[Path]:

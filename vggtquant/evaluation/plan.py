@@ -143,7 +143,7 @@ def plan(
         floor = len(variants.NOISE_FLOOR) * scenes * scaled(n)[0].forward_s
         return floor + forecast.total(scaled(n), warmup + runs * scenes)
 
-    given = settings.max_images if settings.images else settings.scenes
+    given = settings.max_images if available.unit == "pictures" else settings.scenes
     budget = math.inf if settings.shard else forecast.budget(bool(settings.images))
     chosen = forecast.plan(
         seconds,
