@@ -16,6 +16,8 @@ from PIL import Image
 from vggtquant import datasets, geometry, images, scenes
 from vggtquant.datasets import colmap, eth3d, views
 from vggtquant.errors import UserError
+from vggtquant.evaluation import evaluate, plan
+from vggtquant.progress import Progress
 from vggtquant.scenes import Scene
 
 SIZE = 28
@@ -186,6 +188,34 @@ def test_depth_is_looked_up_through_the_distortion(scene: Scene, tmp_path: Path)
     wanted = 1 / (1 + 0.3 * x + 0.2 * y)
     ratio = truth.depth[0] / wanted
     np.testing.assert_allclose(ratio / np.median(ratio), 1, atol=0.02)  # the nearest pixel's
+
+
+# ---- in an evaluation ----------------------------------------------------------------------------
+
+
+def test_a_folder_with_truth_is_evaluated_against_it(scene: Scene, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        layouts.npz(scene, tmp_path / "rooms" / name)
+    settings = plan.Settings(
+        model="toy:build",
+        images=(str(tmp_path / "rooms"),),
+        max_images=2,
+        schemes=("INT8_Per_Channel_Symmetric",),
+        output_dir=str(tmp_path / "out"),
+        runs=1,
+        warmup=0,
+    )
+    with Progress(bars=False) as progress:
+        document = evaluate.evaluate(settings, progress).document
+    assert [s["name"] for s in document["data"]["scenes"]] == ["a", "b"]
+    assert all(s["ground_truth"] and s["frames"] == 2 for s in document["data"]["scenes"])
+    assert document["data"]["description"] == "scenes with ground truth (npz)"
+    assert document["settings"]["layout"] == "npz"
+    rows = {row["name"]: row for row in document["schemes"]}
+    truth = rows["INT8_Per_Channel_Symmetric"]["task"]["truth"]
+    assert {"auc_30", "depth_abs_rel_median", "points_chamfer_umeyama"} <= truth.keys()
+    assert rows["Baseline_FP32"]["calibration"]["depth"]["against"] == "truth"
+    assert document["statistics"]["note"] == "under five scenes: no interval"
 
 
 # ---- bad folders: one clear line -----------------------------------------------------------------
