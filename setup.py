@@ -126,12 +126,11 @@ class BuildExt(build_ext):
         cuda = [source for source in ext.sources if source.endswith(".cu")]
         if cuda and NVCC:
             ext.sources = [source for source in ext.sources if source not in cuda]
-            flags = architectures(NVCC)
             with ThreadPoolExecutor(2) as pool:
-                ext.extra_objects = list(pool.map(lambda source: self.nvcc(source, flags), cuda))
+                ext.extra_objects = list(pool.map(self.nvcc, cuda))
         super().build_extension(ext)
 
-    def nvcc(self, source: str, flags: list[str]) -> str:
+    def nvcc(self, source: str) -> str:
         target = Path(self.build_temp) / f"{source}.o"
         newest = max(os.path.getmtime(path) for path in (source, "setup.py", *CUDA_HEADERS))
         if not self.force and target.exists() and target.stat().st_mtime > newest:
@@ -139,7 +138,7 @@ class BuildExt(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *HARDENING]
         host += ["-Werror"] if WERROR else []
-        command = [NVCC, "-std=c++17", "-O3", "-fmad=false", *flags, "-Xcompiler", ",".join(host)]
+        command = [NVCC, "-std=c++17", "-O3", "-fmad=false", *GENCODE, "-Xcompiler", ",".join(host)]
         command += ["-Werror", "all-warnings"] if WERROR else []
         done = subprocess.run([*command, "-c", source, "-o", target], check=False)
         if done.returncode:
@@ -148,6 +147,7 @@ class BuildExt(build_ext):
 
 
 NVCC = find_nvcc()
+GENCODE = architectures(NVCC) if NVCC else []
 
 
 def cuda_extension(nvcc: str) -> Extension:
