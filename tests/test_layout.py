@@ -26,7 +26,7 @@ def sources(*patterns: str) -> list[Path]:
     return sorted(path for path in found if "build" not in path.relative_to(ROOT).parts)
 
 
-C_FILES = sources("csrc/**/*.c", "csrc/**/*.h", "csrc/**/*.def")
+C_FILES = sources("csrc/**/*.c", "csrc/**/*.h", "csrc/**/*.def", "csrc/cuda/*.cu*")
 PYTHON_FILES = sources("vggtquant/**/*.py*", "examples/*.py", "tests/*.py", "tests/bench/*.py")
 PYTHON_FILES = [path for path in PYTHON_FILES if path.suffix in (".py", ".pyi")]
 
@@ -64,6 +64,7 @@ def test_threads_stand_in_fronts_only() -> None:
 def test_the_core_owns_nothing() -> None:
     """No allocation, no output, no exit: sizes are told, buffers are the caller's."""
     core = [*CSRC.glob("*.[ch]"), *(CSRC / "cpu").glob("*.[ch]"), *(CSRC / "render").glob("*.[ch]")]
+    core += (CSRC / "cuda").glob("*.cu*")
     word = re.compile(r"\b(malloc|calloc|realloc|free|alloca|v?f?printf|puts|exit|abort|FILE)\s*\(")
     assert not [f"{f.name}: {found[0]}" for f in core if (found := word.search(code_of(f)))]
 
@@ -101,7 +102,7 @@ def test_only_the_module_is_exported() -> None:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm is not installed")
-    for module in (_cpu, _render):
+    for module in filter(None, (_cpu, ops._cuda, _render)):
         shown = subprocess.run(
             [nm, "-D", "--defined-only", str(module.__file__)], capture_output=True
         )
@@ -122,7 +123,9 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module, user", [("_cpu", "ops.py"), ("_render", "scenes.py")])
+@pytest.mark.parametrize(
+    "module, user", [("_cpu", "ops.py"), ("_cuda", "ops.py"), ("_render", "scenes.py")]
+)
 def test_each_c_module_has_one_user(module: str, user: str) -> None:
     users = [path.name for path in PACKAGE.rglob("*.py") if module in imported(path)]
     assert users == [user]
