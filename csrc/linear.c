@@ -493,29 +493,32 @@ static void decode_slice(const vgq_plan *plan, vgq_panel panel, size_t i, size_t
  * wait in acc between them. */
 static void float_task(const vgq_plan *plan, const vgq_task *task)
 {
-    const size_t start = task->start, end = task->end, p = task->p, k = plan->w.k;
-    const size_t nbytes = plan->float_gemm->nbytes;
+    const size_t p = task->p, k = plan->w.k, nbytes = plan->float_gemm->nbytes;
     unsigned char *const w = task->own + plan->bytes_nbytes;
     const vgq_panel panel = panel_at(plan, p);
     const unsigned char *const x = plan->x_nbytes ? plan->x : (const unsigned char *)plan->call.x;
-    float *const acc = (float *)(void *)(w + plan->operand_nbytes);
+    const int scaled = float_dtype(plan) == VGQ_F32 || plan->w.scales == VGQ_PER_GROUP;
+    const float *const scale = scaled ? ones : panel.scale;
     float bias[VGQ_PANEL];
     bias_of(plan, p, bias);
     for (size_t i = 0; i < k; i += plan->float_depth) {
         const size_t depth = vgq_min(plan->float_depth, plan->at.depth - i);
+        const int last = i + depth >= k;
         decode_slice(plan, panel, i, depth, task->own, w);
-        for (size_t m = start; m < end; m += VGQ_FLOAT_ROWS)
-            plan->float_gemm->tile(vgq_min(VGQ_FLOAT_ROWS, end - m), vgq_min(depth, k - i),
-                                   x + (m * k + i) * nbytes, k, w, acc + (m - start) * VGQ_PANEL,
+        float *acc = (float *)(void *)(w + plan->operand_nbytes);
+        for (size_t m = task->start, rows; m < task->end; m += rows, acc += rows * VGQ_PANEL) {
+            rows = vgq_min(VGQ_FLOAT_ROWS, task->end - m);
+            if (last)
+                fetch_rows(plan, task, m, rows);
+            plan->float_gemm->tile(rows, vgq_min(depth, k - i), x + (m * k + i) * nbytes, k, w, acc,
                                    i > 0);
-    }
-    const int scaled = float_dtype(plan) == VGQ_F32 || plan->w.scales == VGQ_PER_GROUP;
-    const float *const scale = scaled ? ones : panel.scale;
-    for (size_t m = start; m < end; m++) {
-        float *const y = acc + (m - start) * VGQ_PANEL;
-        for (size_t c = 0; c < VGQ_PANEL; c++)
-            y[c] = y[c] * scale[c] + bias[c];
-        store_row(plan, m, p, y);
+            for (size_t r = 0; r < rows && last; r++) {
+                float *const y = acc + r * VGQ_PANEL;
+                for (size_t c = 0; c < VGQ_PANEL; c++)
+                    y[c] = y[c] * scale[c] + bias[c];
+                store_row(plan, m + r, p, y);
+            }
+        }
     }
 }
 
