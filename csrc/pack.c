@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-static const char magic[8] = "vgqpack1";
+static const char magic[8] = "vgqpack1"; /* the digit: the version of the layout */
 
 vgq_layout vgq_layout_of(const vgq_weight *w)
 {
@@ -190,8 +190,13 @@ vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weig
                           .k = header.k,
                           .group = header.group,
                           .asymmetric = (int)header.asymmetric};
+    static const unsigned char zeros[sizeof(header.reserved)];
+    if (memcmp(header.magic, magic, sizeof(magic) - 1) != 0)
+        return VGQ_EPACKED;
     if (memcmp(header.magic, magic, sizeof(magic)) != 0 || header.panel != VGQ_PANEL ||
-        vgq_packed_nbytes(&w) != nbytes)
+        memcmp(header.reserved, zeros, sizeof(zeros)) != 0)
+        return VGQ_ELAYOUT;
+    if (header.asymmetric > 1 || vgq_packed_nbytes(&w) != nbytes)
         return VGQ_EPACKED;
     *weight = w;
     return VGQ_OK;

@@ -63,6 +63,7 @@ const char *vgq_message(vgq_status status)
             "a null pointer, an unknown format or dtype, or sizes that do not fit together",
         [VGQ_EISA] = "an instruction set that is unknown or does not run on this machine",
         [VGQ_EPACKED] = "no packed weights, or cut short; pack the weight again",
+        [VGQ_ELAYOUT] = "packed weights of another version or layout; pack the weight again",
         [VGQ_ECUDA] = "CUDA refused the launch",
         [VGQ_EDEPTH] = "a row too long for exact 32-bit sums",
         [VGQ_ESTOPPED] = "stopped by its caller",

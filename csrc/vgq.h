@@ -21,6 +21,7 @@ typedef enum vgq_status {
     VGQ_EINVAL,   /* a null pointer, an unknown format or dtype, sizes that do not fit together */
     VGQ_EISA,     /* an instruction set that is unknown or does not run here */
     VGQ_EPACKED,  /* not packed weights, or cut short */
+    VGQ_ELAYOUT,  /* packed weights of another version or layout */
     VGQ_EDEPTH,   /* a row too long for exact 32-bit sums */
     VGQ_ESTOPPED, /* its vgq_stop said so: outputs are unspecified */
     VGQ_ECUDA,    /* CUDA refused a launch; vgq_cuda_error says why */
@@ -208,8 +209,8 @@ typedef struct vgq_weight {
 size_t vgq_packed_nbytes(const vgq_weight *weight);
 /* Lay the weight out for the kernels. VGQ_EDEPTH: k above VGQ_DEEPEST. */
 vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes);
-/* What packed bytes hold: all of *weight but its pointers. VGQ_EPACKED: not packed, or cut short.
- */
+/* What packed bytes hold: all of *weight but its pointers. VGQ_EPACKED: not packed, or cut short;
+ * VGQ_ELAYOUT: by another version. */
 vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weight);
 /* The inverse of pack: writes through weight's pointers, which must be there as packed_weight says.
  */

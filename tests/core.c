@@ -407,6 +407,15 @@ static void test_truncated(const vgq_weight *w)
         CHECK(vgq_linear(packed, n, &call, scratch, sizeof(scratch)) == VGQ_EPACKED, "%zu", n);
     }
     CHECK(vgq_packed_weight(NULL, nbytes, &told) == VGQ_EPACKED, " ");
+    for (size_t i = 0; i < 64; i++) { /* version, panel, and what no version has used */
+        whole[i] ^= 64;
+        const vgq_status status = vgq_packed_weight(whole, nbytes, &told);
+        const int layout = i == 7 || (i >= 20 && i < 24) || i >= 48;
+        CHECK(layout ? status == VGQ_ELAYOUT : status != VGQ_ELAYOUT, "header byte %zu", i);
+        CHECK(i >= 24 || status != VGQ_OK, "header byte %zu", i);
+        whole[i] ^= 64;
+    }
+    CHECK(vgq_packed_weight(whole, nbytes, &told) == VGQ_OK, " ");
     CHECK(vgq_linear(whole, nbytes, &call, scratch, sizeof(scratch)) == VGQ_EINVAL, "scratch");
     CHECK(vgq_linear(whole, nbytes, &call, NULL, 0) == VGQ_EINVAL, "no scratch");
     CHECK(vgq_linear(whole, nbytes, NULL, scratch, 1) == VGQ_EINVAL, "no call");

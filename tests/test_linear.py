@@ -608,3 +608,25 @@ def test_truncated_packed_bytes_are_refused() -> None:
     layer.packed = torch.cat([whole, whole[:1]])
     with pytest.raises(ValueError, match="packed weights"):
         layer(x)
+
+
+def test_packed_bytes_of_another_version_are_refused() -> None:
+    q, bias, x = case("INT8_Per_Channel_Symmetric", 65, 40)
+    layer = layer_of(q, bias, True)
+    for at in (7, 20, 63):  # the version, the columns of a panel, what no version has used
+        layer.packed[at] ^= 1
+        with pytest.raises(ValueError, match="of another version or layout; pack the weight again"):
+            layer(x)
+        layer.packed[at] ^= 1
+    layer(x)
+
+
+@activations
+def test_packed_bytes_of_another_shape_are_refused(int8: bool) -> None:
+    """Also where the numbers of elements happen to fit: half the tokens, twice as long."""
+    layer = layer_of(case("INT4_Group_32", 65, 40)[0], None, int8)
+    for n, k in ((130, 80), (65, 80), (130, 40), (64, 40)):
+        layer.packed = layer_of(case("INT4_Group_32", n, k)[0], None, int8).packed
+        wanted = rf"y \(4, 65\) are given; \(m, {k}\) and \(m, {n}\) are wanted"
+        with pytest.raises(ValueError, match=wanted):
+            layer(torch.ones(4, 40))

@@ -388,6 +388,25 @@ static PyObject *py_cuda_unpack(PyObject *self, PyObject *args)
     return unpack(&for_cuda, args);
 }
 
+/* Whether x and y are not (m, k) and (m, n) for that weight; then an exception is set. */
+static int bad_operands(const vgq_weight *w, PyArrayObject *x, PyArrayObject *y)
+{
+    const npy_intp *const xs = PyArray_DIMS(x), *const ys = PyArray_DIMS(y);
+    if (PyArray_NDIM(x) == 2 && PyArray_NDIM(y) == 2 && xs[0] == ys[0] && (size_t)xs[1] == w->k &&
+        (size_t)ys[1] == w->n)
+        return 0;
+    PyObject *const x_shape = PyObject_GetAttrString((PyObject *)x, "shape");
+    PyObject *const y_shape = PyObject_GetAttrString((PyObject *)y, "shape");
+    if (x_shape && y_shape)
+        PyErr_Format(PyExc_ValueError,
+                     "the arrays' sizes do not fit the packed weight: x %S and y %S are given; "
+                     "(m, %zu) and (m, %zu) are wanted",
+                     x_shape, y_shape, w->k, w->n);
+    Py_XDECREF(x_shape);
+    Py_XDECREF(y_shape);
+    return 1;
+}
+
 static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
 {
     vgq_weight w;
@@ -400,7 +419,9 @@ static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
     const vgq_status status = vgq_packed_weight(vgq_data(packed), (size_t)PyArray_SIZE(packed), &w);
     if (status != VGQ_OK)
         return vgq_done(status);
-    call.m = (size_t)PyArray_SIZE(x) / w.k;
+    if (bad_operands(&w, x, y))
+        return NULL;
+    call.m = (size_t)PyArray_DIM(x, 0);
     call.x_dtype = vgq_dtype_of(x);
     call.y_dtype = vgq_dtype_of(y);
     return PyLong_FromSize_t(vgq_linear_nbytes(&w, &call));
@@ -420,8 +441,10 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
     if (status != VGQ_OK)
         return vgq_done(status);
-    call.m = (size_t)PyArray_SIZE(x) / w.k;
-    if (!has(x, call.m * w.k) || !has(y, call.m * w.n) || (bias && !has(bias, w.n)))
+    if (bad_operands(&w, x, y))
+        return NULL;
+    call.m = (size_t)PyArray_DIM(x, 0);
+    if (bias && !has(bias, w.n))
         return vgq_wrong_sizes();
     call.x_dtype = vgq_dtype_of(x);
     call.y_dtype = vgq_dtype_of(y);
