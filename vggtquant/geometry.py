@@ -379,6 +379,16 @@ def point_scores(
     return {"accuracy": accuracy, "completeness": completeness, "chamfer": chamfer}
 
 
+def length(vectors: Array) -> Array:
+    """Euclidean lengths (…) of vectors (…,n); for short ones several times faster than NumPy's.
+
+    >>> float(length(np.array([3.0, 4.0])))
+    5.0
+    """
+    lengths: Array = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))
+    return lengths
+
+
 def _f64(x: ArrayLike) -> Array:
     return np.asarray(x, dtype=np.float64)
 

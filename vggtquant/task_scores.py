@@ -21,9 +21,9 @@ from .errors import UserError
 from .geometry import Array, PoseErrors
 
 # Pixels by which a confidence is judged, spread evenly over all of a scene.
-RANKED = 16384
+RANKED = 8192
 # Pixels that are reprojected, over all ordered pairs of frames.
-_REPROJECTED = 32768
+_REPROJECTED = 16384
 # A reprojected pixel is consistent within these, as in MVSNet (Yao et al. 2018, section 4.2).
 CONSISTENT_PX, CONSISTENT_DEPTH = 1.0, 0.01
 
@@ -153,7 +153,7 @@ def _point_scores(
         row = geometry.point_scores(cloud, g, queries=queries)
         scores |= {f"points_{key}{suffix}": value for key, value in row.items()}
     if "world_points_conf" in out:
-        distance = np.linalg.norm(list(clouds.values())[-1] - g, axis=-1)
+        distance = geometry.length(list(clouds.values())[-1] - g)
         scores |= _ranking("points", out["world_points_conf"][mask], distance)
     return scores
 
@@ -220,8 +220,8 @@ def consistency_scores(predictions: Mapping[str, ArrayLike]) -> dict[str, float]
     scores: dict[str, float] = {}
     if "world_points" in out:
         points = out["world_points"]
-        gap = np.linalg.norm(cloud - points, axis=-1)
-        scores["points_gap"] = float(gap.mean() / np.linalg.norm(points, axis=-1).mean())
+        gap = geometry.length(cloud - points)
+        scores["points_gap"] = float(gap.mean() / geometry.length(points).mean())
     if len(depth) > 1:
         scores |= _reprojection(depth, cloud, *cameras)
     return {k: v for k, v in scores.items() if math.isfinite(v)}
@@ -249,7 +249,7 @@ def _reprojection(depth: Array, cloud: Array, extrinsics: Array, k: Array) -> di
     back, d = geometry.project(world[:, None], extrinsics[first[pair]], k[first[pair]])
     began = np.broadcast_to(start, (len(first), count, 2))[inside]
     true = depth.reshape(frames, -1)[first][:, pixel][inside]
-    px = np.where(d[:, 0] > 0, np.linalg.norm(back[:, 0] - began, axis=-1), np.inf)
+    px = np.where(d[:, 0] > 0, geometry.length(back[:, 0] - began), np.inf)
     relative = np.abs(d[:, 0] - true) / true
     good = (px < CONSISTENT_PX) & (relative < CONSISTENT_DEPTH)
     return {

@@ -143,6 +143,5 @@ def _distance(head: str, p: Array, g: Array, mask: Any) -> Array:
         p, g = p.reshape(p.shape[:3])[..., None], g.reshape(p.shape[:3])[..., None]
     if mask is not None:
         p, g = p[mask], g[mask]
-    scale = geometry.median_scale(np.linalg.norm(g, axis=-1), np.linalg.norm(p, axis=-1))
-    distance: Array = np.linalg.norm(p - scale * g, axis=-1)
-    return distance
+    scale = geometry.median_scale(geometry.length(g), geometry.length(p))
+    return geometry.length(p - scale * g)
