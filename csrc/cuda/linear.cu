@@ -50,7 +50,8 @@ static __global__ void __launch_bounds__(CODE_THREADS) code_tokens_kernel(const 
             largest = vgq_most(largest, vgq_bits_of_float(v[j]) & 0x7fffffffu);
     }
     float inverse;
-    const float scale = vgq_token_scale(block_most(largest, largest_of), &inverse);
+    largest = block_most(largest, largest_of);
+    const float scale = vgq_token_scale(largest, VGQ_INT8_HIGHEST, &inverse);
     int32_t sum = 0;
     for (int at = (int)threadIdx.x * 4; at < args.depth; at += CODE_THREADS * 4) {
         const int i = source_of(args, at, &count);
