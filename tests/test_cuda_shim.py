@@ -216,7 +216,7 @@ FAULTS = {
     "rows of an A fragment are swapped": (
         "linear_gemm.cuh",
         r"lane % 16, step \* 2",
-        "(lane % 16) ^ 8, step * 2",
+        "lane % 8 * 2 + lane / 8 % 2, step * 2",
         "plain",
         "is wanted",
     ),
