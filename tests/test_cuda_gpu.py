@@ -105,3 +105,64 @@ def test_the_second_gpu_is_served_while_the_first_is_current() -> None:
     same(got, vq.quantize(x, "INT8_Per_Channel_Symmetric"))
     with pytest.raises(vq.UserError, match="cuda:0 and cuda:1 are given"):
         vq.compare(x.to("cuda:0"), x.to("cuda:1"))
+
+
+# ---- linear --------------------------------------------------------------------------------------
+
+
+def layer_of(config: vq.QuantizationConfig, k: int, n: int) -> vq.QuantizedLinear:
+    torch.manual_seed(k + n)
+    return vq.QuantizedLinear.from_linear(torch.nn.Linear(k, n), config).requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_linear_has_the_cpu_s_bits(config: vq.QuantizationConfig, dtype: torch.dtype) -> None:
+    """With INT8 activations; else within the rounding of the dtype that torch multiplies in."""
+    if config.quantize_activations and config.activation_bits != 8:
+        pytest.skip("16-bit activations stay on the CPU")
+    for m, k, n in ((1, 64, 64), (3, 130, 65), (131, 328, 200), (1374, 1024, 1024)):
+        layer = layer_of(config, k, n)
+        x = torch.randn(m, k).to(dtype)
+        want, packed = layer(x), layer.packed.clone()
+        got = layer.cuda()(x.cuda())
+        assert got.device.type == "cuda" and got.dtype == dtype
+        if config.quantize_activations:
+            assert torch.equal(got.cpu(), want)
+        else:
+            limit = (1e-4 if dtype == torch.float32 else 4e-2) * want.float().abs().max()
+            assert (got.cpu().float() - want.float()).abs().max() <= limit
+        assert torch.equal(layer.cpu().packed, packed)
+
+
+def test_a_graph_of_calls_can_be_captured_and_replayed() -> None:
+    layer = layer_of(vq.CONFIGS["INT4_Group_32_A8"], 256, 128).cuda()
+    x = torch.randn(300, 256, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(side):
+        layer(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        y = layer(x)
+    x.copy_(torch.randn(300, 256))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, layer(x))
+
+
+def test_torch_compile_on_the_gpu() -> None:
+    layer = layer_of(vq.CONFIGS["INT8_Per_Channel_Asymmetric_A8"], 256, 128).cuda()
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(33, 256, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+
+
+def test_the_device_of_the_tensors_is_used_not_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    layer = layer_of(vq.CONFIGS["INT4_Group_32_A8"], 256, 128)
+    x = torch.randn(33, 256)
+    want = layer(x)
+    assert torch.equal(layer.to("cuda:1")(x.to("cuda:1")).cpu(), want)

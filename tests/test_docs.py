@@ -6,6 +6,7 @@ import importlib
 import json
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,8 @@ def test_readme_names_every_config():
     text = (ROOT / "README.md").read_text()
     missing = [name for name in vggtquant.CONFIGS if name.removesuffix("_A8") not in text]
     assert not missing
+
+
+def test_the_tables_of_expected_gpu_times_are_those_of_the_script() -> None:
+    script = ROOT / "tests" / "bench" / "roofline.py"
+    assert runpy.run_path(str(script))["tables"]() in (ROOT / "docs" / "gpu.md").read_text()

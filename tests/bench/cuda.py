@@ -120,6 +120,41 @@ def metric_rows(rounds: int) -> list[str]:
     return lines
 
 
+# (inputs, outputs) of VGGT's aggregator, and tokens of one to eight frames.
+LINEARS = [(1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024)]
+TOKENS = [1374, 2748, 5496, 11000]
+SCHEMES = ["INT8_Per_Channel_Symmetric_A8", "INT4_Group_32_A8", "INT8_Per_Channel_Symmetric"]
+
+
+def linear_rows(rounds: int) -> list[str]:
+    """Times, and ratios to cuBLAS in BF16: above 1 is faster. Coding the tokens is included."""
+    lines = []
+    for k, n in LINEARS:
+        plain = torch.nn.Linear(k, n).requires_grad_(False)
+        layers = {name: vq.QuantizedLinear.from_linear(plain, name).cuda() for name in SCHEMES}
+        on_cpu = vq.QuantizedLinear.from_linear(plain, SCHEMES[0])
+        half = plain.to("cuda", torch.bfloat16)
+        codes = torch.randint(-127, 128, (n, k), dtype=torch.int8, device="cuda")
+        for m in TOKENS:
+            x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+            x_codes = torch.randint(-127, 128, (m, k), dtype=torch.int8, device="cuda")
+            calls: dict[str, Call] = {"cuBLAS BF16": lambda half=half, x=x: half(x)}
+            calls |= {name: lambda at=layer, x=x: at(x) for name, layer in layers.items()}
+            if m % 8 == 0:  # torch refuses other sizes
+                calls["torch._int_mm, int32 out"] = lambda a=x_codes, b=codes: torch._int_mm(
+                    a, b.t()
+                )
+            with torch.no_grad():
+                seen = microseconds(calls, rounds)
+                host = x.cpu()
+                seen["W8A8 on the CPU"] = cpu_microseconds(lambda h=host, at=on_cpu: at(h), 1)
+            lines += [
+                f"| {k} x {n}, {m} tokens, {name} | {us:.1f} | {seen['cuBLAS BF16'] / us:.2f} |"
+                for name, us in seen.items()
+            ]
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds")
@@ -132,6 +167,8 @@ def main() -> None:
     name = torch.cuda.get_device_name()
     lines = [f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}", ""]
     lines += [*head, *quantize_rows(rounds), *metric_rows(rounds)]
+    lines += ["", "| Linear | us | times as fast as cuBLAS BF16 |", "|---|---|---|"]
+    lines += linear_rows(rounds)
     text = "\n".join(lines) + "\n"
     print(text)
     if args.out:

@@ -16,6 +16,7 @@ static float random_float() { return (float)random_in(-1000000, 1000000) * 1e-6f
 static void wrong(const char *what, size_t at, double got, double want)
 {
     printf("%s: element %zu is %.9g; %.9g is wanted\n", what, at, got, want);
+    fflush(stdout);
     _Exit(1);
 }
 
