@@ -53,6 +53,11 @@ typedef struct vgq_int_gemm {
     void (*tile)(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
                  int32_t *acc);
     int32_t offset; /* what the operand's elements stand above the weights: 128 or 0 */
+    /* For few rows, that widening would cost more than: the tile from the panel's bytes, whose
+     * offset is 128. rows <= bytes_mr. NULL: none. */
+    void (*bytes_tile)(size_t rows, size_t k, const void *codes, size_t ld, const void *bytes,
+                       int32_t *acc);
+    size_t bytes_mr;
     const struct vgq_int4_gemm *int4; /* a faster way for symmetric two-level W4, or NULL */
     const struct vgq_few_gemm *few;   /* one for few rows of two-level W4, or NULL */
 } vgq_int_gemm;

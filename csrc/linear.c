@@ -85,7 +85,9 @@ static void choose(vgq_plan *plan)
             plan->code_row = gemm->code_row;
         if (plan->w.format == VGQ_I4)
             plan->bytes_nbytes = depth * VGQ_PANEL;
-        if (gemm->widen)
+        if (gemm->bytes_tile && plan->lines <= FEW_ROWS && plan->w.scales != VGQ_PER_GROUP)
+            plan->mr = gemm->bytes_mr;
+        else if (gemm->widen)
             plan->operand_nbytes = depth * VGQ_PANEL * gemm->weight_nbytes;
     }
 }
@@ -444,15 +446,16 @@ static void int_task(const vgq_plan *plan, const vgq_task *task)
     const vgq_panel panel = panel_at(plan, task->p);
     const size_t depth = plan->at.depth;
     const unsigned char *operand = bytes_of(plan, panel, 0, depth, task->own);
-    if (gemm->widen) {
+    const int narrow = gemm->widen && !plan->operand_nbytes;
+    if (gemm->widen && !narrow) {
         gemm->widen(depth, operand, task->own + plan->bytes_nbytes);
         operand = task->own + plan->bytes_nbytes;
     }
     int32_t *const acc = (int32_t *)(void *)(task->own + plan->bytes_nbytes + plan->operand_nbytes);
     vgq_columns columns = columns_of(plan, task->p);
     for (size_t c = 0; c < VGQ_PANEL; c++)
-        columns.offset[c] =
-            gemm->offset + (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
+        columns.offset[c] = (narrow ? 128 : gemm->offset) +
+                            (plan->w.format == VGQ_I8 && panel.zero ? panel.zero[c] : 0);
     for (size_t m = task->start, rows; m < task->end; m += rows) {
         rows = tile_rows(plan, task->end - m);
         if (plan->w.scales == VGQ_PER_GROUP) {
@@ -460,7 +463,8 @@ static void int_task(const vgq_plan *plan, const vgq_task *task)
             continue;
         }
         fetch_rows(plan, task, m, rows);
-        gemm->tile(rows, depth, plan->x + m * depth * gemm->code_nbytes, depth, operand, acc);
+        (narrow ? gemm->bytes_tile : gemm->tile)(
+            rows, depth, plan->x + m * depth * gemm->code_nbytes, depth, operand, acc);
         finish_rows(plan, task, m, rows, acc, &columns, plan->x_sum + m);
     }
 }

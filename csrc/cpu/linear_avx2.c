@@ -113,26 +113,34 @@ static void decode_panel_avx2(size_t k, const uint8_t *bytes, const int32_t *off
     }
 }
 
+/* 8 columns' inputs 0 and 1, and 2 and 3, of their bytes, as 16-bit pairs. */
+static inline __m256i first_pairs(__m256i bytes)
+{
+    return _mm256_shuffle_epi8(bytes, _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12,
+                                                       -1, 13, -1, 0, -1, 1, -1, 4, -1, 5, -1, 8,
+                                                       -1, 9, -1, 12, -1, 13, -1));
+}
+
+static inline __m256i second_pairs(__m256i bytes)
+{
+    return _mm256_shuffle_epi8(bytes, _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1,
+                                                       14, -1, 15, -1, 2, -1, 3, -1, 6, -1, 7, -1,
+                                                       10, -1, 11, -1, 14, -1, 15, -1));
+}
+
 /* operand[column block of 16][k / 2][16 columns][2 inputs], int16: a tile reads one block straight
  * on. */
 static void widen_avx2(size_t k, const uint8_t *bytes, void *operand)
 {
-    const __m256i first =
-        _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1, 0, -1, 1, -1, 4,
-                         -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
-    const __m256i second =
-        _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1, 2, -1, 3, -1,
-                         6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
     const __m256i offset = _mm256_set1_epi16(128);
     int16_t *const out = operand;
     for (size_t i = 0; i < k; i += 4)
         for (size_t part = 0; part < 8; part++) {
             const __m256i b = _mm256_loadu_si256((const void *)(bytes + i * VGQ_PANEL + 32 * part));
             int16_t *const at = out + i * VGQ_PANEL + part * 16;
-            _mm256_storeu_si256((void *)at,
-                                _mm256_sub_epi16(_mm256_shuffle_epi8(b, first), offset));
+            _mm256_storeu_si256((void *)at, _mm256_sub_epi16(first_pairs(b), offset));
             _mm256_storeu_si256((void *)(at + 2 * VGQ_PANEL),
-                                _mm256_sub_epi16(_mm256_shuffle_epi8(b, second), offset));
+                                _mm256_sub_epi16(second_pairs(b), offset));
         }
 }
 
@@ -183,6 +191,54 @@ TILE(6, EACH_6)
 #undef SAVE
 #undef STEP
 #undef ZERO
+
+#define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
+#define STEP(r)                                                        \
+    {                                                                  \
+        __m256i x = two_codes(q + (r)*ld + i);                         \
+        a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(u0, x)); \
+        a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(u1, x)); \
+        x = two_codes(q + (r)*ld + i + 2);                             \
+        a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(v0, x)); \
+        a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(v1, x)); \
+    }
+#define SAVE(r)                                                  \
+    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL), a##r##0); \
+    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL + 8), a##r##1);
+#define TILE(rows, EACH)                                                                   \
+    static void tile_bytes_##rows##x16_avx2(size_t k, const int16_t *q, size_t ld,         \
+                                            const uint8_t *w, int32_t *acc)                \
+    {                                                                                      \
+        EACH(ZERO)                                                                         \
+        for (size_t i = 0; i < k; i += 4) {                                                \
+            const __m256i b0 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL));      \
+            const __m256i b1 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL + 32)); \
+            const __m256i u0 = first_pairs(b0), v0 = second_pairs(b0);                     \
+            const __m256i u1 = first_pairs(b1), v1 = second_pairs(b1);                     \
+            EACH(STEP)                                                                     \
+        }                                                                                  \
+        EACH(SAVE)                                                                         \
+    }
+
+TILE(1, EACH_1)
+TILE(2, EACH_2)
+TILE(3, EACH_3)
+TILE(4, EACH_4)
+
+#undef TILE
+#undef SAVE
+#undef STEP
+#undef ZERO
+
+static void tile_bytes_avx2(size_t rows, size_t k, const void *codes, size_t ld, const void *bytes,
+                            int32_t *acc)
+{
+    static void (*const tiles[])(size_t, const int16_t *, size_t, const uint8_t *,
+                                 int32_t *) = {NULL, tile_bytes_1x16_avx2, tile_bytes_2x16_avx2,
+                                               tile_bytes_3x16_avx2, tile_bytes_4x16_avx2};
+    for (size_t column = 0; column < VGQ_PANEL; column += 16)
+        tiles[rows](k, codes, ld, (const uint8_t *)bytes + 4 * column, acc + column);
+}
 
 static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
                           int32_t *acc)
@@ -349,6 +405,8 @@ static const vgq_int_gemm int_gemm_avx2 = {
     .code_row = code_row_i16_avx2,
     .widen = widen_avx2,
     .tile = tile_i16_avx2,
+    .bytes_tile = tile_bytes_avx2,
+    .bytes_mr = 4,
     .offset = 0,
     .int4 = &vgq_int4_gemm_avx2,
 };
