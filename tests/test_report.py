@@ -327,6 +327,40 @@ def test_all_names_fit_the_table() -> None:
         assert name in said
 
 
+def test_chance_and_the_chain_are_told_in_whole_words() -> None:
+    names = (
+        "INT8_Per_Tensor_Symmetric",
+        "INT8_Per_Channel_Symmetric",
+        "INT4_Group_128",
+        "INT4_Group_64",
+        "INT4_Group_32",
+    )
+    rows = [_row(name, 0.01, 200_000, 10.0) for name in ("Baseline_FP32", *names)]
+    errors = {"INT8_Per_Tensor_Symmetric": 0.02, "INT4_Group_128": 0.2, "INT4_Group_64": 0.1}
+    for row in rows:
+        scene = row["scenes"][0]
+        mean = 0.0 if row["kind"] == "baseline" else errors.get(row["name"], 0.01)
+        row["scenes"] = [
+            scene
+            | {"scene": f"s{i}"}
+            | {"task": scene["task"] | {"fp32": {"depth_abs_rel": mean * (1 + 0.01 * i)}}}
+            for i in range(6)
+        ]
+        row |= task.over_scenes(row["scenes"])
+    said = text.full_report(_document(rows))
+    assert "…" not in said
+    chain = said[said.index("Does the depth error") :].splitlines()[3:8]
+    assert [line.split()[0] for line in chain] == [
+        "INT8_Per_Channel_Symmetric",
+        "INT8_Per_Tensor_Symmetric",
+        "INT4_Group_32",
+        "INT4_Group_64",
+        "INT4_Group_128",
+    ]
+    assert [line.split()[-1] for line in chain[1:]] == ["grows", "shrinks", "grows", "grows"]
+    assert "6 scenes (10000 resamples, seed 0)" in " ".join(said.split())
+
+
 def test_cautions_name_a_busy_machine() -> None:
     document = _document(_rows())
     document["environment"]["load_average_1min"] = 9.0

@@ -90,6 +90,8 @@ _CHAIN = (
 )
 _MOST_LAYERS = 20  # in the text
 _CHAIN_SCORE = "fp32/depth_abs_rel"
+# The row of the noise floor to which scores against FP32 itself are held.
+_FLOOR = "Baseline_FP32_Noisy_Input"
 
 
 def sections(document: Document) -> Iterator[Section]:
@@ -171,23 +173,36 @@ def _chance(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
             f"{statistics['seed']}). Each interval stands for itself: of twenty comparisons "
             "without any difference, one is expected to show some."
         )
+    floor = {(e["b"], e["score"]): e for e in statistics["between"] if e["a"] == _FLOOR}
     for score, what, factor, unit in TOLD:
         found = {n: s[score] for n, s in statistics["against_fp32"].items() if score in s}
         if not found:
             continue
+        itself = score.startswith("fp32/")
+        heading = "beside the noisy input" if itself else "reading"
         made = new_table(
-            ("Scheme", "difference", f"{share} interval", "reading"), f"{what} ({unit})"
+            ("Scheme", "difference", f"{share} interval", heading), title=f"{what} ({unit})"
         )
         for name, entry in found.items():
-            better = (entry["difference"] > 0) == statistics["larger_is_better"][score]
+            read = floor.get((name, score)) if itself else entry
             made.add_row(
                 name,
                 scaled(entry["difference"], factor, "+.4f"),
                 _ends(entry, factor),
-                _reading(entry, "better" if better else "worse"),
+                _judged(read, statistics["larger_is_better"][score]) if read else "-",
             )
         yield made
+        if itself:
+            yield (
+                "No scheme can be nearer to FP32 than FP32 itself, so an interval beside 0 says "
+                "little: read is the difference from FP32 on pictures with one step of noise."
+            )
     yield from _chain(statistics)
+
+
+def _judged(entry: Row, larger_is_better: bool) -> str:
+    better = (entry["difference"] > 0) == larger_is_better
+    return _reading(entry, "better" if better else "worse")
 
 
 def _ends(entry: Row, factor: float) -> str:
@@ -206,18 +221,19 @@ def _chain(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
     """Whether the depth error grows with each coarser scheme."""
     pairs = {(e["a"], e["b"]): e for e in statistics["between"] if e["score"] == _CHAIN_SCORE}
     made = new_table(
-        ("Coarser scheme than the one before", "difference", "interval", "reading"),
-        "Does the depth error against FP32 grow along these? (AbsRel, %)",
+        ("Beside the line above", "difference", "interval", "reading"),
+        title="Does the depth error against FP32 grow along these? (AbsRel, %)",
     )
     for a, b in zip(_CHAIN, _CHAIN[1:], strict=False):
         entry = pairs.get((a, b)) or _turned(pairs.get((b, a)))
         if entry:
-            grows = "grows" if entry["difference"] > 0 else "shrinks"
+            if not made.row_count:
+                made.add_row(a, "", "", "")
             made.add_row(
-                f"{a} -> {b}",
+                b,
                 scaled(entry["difference"], 100, "+.4f"),
                 _ends(entry, 100),
-                _reading(entry, grows),
+                _reading(entry, "grows" if entry["difference"] > 0 else "shrinks"),
             )
     if made.row_count:
         yield made
