@@ -349,7 +349,7 @@ def test_inputs_of_a_wrong_dtype() -> None:
     for dtype in (torch.float64, torch.int32, torch.complex64):
         with pytest.raises(TypeError, match="one of float32, float16, bfloat16 is wanted"):
             layer(torch.zeros(2, 40, dtype=dtype))
-    with pytest.raises(UserError, match="a dense CPU tensor is wanted"):
+    with pytest.raises(UserError, match="a dense tensor on the CPU or a CUDA device is wanted"):
         layer(torch.zeros(2, 40, device="meta"))
 
 

@@ -306,7 +306,7 @@ def test_layers_that_cannot_be_served_are_skipped_with_the_reason() -> None:
     assert [row.skipped for row in report.skipped] == [
         "its weight is torch.float64",
         "its rows are longer than 65536",
-        "its weight is on meta, not on the CPU",
+        "its weight is on meta, which is not served here",
         "its weight is empty",
     ]
 

@@ -122,7 +122,7 @@ class QuantizedLinear(nn.Module):
     def _call(self, x: torch.Tensor) -> tuple[Activations, torch.dtype]:
         """What activations are while they are multiplied, and the dtype of the product."""
         device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
+        autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         if self.config.quantize_activations:
             return "int8" if self.config.activation_bits == 8 else "int16", dtype

@@ -276,8 +276,8 @@ def _reasons(
             reasons[name] = "it has forward hooks, which would be lost"
         elif shared:
             reasons[name] = f"its weight is shared with {shared[0] or 'the model itself'}"
-        elif linear.weight.device.type != "cpu":
-            reasons[name] = f"its weight is on {linear.weight.device}, not on the CPU"
+        elif not ops.serves(linear.weight.device):
+            reasons[name] = f"its weight is on {linear.weight.device}, which is not served here"
         elif not linear.weight.numel():
             reasons[name] = "its weight is empty"
         elif str(linear.weight.dtype).removeprefix("torch.") not in ops.DTYPES:

@@ -102,6 +102,11 @@ def cuda_missing() -> str | None:
     return None
 
 
+def serves(device: torch.device) -> bool:
+    """Whether tensors there can be computed with."""
+    return device.type == "cpu" or (device.type == "cuda" and cuda_missing() is None)
+
+
 @contextmanager
 def _stream(device: torch.device) -> Iterator[int]:
     """The device's current stream, by address; the device is the current one meanwhile."""
