@@ -176,16 +176,37 @@ def values(x: Array) -> Buffer:
         if name == "bfloat16":
             x = x.view(np.uint16)
         return np.require(np.asarray(x), x.dtype.newbyteorder("="), ["C", "ALIGNED"])
-    on_gpu = _on_gpu(x)
-    if x.layout != torch.strided or not (on_gpu or x.device.type == "cpu"):
+    _check_dense(x)
+    x = x.detach().resolve_neg().contiguous()
+    if _on_gpu(x):
+        return x
+    return memory(x.view(torch.uint16) if name == "bfloat16" else x)
+
+
+def _check_dense(x: torch.Tensor) -> None:
+    """With memory, on a device that we serve. A storage that was freed or cut short, as sharding
+    does, leaves tensors that tell their old shape and point at what is now somebody else's."""
+    if x.layout != torch.strided or x.is_nested or x.device.type not in ("cpu", "cuda"):
         raise UserError(
             f"a dense tensor on the CPU or a CUDA device is wanted, not one of {x.layout} on "
             f"{x.device}"
         )
-    x = x.detach().contiguous()
-    if on_gpu:
-        return x
-    return (x.view(torch.uint16) if name == "bfloat16" else x).numpy()
+    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    wanted = (x.storage_offset() + last + 1) * x.element_size()
+    if x.numel() and x.untyped_storage().nbytes() < wanted:
+        raise UserError(
+            f"a tensor of shape {tuple(x.shape)} is given whose storage has been freed: "
+            f"{x.untyped_storage().nbytes()} bytes are left of {wanted}"
+        )
+
+
+def memory(x: torch.Tensor) -> NDArray[Any]:
+    """The memory of a CPU tensor."""
+    _check_dense(x)
+    try:
+        return x.resolve_neg().numpy()
+    except (RuntimeError, TypeError) as error:  # fake, traced or batched, or on another device
+        raise UserError(f"a CPU tensor with memory of its own is wanted: {error}") from error
 
 
 def tensor_like(array: Buffer, name: str) -> torch.Tensor:
@@ -318,7 +339,7 @@ def pack(
 
 def packed_weight(packed: torch.Tensor) -> Packed:
     """What the packed bytes say of themselves."""
-    bits, scales, nkg, asymmetric = _cpu.packed_weight(packed.numpy())
+    bits, scales, nkg, asymmetric = _cpu.packed_weight(memory(packed))
     return Packed(bits, scales, *nkg, asymmetric)
 
 
@@ -358,15 +379,17 @@ def linear(
     gelu: bool = False,
 ) -> torch.Tensor:
     """y = x w^T + bias for x of shape (m, k) in one of the core's dtypes; y (m, n) of `dtype`."""
+    if bias is not None:
+        _check_dense(bias)
     added = None if bias is None else bias.detach().float().contiguous()
     y = torch.empty((x.shape[0], about.n), dtype=dtype, device=x.device)
     if _on_gpu(x):
         return _linear_on_gpu(packed, about, activations, x, added, y, gelu)
-    weight, source, into = packed.numpy(), values(x), values(y)
+    weight, source, into = memory(packed), values(x), values(y)
     nbytes = _cpu.linear_nbytes(weight, activations, source, into)
     scratch = torch.empty(nbytes, dtype=torch.uint8)
     _cpu.linear(
-        weight, activations, source, None if added is None else added.numpy(), into, scratch.numpy()
+        weight, activations, source, None if added is None else memory(added), into, scratch.numpy()
     )
     return y
 

@@ -154,7 +154,12 @@ def dequantize(q: QTensor) -> Any:
     >>> x = np.float32([[0.5, -1.0]])
     >>> float(abs(dequantize(quantize(x, "INT8_Per_Channel_Symmetric")) - x).max()) < 0.005
     True
+
+    Raises:
+        TypeError: q is no QTensor.
     """
+    if not isinstance(q, QTensor):
+        raise TypeError(f"a QTensor is wanted, not {type(q).__name__}")
     return q.dequantize()
 
 
@@ -220,12 +225,12 @@ def _given(
     """The caller's parameters, checked, on the CPU."""
     scale, zero_point = _on_cpu(scale), _on_cpu(zero_point)
     wanted = _shaped(np.empty(layout.groups), layout, scheme).shape
-    stored = _fitted("scale", np.asarray(scale, np.float32), wanted)[: layout.groups]
+    stored = _fitted("scale", np.asarray(_plain(scale), np.float32), wanted)[: layout.groups]
     if stored.size and not (np.isfinite(stored).all() and (stored > 0).all()):
         raise UserError("scale must be positive and finite everywhere")
     if zero_point is None:
         return stored, None
-    zero = _fitted("zero_point", np.asarray(zero_point), wanted)[: layout.groups]
+    zero = _fitted("zero_point", np.asarray(_plain(zero_point)), wanted)[: layout.groups]
     lowest, highest = (-128, 127) if scheme.bits == 8 else (-8, 7)
     if not np.array_equal(zero, np.rint(zero)):
         raise UserError("zero_point must be whole numbers")
@@ -238,6 +243,11 @@ def _given(
 
 def _on_cpu(x: Any) -> Any:
     return x.cpu() if isinstance(x, torch.Tensor) else x
+
+
+def _plain(a: ArrayLike) -> ArrayLike:
+    """A tensor's values, whether or not it has a gradient."""
+    return ops.memory(a.detach()) if isinstance(a, torch.Tensor) else a
 
 
 def _fitted(name: str, a: NDArray[Any], wanted: tuple[int, ...]) -> NDArray[Any]:

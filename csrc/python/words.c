@@ -12,6 +12,13 @@ static int index_of(PyObject *object, const char *const *names, int count)
     return i;
 }
 
+void vgq_unknown(const char *what, PyObject *object)
+{
+    const int is_short = PyUnicode_Check(object) || PyLong_Check(object);
+    PyErr_Format(PyExc_ValueError, "unknown %s %R", what,
+                 is_short ? object : (PyObject *)Py_TYPE(object));
+}
+
 int vgq_parse_format(PyObject *object, void *format)
 {
 #define FORMAT(ID, tag, bits, lowest, highest) [VGQ_##ID] = #tag,
@@ -22,7 +29,7 @@ int vgq_parse_format(PyObject *object, void *format)
     *(vgq_format *)format = (vgq_format)index_of(object, names, VGQ_FORMATS);
     if (*(vgq_format *)format != VGQ_FORMATS)
         return 1;
-    PyErr_Format(PyExc_ValueError, "unknown number format %R", object);
+    vgq_unknown("number format", object);
     return 0;
 }
 
@@ -35,7 +42,7 @@ int vgq_parse_scales(PyObject *object, void *scales)
     *(vgq_scales *)scales = (vgq_scales)index_of(object, scales_names, VGQ_SCALES);
     if (*(vgq_scales *)scales != VGQ_SCALES)
         return 1;
-    PyErr_Format(PyExc_ValueError, "unknown kind of scales %R", object);
+    vgq_unknown("kind of scales", object);
     return 0;
 }
 
@@ -75,6 +82,6 @@ int vgq_parse_activations(PyObject *object, void *activations)
             *(vgq_activations *)activations = (vgq_activations)i;
             return 1;
         }
-    PyErr_Format(PyExc_ValueError, "unknown kind of activations %R", object);
+    vgq_unknown("kind of activations", object);
     return 0;
 }

@@ -20,6 +20,9 @@ int vgq_unusable(vgq_shape shape);
 
 /* None, or the exception for that status. */
 PyObject *vgq_done(vgq_status status);
+/* ValueError for a word that is none of those known; of other objects in its place the type is
+ * told, since their repr may run over many lines. */
+void vgq_unknown(const char *what, PyObject *object);
 /* ValueError for arrays that do not fit the shape. */
 PyObject *vgq_wrong_sizes(void);
 

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Every function that can take long leaves off when its vgq_stop says so, and works again. */
+#include "core.h"
+
+static int asked;
+static int yes(void *data) { return ++asked, data != NULL; }
+
+/* A call that watches a stop of which the last question was long ago asks at its first block. */
+static vgq_status stopped(vgq_status (*call)(void), void *answer)
+{
+    vgq_stop stop = {yes, answer, 1, 0};
+    asked = 0;
+    CHECK(vgq_watch(&stop) == NULL, " ");
+    const vgq_status status = call();
+    CHECK(asked >= 1, "asked %d times", asked); /* again after 0.1 s, on a slow machine */
+    CHECK(vgq_watch(NULL) == &stop, " ");
+    return status;
+}
+
+enum { WIDE = 4096 * 3 };
+static float wide[WIDE], one_scale[WIDE / 8];
+static uint8_t wide_q[WIDE], wide_factor[WIDE / 8], wide_packed[WIDE * 4];
+static double wide_parts[WIDE];
+static const vgq_shape in_one = {1, WIDE, WIDE}, in_many = {1, WIDE, 8};
+
+static vgq_status call_quantize(void)
+{
+    return vgq_quantize(VGQ_I4, VGQ_F32, in_one, wide, one_scale, NULL, wide_q);
+}
+static vgq_status call_dequantize(void)
+{
+    return vgq_dequantize(VGQ_I8, VGQ_F32, in_one, wide_q, one_scale, NULL, wide);
+}
+static vgq_status call_range(void)
+{
+    uint64_t nonfinite;
+    return vgq_range(VGQ_F32, in_one, wide, one_scale, one_scale + 1, &nonfinite);
+}
+static vgq_status call_parameters(void)
+{
+    return vgq_parameters(VGQ_I4, WIDE / 8, wide, wide, one_scale, NULL);
+}
+static vgq_status call_two_level(void)
+{
+    return vgq_two_level(VGQ_F32, in_many, wide, one_scale, wide_factor, NULL, wide_parts);
+}
+static vgq_status call_two_level_of_one(void)
+{
+    return vgq_two_level(VGQ_F32, in_one, wide, one_scale, wide_factor, NULL, wide_parts);
+}
+static vgq_status call_compare(void)
+{
+    return vgq_compare(WIDE, VGQ_F32, wide, VGQ_F32, wide, (vgq_moments *)(void *)wide_parts);
+}
+static vgq_status call_cross_entropy(void)
+{
+    return vgq_cross_entropy(2, WIDE / 2, VGQ_F32, wide, VGQ_F32, wide,
+                             (vgq_entropy *)(void *)wide_parts);
+}
+static vgq_status call_ssim(void)
+{
+    return vgq_ssim((vgq_images){1, 100, 100, 1}, VGQ_F32, wide, VGQ_F32, wide, 1, 0, wide_parts);
+}
+static vgq_status call_exp(void) { return vgq_exp(WIDE, wide_parts, wide_parts); }
+static vgq_status call_log(void) { return vgq_log(WIDE, wide_parts, wide_parts); }
+
+static vgq_weight stopped_weight(void)
+{
+    return (vgq_weight){VGQ_I8, VGQ_PER_ROW, 65, 67, 67, 0, wide_q, one_scale, NULL, NULL};
+}
+static vgq_status call_pack(void)
+{
+    const vgq_weight w = stopped_weight();
+    return vgq_pack(&w, wide_packed, vgq_packed_nbytes(&w));
+}
+static vgq_status call_unpack(void)
+{
+    const vgq_weight w = stopped_weight();
+    return vgq_unpack(wide_packed, vgq_packed_nbytes(&w), &w);
+}
+static vgq_status call_linear(void)
+{
+    static unsigned char scratch[1 << 20];
+    const vgq_weight w = stopped_weight();
+    const vgq_linear_call call = {VGQ_INT8_ACTIVATIONS, 8, VGQ_F32, VGQ_F32, numbers, NULL, wide};
+    return vgq_linear(wide_packed, vgq_packed_nbytes(&w), &call, scratch, sizeof(scratch));
+}
+
+void test_stopping(void)
+{
+    static vgq_status (*const all[])(void) = {
+        call_pack,    call_unpack,     call_quantize,      call_dequantize,
+        call_range,   call_parameters, call_two_level,     call_two_level_of_one,
+        call_compare, call_ssim,       call_cross_entropy, call_exp,
+        call_log,     call_linear};
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        CHECK(stopped(all[i], NULL) == VGQ_OK, "call %zu", i);
+        CHECK(stopped(all[i], &asked) == VGQ_ESTOPPED, "call %zu", i);
+        CHECK(all[i]() == VGQ_OK, "call %zu", i);
+    }
+}

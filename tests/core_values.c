@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The C core's values against arithmetic said another way: fields of numbers, tables by hand, the
+ * C library. (core.c compares instruction sets with each other.) */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <math.h>
+
+/* The number that 16 bits stand for, from its fields. */
+static double number_of(vgq_dtype dtype, uint16_t bits)
+{
+    const int fraction_bits = dtype == VGQ_F16 ? 10 : 7, bias = dtype == VGQ_F16 ? 15 : 127;
+    const int fraction = bits & ((1 << fraction_bits) - 1);
+    const int exponent = (bits & 0x7fff) >> fraction_bits, most = 2 * bias + 1;
+    const double sign = bits & 0x8000 ? -1 : 1;
+    if (exponent == most)
+        return fraction ? NAN : sign * INFINITY;
+    if (exponent == 0)
+        return sign * ldexp(fraction, 1 - bias - fraction_bits);
+    return sign * ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits);
+}
+
+/* Every one of the 65,536 values of 16 bits, widened, as ranges of one element show it. */
+static void test_widening(void)
+{
+    enum { ALL = 1 << 16 };
+    static uint16_t every[ALL];
+    static float lo[ALL], hi[ALL];
+    for (int i = 0; i < ALL; i++)
+        every[i] = (uint16_t)i;
+    for (int d = VGQ_F16; d < VGQ_DTYPES; d++) {
+        uint64_t nonfinite;
+        const vgq_shape shape = {1, ALL, 1};
+        CHECK(vgq_range((vgq_dtype)d, shape, every, lo, hi, &nonfinite) == VGQ_OK, " ");
+        CHECK(nonfinite == (d == VGQ_F16 ? 2 << 10 : 2 << 7), "%zu", (size_t)nonfinite);
+        for (int i = 0; i < ALL; i++) {
+            const double x = number_of((vgq_dtype)d, every[i]);
+            CHECK(!isfinite(x) || (lo[i] == fmin(x, 0) && hi[i] == fmax(x, 0)), "%d", i);
+        }
+    }
+}
+
+static uint16_t narrowed(vgq_dtype dtype, float x, int8_t code)
+{
+    uint16_t bits = 0x5555;
+    const vgq_shape one = {1, 1, 1};
+    const uint8_t q = (uint8_t)code;
+    CHECK(vgq_dequantize(VGQ_I8, dtype, one, &q, &x, NULL, &bits) == VGQ_OK, " ");
+    return bits;
+}
+
+/* What is exact, what lies half way (to the even neighbour), and what lies beside that. */
+static void test_narrowing(void)
+{
+    for (int d = VGQ_F16; d < VGQ_DTYPES; d++) {
+        const vgq_dtype dtype = (vgq_dtype)d;
+        const uint16_t infinite = d == VGQ_F16 ? 0x7c00 : 0x7f80;
+        for (uint16_t i = 0; i < infinite; i++) {
+            const double here = number_of(dtype, i);
+            const double above = i + 1 < infinite ? number_of(dtype, (uint16_t)(i + 1))
+                                                  : 2 * here - number_of(dtype, (uint16_t)(i - 1));
+            const double middle = (here + above) / 2;
+            const uint16_t even = (uint16_t)(i + (i & 1));
+            CHECK(narrowed(dtype, (float)here, 1) == i, "%d", i);
+            if ((double)(float)middle != middle) /* between bfloat16's smallest there is no float */
+                continue;
+            CHECK(narrowed(dtype, (float)middle, 1) == even, "%d", i);
+            CHECK(narrowed(dtype, (float)middle, -1) == (even | 0x8000), "%d", i);
+            if (middle < 0x1p-126)
+                continue;
+            CHECK(narrowed(dtype, nextafterf((float)middle, 0), 1) == i, "%d", i);
+            CHECK(narrowed(dtype, nextafterf((float)middle, INFINITY), 1) == i + 1, "%d", i);
+        }
+        CHECK(narrowed(dtype, INFINITY, 1) == infinite, " ");
+        CHECK(narrowed(dtype, INFINITY, -1) == (infinite | 0x8000), " ");
+        CHECK(narrowed(dtype, 3e38f, 127) == infinite, " ");
+        CHECK(isnan(number_of(dtype, narrowed(dtype, NAN, 1))), " ");
+        CHECK(narrowed(dtype, 0x1p-149f, 1) == 0, " ");
+    }
+}
+
+static void test_code_table(void)
+{
+    static const struct {
+        float x, scale;
+        int8_t zero, i8, i4;
+    } rows[] = {
+        {0, 1, 0, 0, 0},
+        {0.5f, 1, 0, 0, 0},
+        {1.5f, 1, 0, 2, 2},
+        {-0.5f, 1, 0, 0, 0},
+        {-1.5f, 1, 0, -2, -2},
+        {2.5f, 1, 0, 2, 2},
+        {2.5f, 1, 3, 5, 5},
+        {3.5f, 1, 3, 7, 7},
+        {1000, 1, 0, 127, 7},
+        {-1000, 1, 0, -128, -8},
+        {NAN, 1, 5, 5, 5},
+        {INFINITY, 1, -7, 127, 7},
+        {-INFINITY, 1, 7, -128, -8},
+        {3, 0.5f, 0, 6, 6},
+        {1, 3, 0, 0, 0},
+        {-3, 0.5f, 1, -5, -5},
+        {1e38f, 1e-30f, 0, 127, 7},
+        {1e-45f, 1, 2, 2, 2},
+        {126.4f, 1, 0, 126, 7},
+        {-7.4f, 1, 0, -7, -7},
+        {-8.4f, 1, 0, -8, -8},
+    };
+    const vgq_shape one = {1, 1, 1};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        uint8_t q;
+        float back;
+        CHECK(vgq_quantize(VGQ_I8, VGQ_F32, one, &rows[i].x, &rows[i].scale, &rows[i].zero, &q) ==
+                      VGQ_OK &&
+                  (int8_t)q == rows[i].i8,
+              "row %zu: %d", i, (int8_t)q);
+        CHECK(vgq_dequantize(VGQ_I8, VGQ_F32, one, &q, &rows[i].scale, &rows[i].zero, &back) ==
+                      VGQ_OK &&
+                  back == (float)(rows[i].i8 - rows[i].zero) * rows[i].scale,
+              "row %zu", i);
+        CHECK(vgq_quantize(VGQ_I4, VGQ_F32, one, &rows[i].x, &rows[i].scale, &rows[i].zero, &q) ==
+                      VGQ_OK &&
+                  q == (rows[i].i4 & 15),
+              "row %zu: %d", i, q);
+    }
+}
+
+static void test_parameter_table(void)
+{
+    static const struct {
+        vgq_format format;
+        float lo, hi, symmetric, asymmetric;
+        int8_t zero;
+    } rows[] = {
+        {VGQ_I8, -1, 2, 2.0f / 127, (float)(3.0 / 255), -43},
+        {VGQ_I4, -1, 2, 2.0f / 7, (float)(3.0 / 15), -3},
+        {VGQ_I8, -5, 0, 5.0f / 127, (float)(5.0 / 255), 127},
+        {VGQ_I8, 0, 5, 5.0f / 127, (float)(5.0 / 255), -128},
+        {VGQ_I4, -3, 1, 3.0f / 7, (float)(4.0 / 15), 3},
+        {VGQ_I4, 0, 0, 0x1p-126f, 0x1p-126f, -8},
+        {VGQ_I8, 0, 0, 0x1p-126f, 0x1p-126f, -128},
+        {VGQ_I8, -1e-40f, 0, 0x1p-126f, 0x1p-126f, -128},
+        {VGQ_I8, -3e38f, 3e38f, 3e38f / 127, (float)(2 * (double)3e38f / 255), 0},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        float scale;
+        int8_t zero;
+        CHECK(vgq_parameters(rows[i].format, 1, &rows[i].lo, &rows[i].hi, &scale, NULL) == VGQ_OK &&
+                  scale == rows[i].symmetric,
+              "row %zu: %a", i, (double)scale);
+        CHECK(vgq_parameters(rows[i].format, 1, &rows[i].lo, &rows[i].hi, &scale, &zero) ==
+                      VGQ_OK &&
+                  scale == rows[i].asymmetric && zero == rows[i].zero,
+              "row %zu: %a, %d", i, (double)scale, zero);
+    }
+}
+
+static double error_with(const float *x, size_t n, float scale, int zero)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float code = fminf(fmaxf(rintf(x[i] / scale), (float)(-8 - zero)), (float)(7 - zero));
+        const double e = x[i] - code * scale;
+        sum += e * e;
+    }
+    return sum;
+}
+
+/* The search for two-level scales as docs/conventions.md tells it. */
+static void test_two_level_search(void)
+{
+    enum { GROUP = 24, GROUPS = 9, N = GROUP * GROUPS };
+    for (int round = 0; round < 40; round++) {
+        const int asymmetric = round % 2, most = asymmetric ? 8 : 15;
+        float x[N], channel, widest = 0, covering[GROUPS], low[GROUPS];
+        uint8_t factor[GROUPS];
+        int8_t zero[GROUPS];
+        double error[2], want[2] = {0, 0};
+        for (size_t i = 0; i < N;
+             i++) /* groups of very different sizes, some with one large value */
+            x[i] = numbers[(i + 997 * (size_t)round) % CORE_NUMBERS] *
+                   (float)(1 << (i / GROUP) % 6) * (i % 19 == 3 ? 3.0f : 1.0f);
+        for (size_t g = 0; g < GROUPS; g++) {
+            float lo = 0, hi = 0;
+            for (size_t i = g * GROUP; i < (g + 1) * GROUP; i++) {
+                lo = fminf(lo, x[i]);
+                hi = fmaxf(hi, x[i]);
+            }
+            low[g] = lo;
+            covering[g] = asymmetric ? (float)(((double)hi - lo) / 15) : fmaxf(-lo, hi) / 7;
+            widest = fmaxf(widest, covering[g]);
+        }
+        const vgq_shape shape = {1, N, GROUP};
+        CHECK(vgq_two_level(VGQ_F32, shape, x, &channel, factor, asymmetric ? zero : NULL, error) ==
+                  VGQ_OK,
+              " ");
+        const float exact = widest / (float)most;
+        CHECK(fabsf(channel - exact) <= exact * 0x1p-17f, "channel scale");
+        CHECK(ldexpf(rintf(ldexpf(channel, 16 - ilogbf(channel))), ilogbf(channel) - 16) == channel,
+              "17 bits");
+        for (size_t g = 0; g < GROUPS; g++) {
+            const int cover = (int)fminf(floorf(covering[g] / channel), (float)most);
+            double best = INFINITY;
+            int chosen = 0, chosen_zero = 0;
+            for (int f = cover - 4 > 1 ? cover - 4 : 1; f <= cover + 1 && f <= most; f++) {
+                const float scale = channel * (float)f;
+                const double z = rint(-8 - (double)low[g] / scale);
+                const int of_f = asymmetric ? (int)fmin(fmax(z, -8), 7) : 0;
+                const double e = error_with(x + g * GROUP, GROUP, scale, of_f);
+                if (e < best * (1 - 1e-12)) {
+                    best = e;
+                    chosen = f;
+                    chosen_zero = of_f;
+                }
+            }
+            CHECK(factor[g] == chosen, "group %zu: %d, not %d", g, factor[g], chosen);
+            CHECK(!asymmetric || zero[g] == chosen_zero, "group %zu", g);
+            want[0] += best;
+            const double z = rint(-8 - (double)low[g] / covering[g]);
+            want[1] += error_with(x + g * GROUP, GROUP, covering[g],
+                                  asymmetric ? (int)fmin(fmax(z, -8), 7) : 0);
+        }
+        for (int i = 0; i < 2; i++)
+            CHECK(fabs(error[i] - want[i]) <= 1e-12 * want[i], "error %d", i);
+    }
+}
+
+/* e^x and ln x within one unit in the last place of the C library's, which is that good itself. */
+static void test_exp_and_log(void)
+{
+    enum { COUNT = 4000 };
+    static double x[COUNT], y[COUNT];
+    for (int i = 0; i < COUNT; i++)
+        x[i] = (i - COUNT / 2) * (1400.0 / COUNT) + numbers[i];
+    CHECK(vgq_exp(COUNT, x, y) == VGQ_OK, " ");
+    for (int i = 0; i < COUNT; i++)
+        CHECK(fabs(y[i] - exp(x[i])) <= 1.5 * (nextafter(exp(x[i]), INFINITY) - exp(x[i])), "%a",
+              x[i]);
+    for (int i = 0; i < COUNT; i++)
+        x[i] = i % 3 ? 1 + numbers[i] / 2 : exp(700.0 * (double)numbers[i]);
+    CHECK(vgq_log(COUNT, x, y) == VGQ_OK, " ");
+    for (int i = 0; i < COUNT; i++) {
+        const double want = log(x[i]);
+        CHECK(fabs(y[i] - want) <= 1.5 * (nextafter(fabs(want), INFINITY) - fabs(want)), "%a",
+              x[i]);
+    }
+    static const double of[][3] = {/* x, e^x, ln x; NaN stands for itself */
+                                   {0, 1, -INFINITY},
+                                   {1, M_E, 0},
+                                   {-1, 1 / M_E, NAN},
+                                   {-708.5, 0, NAN},
+                                   {-INFINITY, 0, NAN},
+                                   {709.5, INFINITY, 0},
+                                   {INFINITY, INFINITY, INFINITY},
+                                   {NAN, NAN, NAN},
+                                   {0x1p-1023, 1, -INFINITY}};
+    for (size_t i = 0; i < sizeof(of) / sizeof(of[0]); i++) {
+        double both[2];
+        vgq_exp(1, &of[i][0], &both[0]);
+        vgq_log(1, &of[i][0], &both[1]);
+        CHECK(both[0] == of[i][1] || fabs(both[0] / of[i][1] - 1) < 1e-15 ||
+                  (isnan(both[0]) && isnan(of[i][1])),
+              "e^%g is %g", of[i][0], both[0]);
+        CHECK(i == 5 || both[1] == of[i][2] || (isnan(both[1]) && isnan(of[i][2])), "ln %g is %g",
+              of[i][0], both[1]);
+    }
+    const double edges[] = {-708, 709, 0x1p-1022};
+    double at[3];
+    vgq_exp(2, edges, at);
+    CHECK(at[0] > 0 && isfinite(at[1]), "the ends of the range");
+    vgq_log(1, edges + 2, at + 2);
+    CHECK(fabs(at[2] - log(0x1p-1022)) < 1e-12, "the smallest normal number");
+}
+
+void test_values(void)
+{
+    test_widening();
+    test_narrowing();
+    test_code_table();
+    test_parameter_table();
+    test_two_level_search();
+    test_exp_and_log();
+}

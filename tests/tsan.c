@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * For the thread sanitizer: three threads call every front at once, each with a team of four
+ * (tsan_team.c), one of them under a vgq_stop that ends some of its calls. */
+#include "../csrc/vgq.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS = 32, COLS = 2048, N = ROWS * COLS, GROUP = 64, GROUPS = N / GROUP, CALLERS = 3 };
+static float x[N];
+static int wrong;
+
+static int sometimes(void *data) { return ++*(int *)data % 3 == 0; }
+
+static void *room(size_t nbytes)
+{
+    void *const p = calloc(nbytes, 1);
+    if (!p)
+        abort();
+    return p;
+}
+
+static void *calls(void *argument)
+{
+    const vgq_shape shape = {ROWS, COLS, GROUP};
+    float *const lo = room(GROUPS * 4), *const hi = room(GROUPS * 4), *const scale = room(N * 4);
+    float *const y = room(N * 4), *const ones = room(N * 4);
+    uint64_t *const bad = room(ROWS * 8);
+    uint8_t *const q = room(N), *const factor = room(GROUPS);
+    double *const parts = room(N * 8);
+    int asked = 0;
+    vgq_stop stop = {sometimes, &asked, 1, 0};
+    const int stops = argument != NULL;
+    for (int round = 0; round < 4; round++) {
+        stop.asked = 1;
+        stop.stopped = 0;
+        vgq_watch(stops ? &stop : NULL);
+        vgq_status status = vgq_range(VGQ_F32, shape, x, lo, hi, bad);
+        status |= vgq_parameters(VGQ_I4, GROUPS, lo, hi, scale, NULL);
+        status |= vgq_quantize(VGQ_I4, VGQ_F32, shape, x, scale, NULL, q);
+        status |= vgq_dequantize(VGQ_I4, VGQ_F32, shape, q, scale, NULL, y);
+        status |= vgq_two_level(VGQ_F32, shape, x, scale, factor, NULL, parts);
+        status |= vgq_compare(N, VGQ_F32, x, VGQ_F32, y, (vgq_moments *)(void *)parts);
+        status |=
+            vgq_cross_entropy(ROWS, COLS, VGQ_F32, x, VGQ_F32, y, (vgq_entropy *)(void *)parts);
+        status |= vgq_ssim((vgq_images){1, ROWS, COLS, 1}, VGQ_F32, x, VGQ_F32, y, 2, 0, parts);
+        vgq_weight w = {VGQ_I4, VGQ_TWO_LEVEL, ROWS, COLS, GROUP, 0, q, scale, factor, NULL};
+        const size_t nbytes = vgq_packed_nbytes(&w);
+        unsigned char *const packed = room(nbytes);
+        status |= vgq_pack(&w, packed, nbytes);
+        for (int a = 0; a < VGQ_ACTIVATIONS; a++) {
+            vgq_linear_call call = {(vgq_activations)a, ROWS, VGQ_F32, VGQ_F32, x, NULL, y};
+            const size_t scratch_nbytes = vgq_linear_nbytes(&w, &call);
+            void *const scratch = room(scratch_nbytes);
+            if (scratch_nbytes)
+                status |= vgq_linear(packed, nbytes, &call, scratch, scratch_nbytes);
+            free(scratch);
+        }
+        status |= vgq_unpack(packed, nbytes, &w);
+        vgq_watch(NULL);
+        free(packed);
+        if (status != VGQ_OK && !stops)
+            __atomic_store_n(&wrong, status, __ATOMIC_RELAXED);
+    }
+    free(lo), free(hi), free(scale), free(y), free(ones), free(bad), free(q), free(factor);
+    free(parts);
+    return NULL;
+}
+
+int main(void)
+{
+    pthread_t threads[CALLERS];
+    for (size_t i = 0; i < N; i++)
+        x[i] = (float)(i * 2654435761u % 1000) / 500 - 1;
+    if (vgq_use(NULL) != VGQ_OK)
+        return 2;
+    for (size_t i = 0; i < CALLERS; i++)
+        if (pthread_create(&threads[i], NULL, calls, i ? NULL : &wrong))
+            return 2;
+    for (size_t i = 0; i < CALLERS; i++)
+        pthread_join(threads[i], NULL);
+    printf("threads: %d callers, teams of %d, %s, status %d: no race\n", CALLERS, vgq_threads(),
+           vgq_openmp(), wrong);
+    return wrong != 0;
+}
