@@ -94,7 +94,7 @@ def _picks(document: Document) -> Html:
                 "p", f"Budget: {bounds or 'none given'}. Front: {', '.join(advice['front']) or '-'}"
             ),
             *(tag("p", words, class_="quiet") for words in excluded),
-            tag("small", f"Rule: {advice['rule']}"),
+            tag("details", tag("summary", "Rule"), tag("p", advice["rule"], class_="quiet")),
             class_="card main",
         )
     ]
@@ -270,6 +270,40 @@ def _metrics(document: Document, row: Row) -> Html:
     )
 
 
+# ---- memory, loading, energy ---------------------------------------------------------------------
+
+
+def _resources(document: Document) -> Html:
+    """Memory of the process, and what a process of its own and the energy counter say."""
+    lines = [
+        [
+            breakable(row["name"]),
+            text.megabytes(row["process_peak_bytes"]),
+            text.number(own.get("load_s"), 3),
+            text.number(own.get("first_forward_s"), 3),
+            text.megabytes(own.get("peak_rss_bytes")),
+            text.megabytes(own.get("file_bytes")),
+            text.number(row["energy_joules"], 3),
+        ]
+        for row in finished(document)
+        for own in [row["isolated"] or {}]
+    ]
+    head = [
+        "Scheme",
+        "peak MB",
+        "load s",
+        "first forward s",
+        "own peak MB",
+        "file MB",
+        "J a forward",
+    ]
+    words = (
+        "peak: of this process, FP32 layers included. load, first forward, own peak, file: of a "
+        "process for the scheme alone (--isolate). J: where the processor counts its energy."
+    )
+    return join([table(head, lines, words="Memory, loading, energy"), tag("p", words)])
+
+
 # ---- proof, environment, reproduction ------------------------------------------------------------
 
 
@@ -381,6 +415,7 @@ SECTIONS: tuple[tuple[str, str, Section], ...] = (
     ("floor", "Noise floor", scores.floor),
     ("scores", "Scores and chance", scores.section),
     ("layers", "Which layers make the error", layers.section),
+    ("resources", "Memory, loading, energy", _resources),
     ("proof", "Proof that the quantized layers ran", _proof),
     ("cautions", "Cautions", _cautions),
     ("environment", "Environment", _environment),
