@@ -124,3 +124,25 @@ const char *vgq_isa_here(size_t index)
 }
 
 const vgq_kernels *vgq_chosen(void) { return &chosen; }
+
+/* Of the tables that hold the chosen slot, the weakest: a stronger one may only refer to it. */
+#define FOUND_linear(name)                                                                  \
+    if (ints ? vgq_linear_##name.int_gemm == chosen.linear.int_gemm                         \
+             : vgq_linear_##name.float_gemm == gemm || vgq_linear_##name.bf16_gemm == gemm) \
+        return isa_name(ISA_##name);
+#define FOUND_quantize(name)
+#define FOUND_metrics(name)
+#define X(subject, name) FOUND_##subject(name)
+
+const char *vgq_linear_isa(vgq_activations *activations)
+{
+    const int ints = *activations == VGQ_INT8_ACTIVATIONS || *activations == VGQ_INT16_ACTIVATIONS;
+    const vgq_float_gemm *gemm = chosen.linear.float_gemm;
+    if (*activations == VGQ_BF16_ACTIVATIONS && chosen.linear.bf16_gemm)
+        gemm = chosen.linear.bf16_gemm;
+    else if (!ints)
+        *activations = VGQ_FLOAT_ACTIVATIONS;
+    VGQ_TABLES(X)
+    return chosen_isa;
+}
+#undef X

@@ -245,6 +245,11 @@ typedef struct vgq_linear_call {
     int gelu; /* whether y goes through GELU (gelu.h) before it is rounded to its dtype */
 } vgq_linear_call;
 
+/* The instruction set whose kernel multiplies such activations: vgq_isa() or a weaker one. What
+ * they really are there goes through `activations`: VGQ_FLOAT_ACTIVATIONS for bfloat16 without a
+ * kernel.
+ */
+const char *vgq_linear_isa(vgq_activations *activations);
 /* Bytes of scratch that vgq_linear wants for that call, at the present thread count. */
 size_t vgq_linear_nbytes(const vgq_weight *weight, const vgq_linear_call *call);
 /* A row of x with a NaN or an infinity gives a row of NaN with INT8 activations. */

@@ -300,6 +300,47 @@ def test_the_example_takes_the_flags_of_the_seed_system(tmp_path: Path, pictures
     assert example([*words[:4], "--max_images", "0"]) == 2
 
 
+def test_shards_are_evaluated_and_merged(tmp_path: Path, capsys) -> None:
+    for part in ("1/2", "2/2"):
+        words = ("--scenes", "2", "--shard", part, "--output_dir", str(tmp_path / part[0]))
+        assert _evaluate(tmp_path, *words) == 0
+    shards = [str(tmp_path / part) for part in "21"]
+    assert cli.main(["merge", *shards, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert f"wrote {tmp_path / 'whole' / report.JSON_NAME}" in capsys.readouterr().out
+    document = json.loads((tmp_path / "whole" / report.JSON_NAME).read_text())
+    jsonschema.validate(document, SCHEMA)
+    assert len(document["data"]["scenes"]) == 2 and document["settings"]["shard"] is None
+    assert cli.main(["merge", shards[0], "--output_dir", str(tmp_path / "half")]) == 2
+    assert "missing: shard 1/2" in capsys.readouterr().err
+
+
+def test_a_shard_that_is_none(tmp_path: Path, capsys) -> None:
+    _refused(capsys, _evaluate(tmp_path, "--shard", "3/2"), "--shard is 3/2")
+    assert _evaluate(tmp_path, "--shard", "third") == 2
+    assert "third" in capsys.readouterr().err
+
+
+def test_an_unfinished_evaluation_is_resumed_or_dropped(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    real = measure.Bench.records
+
+    def stopped(self, variant, *args: object, **options: object):
+        if variant.kind == "quantized":
+            raise KeyboardInterrupt
+        return real(self, variant, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure.Bench, "records", stopped)
+        assert _evaluate(tmp_path) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    _refused(capsys, _evaluate(tmp_path), "unfinished evaluation (3 of 5 rows)", "--restart")
+    _refused(capsys, _evaluate(tmp_path, "--resume", "--seed", "3"), "seed is 0 there and 3 here")
+    _refused(capsys, _evaluate(tmp_path, "--resume", "--restart"), "--restart")
+    assert _evaluate(tmp_path, "--resume") == 0
+    assert "[1] Baseline_FP32: kept" in capsys.readouterr().err
+
+
 def test_a_single_picture_has_no_camera_pairs(tmp_path: Path) -> None:
     assert _evaluate(tmp_path, "--max_images", "1") == 0
     document = json.loads((tmp_path / "out" / report.JSON_NAME).read_text())

@@ -425,8 +425,15 @@ def _linear_on_gpu(
 
 
 def kernel_name(activations: _cpu.Activations, bits: int, x: torch.Tensor) -> str:
-    """What `linear` multiplies for x, and with which instructions."""
-    return f"{activations} x int{bits}, {'cuda' if _on_gpu(x) else isa()}"
+    """What `linear` multiplies for x, and with which instructions.
+
+    >>> kernel_name("int8", 4, torch.ones(1, 8)).startswith("int8 x int4, ")
+    True
+    """
+    if _on_gpu(x):
+        return f"{activations} x int{bits}, cuda"
+    kind, isa = _cpu.linear_isa(activations)
+    return f"{kind} x int{bits}, {isa}"
 
 
 # ---- metrics -------------------------------------------------------------------------------------

@@ -407,6 +407,16 @@ static int bad_operands(const vgq_weight *w, PyArrayObject *x, PyArrayObject *y)
     return 1;
 }
 
+static PyObject *py_linear_isa(PyObject *self, PyObject *args)
+{
+    vgq_activations activations;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&:linear_isa", vgq_parse_activations, &activations))
+        return NULL;
+    const char *const isa = vgq_linear_isa(&activations);
+    return Py_BuildValue("(ss)", vgq_activations_name(activations), isa);
+}
+
 static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
 {
     vgq_weight w;
@@ -480,6 +490,8 @@ static PyMethodDef methods[] = {
     {"cuda_packed_nbytes", py_cuda_packed_nbytes, METH_VARARGS, "The same for the CUDA kernels."},
     {"cuda_pack", py_cuda_pack, METH_VARARGS, "Lay a weight out for the CUDA kernels."},
     {"cuda_unpack", py_cuda_unpack, METH_VARARGS, "The inverse of cuda_pack."},
+    {"linear_isa", py_linear_isa, METH_VARARGS,
+     "What activations are while they are multiplied, and the instruction set that does it."},
     {"linear_nbytes", py_linear_nbytes, METH_VARARGS, "Bytes of scratch that linear wants."},
     {"linear", py_linear, METH_VARARGS, "y = x w^T + bias."},
     {NULL, NULL, 0, NULL},

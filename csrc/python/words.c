@@ -69,16 +69,22 @@ PyObject *vgq_wrong_sizes(void)
     return NULL;
 }
 
+static const char *const activations_names[VGQ_ACTIVATIONS] = {
+    [VGQ_FLOAT_ACTIVATIONS] = "float",
+    [VGQ_BF16_ACTIVATIONS] = "bf16",
+    [VGQ_INT8_ACTIVATIONS] = "int8",
+    [VGQ_INT16_ACTIVATIONS] = "int16",
+};
+
+const char *vgq_activations_name(vgq_activations activations)
+{
+    return activations_names[activations];
+}
+
 int vgq_parse_activations(PyObject *object, void *activations)
 {
-    static const char *const names[VGQ_ACTIVATIONS] = {
-        [VGQ_FLOAT_ACTIVATIONS] = "float",
-        [VGQ_BF16_ACTIVATIONS] = "bf16",
-        [VGQ_INT8_ACTIVATIONS] = "int8",
-        [VGQ_INT16_ACTIVATIONS] = "int16",
-    };
     for (int i = 0; PyUnicode_Check(object) && i < VGQ_ACTIVATIONS; i++)
-        if (PyUnicode_CompareWithASCIIString(object, names[i]) == 0) {
+        if (PyUnicode_CompareWithASCIIString(object, activations_names[i]) == 0) {
             *(vgq_activations *)activations = (vgq_activations)i;
             return 1;
         }

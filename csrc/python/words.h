@@ -14,6 +14,7 @@ int vgq_parse_format(PyObject *object, void *format);
 int vgq_parse_scales(PyObject *object, void *scales);
 int vgq_parse_activations(PyObject *object, void *activations);
 const char *vgq_scales_name(vgq_scales scales);
+const char *vgq_activations_name(vgq_activations activations);
 
 /* A shape whose products overflow, or whose groups are empty. */
 int vgq_unusable(vgq_shape shape);
