@@ -256,6 +256,8 @@ static void linear(input *in, const char *isa)
     multiply(in, isa, packed, nbytes);
 }
 
+enum { HEADER = 64 };
+
 /* Bytes from anywhere, after a right header. */
 static void foreign(input *in, const char *isa)
 {
@@ -264,22 +266,19 @@ static void foreign(input *in, const char *isa)
     vgq_weight told;
     if (!nbytes)
         return;
-    uint8_t *const packed = filled(in, nbytes);
-    const uint64_t words[7] = {0,
-                               (uint64_t)w.format | (uint64_t)w.scales << 32,
-                               (uint64_t)w.asymmetric | (uint64_t)64 << 32,
-                               w.n,
-                               w.k,
-                               w.scales == VGQ_PER_ROW || w.group > w.k ? w.k : w.group,
-                               0};
-    memcpy(packed, words, sizeof(words));
-    memcpy(packed, "vgqpack1", 8);
-    if (vgq_packed_weight(packed, nbytes, &told) != VGQ_OK)
-        check(0, "a header");
-    told.q = room(w.n * vgq_row_nbytes(w.format, w.k));
-    told.scale = room(w.n * w.k * 4);
-    told.factor = room(w.n * w.k);
-    told.zero = room(w.n * w.k);
+    const uint8_t *const bytes = filled(in, nbytes);
+    uint8_t *const packed = room(nbytes);
+    w.q = room(w.n * vgq_row_nbytes(w.format, w.k));
+    w.scale = room(w.n * w.k * 4);
+    w.factor = room(w.n * w.k);
+    w.zero = room(w.n * w.k);
+    check(vgq_pack(&w, packed, nbytes) == VGQ_OK, "pack");
+    memcpy(packed + HEADER, bytes + HEADER, nbytes - HEADER);
+    check(vgq_packed_weight(packed, nbytes, &told) == VGQ_OK, "a header");
+    told.q = w.q;
+    told.scale = w.scale;
+    told.factor = w.factor;
+    told.zero = w.zero;
     vgq_unpack(packed, nbytes, &told);
     vgq_linear_call call = {(vgq_activations)(byte(in) % VGQ_ACTIVATIONS),
                             1 + below(in, 8),
