@@ -51,7 +51,7 @@ static void *calls(void *argument)
         unsigned char *const packed = room(nbytes);
         status |= vgq_pack(&w, packed, nbytes);
         for (int a = 0; a < VGQ_ACTIVATIONS; a++) {
-            vgq_linear_call call = {(vgq_activations)a, ROWS, VGQ_F32, VGQ_F32, x, NULL, y};
+            vgq_linear_call call = {.activations = (vgq_activations)a, .m = ROWS, .x = x, .y = y};
             const size_t scratch_nbytes = vgq_linear_nbytes(&w, &call);
             void *const scratch = room(scratch_nbytes);
             if (scratch_nbytes)
