@@ -374,7 +374,7 @@ def test_no_arrays() -> None:
 def test_tensors_that_are_not_dense_or_not_here() -> None:
     sparse = torch.eye(3).to_sparse()
     for x in (sparse, torch.empty(3, device="meta")):
-        with pytest.raises(UserError, match="a dense CPU tensor is wanted"):
+        with pytest.raises(UserError, match="a dense tensor on the CPU or a CUDA device is wanted"):
             vq.quantize(x, "INT8_Per_Tensor_Symmetric")
 
 
