@@ -280,13 +280,9 @@ static void foreign(input *in, const char *isa)
     told.factor = w.factor;
     told.zero = w.zero;
     vgq_unpack(packed, nbytes, &told);
-    vgq_linear_call call = {(vgq_activations)(byte(in) % VGQ_ACTIVATIONS),
-                            1 + below(in, 8),
-                            VGQ_F32,
-                            VGQ_F32,
-                            NULL,
-                            NULL,
-                            NULL};
+    vgq_linear_call call = {0};
+    call.activations = (vgq_activations)(byte(in) & 1);
+    call.m = 1 + below(in, 8);
     call.x = filled(in, call.m * w.k * 4);
     call.y = room(call.m * w.n * 4);
     vgq_use(isa);
