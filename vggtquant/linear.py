@@ -140,7 +140,7 @@ class QuantizedLinear(nn.Module):
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"a tensor is wanted, not {type(x).__name__}")
         if x.layout != torch.strided or x.is_nested or x.is_meta:
-            raise UserError(f"a dense tensor is wanted, not one of {x.layout} on {x.device}")
+            raise ops.not_dense(x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise UserError(f"x has shape {tuple(x.shape)}; (..., {self.in_features}) is wanted")
         rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.in_features)

@@ -183,14 +183,18 @@ def values(x: Array) -> Buffer:
     return memory(x.view(torch.uint16) if name == "bfloat16" else x)
 
 
+def not_dense(x: torch.Tensor) -> UserError:
+    """What to raise for a tensor without memory that we can read."""
+    return UserError(
+        f"a dense tensor on the CPU or a CUDA device is wanted, not one of {x.layout} on {x.device}"
+    )
+
+
 def _check_dense(x: torch.Tensor) -> None:
     """With memory, on a device that we serve. A storage that was freed or cut short, as sharding
     does, leaves tensors that tell their old shape and point at what is now somebody else's."""
     if x.layout != torch.strided or x.is_nested or x.device.type not in ("cpu", "cuda"):
-        raise UserError(
-            f"a dense tensor on the CPU or a CUDA device is wanted, not one of {x.layout} on "
-            f"{x.device}"
-        )
+        raise not_dense(x)
     last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
     wanted = (x.storage_offset() + last + 1) * x.element_size()
     if x.numel() and x.untyped_storage().nbytes() < wanted:
