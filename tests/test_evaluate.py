@@ -31,6 +31,7 @@ from vggtquant.evaluation import (
 )
 from vggtquant.evaluation.measure import Bench, Passes, Sample
 from vggtquant.evaluation.scores import Row
+from vggtquant.model import refuse_nonfinite
 from vggtquant.progress import Progress
 
 INT8 = "INT8_Per_Channel_Symmetric"
@@ -85,7 +86,7 @@ def test_each_scheme_runs_is_proven_and_undone(
     assert proof["layers_executed"] == reached > 0
     assert proof["layer_calls"] == reached * len(samples)
     assert proof["layers_not_exercised"] == ["track_head"]
-    assert not proof["outputs_equal_baseline"] and not proof["layers_with_float_weights"]
+    assert not proof["scenes_equal_baseline"] and not proof["layers_with_float_weights"]
     assert 0 < row["error"] < 0.5
     assert row["outputs_repeat_bit_for_bit"] is True
     assert row["bytes"]["compression_ratio_quantized_layers"] > 1.5
@@ -188,8 +189,8 @@ def test_a_model_that_changed_meanwhile_is_found_out(
 
 
 def test_a_nan_weight_is_refused_by_name(samples: list[Sample]) -> None:
-    with pytest.raises(UserError, match=r"blocks\.1\.3 holds 1 NaN or Inf"):
-        measure.check_weights(measure.linears(nan_weight()))
+    with pytest.raises(UserError, match=r"^layer blocks\.1\.3: 1 weights are NaN or infinite"):
+        refuse_nonfinite(measure.linears(nan_weight()))
 
 
 def test_a_baseline_with_nan_ends_it(samples: list[Sample]) -> None:

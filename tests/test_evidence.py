@@ -110,13 +110,15 @@ def test_a_wide_spread_brings_advice_to_pin_threads() -> None:
 
 def test_fp32_is_timed_before_and_after_each_scheme(tmp_path: Path) -> None:
     document = _evaluate(tmp_path, schemes=("INT8_Per_Channel_Symmetric", "INT4_Group_32"), runs=2)
-    base, *_, one, two = document["schemes"]
+    base, *floor, one, two = document["schemes"]
+    assert all(row["time"]["speedup"] is None for row in floor)  # run once, nothing beside
     assert base["time"]["fp32_ms_nearby"] is None and base["time"]["speedup"] == 1
     for row in (one, two):
         time = row["time"]
         sides = (time["fp32_ms_before"] + time["fp32_ms_after"]) / 2
         assert time["fp32_ms_nearby"] == pytest.approx(sides)
         assert time["speedup"] == pytest.approx(sides / time["forward_ms_median"])
+        assert 0 < time["speedup_low"] < time["speedup_high"]
     # What comes after the one scheme comes before the next.
     assert one["time"]["fp32_ms_after"] == two["time"]["fp32_ms_before"]
 

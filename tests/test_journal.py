@@ -482,22 +482,47 @@ def test_a_scene_left_out_is_caught_by_its_name(tmp_path: Path, monkeypatch) -> 
     assert rows[INT4]["status"] == "ok" and document["status"] == "with failures"
 
 
-def test_the_baseline_twice_is_caught(tmp_path: Path, monkeypatch) -> None:
-    """A harness that keeps the packed model aside and scores the float one."""
+@pytest.mark.parametrize("cheated", [{0}, {1}, {0, 1, 2}])
+def test_the_baseline_twice_is_caught(tmp_path: Path, monkeypatch, cheated: set[int]) -> None:
+    """A harness that keeps the packed model aside and scores the float one, if on one scene."""
     real = measure.measure
 
     def float_again(model, images, passes, *, watched, **options):
         found = real(model, images, passes, watched=watched, **options)
         if any(isinstance(layer, vq.QuantizedLinear) for layer in watched.values()):
-            found.outputs = baseline[len(images)]
+            if list(baseline).index(images.data_ptr()) in cheated:
+                found.outputs = baseline[images.data_ptr()]
         else:
-            baseline.setdefault(len(images), found.outputs)
+            baseline.setdefault(images.data_ptr(), found.outputs)
         return found
 
     baseline: dict[int, measure.Outputs] = {}
     monkeypatch.setattr(measure, "measure", float_again)
-    rows = _evaluate(tmp_path, schemes=(INT8,), scenes=1)["schemes"]
-    assert rows[-1]["status"] == "failed" and "bit for bit" in rows[-1]["reason"]
+    document = _evaluate(tmp_path, schemes=(INT8,))
+    row = document["schemes"][-1]
+    scenes = [document["data"]["scenes"][i]["name"] for i in sorted(cheated)]
+    assert row["status"] == "failed" and row["proof"]["scenes_equal_baseline"] == scenes
+    assert f"outputs on {', '.join(scenes)} equal the baseline's bit for bit" in row["reason"]
+
+
+def test_layers_that_one_scene_goes_round_are_caught(tmp_path: Path, monkeypatch) -> None:
+    """A packed layer that is set aside on the last scene alone."""
+    real = measure.Bench._scene
+
+    def round_it(self, variant, sample, passes, watched):
+        if variant.name == INT8 and sample is self.samples[-1]:
+            first = next(iter(watched))
+            *parent, child = first.split(".")
+            at = self.model.get_submodule(".".join(parent))
+            packed = getattr(at, child)
+            at.register_forward_pre_hook(lambda *_: setattr(at, child, self.linears[first]))
+            at.register_forward_hook(lambda *_: setattr(at, child, packed))
+        return real(self, variant, sample, passes, watched)
+
+    monkeypatch.setattr(measure.Bench, "_scene", round_it)
+    row = _evaluate(tmp_path, schemes=(INT8,))["schemes"][-1]
+    assert row["status"] == "failed" and len(row["proof"]["layers_not_executed"]) == 1
+    assert "1 swapped layers did not run on a scene although the baseline's did" in row["reason"]
 
 
 def test_a_product_that_no_kernel_made_is_caught(tmp_path: Path, monkeypatch) -> None:

@@ -185,7 +185,7 @@ def test_the_table_of_results_says_how_it_sorts() -> None:
     reader = Reader(page.draw(_document(_rows())))
     (table,) = [attributes for attributes in reader.all("table") if "data-sortable" in attributes]
     sorted_by = [head for head in reader.all("th") if "data-sort" in head]
-    assert [head["data-sort"] for head in sorted_by] == ["text"] + 7 * ["number"]
+    assert [head["data-sort"] for head in sorted_by] == ["text"] + 8 * ["number"]
     assert {head.get("data-first") for head in sorted_by} == {None, "ascending", "descending"}
     values = [cell["data-value"] for cell in reader.all("td") if "data-value" in cell]
     assert all(float(value or "x") >= 0 for value in values)

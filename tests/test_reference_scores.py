@@ -58,8 +58,9 @@ def _pair_errors(predicted: Array, truth: Array) -> tuple[list[float], list[floa
             a, b = found
             turn = Rotation.from_matrix(a[:3, :3]).inv() * Rotation.from_matrix(b[:3, :3])
             rotations.append(math.degrees(turn.magnitude()))
-            cosine = a[:3, 3] @ b[:3, 3] / np.linalg.norm(a[:3, 3]) / np.linalg.norm(b[:3, 3])
-            angle = math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+            # Of the cross product, as the arc cosine keeps half the digits of small angles.
+            sine, cosine = np.linalg.norm(np.cross(a[:3, 3], b[:3, 3])), a[:3, 3] @ b[:3, 3]
+            angle = math.degrees(math.atan2(sine, cosine))
             directions.append(min(angle, 180 - angle))
     return rotations, directions
 
@@ -77,15 +78,16 @@ def test_poses(rng: np.random.Generator) -> None:
     rotations, directions = _pair_errors(mine["pose_enc"], truth["pose_enc"])
     errors = task_scores.scene_errors(mine, task_scores.predicted(truth))
     assert errors.pose is not None
-    np.testing.assert_allclose(errors.pose.rotation, rotations, rtol=0, atol=EXACT * 180)
-    # arccos keeps half the digits of small angles; these are not small.
-    np.testing.assert_allclose(errors.pose.translation, directions, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(errors.pose.rotation, rotations, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(errors.pose.translation, directions, rtol=0, atol=EXACT)
     scores = geometry.pose_scores(errors.pose)
     for k in (3, 5, 15, 30):
         assert scores[f"auc_{k}"] == pytest.approx(_auc(rotations, directions, k), abs=EXACT)
-        below = [error < k for error in rotations]
-        assert scores[f"rra_{k}"] == pytest.approx(sum(below) / len(below), abs=EXACT)
-    assert scores["rotation_median_deg"] == pytest.approx(np.median(rotations), abs=EXACT * 180)
+        for name, angles in (("rra", rotations), ("rta", directions)):
+            below = [angle < k for angle in angles]
+            assert scores[f"{name}_{k}"] == pytest.approx(sum(below) / len(below), abs=EXACT)
+    for name, angles in (("rotation", rotations), ("translation", directions)):
+        assert scores[f"{name}_median_deg"] == pytest.approx(np.median(angles), abs=EXACT)
 
 
 def test_the_auc_is_an_area(rng: np.random.Generator) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -144,7 +144,7 @@ def quantize_model(
     if not linears:
         raise UserError(f"{type(model).__name__} has no nn.Linear layer to quantize")
     skipped = _reasons(model, linears, config, include, exclude)
-    _refuse_nonfinite({name: m for name, m in linears.items() if name not in skipped})
+    refuse_nonfinite({name: m for name, m in linears.items() if name not in skipped})
 
     layers, originals = [], {}
     wanted = len(linears) - len(skipped)
@@ -299,7 +299,8 @@ def _reasons(
     return reasons
 
 
-def _refuse_nonfinite(linears: dict[str, nn.Linear]) -> None:
+def refuse_nonfinite(linears: Mapping[str, nn.Linear]) -> None:
+    """UserError that names the first of the layers with NaN or Inf in its weight."""
     for name, linear in linears.items():
         weight = ops.values(linear.weight)
         rows, cols = weight.shape

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is special to VGGT: its first and last Linear, its outputs and their image axes."""
+"""What is special to VGGT: its first and last Linear, what its layers see, its outputs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ IMAGE_AXES: dict[str, tuple[int, int] | None] = {
     "pose_fov": None,  # (B, S, 2)
 }
 """Outputs that are compared, with their height and width axes."""
+
+FRAME_PASSES = (("*track_head.*", 0), ("*camera_head.*", 4))
+"""How often the Linear layers of a name (fnmatch, after a dot) see one token a frame instead of all
+patches: the camera head iterates four times, the tracker does not run without query points."""
+
+TOKENS = 5
+"""That a frame has beside its patches: one of the camera, four registers."""
 
 _POSE_PARTS = {"pose_translation": (0, 3), "pose_rotation": (3, 7), "pose_fov": (7, 9)}
 

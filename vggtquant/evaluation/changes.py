@@ -236,7 +236,7 @@ def in_words(found: Mapping[str, Any], a: Document, b: Document) -> list[str]:
             continue
         before = len(table)
         for column in shown:
-            if column.heading == "±":  # stands beside the time
+            if column.heading.startswith("±"):  # stands beside the time
                 continue
             line = _line(column, one, two, found["comparable"], change["time_beyond_spread"])
             if line:

@@ -66,7 +66,8 @@ def draw(document: dict[str, Any]) -> bytes:
         reference=1.0,
     )  # fmt: skip
     _bars(
-        axes[1, 0], rows, "Speedup", "FP32 time / time (x)", _speedup, "{:.2f}", reference=1.0
+        axes[1, 0], rows, "Speedup", "FP32 time / time (x)", _speedup, "{:.2f}",
+        spread=_speedups, reference=1.0,
     )  # fmt: skip
     _mae(axes[1, 1], figure, rows)
     _tradeoff(axes[1, 2], figure, document)
@@ -99,12 +100,22 @@ def _ratio(row: Row) -> float:
     return float(row["bytes"]["compression_ratio_model"])
 
 
-def _speedup(row: Row) -> float:
-    return float(row["time"]["speedup"])
+def _speedup(row: Row) -> float | None:
+    speedup: float | None = row["time"]["speedup"]
+    return speedup
 
 
-def _quartiles(row: Row) -> float:
-    return float(row["time"]["forward_ms_iqr"] or 0.0) / 2
+def _speedups(row: Row) -> tuple[float, float]:
+    low, high = (row["time"][f"speedup_{end}"] for end in ("low", "high"))
+    if low is None or high is None:
+        return 0.0, 0.0
+    # The median need not lie between the means of quartiles.
+    return max(0.0, row["time"]["speedup"] - low), max(0.0, high - row["time"]["speedup"])
+
+
+def _quartiles(row: Row) -> tuple[float, float]:
+    half = float(row["time"]["forward_ms_iqr"] or 0.0) / 2
+    return half, half
 
 
 def _schemes_axis(axis: Axes, rows: Sequence[Row]) -> None:
@@ -116,10 +127,10 @@ def _schemes_axis(axis: Axes, rows: Sequence[Row]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _absent(axis: Axes, place: int, row: Row) -> None:
-    """The word for a row without results, at the left edge of the chart."""
+def _absent(axis: Axes, place: int, words: str) -> None:
+    """Why a row has no bar, at the left edge of the chart."""
     axis.text(
-        0.01, place, row["status"], transform=axis.get_yaxis_transform(), va="center", fontsize=8,
+        0.01, place, words, transform=axis.get_yaxis_transform(), va="center", fontsize=8,
         style="italic",
     )  # fmt: skip
 
@@ -129,33 +140,35 @@ def _bars(
     rows: Sequence[Row],
     title: str,
     unit: str,
-    value: Callable[[Row], float],
+    value: Callable[[Row], float | None],
     form: str,
     *,
-    spread: Callable[[Row], float] | None = None,
+    spread: Callable[[Row], tuple[float, float]] = lambda row: (0.0, 0.0),
     reference: float | None = None,
 ) -> None:
     """A horizontal bar a scheme, with its value behind it."""
     _schemes_axis(axis, rows)
     axis.set_title(title, fontweight="bold")
     axis.set_xlabel(unit)
-    ends = [value(row) + (spread(row) if spread else 0.0) for row in rows if row["status"] == "ok"]
+    found = [value(row) if row["status"] == "ok" else None for row in rows]
+    ends = [v + spread(row)[1] for v, row in zip(found, rows, strict=True) if v is not None]
     longest = max(ends, default=1.0)
     axis.set_xlim(0, 1.18 * longest)
     if reference is not None:
         axis.axvline(reference, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    for place, row in enumerate(rows):
-        if row["status"] != "ok":
-            _absent(axis, place, row)
+    for place, (row, width) in enumerate(zip(rows, found, strict=True)):
+        if width is None:
+            words = row["status"] if row["status"] != "ok" else "not timed beside FP32"
+            _absent(axis, place, words)
             continue
         face, hatch, _, _ = _look(row)
-        width, half = value(row), spread(row) if spread else 0.0
+        low, high = spread(row)
         axis.barh(
             place, width, height=0.72, color=face, hatch=hatch, edgecolor="black", linewidth=0.6,
-            xerr=half or None, capsize=2,
+            xerr=[[low], [high]] if low or high else None, capsize=2,
         )  # fmt: skip
         axis.text(
-            width + half + 0.012 * longest, place, form.format(width), va="center", fontsize=8
+            width + high + 0.012 * longest, place, form.format(width), va="center", fontsize=8
         )
 
 
@@ -198,7 +211,7 @@ def _mae(axis: Axes, figure: Figure, rows: Sequence[Row]) -> None:
         )
     for place, row in enumerate(rows):
         if row["status"] != "ok":
-            _absent(axis, place, row)
+            _absent(axis, place, row["status"])
         elif words := _no_mae([found.get((place, name), 0.0) for name in names], row, least):
             axis.text(
                 0.01, place, words, transform=axis.get_yaxis_transform(), va="center",

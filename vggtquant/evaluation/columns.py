@@ -25,6 +25,17 @@ class Column:
         return "-" if value is None else self.write(value)
 
 
+def _short(value: float, digits: int) -> str:
+    """A figure without its decimals where it is large, so that every column keeps its width."""
+    return f"{value:.{digits}f}" if value < 1000 else f"{value:.0f}"
+
+
+def _speedup_spread(row: Row) -> float | None:
+    """Half of what the quartiles of both times leave open."""
+    low, high = (row["time"][f"speedup_{end}"] for end in ("low", "high"))
+    return None if low is None or high is None else (high - low) / 2
+
+
 def _error(row: Row) -> float | None:
     error: float | None = row["error"]
     return error
@@ -36,13 +47,14 @@ def _truth(row: Row, score: str) -> float | None:
 
 
 COLUMNS = (
-    Column("MB", lambda row: row["bytes"]["model_bytes"], lambda v: f"{v / 1e6:,.2f}"),
+    Column("MB", lambda row: row["bytes"]["model_bytes"], lambda v: _short(v / 1e6, 2)),
     Column(
         "smaller", lambda row: row["bytes"]["compression_ratio_model"], lambda v: f"{v:.2f}x", True
     ),
-    Column("ms", lambda row: row["time"]["forward_ms_median"], lambda v: f"{v:.1f}"),
-    Column("±", lambda row: row["time"]["forward_ms_iqr"], lambda v: f"{v:.1f}"),
+    Column("ms", lambda row: row["time"]["forward_ms_median"], lambda v: _short(v, 1)),
+    Column("±", lambda row: row["time"]["forward_ms_iqr"], lambda v: _short(v, 1)),
     Column("speedup", lambda row: row["time"]["speedup"], lambda v: f"{v:.2f}x", True),
+    Column("±x", _speedup_spread, lambda v: f"{v:.2f}"),
     Column("error %", _error, lambda v: f"{100 * v:.3g}"),
 )
 TRUTH = (

@@ -50,8 +50,9 @@ _PARTS: dict[str, tuple[str, tuple[Column, ...], str]] = {
     "fp32": (
         "Against FP32's own prediction",
         _FP32,
-        "The same scores with the FP32 model's outputs in the place of the truth, without any "
-        "alignment: what quantizing changed.",
+        "Scores (below) with the FP32 model's outputs in the place of the truth, without any "
+        "alignment: what quantizing changed. AUC and AbsRel in percent, angles in degrees, RMSE of "
+        "the depth and chamfer of the points in the model's own unit of length.",
     ),
     "truth": (
         "Against ground truth",
@@ -283,30 +284,64 @@ def _layers(found: Mapping[str, Any]) -> Iterator[str | Table]:
 # ---- recommendation ------------------------------------------------------------------------------
 
 
-def recommendation(document: Document) -> Iterator[str]:
-    """What to use, why, by which rule, and what is best for one thing alone."""
+def recommendation(document: Document) -> Iterator[tuple[str, str]]:
+    """What to use, why, by which rule, and what is best for one thing alone: headings and words."""
     rows = {row["name"]: row for row in document["schemes"]}
     advice, best = document["recommendation"], document["best"]
-    budget = {name: bound for name, bound in advice["budget"].items() if bound is not None}
     if advice["scheme"] is None:
-        yield f"None. {advice['reason']}"
+        yield "Use", f"none. {advice['reason']}"
     else:
-        yield f"Use {_told(rows[advice['scheme']])}."
-        yield f"  Why: {advice['reason']}"
-        yield f"  Front: {', '.join(advice['front'])}"
-        for name, why in advice["excluded"].items():
-            yield f"  Not {name}: {' and '.join(why)}."
-    bounds = ", ".join(f"{name} {bound:g}" for name, bound in budget.items())
-    yield f"  Budget: {bounds or 'none given (--max_drop, --max_bytes, --min_speedup)'}"
-    yield f"  Rule: {advice['rule']}"
+        yield "Use", f"{_told(rows[advice['scheme']])}."
+        yield "Why", advice["reason"]
+        yield from (("Loss", words) for words in lost(document))
+        yield from (("But", f"{words}.") for words in advice["open"])
+        yield "Front", ", ".join(advice["front"])
+        yield from (("Not", f"{n}: {' and '.join(why)}.") for n, why in advice["excluded"].items())
+    yield "Budget", budget(advice)
+    yield "Rule", advice["rule"]
     for why in ("accuracy", "size", "speed"):
         if best[why] is not None:
-            yield f"Best for {why} alone: {_told(rows[best[why]])}."
-    yield best["rules"]["error"]
+            words = " ".join((f"{_told(rows[best[why]])}.", *tied(document, why)))
+            yield f"Best for {why}", words
+    yield "Error", best["rules"]["error"]
+
+
+def budget(advice: Row) -> str:
+    """The bounds that were given."""
+    bounds = (f"{name} {bound:g}" for name, bound in advice["budget"].items() if bound is not None)
+    return ", ".join(bounds) or "none given (--max_drop, --max_bytes, --min_speedup)"
+
+
+def lost(document: Document) -> Iterator[str]:
+    """What the recommended scheme loses, with its interval, in a sentence."""
+    loss = document["recommendation"]["loss"]
+    if loss is None:
+        return
+    what = {"truth": "ground truth", "fp32": "FP32's own poses"}[loss["against"]]
+    ends = document["statistics"]["note"] or (
+        f"{100 * document['statistics']['confidence']:g} % interval "
+        f"{loss['low']:+.2f} .. {loss['high']:+.2f}"
+    )
+    yield f"{loss['points']:+.2f} points of pose AUC@30 against {what} ({ends})."
+
+
+def tied(document: Document, why: str) -> Iterator[str]:
+    """What the best for one thing cannot be told from, in a sentence."""
+    names = document["best"]["tied"].get(why)
+    if names:
+        words = {"accuracy": "No difference in error is shown from", "speed": "As fast may be"}
+        all_of_them = len(names) > 1 and len(names) + 1 == len(_quantized(document))
+        yield f"{words[why]} {'all others' if all_of_them else ', '.join(names)}."
+
+
+def _quantized(document: Document) -> list[Row]:
+    return [r for r in document["schemes"] if r["kind"] == "quantized" and r["status"] == "ok"]
 
 
 def _told(row: Row) -> str:
+    low, high = row["time"]["speedup_low"], row["time"]["speedup_high"]
+    spread = "" if low is None else f" ({low:.2f} .. {high:.2f})"
     return (
         f"{row['name']} ({row['bytes']['model_bytes'] / 1e6:,.2f} MB, "
-        f"{row['time']['speedup']:.2f}x FP32's speed, error {100 * row['error']:.3f} %)"
+        f"{row['time']['speedup']:.2f}x FP32's speed{spread}, error {100 * row['error']:.3f} %)"
     )

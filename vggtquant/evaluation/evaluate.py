@@ -22,6 +22,7 @@ import vggtquant as vq
 
 from .. import environment
 from ..errors import UserError
+from ..model import refuse_nonfinite
 from . import forecast, inputs, journal, measure, plan, report, rows, sensitivity, variants
 from .isolate import Isolation
 from .journal import Journal, Record
@@ -93,7 +94,7 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     loaded = models.load_model(settings.model, device)
     if any(isinstance(module, vq.QuantizedLinear) for module in loaded.model.modules()):
         raise UserError(f"{settings.model} is quantized already; the float model is wanted")
-    measure.check_weights(measure.linears(loaded.model))
+    refuse_nonfinite(measure.linears(loaded.model))
     if posed is not None:
         settings = replace(settings, layout=posed.layout)
         available = inputs.posed_scenes(
@@ -364,7 +365,7 @@ def _try_layers(scheme: str, bench: Bench, records: Journal, progress: Progress)
                 if not begun:
                     begun = True
                     left = sensitivity.left(records.of(key))
-                    seconds = left * (bench.first_seconds or 0.0)
+                    seconds = left * bench.seconds.get(sample.name, 0.0)
                     progress.say(f"{left} layers one at a time: {duration(seconds)} or more")
                     progress.resize(left)
     progress.done(sensitivity.in_words(records.records), time.perf_counter() - start)

@@ -17,6 +17,8 @@ from torch import nn
 
 import vggtquant as vq
 
+from .. import vggt
+
 # What the default amount of input fits into: a coffee for a user's pictures, a first look at the
 # rendered scenes.
 COFFEE_SECONDS, LOOK_SECONDS = 600.0, 90.0
@@ -24,10 +26,6 @@ COFFEE_SECONDS, LOOK_SECONDS = 600.0, 90.0
 # on CPUs without instructions for it.
 HOPELESS_SECONDS, HOPELESS_TIMES = 20.0, 10.0
 _PROBE_ROWS = 512  # rows of the measured layer: enough to be compute bound, few enough to be quick
-
-# Passes of a Linear over the frames (not the patches), by its name: VGGT's camera head sees one
-# token a frame and iterates four times; its tracker does not run without query points.
-_FRAME_PASSES = (("*track_head.*", 0), ("*camera_head.*", 4))
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,11 @@ def patch_size(model: nn.Module) -> int:
 
 def rows(name: str, shape: Shape, patch: int) -> int:
     """The number of activation rows that the Linear `name` sees in a forward."""
-    for pattern, passes in _FRAME_PASSES:
+    for pattern, passes in vggt.FRAME_PASSES:
         if fnmatch.fnmatchcase("." + name, pattern):
             return passes * shape.frames
     patches = max(1, shape.height // patch) * max(1, shape.width // patch)
-    return shape.frames * (patches + 5)  # 1 camera and 4 register tokens
+    return shape.frames * (patches + vggt.TOKENS)
 
 
 def count(model: nn.Module, layers: Mapping[str, nn.Linear], shape: Shape) -> Work:

@@ -40,7 +40,9 @@ class Sample:
     truth: task_scores.Geometry | None = None
 
 
-# A forward that takes longer is not repeated beside each scheme where one pass has to do.
+# FP32 is timed beside each scheme for about so long, by so many forwards at most.
+_BESIDE_SECONDS, _MOST_BESIDE = 0.4, 16
+# A longer forward is timed once beside a scheme, and not at all where one pass has to do.
 _LONG_SECONDS = 1.0
 
 
@@ -63,6 +65,17 @@ class Measured:
     repeats: bool | None  # every later pass gave the same bits; None with a single pass
     peak_bytes: int
     joules: float | None  # a forward
+
+
+def forwards_beside(seconds: float, runs: int) -> int:
+    """How often FP32, of so many seconds a forward, is timed before a scheme and after it.
+
+    >>> forwards_beside(0.05, 3), forwards_beside(0.5, 3), forwards_beside(2, 3)
+    (8, 2, 1)
+    """
+    if seconds > _LONG_SECONDS:
+        return 1 if runs > 1 else 0
+    return max(2, min(_MOST_BESIDE, round(_BESIDE_SECONDS / max(seconds, 1e-9))))
 
 
 # ---- one scene, watched --------------------------------------------------------------------------
@@ -183,14 +196,6 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
-def check_weights(layers: Mapping[str, nn.Linear]) -> None:
-    """Refuses a model with NaN or Inf in a Linear weight: UserError that names the layer."""
-    for name, layer in layers.items():
-        bad = int((~torch.isfinite(layer.weight)).sum())
-        if bad:
-            raise UserError(f"weight of {name} holds {bad} NaN or Inf; wanted finite numbers")
-
-
 def _floats_held(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
     """Names of swapped layers that hold a float tensor as large as their weight, or left the model.
 
@@ -237,15 +242,14 @@ class Bench:
         self.isolation = isolation
         self.linears = linears(model)
         self.expected_sha256: dict[str, str] = {}  # of FP32's outputs, by scene, where known
-        self.first_seconds: float | None = None  # FP32's time for the first scene
+        self.seconds: dict[str, float] = {}  # of FP32's forward, by scene, where known
         self._fp32: dict[str, Outputs] = {}
-        self._beside: float | None = None
+        self._beside: Record = {}
 
     def know_fp32(self, record: Record) -> None:
         """Takes over what a scene's record says of FP32, maybe that of an earlier process."""
         self.expected_sha256[record["scene"]] = record["sha256"]
-        if record["scene"] == self.samples[0].name:
-            self.first_seconds = statistics.median(record["seconds"])
+        self.seconds[record["scene"]] = statistics.median(record["seconds"])
 
     def fp32(self, sample: Sample) -> Outputs:
         """FP32's outputs on a scene, computed where this process has not done so.
@@ -279,25 +283,40 @@ class Bench:
             failed = record["kind"] == "error"
             yield {"kind": "", "scheme": variant.name} | record
         if timed and not failed:
-            self._beside = None
+            self._beside = {}
             yield from self._fp32_beside(variant, "after")
         if not failed:
             yield {"kind": "end", "scheme": variant.name}
 
     def _fp32_beside(self, variant: Variant, when: str) -> Iterator[Record]:
-        """FP32's time for the first scene, now over then; nothing where that takes long.
+        """FP32's time now over then, on scenes spread evenly; nothing where that takes long.
 
         On a machine that others use, a scheme's time means something only beside an FP32 time of
         the same minute. What came after the last scheme is what comes before the next.
         """
-        then = self.first_seconds
-        if then is None or (self.passes.runs < 2 and then > _LONG_SECONDS):
+        if not self.seconds:
             return
-        if self._beside is None:
-            passes = Passes(1 if then > _LONG_SECONDS else 2, 0, self.passes.device)
-            again = measure(self.model, self.samples[0].images, passes, watched=self.linears)
-            self._beside = statistics.median(again.seconds) / then
-        yield {"kind": "beside", "scheme": variant.name, "when": when, "ratio": self._beside}
+        count = forwards_beside(statistics.fmean(self.seconds.values()), self.passes.runs)
+        if count and not self._beside:
+            ratios = self._ratios(count)
+            low, middle, high = (
+                statistics.quantiles(ratios, n=4, method="inclusive") if count > 1 else 3 * ratios
+            )
+            self._beside = {"forwards": count, "ratio": middle, "low": low, "high": high}
+        if count:
+            yield {"kind": "beside", "scheme": variant.name, "when": when} | self._beside
+
+    def _ratios(self, count: int) -> list[float]:
+        """FP32's seconds now over then, of so many forwards."""
+        found = []
+        warmup = min(1, count - 1)  # what ran last may have left other weights in the caches
+        for i in range(count):
+            sample = self.samples[i * len(self.samples) // count]
+            passes = Passes(1, warmup, self.passes.device)
+            again = measure(self.model, sample.images, passes, watched=self.linears)
+            found.append(again.seconds[0] / self.seconds[sample.name])
+            warmup = 0
+        return found
 
     def _measured(self, variant: Variant, todo: Sequence[Sample], known: bool) -> Iterator[Record]:
         report: vq.ModelReport | None = None

@@ -110,14 +110,20 @@ class Planned:
         return len(variants.NOISE_FLOOR) * len(self.samples)
 
     def seconds_after_baseline(self) -> float:
-        """Forecast of all rows but the baseline's."""
+        """Forecast of all rows but the baseline's, and of FP32 timed beside them."""
         floor = self.floor_forwards * self.costs[0].forward_s
         schemes = forecast.total(self.costs, self.forwards) - self.costs[0].seconds(self.forwards)
-        return floor + schemes
+        return floor + schemes + _beside_seconds(self.costs, self.passes.runs)
 
     def to_dict(self) -> dict[str, int]:
         """The choices that a continued run has to make alike."""
         return {"amount": self.amount, "runs": self.passes.runs, "warmup": self.passes.warmup}
+
+
+def _beside_seconds(costs: Sequence[forecast.Cost], runs: int) -> float:
+    """FP32 between all schemes, before the first and after the last."""
+    forward_s = costs[0].forward_s
+    return len(costs) * measure.forwards_beside(forward_s, runs) * forward_s
 
 
 def plan(
@@ -141,7 +147,8 @@ def plan(
     def seconds(n: int, runs: int, warmup: int) -> float:
         scenes = available.scenes(n)
         floor = len(variants.NOISE_FLOOR) * scenes * scaled(n)[0].forward_s
-        return floor + forecast.total(scaled(n), warmup + runs * scenes)
+        every = forecast.total(scaled(n), warmup + runs * scenes)
+        return floor + every + _beside_seconds(scaled(n), runs)
 
     given = settings.max_images if available.unit == "pictures" else settings.scenes
     budget = math.inf if settings.shard else forecast.budget(bool(settings.images))

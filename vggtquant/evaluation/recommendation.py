@@ -32,7 +32,8 @@ RULE = (
     "poses), at most max_bytes for the whole model, at least min_speedup over FP32 timed beside "
     "it. Of these, the ones that no other beats in error and bytes (the front). Of the front: the "
     "fewest bytes if only the loss is bounded, the smallest error if only the bytes are, and "
-    "otherwise the smallest sum of (bytes / FP32 bytes) and error."
+    "otherwise the smallest sum of (bytes / FP32 bytes) and error. Figures are taken as measured; "
+    "what their spread leaves open is said beside the choice."
 )
 
 
@@ -87,14 +88,44 @@ def pareto(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if not beaten(row)]
 
 
-def best(rows: Sequence[Row]) -> Row:
-    """The best schemes by RULES; null where no scheme finished."""
+def best(rows: Sequence[Row], statistics: Row) -> Row:
+    """The best schemes by RULES; null where no scheme finished.
+
+    `tied`: what a pick cannot be told from: other schemes without a shown difference in error from
+    the most accurate, and those whose quartiles of the speedup reach into the fastest one's.
+    """
     there = [row for row in candidates(rows) if row["error"] is not None]
+    first = {why: min(there, key=order, default=None) for why, order in _ORDERS.items()}
+
+    def tied(why: str, alike: Callable[[Row, Row], bool]) -> list[str]:
+        row = first[why]
+        return [other["name"] for other in there if row and other is not row and alike(row, other)]
+
     return {
-        **{why: min(there, key=o)["name"] if there else None for why, o in _ORDERS.items()},
+        **{why: row["name"] if row else None for why, row in first.items()},
+        "tied": {
+            "accuracy": tied("accuracy", lambda a, b: _as_accurate(a, b, statistics)),
+            "speed": tied("speed", _as_fast),
+        },
         "pareto_front": [row["name"] for row in sorted(pareto(there), key=smallest)],
         "rules": RULES,
     }
+
+
+def _as_accurate(a: Row, b: Row, statistics: Row) -> bool:
+    """Whether no difference in error is shown between two schemes."""
+    pair = {a["name"], b["name"]}
+    return any(
+        not entry["shown"]
+        for entry in statistics["between"]
+        if entry["score"] == "error" and {entry["a"], entry["b"]} == pair
+    )
+
+
+def _as_fast(a: Row, b: Row) -> bool:
+    """Whether b's speedup reaches a's, by the quartiles of both; without these, it is not known."""
+    low, high = a["time"]["speedup_low"], b["time"]["speedup_high"]
+    return low is None or high is None or bool(high >= low)
 
 
 # ---- within a budget -----------------------------------------------------------------------------
@@ -108,21 +139,61 @@ def check(budget: Budget) -> None:
             raise UserError(f"--{name} is {bound:g}; wanted a number above 0")
 
 
-def drop(row: Row, baseline: Row) -> float | None:
-    """Percentage points of pose AUC@30 that a scheme loses; None where there are no poses.
+def drop(row: Row, baseline: Row) -> tuple[str, float] | None:
+    """Percentage points of pose AUC@30 that a scheme loses, and against what; None without poses.
 
-    Against ground truth where there is, otherwise against FP32's own poses, whose AUC is 100.
+    Against ground truth where there is ("truth"), otherwise against FP32's own poses ("fp32"),
+    whose AUC is 100.
     """
     for part in ("truth", "fp32"):
         mine, fp32 = (r["task"].get(part) or {} for r in (row, baseline))
         if "auc_30" in mine and "auc_30" in fp32:
-            return 100 * (float(fp32["auc_30"]) - float(mine["auc_30"]))
+            return part, 100 * (float(fp32["auc_30"]) - float(mine["auc_30"]))
     return None
+
+
+def _loss(row: Row, baseline: Row, statistics: Row) -> Row | None:
+    """What a scheme loses, with the ends of its interval; None without poses."""
+    found = drop(row, baseline)
+    if found is None:
+        return None
+    part, points = found
+    entry = statistics["against_fp32"].get(row["name"], {}).get(f"{part}/auc_30") or {}
+    low, high = (entry.get(end) for end in ("low", "high"))
+    return {
+        "against": part,
+        "points": points,
+        "low": None if high is None else -100 * high,
+        "high": None if low is None else -100 * low,
+    }
+
+
+def _open(row: Row, loss: Row | None, budget: Budget) -> list[str]:
+    """The bounds that a scheme keeps by its figures, but not by all that these leave open."""
+    words = []
+    most, least = budget["max_drop"], budget["min_speedup"]
+    if most is not None and loss is not None:
+        if loss["high"] is None:
+            words.append("without an interval, nothing is known of what the loss is by chance")
+        elif loss["high"] > most:
+            words.append(
+                f"the loss may be up to {loss['high']:.2f} points by its interval, more than "
+                f"max_drop {most:g}"
+            )
+    slowest = row["time"]["speedup_low"]
+    if least is not None and (slowest is None or slowest < least):
+        words.append(
+            "the speedup has no spread, so min_speedup may be missed"
+            if slowest is None
+            else f"the speedup may be {slowest:.2f}x by its quartiles, less than min_speedup "
+            f"{least:g}"
+        )
+    return words
 
 
 def _too_much(row: Row, baseline: Row, budget: Budget) -> list[str]:
     """The bounds that a row does not keep, in words."""
-    lost = drop(row, baseline)
+    _, lost = drop(row, baseline) or (None, None)
     words = []
     most, size, speed = (budget[name] for name in BOUNDS)
     if most is not None and lost is None:
@@ -147,10 +218,11 @@ def _choice(budget: Budget) -> tuple[str, Callable[[Row], tuple[float, ...]]]:
     return "the smallest sum of bytes / FP32 bytes and error", balanced
 
 
-def recommend(rows: Sequence[Row], budget: Budget) -> Row:
+def recommend(rows: Sequence[Row], budget: Budget, statistics: Row) -> Row:
     """The document's `recommendation`, by RULE, and the bounds that exclude each other scheme.
 
     budget: max_drop (percentage points of AUC@30), max_bytes, min_speedup; None for no bound.
+    statistics: the document's, for what the choice leaves open.
     """
     budget = {name: budget.get(name) for name in BOUNDS}
     there = [row for row in candidates(rows) if row["error"] is not None]
@@ -163,6 +235,7 @@ def recommend(rows: Sequence[Row], budget: Budget) -> Row:
     front = sorted(pareto(fitting), key=smallest)
     words, key = _choice(budget)
     best = min(front, key=key, default=None)
+    loss = _loss(best, baseline, statistics) if best and baseline else None
     return {
         "rule": RULE,
         "budget": budget,
@@ -170,6 +243,8 @@ def recommend(rows: Sequence[Row], budget: Budget) -> Row:
         "excluded": excluded,
         "scheme": best["name"] if best else None,
         "reason": _reason(best, front, excluded, words),
+        "loss": loss,
+        "open": _open(best, loss, budget) if best else [],
     }
 
 

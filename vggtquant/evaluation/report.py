@@ -24,7 +24,7 @@ from . import evidence, intervals, recommendation
 Row = dict[str, Any]
 Document = dict[str, Any]
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "3.0"
 JSON_NAME = "comprehensive_results.json"
 TEXT_NAME = "comprehensive_report.txt"
 CHARTS_NAME = "comprehensive_visualizations.png"
@@ -61,6 +61,7 @@ def document(
     sensitivity: Mapping[str, Any] | None = None,
 ) -> Document:
     """The whole result as plain JSON values, in a fixed order of keys and without NaN or Inf."""
+    statistics = intervals.statistics(rows)
     whole = {
         "schema_version": SCHEMA_VERSION,
         "generator": {"name": "vggtquant", "version": vq.__version__},
@@ -78,9 +79,9 @@ def document(
         "baseline_recheck": dict(recheck) if recheck else None,
         "noise_floor": evidence.noise_floor(rows),
         "timing": evidence.timing(rows, environment["threads"]["torch"]),
-        "best": recommendation.best(rows),
-        "statistics": intervals.statistics(rows),
-        "recommendation": recommendation.recommend(rows, settings),
+        "best": recommendation.best(rows, statistics),
+        "statistics": statistics,
+        "recommendation": recommendation.recommend(rows, settings, statistics),
         "pictures": pictures,
         "sensitivity": sensitivity,
     }

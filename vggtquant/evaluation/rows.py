@@ -95,9 +95,17 @@ class _Group:
 
     def calls(self) -> dict[str, int]:
         """Executions of each watched layer in the passes that were scored, all scenes together."""
-        watched = self.facts["watched"] if self.facts else []
         counts = zip(*(scene["calls"] for scene in self.scenes), strict=True)
-        return dict(zip(watched, map(sum, counts), strict=False))
+        return dict(zip(self.watched(), map(sum, counts), strict=False))
+
+    def ran(self, scene: str) -> set[str]:
+        """The watched layers that were executed in the pass that was scored on a scene."""
+        calls = (self.by_scene.get(scene) or {}).get("calls", ())
+        return {name for name, count in zip(self.watched(), calls, strict=False) if count}
+
+    def watched(self) -> list[str]:
+        """The names of the layers whose executions were counted."""
+        return self.facts["watched"] if self.facts else []
 
     def milliseconds(self) -> list[list[float]]:
         """Of the passes of each scene."""
@@ -148,7 +156,7 @@ def _row(variant: Variant, group: _Group, baseline: _Group) -> Row:
     if gap := group.gap():
         return _fail(row, gap)
     _fill(row, group, baseline)
-    doubt = _doubt(row, variant)
+    doubt = _doubt(row, variant, group)
     return _fail(row, doubt) if doubt else row
 
 
@@ -159,7 +167,7 @@ def _fail(row: Row, reason: str) -> Row:
 def _fill(row: Row, group: _Group, baseline: _Group) -> None:
     """Puts times and scores into a row: each scene's, and over all scenes."""
     scenes = group.scenes
-    row["time"] = _time(group, baseline)
+    row["time"] = _time(group, baseline, alone=row["name"] in variants.NOISE_FLOOR)
     row["process_peak_bytes"] = max(scene["peak_bytes"] for scene in scenes)
     joules = [scene["joules"] for scene in scenes]
     row["energy_joules"] = None if None in joules else statistics.fmean(joules)
@@ -180,34 +188,40 @@ def _fill(row: Row, group: _Group, baseline: _Group) -> None:
     ]
 
 
-def _time(group: _Group, baseline: _Group) -> Row:
-    """Milliseconds a forward: median over the passes for each scene, then the mean over scenes."""
+def _time(group: _Group, baseline: _Group, *, alone: bool) -> Row:
+    """Milliseconds a forward: median over the passes for each scene, then the mean over scenes.
+
+    alone: without any FP32 beside it, so that there is no speedup.
+    """
     own, fp32 = group.milliseconds(), baseline.milliseconds()
     median = statistics.fmean(map(statistics.median, own))
     fp32_median = statistics.fmean(map(statistics.median, fp32))
-    spread = None
+    low = high = None
     if min(map(len, own)) > 1:
         quarters = [statistics.quantiles(scene, n=4, method="inclusive") for scene in own]
-        spread = statistics.fmean(high - low for low, _, high in quarters)
+        low, high = (statistics.fmean(quarter[i] for quarter in quarters) for i in (0, 2))
     beside = {
-        when: [r["ratio"] for r in group.all("beside") if r["when"] == when]
-        for when in ("before", "after")
+        when: [r for r in group.all("beside") if r["when"] == when] for when in ("before", "after")
     }
     sides = {
-        when: fp32_median * statistics.median(ratios) if ratios else None
-        for when, ratios in beside.items()
+        when: fp32_median * statistics.median(r["ratio"] for r in there) if there else None
+        for when, there in beside.items()
     }
     known = [ms for ms in sides.values() if ms is not None]
     nearby = statistics.fmean(known) if known else fp32_median
+    ends = [r for there in beside.values() for r in there]
+    both = bool(ends) and low is not None and high is not None
     return {
         "forward_ms_median": median,
-        "forward_ms_iqr": spread,
+        "forward_ms_iqr": None if low is None or high is None else high - low,
         "forward_ms_min": statistics.fmean(map(min, own)),
         "forward_ms_max": statistics.fmean(map(max, own)),
         "fp32_ms_before": sides["before"],
         "fp32_ms_after": sides["after"],
-        "fp32_ms_nearby": None if group is baseline else nearby,
-        "speedup": 1.0 if group is baseline else nearby / median,
+        "fp32_ms_nearby": None if group is baseline or alone else nearby,
+        "speedup": 1.0 if group is baseline else None if alone else nearby / median,
+        "speedup_low": fp32_median * min(r["low"] for r in ends) / high if both else None,
+        "speedup_high": fp32_median * max(r["high"] for r in ends) / low if both else None,
     }
 
 
@@ -232,13 +246,14 @@ def _proof(group: _Group, baseline: _Group) -> Row:
     calls = group.calls()
     reached = {name for name, count in baseline.calls().items() if count}
     ran = [name for name, count in calls.items() if count]
+    lost = set().union(*(baseline.ran(name) - group.ran(name) for name in group.by_scene))
     kernels = _kernels(group)
     layers = group.facts["layers"] if group.facts else []
     return {
         "layers_swapped": len(calls),
         "layers_executed": len(ran),
         "layer_calls": sum(calls.values()),
-        "layers_not_executed": [n for n in calls if n in reached and n not in ran],
+        "layers_not_executed": [n for n in calls if n in lost],
         "layers_not_exercised": [n for n in calls if n not in reached],
         "layers_with_float_weights": sorted(
             {name for scene in group.scenes for name in scene["float_weights"]}
@@ -248,13 +263,13 @@ def _proof(group: _Group, baseline: _Group) -> Row:
         "packed_bytes_touched": sum(
             layer["bytes_after"] for layer in layers if layer["name"] in kernels
         ),
-        "outputs_equal_baseline": all(scene["equal"] for scene in group.scenes),
+        "scenes_equal_baseline": [scene["scene"] for scene in group.scenes if scene["equal"]],
     }
 
 
 def _kernels(group: _Group) -> dict[str, str]:
     """The kernel that each layer's product ran on, by the layer's name."""
-    watched = group.facts["watched"] if group.facts else []
+    watched = group.watched()
     return {
         watched[number]: kernel
         for scene in group.scenes
@@ -284,26 +299,28 @@ def _layers(layers: Sequence[Row], group: _Group) -> list[Row]:
 
 _DOUBTS = (
     ("layers_with_float_weights", "swapped layers hold float weights, or are not in the model"),
-    ("layers_not_executed", "swapped layers did not run although the baseline's did"),
+    ("layers_not_executed", "swapped layers did not run on a scene although the baseline's did"),
 )
 
 
-def _doubt(row: Row, variant: Variant) -> str | None:
+def _same(scenes: Sequence[str]) -> str:
+    return f"outputs on {', '.join(scenes[:3])} equal the baseline's bit for bit"
+
+
+def _doubt(row: Row, variant: Variant, group: _Group) -> str | None:
     """Why these results are not those of what the row names, or None when they are."""
     proof = row["proof"]
     if proof is None:
         what = variant.sure_to_differ
-        same = row["outputs_equal_baseline"] and what
-        return (
-            f"outputs equal the baseline's bit for bit, so {what} changed nothing" if same else None
-        )
+        same = [scene["scene"] for scene in group.scenes if scene["equal"]]
+        return f"{_same(same)}, so {what} changed nothing" if what and same else None
     if not proof["layers_swapped"]:
         return "no layer was swapped, so this would be the baseline under another name"
     for key, words in _DOUBTS:
         if proof[key]:
             return f"{len(proof[key])} {words}: {', '.join(proof[key][:3])}"
-    if proof["outputs_equal_baseline"]:
-        return "outputs equal the baseline's bit for bit, so the quantized layers made none of them"
+    if same := proof["scenes_equal_baseline"]:
+        return f"{_same(same)}, so the quantized layers made none of them"
     if missing := proof["layers_without_kernel"]:
         return f"{len(missing)} layers ran without a packed kernel: {', '.join(missing[:3])}"
     return None

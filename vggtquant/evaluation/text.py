@@ -18,6 +18,8 @@ Row = dict[str, Any]
 Document = dict[str, Any]
 
 WIDTH = 100
+# FP32's slowest time over its fastest from which on a reader is told.
+_DRIFT = 1.15
 PICKS = ("accuracy", "size", "speed")
 
 
@@ -72,12 +74,19 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.3g}"
 
 
+def _doubted(document: Document, why: str) -> list[str]:
+    """How many others may be as good, in parentheses."""
+    others = len(document["best"]["tied"].get(why, ()))
+    return [f"(as good may be {others} other{'s' if others > 1 else ''})"] if others else []
+
+
 def headline(document: Document) -> list[str]:
     """What to use, and the reasons of schemes that failed or were not run: a line each."""
     advice = document["recommendation"]
-    lines = [f"recommended:       {advice['scheme'] or 'none. ' + advice['reason']}"]
+    lines = [f"recommended:        {advice['scheme'] or 'none. ' + advice['reason']}"]
+    lines += [f"  but {words}" for words in advice["open"]]
     lines += [
-        f"best for {why + ':':10} {document['best'][why]}"
+        " ".join((f"best for {why + ':':10} {document['best'][why]}", *_doubted(document, why)))
         for why in PICKS
         if document["best"][why] is not None
     ]
@@ -92,7 +101,8 @@ def legend(document: Document) -> list[str]:
     lines = [
         "MB: millions of bytes of parameters and buffers as held; smaller: FP32 bytes / these.",
         "ms: median time of a forward over the passes; ±: interquartile range; speedup: against "
-        "FP32 timed right before and after.",
+        "FP32 timed right before and after; ±x: half of what the quartiles of both times leave "
+        "open.",
         "error: geometric mean over outputs of ||FP32 - scheme|| / ||FP32||, in percent.",
     ]
     if any(row["task"]["truth"] for row in document["schemes"]):
@@ -310,6 +320,12 @@ def cautions(document: Document) -> list[str]:
         )
     if settings["runs"] < 3:
         words.append("Fewer than three passes: the times have no useful spread.")
+    unsteady = [r["name"] for r in document["schemes"] if r["outputs_repeat_bit_for_bit"] is False]
+    if unsteady:
+        words.append(
+            f"Other bits in another pass over the same pictures: {', '.join(unsteady)}; figures "
+            "are those of the first pass."
+        )
     return words + timing_cautions(document)
 
 
@@ -326,13 +342,24 @@ def timing_cautions(document: Document) -> list[str]:
             f"The machine was busy (load {env['load_average_1min']} on "
             f"{env['cpu']['cores_usable']} cores): times are too long and not comparable."
         )
-    check = document["baseline_recheck"]
-    if check and abs(check["time_drift_percent"]) > 15:
+    times = [ms for row in document["schemes"] for ms in _fp32_times(row)]
+    if document["baseline_recheck"]:
+        times.append(document["baseline_recheck"]["forward_ms"])
+    if times and max(times) > _DRIFT * min(times):
         words.append(
-            f"FP32's own time moved by {check['time_drift_percent']:+.0f} % during the run: "
-            "differences in time below that are no finding."
+            f"FP32's own time ran from {min(times):.1f} to {max(times):.1f} ms in the course of "
+            "the run: differences in time of that size are no finding."
         )
     return words
+
+
+def _fp32_times(row: Row) -> list[float]:
+    """What FP32 took, by its own row or beside this one."""
+    if row["status"] != "ok":
+        return []
+    keys = ("fp32_ms_before", "fp32_ms_after")
+    known = [row["time"][key] for key in keys if row["time"][key] is not None]
+    return known + [row["time"]["forward_ms_median"]] * (row["kind"] == "baseline")
 
 
 def full_report(document: Document) -> str:
@@ -354,8 +381,7 @@ def full_report(document: Document) -> str:
         for row in bad:
             out.print(f"{row['name']} ({row['status']}): {row['reason']}")
     _section(out, "Recommendation")
-    for line in conclusions.recommendation(document):
-        out.print(line)
+    _facts(out, list(conclusions.recommendation(document)))
     _section(out, "Biggest regressions (relative_l2 against FP32)")
     for value, scheme, output in report.regressions(document["schemes"]):
         out.print(f"{100 * value:10.3f} %  {output:18} {scheme}")

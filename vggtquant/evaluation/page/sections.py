@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .. import columns, labels, report, text
+from .. import columns, conclusions, labels, report, text
 from . import depth, layers, scores
 from .elements import Html, Part, breakable, facts, heat, heat_table, join, scroll, table, tag
 from .graphs import Bar, Point, bars, dots, legend, look, scatter
@@ -82,7 +82,6 @@ def _picks(document: Document) -> Html:
     """The recommendation, and the best scheme for each purpose."""
     rows = {row["name"]: row for row in document["schemes"]}
     advice = document["recommendation"]
-    bounds = ", ".join(f"{name} {v:g}" for name, v in advice["budget"].items() if v is not None)
     excluded = [f"{name}: {' and '.join(whys)}" for name, whys in advice["excluded"].items()]
     cards: list[Part] = [
         tag(
@@ -90,8 +89,11 @@ def _picks(document: Document) -> Html:
             tag("small", "Recommended"),
             tag("strong", breakable(advice["scheme"] or "no scheme")),
             tag("p", advice["reason"]),
+            *(tag("p", f"Loss: {words}") for words in conclusions.lost(document)),
+            *(tag("p", f"But {words}.", class_="bad") for words in advice["open"]),
             tag(
-                "p", f"Budget: {bounds or 'none given'}. Front: {', '.join(advice['front']) or '-'}"
+                "p",
+                f"Budget: {conclusions.budget(advice)}. Front: {', '.join(advice['front']) or '-'}",
             ),
             *(tag("p", words, class_="quiet") for words in excluded),
             tag("details", tag("summary", "Rule"), tag("p", advice["rule"], class_="quiet")),
@@ -108,6 +110,7 @@ def _picks(document: Document) -> Html:
                     tag("strong", breakable(row["name"])),
                     f"{text.megabytes(row['bytes']['model_bytes'])} MB, "
                     f"{row['time']['speedup']:.2f}x speed, error {text.percent(row['error'])} %",
+                    *(tag("p", words, class_="quiet") for words in conclusions.tied(document, why)),
                     class_="card",
                     title=document["best"]["rules"][why],
                 )
@@ -194,7 +197,10 @@ def _charts(document: Document) -> Html:
                     "Inference time", "median of a forward, ms; whiskers: interquartile range",
                     lines(by["ms"], spread=True),
                 ),
-                bars("Speedup", "FP32 time / time, x", lines(by["speedup"]), mark=1.0),
+                bars(
+                    "Speedup", "FP32 time beside it / time, x; whiskers: by the quartiles of both",
+                    lines(by["speedup"], spread=True), mark=1.0,
+                ),
                 dots("Error against FP32", "percent, logarithmic", lines(by["error %"])),
                 scatter(
                     "Accuracy against compression",
@@ -220,7 +226,9 @@ def _bar(row: Row, column: columns.Column, spread: bool) -> Bar:
         return Bar(row["name"], look(row), None, row["status"])
     value = column.value(row)
     low = high = None
-    if spread and value is not None and row["time"]["forward_ms_iqr"] is not None:
+    if spread and column.heading == "speedup":
+        low, high = (row["time"][f"speedup_{end}"] for end in ("low", "high"))
+    elif spread and value is not None and row["time"]["forward_ms_iqr"] is not None:
         half = row["time"]["forward_ms_iqr"] / 2
         low, high = value - half, value + half
     if column.heading == "error %" and value is not None:
