@@ -59,6 +59,10 @@ VALIDATION = scenes.HELD_OUT + 900_000_000  # for the curve; not the scenes of t
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported()  # the products of the blocks, then, in bfloat16
 MATCH_AFTER, PLACE_AFTER = 1, 2  # the pairs of blocks (from 0) that the helper losses read
 LOOKING_HEADS = 2  # attention heads that are taught to look at the match in frame 0
+# Weights of the losses. In the annealing, pose counts more and what only helped to learn it less.
+WEIGHTS = {"depth": 1.0, "points": 1.0, "pose": 3.0}
+WEIGHTS |= {"match": 1.0, "place": 1.0, "look": 0.5, "camera": 1.0}
+ANNEALING_WEIGHTS = WEIGHTS | {"pose": 5.0, "match": 0.5, "look": 0.25, "camera": 0.5}
 
 Batch = dict[str, Any]  # tensors, and the scenes themselves
 
@@ -256,7 +260,7 @@ def losses(out: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         + 4 * error.abs().mean()
         + 0.5 * gradient,
         "points": confident(points, out["world_points_conf"]) + points.mean(),
-        "pose": 3 * pose,
+        "pose": pose,
     }
 
 
@@ -421,9 +425,10 @@ class Trainer:
         )
         alone = tokens[PLACE_AFTER][..., : tokens[PLACE_AFTER].shape[-1] // 2]
         if alone.shape[1] > 1:
-            look = self.helper.look_loss(model.aggregator, alone, batch["match"])
-            parts["look"] = 0.5 * look
+            parts["look"] = self.helper.look_loss(model.aggregator, alone, batch["match"])
             parts["camera"] = self.helper.camera_loss(tokens[-1][:, :, 0], batch)
+        weights = WEIGHTS if self.decay_from < 0 else ANNEALING_WEIGHTS
+        parts = {name: weights[name] * part for name, part in parts.items()}
         total = torch.stack(list(parts.values())).sum()
         self.optimizer.zero_grad()
         total.backward()
