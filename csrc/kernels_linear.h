@@ -132,6 +132,7 @@ typedef struct vgq_linear_kernels {
 
 #if defined(__x86_64__)
 extern const vgq_int4_gemm vgq_int4_gemm_avx2;
+extern const vgq_few_gemm vgq_few_gemm_avx2;
 vgq_code_row_fn vgq_code_row_u8_avx2;
 #endif
 

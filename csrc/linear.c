@@ -37,15 +37,15 @@ typedef struct vgq_plan {
     const vgq_int4_gemm *int4;        /* that is there, or int_gemm */
     const vgq_float_gemm *float_gemm; /* what multiplies floats, and inputs that it takes a slice */
     size_t float_depth;
-    vgq_code_row_fn *code_row; /* of what multiplies, as the next two */
-    size_t mr, code_nbytes;
+    vgq_code_row_fn *code_row;     /* of what multiplies, as the next two */
+    size_t mr, code_nbytes, pitch; /* pitch: codes from a line to the next */
     const unsigned char *panels;
     size_t digits, lines; /* rows of codes of a token, 2 where they have 16 bits; and of all */
     int team, coders;     /* threads of the product, and of the activations' pass before it */
     size_t rows, blocks;  /* lines of a task; blocks of them */
     size_t sums;          /* sums of codes a line: 1, or one a group */
     size_t x_nbytes, scale_nbytes, sum_nbytes, bytes_nbytes, operand_nbytes, acc_nbytes, own_nbytes;
-    unsigned char *x;   /* codes [lines][depth], or floats [m][k] */
+    unsigned char *x;   /* codes [lines][pitch], or floats [m][k] */
     float *x_scale;     /* [m] */
     int32_t *x_sum;     /* [lines][sums] */
     vgq_queue *queues;  /* [team] */
@@ -104,8 +104,11 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
     plan.team = vgq_team(plan.lines * w->k * (w->n < 1024 ? w->n : 1024) / 64);
     plan.mr = VGQ_FLOAT_ROWS;
     plan.sums = plan.w.scales == VGQ_PER_GROUP ? plan.at.groups : 1;
-    if (is_int(&plan))
+    if (is_int(&plan)) {
         choose(&plan);
+        /* Lines whole pages apart would lie in the same places of the L1 cache. */
+        plan.pitch = plan.at.depth + ALIGN / plan.code_nbytes;
+    }
     plan.mr -= plan.mr % plan.digits; /* a tile holds whole tokens */
     /* Coding is quick: a few rows are done before other threads would have begun. */
     plan.coders = vgq_team(plan.lines * w->k / 4) < plan.team ? 1 : plan.team;
@@ -117,7 +120,7 @@ static vgq_plan plan_of(const vgq_weight *w, const vgq_linear_call *call)
     plan.rows = vgq_round_up((plan.lines + plan.blocks - 1) / plan.blocks, plan.mr);
     plan.blocks = (plan.lines + plan.rows - 1) / plan.rows;
     if (is_int(&plan)) {
-        plan.x_nbytes = vgq_round_up(plan.lines * plan.at.depth * plan.code_nbytes, ALIGN);
+        plan.x_nbytes = vgq_round_up(plan.lines * plan.pitch * plan.code_nbytes, ALIGN);
         plan.scale_nbytes = vgq_round_up(call->m * sizeof(float), ALIGN);
         plan.sum_nbytes = vgq_round_up(plan.lines * plan.sums * sizeof(int32_t), ALIGN);
         plan.acc_nbytes = plan.mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
@@ -214,9 +217,9 @@ static void split_digits(size_t k, const float *x, float inverse, float *high, f
 /* A line of codes and its sums. */
 static void code_line(const vgq_plan *plan, size_t line, const float *x, float inverse)
 {
-    unsigned char *const codes = plan->x + line * plan->at.depth * plan->code_nbytes;
+    unsigned char *const codes = plan->x + line * plan->pitch * plan->code_nbytes;
     int32_t *const sums = plan->x_sum + line * plan->sums;
-    const int32_t sum = plan->code_row(plan->w.k, plan->at.depth, x, inverse, codes);
+    const int32_t sum = plan->code_row(plan->w.k, plan->pitch, x, inverse, codes);
     sums[0] = plan->int4 ? 1 : sum; /* what finish multiplies the offsets with */
     if (plan->sums > 1)
         group_sums(plan, codes, sums);
@@ -377,7 +380,8 @@ static void few_task(const vgq_plan *plan, const vgq_task *task)
     for (size_t m = task->start, rows; m < task->end; m += rows) {
         rows = tile_rows(plan, task->end - m);
         const int32_t *const sums = plan->x_sum + m * plan->sums;
-        plan->few->tile(rows, &w, (const int8_t *)plan->x + m * depth, depth, sums, acc);
+        plan->few->tile(rows, &w, (const int8_t *)plan->x + m * plan->pitch, plan->pitch, sums,
+                        acc);
         finish_rows(plan, task, m, rows, acc, &columns, sums);
     }
 }
@@ -399,7 +403,7 @@ static void int4_task(const vgq_plan *plan, const vgq_task *task)
     for (size_t m = task->start, rows; m < task->end; m += rows) {
         rows = tile_rows(plan, task->end - m);
         fetch_rows(plan, task, m, rows);
-        plan->int4->tile(rows, depth, plan->x + m * depth, depth, operand, acc);
+        plan->int4->tile(rows, depth, plan->x + m * plan->pitch, plan->pitch, operand, acc);
         finish_rows(plan, task, m, rows, acc, &columns, plan->x_sum + m);
     }
 }
@@ -418,7 +422,7 @@ static void group_rows(const vgq_plan *plan, const vgq_task *task, size_t m, siz
     for (size_t g = 0; g < plan->at.groups; g++) {
         const size_t at = g * plan->w.group;
         const size_t k = g + 1 == plan->at.groups ? depth - at : plan->w.group;
-        gemm->tile(rows, k, plan->x + (m * depth + at) * gemm->code_nbytes, depth,
+        gemm->tile(rows, k, plan->x + (m * plan->pitch + at) * gemm->code_nbytes, plan->pitch,
                    operand + at * VGQ_PANEL * gemm->weight_nbytes, acc);
         const int32_t *const sum = plan->x_sum + m * plan->sums + g;
         for (size_t r = 0; r < rows; r += plan->digits) {
@@ -464,7 +468,7 @@ static void int_task(const vgq_plan *plan, const vgq_task *task)
         }
         fetch_rows(plan, task, m, rows);
         (narrow ? gemm->bytes_tile : gemm->tile)(
-            rows, depth, plan->x + m * depth * gemm->code_nbytes, depth, operand, acc);
+            rows, depth, plan->x + m * plan->pitch * gemm->code_nbytes, plan->pitch, operand, acc);
         finish_rows(plan, task, m, rows, acc, &columns, plan->x_sum + m);
     }
 }

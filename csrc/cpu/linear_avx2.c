@@ -32,10 +32,8 @@ static uint32_t largest_avx2(size_t k, const float *x)
 }
 
 /* Codes of two bytes. */
-static int32_t code_row_i16_avx2(size_t k, size_t padded, const float *x, float inverse,
-                                 void *codes)
+static int32_t code_words(size_t k, size_t padded, const float *x, float inverse, int16_t *q)
 {
-    int16_t *const q = codes;
     const __m256 times = _mm256_set1_ps(inverse);
     const __m256 low = _mm256_set1_ps(-127.0f), high = _mm256_set1_ps(127.0f);
     __m256i total = _mm256_setzero_si256();
@@ -56,6 +54,21 @@ static int32_t code_row_i16_avx2(size_t k, size_t padded, const float *x, float 
     for (; i < padded; i++) {
         q[i] = i < k ? vgq_encode_token(x[i], inverse) : 0;
         sum += q[i];
+    }
+    return sum;
+}
+
+/* Codes of two bytes, each four in the order 0, 2, 1, 3: as weights are widened with the least
+ * work. */
+static int32_t code_row_i16_avx2(size_t k, size_t padded, const float *x, float inverse,
+                                 void *codes)
+{
+    const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    int16_t *const q = codes;
+    const int32_t sum = code_words(k, padded, x, inverse, q);
+    for (size_t i = 0; i < padded; i += 8) { /* a multiple of 8 */
+        __m128i *const eight = (__m128i *)(void *)(q + i);
+        _mm_storeu_si128(eight, _mm_shuffle_epi8(_mm_loadu_si128(eight), order));
     }
     return sum;
 }
@@ -113,23 +126,15 @@ static void decode_panel_avx2(size_t k, const uint8_t *bytes, const int32_t *off
     }
 }
 
-/* 8 columns' inputs 0 and 1, and 2 and 3, of their bytes, as 16-bit pairs. */
-static inline __m256i first_pairs(__m256i bytes)
+/* 8 columns' inputs 0 and 2, and 1 and 3, of their bytes, as 16-bit pairs. */
+static inline __m256i even_pair(__m256i bytes)
 {
-    return _mm256_shuffle_epi8(bytes, _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12,
-                                                       -1, 13, -1, 0, -1, 1, -1, 4, -1, 5, -1, 8,
-                                                       -1, 9, -1, 12, -1, 13, -1));
+    return _mm256_and_si256(bytes, _mm256_set1_epi16(255));
 }
 
-static inline __m256i second_pairs(__m256i bytes)
-{
-    return _mm256_shuffle_epi8(bytes, _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1,
-                                                       14, -1, 15, -1, 2, -1, 3, -1, 6, -1, 7, -1,
-                                                       10, -1, 11, -1, 14, -1, 15, -1));
-}
+static inline __m256i odd_pair(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
 
-/* operand[column block of 16][k / 2][16 columns][2 inputs], int16: a tile reads one block straight
- * on. */
+/* operand[k / 2][64 columns][2 inputs], int16. */
 static void widen_avx2(size_t k, const uint8_t *bytes, void *operand)
 {
     const __m256i offset = _mm256_set1_epi16(128);
@@ -138,9 +143,9 @@ static void widen_avx2(size_t k, const uint8_t *bytes, void *operand)
         for (size_t part = 0; part < 8; part++) {
             const __m256i b = _mm256_loadu_si256((const void *)(bytes + i * VGQ_PANEL + 32 * part));
             int16_t *const at = out + i * VGQ_PANEL + part * 16;
-            _mm256_storeu_si256((void *)at, _mm256_sub_epi16(first_pairs(b), offset));
+            _mm256_storeu_si256((void *)at, _mm256_sub_epi16(even_pair(b), offset));
             _mm256_storeu_si256((void *)(at + 2 * VGQ_PANEL),
-                                _mm256_sub_epi16(second_pairs(b), offset));
+                                _mm256_sub_epi16(odd_pair(b), offset));
         }
 }
 
@@ -192,52 +197,74 @@ TILE(6, EACH_6)
 #undef STEP
 #undef ZERO
 
-#define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
-#define STEP(r)                                                        \
-    {                                                                  \
-        __m256i x = two_codes(q + (r)*ld + i);                         \
-        a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(u0, x)); \
-        a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(u1, x)); \
-        x = two_codes(q + (r)*ld + i + 2);                             \
-        a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(v0, x)); \
-        a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(v1, x)); \
+/* One row from the panel's bytes, all 64 columns at once: the panel is read straight on. */
+#define EACH_8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define ZERO(c) __m256i a##c = _mm256_setzero_si256();
+#define STEP(c)                                                               \
+    {                                                                         \
+        const __m256i b = _mm256_loadu_si256((const void *)(w + 32 * (c)));   \
+        a##c = _mm256_add_epi32(a##c, _mm256_madd_epi16(even_pair(b), even)); \
+        a##c = _mm256_add_epi32(a##c, _mm256_madd_epi16(odd_pair(b), odd));   \
     }
-#define SAVE(r)                                                  \
-    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL), a##r##0); \
-    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL + 8), a##r##1);
-#define TILE(rows, EACH)                                                                   \
-    static void tile_bytes_##rows##x16_avx2(size_t k, const int16_t *q, size_t ld,         \
-                                            const uint8_t *w, int32_t *acc)                \
-    {                                                                                      \
-        EACH(ZERO)                                                                         \
-        for (size_t i = 0; i < k; i += 4) {                                                \
-            const __m256i b0 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL));      \
-            const __m256i b1 = _mm256_loadu_si256((const void *)(w + i * VGQ_PANEL + 32)); \
-            const __m256i u0 = first_pairs(b0), v0 = second_pairs(b0);                     \
-            const __m256i u1 = first_pairs(b1), v1 = second_pairs(b1);                     \
-            EACH(STEP)                                                                     \
-        }                                                                                  \
-        EACH(SAVE)                                                                         \
+#define SAVE(c) _mm256_storeu_si256((void *)(acc + 8 * (c)), a##c);
+
+static void tile_bytes_1x64_avx2(size_t k, const int16_t *q, const uint8_t *w, int32_t *acc)
+{
+    EACH_8(ZERO)
+    for (size_t i = 0; i < k; i += 4, w += 4 * VGQ_PANEL) {
+        const __m256i even = two_codes(q + i), odd = two_codes(q + i + 2);
+        EACH_8(STEP)
     }
+    EACH_8(SAVE)
+}
 
-TILE(1, EACH_1)
-TILE(2, EACH_2)
-TILE(3, EACH_3)
-TILE(4, EACH_4)
-
-#undef TILE
 #undef SAVE
 #undef STEP
 #undef ZERO
+#undef EACH_8
 
+/* Few rows: 8 inputs x 16 columns at a time, whole lines nearly in the order that they lie in,
+ * widened once for all rows; the sums wait in acc, which stays in L1. */
 static void tile_bytes_avx2(size_t rows, size_t k, const void *codes, size_t ld, const void *bytes,
                             int32_t *acc)
 {
-    static void (*const tiles[])(size_t, const int16_t *, size_t, const uint8_t *,
-                                 int32_t *) = {NULL, tile_bytes_1x16_avx2, tile_bytes_2x16_avx2,
-                                               tile_bytes_3x16_avx2, tile_bytes_4x16_avx2};
-    for (size_t column = 0; column < VGQ_PANEL; column += 16)
-        tiles[rows](k, codes, ld, (const uint8_t *)bytes + 4 * column, acc + column);
+    enum { STEP_NBYTES = 4 * VGQ_PANEL };
+    if (rows == 1) {
+        tile_bytes_1x64_avx2(k, codes, bytes, acc);
+        return;
+    }
+    memset(acc, 0, rows * VGQ_PANEL * sizeof(*acc));
+    for (size_t i = 0; i < k; i += 8)
+        for (size_t column = 0; column < VGQ_PANEL; column += 16) {
+            const uint8_t *const w = (const uint8_t *)bytes + i * VGQ_PANEL + 4 * column;
+            const __m256i b0 = _mm256_loadu_si256((const void *)w);
+            const __m256i b1 = _mm256_loadu_si256((const void *)(w + 32));
+            const __m256i c0 = _mm256_loadu_si256((const void *)(w + STEP_NBYTES));
+            const __m256i c1 = _mm256_loadu_si256((const void *)(w + STEP_NBYTES + 32));
+            const __m256i w00 = even_pair(b0), w01 = even_pair(b1);
+            const __m256i w10 = odd_pair(b0), w11 = odd_pair(b1);
+            const __m256i w20 = even_pair(c0), w21 = even_pair(c1);
+            const __m256i w30 = odd_pair(c0), w31 = odd_pair(c1);
+            const int16_t *q = (const int16_t *)codes + i;
+            int32_t *to = acc + column;
+            for (size_t r = 0; r < rows; r++, q += ld, to += VGQ_PANEL) {
+                __m256i x = two_codes(q);
+                __m256i s0 = _mm256_madd_epi16(w00, x), s1 = _mm256_madd_epi16(w01, x);
+                x = two_codes(q + 2);
+                s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(w10, x));
+                s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(w11, x));
+                x = two_codes(q + 4);
+                s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(w20, x));
+                s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(w21, x));
+                x = two_codes(q + 6);
+                s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(w30, x));
+                s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(w31, x));
+                s0 = _mm256_add_epi32(s0, _mm256_loadu_si256((const void *)to));
+                s1 = _mm256_add_epi32(s1, _mm256_loadu_si256((const void *)(to + 8)));
+                _mm256_storeu_si256((void *)to, s0);
+                _mm256_storeu_si256((void *)(to + 8), s1);
+            }
+        }
 }
 
 static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
@@ -264,7 +291,7 @@ static inline int32_t code_bytes(size_t k, size_t padded, const float *x, float 
     int32_t sum = 0;
     for (size_t i = 0; i < padded; i += 512) {
         const size_t n = padded - i < 512 ? padded - i : 512, here = i < k ? k - i : 0;
-        sum += code_row_i16_avx2(here < n ? here : n, n, x + i, inverse, wide);
+        sum += code_words(here < n ? here : n, n, x + i, inverse, wide);
         for (size_t j = 0; j < n; j += 16) { /* n is a multiple of 8; wide has room */
             const __m256i w = _mm256_loadu_si256((const void *)(wide + j));
             const __m256i b = _mm256_permute4x64_epi64(_mm256_packs_epi16(w, w), 0x08);
@@ -406,9 +433,10 @@ static const vgq_int_gemm int_gemm_avx2 = {
     .widen = widen_avx2,
     .tile = tile_i16_avx2,
     .bytes_tile = tile_bytes_avx2,
-    .bytes_mr = 4,
+    .bytes_mr = 16,
     .offset = 0,
     .int4 = &vgq_int4_gemm_avx2,
+    .few = &vgq_few_gemm_avx2,
 };
 
 const vgq_linear_kernels vgq_linear_avx2 = {

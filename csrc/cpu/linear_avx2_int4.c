@@ -22,7 +22,8 @@ enum {
     BLOCK = 16,                 /* columns of a tile */
     STEP_NBYTES = 4 * BLOCK,    /* 4 inputs */
     STEPS = VGQ_INT4_CHUNK / 4, /* of a chunk, then a step of factors */
-    BLOCK_NBYTES = VGQ_INT4_CHUNK_NBYTES * BLOCK / VGQ_PANEL /* of a chunk */
+    BLOCK_NBYTES = VGQ_INT4_CHUNK_NBYTES * BLOCK / VGQ_PANEL, /* of a chunk */
+    FEW_ROWS = 16
 };
 _Static_assert(BLOCK_NBYTES == 576 && STEPS == 8, "what the assembly says");
 
@@ -151,7 +152,163 @@ static void tile_i4_avx2(size_t rows, size_t k, const uint8_t *codes, size_t ld,
     }
 }
 
+/* ---- few rows, straight from the nibbles ------------------------------------------------------
+ */
+
+static inline __m256i four_codes(const int8_t *q)
+{
+    int32_t bits;
+    memcpy(&bits, q, sizeof(bits));
+    return _mm256_set1_epi32(bits);
+}
+
+/* What a chunk's sums begin with: the 8 that a nibble stands above its code, times a lane's codes,
+ * negative. */
+static inline __m128i first_sums(const int8_t *q)
+{
+    const __m256i codes = _mm256_loadu_si256((const void *)q);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+    __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
+    sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
+    return _mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(sum, 3));
+}
+
+/* What a chunk of 8 columns of the panel has, each nibble a byte, named w0 to w7. The empty
+ * assembly keeps gcc from loading each of them twice. */
+#define NIBBLES(i, even, odd)                                                  \
+    __m256i even = _mm256_loadu_si256((const void *)(at + 4 * (i)*VGQ_PANEL)); \
+    __asm__("" : "+x"(even));                                                  \
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(even, 4), low);     \
+    even = _mm256_and_si256(even, low);
+#define DOT(w, q) s = _mm256_add_epi16(s, _mm256_maddubs_epi16(w, q));
+
+static inline void add_chunk(__m256i sum, __m256i factor, int32_t *acc)
+{
+    const __m256i before = _mm256_loadu_si256((const void *)acc);
+    _mm256_storeu_si256((void *)acc, _mm256_add_epi32(before, _mm256_madd_epi16(sum, factor)));
+}
+
+/* A chunk of the panel against every row: acc[rows][64] += factor * (nibble - 8) * code. A 16-bit
+ * lane sums 16 products of -8..7 and -127..127. The weights of 8 columns fill the registers; sums
+ * wait in acc, which stays in L1. */
+__attribute__((noinline)) static void tile_nibbles_avx2(size_t rows, const uint8_t *nibbles,
+                                                        const __m256i *factor, const int8_t *codes,
+                                                        size_t ld, int32_t *acc)
+{
+    const __m256i low = _mm256_set1_epi8(15);
+    int32_t first[FEW_ROWS];
+    for (size_t r = 0; r < rows; r++)
+        first[r] = _mm_cvtsi128_si32(first_sums(codes + r * ld));
+    for (size_t c = 0; c < VGQ_PANEL / 8; c++) {
+        const uint8_t *const at = nibbles + 32 * c;
+        const int8_t *q = codes;
+        int32_t *to = acc + 8 * c;
+        NIBBLES(0, w0, w1)
+        NIBBLES(1, w2, w3)
+        NIBBLES(2, w4, w5)
+        NIBBLES(3, w6, w7)
+        for (size_t r = 0; r < rows; r++, q += ld, to += VGQ_PANEL) {
+            __m256i s = _mm256_set1_epi32(first[r]);
+            DOT(w0, four_codes(q))
+            DOT(w1, four_codes(q + 4))
+            DOT(w2, four_codes(q + 8))
+            DOT(w3, four_codes(q + 12))
+            DOT(w4, four_codes(q + 16))
+            DOT(w5, four_codes(q + 20))
+            DOT(w6, four_codes(q + 24))
+            DOT(w7, four_codes(q + 28))
+            add_chunk(s, factor[c], to);
+        }
+    }
+}
+
+/* The same for one row, whose codes stay in registers, which leaves six: the empty assembly keeps
+ * gcc from adding pairwise, which would take more. */
+#define BOTH(i, q, r)                                \
+    {                                                \
+        NIBBLES(i, w0, w1)                           \
+        DOT(w0, q) DOT(w1, r) __asm__("" : "+x"(s)); \
+    }
+__attribute__((noinline)) static void
+tile_nibbles_1_avx2(const uint8_t *nibbles, const __m256i *factor, const int8_t *q, int32_t *acc)
+{
+    const __m256i low = _mm256_set1_epi8(15);
+    const __m256i first = _mm256_broadcastd_epi32(first_sums(q));
+    const __m256i q0 = four_codes(q), q1 = four_codes(q + 4), q2 = four_codes(q + 8);
+    const __m256i q3 = four_codes(q + 12), q4 = four_codes(q + 16), q5 = four_codes(q + 20);
+    const __m256i q6 = four_codes(q + 24), q7 = four_codes(q + 28);
+    for (size_t c = 0; c < VGQ_PANEL / 8; c++) {
+        const uint8_t *const at = nibbles + 32 * c;
+        __m256i s = first;
+        BOTH(0, q0, q1)
+        BOTH(1, q2, q3)
+        BOTH(2, q4, q5)
+        BOTH(3, q6, q7)
+        add_chunk(s, factor[c], acc + 8 * c);
+    }
+}
+
+#undef BOTH
+#undef DOT
+#undef NIBBLES
+
+/* The last inputs of a group, less than a chunk: with codes of 0 up to one. */
+static void tile_tail(size_t n, size_t rows, const uint8_t *nibbles, const __m256i *factor,
+                      const int8_t *codes, size_t ld, int32_t *acc)
+{
+    uint8_t w[(VGQ_INT4_CHUNK / 2) * VGQ_PANEL] = {0};
+    int8_t q[FEW_ROWS * VGQ_INT4_CHUNK] = {0};
+    memcpy(w, nibbles, n / 2 * VGQ_PANEL);
+    for (size_t r = 0; r < rows; r++)
+        memcpy(q + r * VGQ_INT4_CHUNK, codes + r * ld, n);
+    tile_nibbles_avx2(rows, w, factor, q, VGQ_INT4_CHUNK, acc);
+}
+
+/* Take off what the zero points have added to each code of a group. */
+static void take_zeros(size_t rows, const uint8_t *factor, const int8_t *zero, const int32_t *sums,
+                       size_t groups, int32_t *acc)
+{
+    for (size_t c = 0; c < VGQ_PANEL; c += 8) {
+        const __m256i over =
+            _mm256_mullo_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(zero + c))),
+                               _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(factor + c))));
+        for (size_t r = 0; r < rows; r++) {
+            __m256i *const at = (__m256i *)(void *)(acc + r * VGQ_PANEL + c);
+            const __m256i extra = _mm256_mullo_epi32(over, _mm256_set1_epi32(sums[r * groups]));
+            _mm256_storeu_si256(at, _mm256_sub_epi32(_mm256_loadu_si256(at), extra));
+        }
+    }
+}
+
+static void tile_few_avx2(size_t rows, const vgq_few_weight *w, const int8_t *codes, size_t ld,
+                          const int32_t *sums, int32_t *acc)
+{
+    memset(acc, 0, rows * VGQ_PANEL * sizeof(*acc));
+    for (size_t i = 0, g = 0; g < w->groups; g++) {
+        const size_t end = g + 1 < w->groups ? (g + 1) * w->group : w->k;
+        const uint8_t *const factor = w->factor + g * VGQ_PANEL;
+        __m256i pairs[VGQ_PANEL / 8];
+        for (size_t c = 0; c < VGQ_PANEL / 8; c++)
+            pairs[c] = factor_pairs(factor + 8 * c);
+        for (size_t n; i < end; i += n) {
+            const uint8_t *const nibbles = w->nibbles + i / 2 * VGQ_PANEL;
+            n = vgq_min(VGQ_INT4_CHUNK, end - i);
+            if (n < VGQ_INT4_CHUNK)
+                tile_tail(n, rows, nibbles, pairs, codes + i, ld, acc);
+            else if (rows == 1)
+                tile_nibbles_1_avx2(nibbles, pairs, codes + i, acc);
+            else
+                tile_nibbles_avx2(rows, nibbles, pairs, codes + i, ld, acc);
+        }
+        if (w->zero)
+            take_zeros(rows, factor, w->zero + g * VGQ_PANEL, sums + g, w->groups, acc);
+    }
+}
+
 ISA_END
+
+const vgq_few_gemm vgq_few_gemm_avx2 = {.mr = FEW_ROWS, .tile = tile_few_avx2};
 
 const vgq_int4_gemm vgq_int4_gemm_avx2 = {
     .mr = 6,

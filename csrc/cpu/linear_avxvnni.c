@@ -83,6 +83,7 @@ static const vgq_int_gemm int_gemm_avxvnni = {
     .weight_nbytes = 1,
     .tile = tile_i8_avxvnni,
     .offset = 128,
+    .few = &vgq_few_gemm_avx2,
 };
 
 const vgq_linear_kernels vgq_linear_avxvnni = {.int_gemm = &int_gemm_avxvnni};
