@@ -105,7 +105,7 @@ static void pack_column(const vgq_weight *w, const vgq_cuda_layout *layout, size
         const int factor = w->scales == VGQ_TWO_LEVEL ? w->factor[from] : 1;
         const int zero = w->asymmetric ? w->zero[from] : 0;
         ((uint16_t *)(void *)(packed + layout->column))[pair_at(layout, g, output)] =
-            (uint16_t)(factor | ((factor * (zero + 8)) & 255) << 8);
+            (uint16_t)(factor | ((128 - factor * (zero + 8)) & 255) << 8);
     }
 }
 
@@ -126,7 +126,8 @@ static void unpack_column(const vgq_weight *w, const vgq_cuda_layout *layout, si
         if (w->scales == VGQ_TWO_LEVEL)
             w->factor[output * layout->groups + g] = (uint8_t)factor;
         if (w->asymmetric)
-            w->zero[output * layout->groups + g] = (int8_t)(factor ? (pair >> 8) / factor - 8 : 0);
+            w->zero[output * layout->groups + g] =
+                (int8_t)(factor ? (128 - (pair >> 8)) / factor - 8 : 0);
     }
 }
 

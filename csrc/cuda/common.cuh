@@ -63,7 +63,9 @@ static __device__ inline unsigned char *vgq_dynamic(void)
 #endif
 }
 
-/* Blocks of `size` for n things; a grid's x may be as large as 2^31 - 1. */
+#define VGQ_MOST_BLOCKS 0x7fffffffu /* along a grid's x; 65,535 along y and z */
+
+/* Blocks of `size` for n things. */
 static inline unsigned vgq_blocks(size_t n, size_t size)
 {
     return (unsigned)((n + size - 1) / size);
@@ -77,22 +79,37 @@ static __device__ inline size_t vgq_thread(void)
 
 /* ---- elements ------------------------------------------------------------------------------- */
 
-/* Element i of x as float, exact. */
-template <vgq_dtype DTYPE> static __device__ inline float vgq_load(const void *x, size_t i)
+/* A 16-bit element as float, exact; and back, rounded once, half to even. */
+template <vgq_dtype DTYPE> static __device__ inline float vgq_widen(uint16_t half)
 {
-    if (DTYPE == VGQ_F32)
-        return ((const float *)x)[i];
-    const uint16_t half = ((const uint16_t *)x)[i];
     return DTYPE == VGQ_F16 ? vgq_float_of_f16(half) : vgq_float_of_bf16(half);
 }
+template <vgq_dtype DTYPE> static __device__ inline uint16_t vgq_narrow(float value)
+{
+    return DTYPE == VGQ_F16 ? vgq_f16_of_float(value) : vgq_bf16_of_float(value);
+}
 
-/* Element i of x, rounded once, half to even. */
+/* Element i of x as float. */
+template <vgq_dtype DTYPE> static __device__ inline float vgq_load(const void *x, size_t i)
+{
+    return DTYPE == VGQ_F32 ? ((const float *)x)[i] : vgq_widen<DTYPE>(((const uint16_t *)x)[i]);
+}
+
+/* Element i of x = value. */
 template <vgq_dtype DTYPE> static __device__ inline void vgq_store(void *x, size_t i, float value)
 {
     if (DTYPE == VGQ_F32)
         ((float *)x)[i] = value;
     else
-        ((uint16_t *)x)[i] = DTYPE == VGQ_F16 ? vgq_f16_of_float(value) : vgq_bf16_of_float(value);
+        ((uint16_t *)x)[i] = vgq_narrow<DTYPE>(value);
+}
+
+/* Whether `by` neighbours of a row of cols elements may be read or written at once, as 16 bytes or,
+ * where they are fewer, as what they are: then every such piece of every row is aligned. */
+static inline bool vgq_by_vectors(const void *rows, size_t cols, size_t by, size_t element_bits)
+{
+    const size_t nbytes = by * element_bits / 8;
+    return cols % by == 0 && (uintptr_t)rows % (nbytes < 16 ? nbytes : 16) == 0;
 }
 
 /* The same for a dtype that is known when it runs only; every thread of a grid takes one branch. */

@@ -71,107 +71,66 @@ static __global__ void __launch_bounds__(CODE_THREADS) code_tokens_kernel(const 
     }
 }
 
-/* ---- few tokens, floats --------------------------------------------------------------------- */
+/* ---- weights as floats ---------------------------------------------------------------------- */
 
-enum { GEMV_WARPS = 4, GEMV_ROWS = 8 };
+/* A lane's part of a unit as it lies in memory: INT8 codes, or two words of INT4 codes, each with
+ * its pair. Nothing here waits for it, so that a part is under way while another is multiplied. */
+template <vgq_format format> struct unit_part {
+    static constexpr int words = format == VGQ_I8 ? 4 : 2;
+    uint32_t word[words], pair[2];
 
-/* A lane's words of a unit as four times four signed bytes, INT8 or expanded INT4. The places of
- * their inputs are 16 apart, from 4 (lane % 4) on. */
-template <vgq_format format>
-static __device__ __forceinline__ void unit_words(const linear_args &args, int panel, int unit,
-                                                  int lane, int tile, uint32_t (&w)[4])
-{
-    constexpr int nbytes = format == VGQ_I8 ? VGQ_CUDA_UNIT_I8 : VGQ_CUDA_UNIT_I4;
-    const int tiles = args.depth / VGQ_CUDA_DEPTH;
-    const unsigned char *const from =
-        args.codes + (((size_t)panel * tiles + tile) * 8 + unit) * nbytes + lane * (nbytes / 32);
-    if (format == VGQ_I8) {
-        const uint4 four = *(const uint4 *)from;
-        w[0] = four.x, w[1] = four.y, w[2] = four.z, w[3] = four.w;
-        return;
-    }
-    const uint2 two = *(const uint2 *)from;
-    for (int step = 0; step < 2; step++) {
-        const int g = vgq_least((tile * 2 + step) / args.group_steps, args.groups - 1);
-        const uint32_t pair =
-            ((const uint16_t *)args
-                 .column)[(size_t)g * args.columns + panel * VGQ_CUDA_PANEL + lane / 4 * 8 + unit];
-        const uint32_t factor = pair & 255u, subtrahends = (pair >> 8) * 0x01010101u;
-        const uint32_t word = step ? two.y : two.x;
-        w[2 * step] = expand4(word & 0x0f0f0f0fu, factor, subtrahends);
-        w[2 * step + 1] = expand4(word >> 4 & 0x0f0f0f0fu, factor, subtrahends);
-    }
-}
-
-/* The float weight that a byte of unit_words stands for, as docs/conventions.md has it. */
-static __device__ __forceinline__ float weight_of(const linear_args &args, int at, int output,
-                                                  int32_t zero, uint32_t word, int j)
-{
-    const int g = vgq_least(at / VGQ_CUDA_STEP / args.group_steps, args.groups - 1);
-    const float scale = args.scale[(size_t)g * args.scale_stride + output];
-    return (float)((int8_t)(word >> 8 * j) - zero) * scale;
-}
-
-static __device__ __forceinline__ int32_t zero_of(const linear_args &args, vgq_format format,
-                                                  int output)
-{
-    return format == VGQ_I8 && args.column ? ((const int32_t *)args.column)[output] : 0;
-}
-
-/* A block computes a unit of 8 outputs for up to `rows` tokens; its warps take the unit's stages by
- * turns, a lane 16 inputs of one output each time. Sums of lanes and warps are added in a fixed
- * order. */
-template <vgq_format format, int rows>
-static __global__ void __launch_bounds__(GEMV_WARPS *VGQ_WARP) gemv_kernel(const linear_args args)
-{
-    float *const sums = (float *)vgq_dynamic(); /* [warps][rows][8 outputs] */
-    const int lane = threadIdx.x % VGQ_WARP, warp = threadIdx.x / VGQ_WARP;
-    const int panel = (int)blockIdx.x / 8, unit = (int)blockIdx.x % 8;
-    const int output = panel * VGQ_CUDA_PANEL + (int)vgq_cuda_output(unit, lane / 4);
-    const int first = (int)blockIdx.y * rows, tiles = args.depth / VGQ_CUDA_DEPTH;
-    const int32_t zero = zero_of(args, format, output);
-    float acc[rows];
-    for (int r = 0; r < rows; r++)
-        acc[r] = 0;
-    for (int tile = warp; tile < tiles; tile += GEMV_WARPS) {
-        uint32_t w[4];
-        unit_words<format>(args, panel, unit, lane, tile, w);
-#pragma unroll(rows > 2 ? 1 : 4)
-        for (int part = 0; part < 4; part++) {
-            const int at = tile * VGQ_CUDA_DEPTH + part * 16 + lane % 4 * 4;
-            int count;
-            const int i = source_of(args, at, &count);
-            float weight[4], x[4];
-            for (int j = 0; j < 4; j++)
-                weight[j] = weight_of(args, at, output, zero, w[0], j);
-            w[0] = w[1], w[1] = w[2], w[2] = w[3]; /* an index would put them in memory */
+    __device__ __forceinline__ void load(const linear_args &args, int panel, int unit, int lane,
+                                         int tile)
+    {
+        constexpr int nbytes = format == VGQ_I8 ? VGQ_CUDA_UNIT_I8 : VGQ_CUDA_UNIT_I4;
+        const size_t place = ((size_t)panel * (args.depth / VGQ_CUDA_DEPTH) + tile) * 8 + unit;
+        const unsigned char *const from = args.codes + place * nbytes + lane * (nbytes / 32);
+        if constexpr (format == VGQ_I8) {
+            const uint4 four = *(const uint4 *)from;
+            word[0] = four.x, word[1] = four.y, word[2] = four.z, word[3] = four.w;
+        } else {
+            const uint2 two = *(const uint2 *)from;
+            word[0] = two.x, word[1] = two.y;
 #pragma unroll
-            for (int r = 0; r < rows; r++) {
-                load4(args, (size_t)vgq_least(first + r, args.m - 1) * args.k + i, count, x);
-                for (int j = 0; j < 4; j++)
-                    acc[r] = j < count ? fmaf(x[j], weight[j], acc[r]) : acc[r];
+            for (int step = 0; step < 2; step++) {
+                const int g = vgq_least((tile * 2 + step) / args.group_steps, args.groups - 1);
+                const size_t at = (size_t)g * args.columns + panel * VGQ_CUDA_PANEL;
+                pair[step] = ((const uint16_t *)args.column)[at + lane / 4 * 8 + unit];
             }
         }
     }
-    for (int r = 0; r < rows; r++) {
-        acc[r] += __shfl_xor_sync(VGQ_ALL_LANES, acc[r], 1);
-        acc[r] += __shfl_xor_sync(VGQ_ALL_LANES, acc[r], 2);
-        if (lane % 4 == 0)
-            sums[(warp * rows + r) * 8 + lane / 4] = acc[r];
+
+    /* Four integers plus 128: of inputs 16 part + 4 (lane % 4) on. */
+    __device__ __forceinline__ uint32_t integers(int part) const
+    {
+        if constexpr (format == VGQ_I8)
+            return flip_signs(word[part]);
+        const uint32_t codes = word[part / 2];
+        return expand4(part % 2 ? high_nibbles(codes) : low_nibbles(codes), pair[part / 2], false);
     }
-    __syncthreads();
-    const int r = (int)threadIdx.x / 8, c = (int)threadIdx.x % 8;
-    const int column = panel * VGQ_CUDA_PANEL + (int)vgq_cuda_output(unit, c);
-    if (r >= rows || first + r >= args.m || column >= args.n)
-        return;
-    float y = 0;
-    for (int i = 0; i < GEMV_WARPS; i++)
-        y += sums[(i * rows + r) * 8 + c];
-    y = y * if_packed(args) + (args.bias ? args.bias[column] : 0.0f);
-    store1(args, (size_t)(first + r) * args.n + column, args.gelu ? vgq_gelu(y) : y);
+};
+
+/* An output's zero point as the integers have it, plus 128 + 2^23: see weights_of. */
+static __device__ __forceinline__ float zero_of(const linear_args &args, vgq_format format,
+                                                int output)
+{
+    const bool with_zeros = format == VGQ_I8 && args.column;
+    return 0x1p23f + (float)(128 + (with_zeros ? ((const int32_t *)args.column)[output] : 0));
 }
 
-/* ---- weights as floats ---------------------------------------------------------------------- */
+/* The float weights that integers plus 128 stand for (docs/conventions.md), inputs at..at+3 of the
+ * padded row. A byte under the bits of 2^23 is 2^23 plus that byte, and all differences are exact:
+ * two instructions, where converting an integer takes a slower one. */
+static __device__ __forceinline__ void weights_of(const linear_args &args, int at, int output,
+                                                  float zero, uint32_t integers, float (&weight)[4])
+{
+    const int g = vgq_least(at / VGQ_CUDA_STEP / args.group_steps, args.groups - 1);
+    const float scale = args.scale[(size_t)g * args.scale_stride + output];
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        weight[j] =
+            (vgq_float_of_bits(__byte_perm(integers, 0x4b000000u, 0x7440 + j)) - zero) * scale;
+}
 
 /* y[n][k]: a warp decodes a unit. */
 template <vgq_format format> static __global__ void decode_kernel(const linear_args args)
@@ -181,17 +140,122 @@ template <vgq_format format> static __global__ void decode_kernel(const linear_a
     const int output = panel * VGQ_CUDA_PANEL + (int)vgq_cuda_output(unit, lane / 4);
     if (output >= args.n)
         return;
-    uint32_t w[4];
-    unit_words<format>(args, panel, unit, lane, tile, w);
-    const int32_t zero = zero_of(args, format, output);
+    unit_part<format> codes;
+    codes.load(args, panel, unit, lane, tile);
+    const float zero = zero_of(args, format, output), packed = if_packed(args);
+#pragma unroll
     for (int part = 0; part < 4; part++) {
         const int at = tile * VGQ_CUDA_DEPTH + part * 16 + lane % 4 * 4;
         int count;
         const int i = source_of(args, at, &count);
-        for (int j = 0; j < count; j++)
-            store1(args, (size_t)output * args.k + i + j,
-                   weight_of(args, at, output, zero, w[part], j) * if_packed(args));
+        float v[4];
+        weights_of(args, at, output, zero, codes.integers(part), v);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            v[j] *= packed;
+        store_some(args, (size_t)output * args.k + i, count, v);
     }
+}
+
+/* ---- few tokens, floats --------------------------------------------------------------------- */
+
+enum { GEMV_WARPS = 8, GEMV_ROWS = 8, GEMV_CHUNK = GEMV_WARPS * VGQ_CUDA_DEPTH /* inputs */ };
+
+/* A chunk of `rows` tokens from `first` on, as floats and padded as the weight's inputs are. */
+template <int rows>
+static __device__ __forceinline__ void load_tokens(const linear_args &args, int first, int start,
+                                                   float *to)
+{
+    for (int at = (int)threadIdx.x * 4; at < rows * GEMV_CHUNK; at += GEMV_WARPS * VGQ_WARP * 4) {
+        const int token = vgq_least(first + at / GEMV_CHUNK, args.m - 1);
+        int count;
+        const int i = source_of(args, start + at % GEMV_CHUNK, &count);
+        float v[4];
+        load4(args, (size_t)token * args.k + i, count, v);
+        *(float4 *)(to + at) = {v[0], v[1], v[2], v[3]};
+    }
+}
+
+/* A block computes `units` units of 8 outputs for up to `rows` tokens. Tokens come through shared
+ * memory by chunks; of a chunk each warp takes a stage, and a lane 16 inputs of one output of each
+ * unit. Sums of lanes and warps are added in a fixed order. */
+template <vgq_format format, int rows, int units> struct gemv_shape {
+    static constexpr int sums = GEMV_WARPS * rows * units * 8, floats = rows * GEMV_CHUNK;
+    static constexpr int shared_nbytes = (sums > floats ? sums : floats) * 4;
+};
+
+template <vgq_format format, int rows, int units>
+static __global__ void __launch_bounds__(GEMV_WARPS *VGQ_WARP) gemv_kernel(const linear_args args)
+{
+    float *const shared = (float *)vgq_dynamic(); /* a chunk; [warps][rows][outputs] at the end */
+    const int lane = threadIdx.x % VGQ_WARP, warp = threadIdx.x / VGQ_WARP;
+    const int panel = (int)blockIdx.x * units / 8, unit = (int)blockIdx.x * units % 8;
+    const int first = (int)blockIdx.y * rows, tiles = args.depth / VGQ_CUDA_DEPTH;
+    float acc[units][rows], zero[units];
+    int output[units];
+    unit_part<format> next[units];
+#pragma unroll
+    for (int u = 0; u < units; u++) {
+        output[u] = panel * VGQ_CUDA_PANEL + (int)vgq_cuda_output(unit + u, lane / 4);
+        zero[u] = zero_of(args, format, output[u]);
+        next[u].load(args, panel, unit + u, lane, vgq_least(warp, tiles - 1));
+        for (int r = 0; r < rows; r++)
+            acc[u][r] = 0;
+    }
+    for (int tile = warp; tile < tiles + warp; tile += GEMV_WARPS) {
+        __syncthreads(); /* all are done with the chunk before */
+        load_tokens<rows>(args, first, (tile - warp) * VGQ_CUDA_DEPTH, shared);
+        __syncthreads();
+        unit_part<format> codes[units];
+#pragma unroll
+        for (int u = 0; u < units; u++) {
+            codes[u] = next[u];
+            next[u].load(args, panel, unit + u, lane, vgq_least(tile + GEMV_WARPS, tiles - 1));
+        }
+        if (tile >= tiles)
+            continue;
+#pragma unroll
+        for (int part = 0; part < 4; part++) {
+            const int place = part * 16 + lane % 4 * 4;
+            float weight[units][4];
+#pragma unroll
+            for (int u = 0; u < units; u++)
+                weights_of(args, tile * VGQ_CUDA_DEPTH + place, output[u], zero[u],
+                           codes[u].integers(part), weight[u]);
+#pragma unroll
+            for (int r = 0; r < rows; r++) {
+                const float4 x =
+                    *(const float4 *)(shared + r * GEMV_CHUNK + warp * VGQ_CUDA_DEPTH + place);
+#pragma unroll
+                for (int u = 0; u < units; u++) {
+                    acc[u][r] = fmaf(x.x, weight[u][0], acc[u][r]);
+                    acc[u][r] = fmaf(x.y, weight[u][1], acc[u][r]);
+                    acc[u][r] = fmaf(x.z, weight[u][2], acc[u][r]);
+                    acc[u][r] = fmaf(x.w, weight[u][3], acc[u][r]);
+                }
+            }
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int u = 0; u < units; u++)
+#pragma unroll
+        for (int r = 0; r < rows; r++) {
+            acc[u][r] += __shfl_xor_sync(VGQ_ALL_LANES, acc[u][r], 1);
+            acc[u][r] += __shfl_xor_sync(VGQ_ALL_LANES, acc[u][r], 2);
+            if (lane % 4 == 0)
+                shared[((warp * rows + r) * units + u) * 8 + lane / 4] = acc[u][r];
+        }
+    __syncthreads();
+    const int r = (int)threadIdx.x / (units * 8), c = (int)threadIdx.x % (units * 8);
+    const int column = panel * VGQ_CUDA_PANEL + (int)vgq_cuda_output(unit + c / 8, c % 8);
+    if (r >= rows || first + r >= args.m || column >= args.n)
+        return;
+    float y = 0;
+    for (int i = 0; i < GEMV_WARPS; i++)
+        y += shared[(i * rows + r) * units * 8 + c];
+    y = y * if_packed(args) + (args.bias ? args.bias[column] : 0.0f);
+    store1(args, (size_t)(first + r) * args.n + column, args.gelu ? vgq_gelu(y) : y);
 }
 
 /* ---- fronts --------------------------------------------------------------------------------- */
@@ -233,6 +297,8 @@ size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *c
     return codes_nbytes(call->m, at.depth) + 2 * each_nbytes(call->m);
 }
 
+static size_t dtype_bits(vgq_dtype dtype) { return 8 * vgq_dtype_nbytes(dtype); }
+
 static linear_args args_of(const vgq_weight &w, const void *packed)
 {
     const vgq_cuda_layout at = vgq_cuda_layout_of(&w);
@@ -247,13 +313,6 @@ static linear_args args_of(const vgq_weight &w, const void *packed)
     args.column = at.codes == at.column ? NULL : bytes + at.column;
     args.codes = bytes + at.codes;
     return args;
-}
-
-/* Whether rows of that many elements may be read or written `by` at a time. */
-static bool by_vectors(const void *rows, size_t cols, vgq_dtype dtype, size_t by)
-{
-    const size_t nbytes = by * vgq_dtype_nbytes(dtype);
-    return cols % by == 0 && (uintptr_t)rows % (nbytes < 16 ? nbytes : 16) == 0;
 }
 
 /* The two shapes of a block take turns over the processors; a wide one does twice the work of a
@@ -290,20 +349,24 @@ static vgq_status run_int8(const linear_args &args, const vgq_weight *w, void *s
     return narrow ? run_gemm<WEIGHT_I4, 4>(args, stream) : run_gemm<WEIGHT_I4, 8>(args, stream);
 }
 
-template <vgq_format format, int rows>
+template <vgq_format format, int rows, int units>
 static vgq_status run_gemv(const linear_args &args, void *stream)
 {
-    return vgq_launch(gemv_kernel<format, rows>, dim3(args.columns / 8, vgq_blocks(args.m, rows)),
-                      GEMV_WARPS * VGQ_WARP, GEMV_WARPS * rows * 8 * sizeof(float), stream, args);
+    return vgq_launch(gemv_kernel<format, rows, units>,
+                      dim3(args.columns / (8 * units), vgq_blocks(args.m, rows)),
+                      GEMV_WARPS * VGQ_WARP, (gemv_shape<format, rows, units>::shared_nbytes),
+                      stream, args);
 }
 
+/* One or two tokens are bound by the weights' bytes; more by arithmetic and by shared memory, from
+ * which two units take the same tokens. */
 static vgq_status run_float(const linear_args &args, const vgq_weight *w, void *stream)
 {
     if (args.m <= 2)
-        return w->format == VGQ_I8 ? run_gemv<VGQ_I8, 2>(args, stream)
-                                   : run_gemv<VGQ_I4, 2>(args, stream);
-    return w->format == VGQ_I8 ? run_gemv<VGQ_I8, GEMV_ROWS>(args, stream)
-                               : run_gemv<VGQ_I4, GEMV_ROWS>(args, stream);
+        return w->format == VGQ_I8 ? run_gemv<VGQ_I8, 2, 1>(args, stream)
+                                   : run_gemv<VGQ_I4, 2, 1>(args, stream);
+    return w->format == VGQ_I8 ? run_gemv<VGQ_I8, GEMV_ROWS, 2>(args, stream)
+                               : run_gemv<VGQ_I4, GEMV_ROWS, 2>(args, stream);
 }
 
 vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
@@ -323,8 +386,8 @@ vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t 
     args.x_dtype = call->x_dtype, args.y_dtype = call->y_dtype;
     args.x = call->x, args.bias = call->bias, args.y = call->y;
     args.gelu = call->gelu != 0;
-    args.x_vectors = by_vectors(call->x, w.k, call->x_dtype, 4);
-    args.y_vectors = by_vectors(call->y, w.n, call->y_dtype, 8);
+    args.x_vectors = vgq_by_vectors(call->x, w.k, 4, dtype_bits(call->x_dtype));
+    args.y_vectors = vgq_by_vectors(call->y, w.n, 8, dtype_bits(call->y_dtype));
     if (call->activations != VGQ_INT8_ACTIVATIONS)
         return vgq_blocks(call->m, GEMV_ROWS) > 65535 ? VGQ_EINVAL : run_float(args, &w, stream);
     if (!scratch || (uintptr_t)scratch % 16 ||
@@ -347,6 +410,7 @@ vgq_status vgq_decode_cuda(const vgq_weight *weight, const void *packed, size_t 
         return VGQ_EINVAL;
     linear_args args = args_of(w, packed);
     args.y = values, args.y_dtype = dtype;
+    args.y_vectors = vgq_by_vectors(values, w.k, 4, dtype_bits(dtype));
     const dim3 grid(args.columns / VGQ_CUDA_PANEL, args.depth / VGQ_CUDA_DEPTH);
     return w.format == VGQ_I8
                ? vgq_launch(decode_kernel<VGQ_I8>, grid, 8 * VGQ_WARP, 0, stream, args)

@@ -15,7 +15,7 @@ struct linear_args {
     int columns;                    /* n, padded to panels */
     vgq_dtype x_dtype, y_dtype;
     bool gelu, x_vectors,
-        y_vectors; /* whether rows of x and y may be read and written by 4 and 8 */
+        y_vectors; /* whether rows of x may be read by 4; of y written by 8, of decoded ones by 4 */
     const void *x;
     const float *bias; /* NULL: none */
     void *y;
@@ -95,35 +95,51 @@ static __device__ __forceinline__ void store1(const linear_args &args, size_t i,
         ((uint16_t *)args.y)[i] = (uint16_t)narrow(args.y_dtype, v);
 }
 
-/* y[i..i+7] = v, of which `count` are there. */
-static __device__ __forceinline__ void store8(const linear_args &args, size_t i, int count,
-                                              const float (&v)[8])
+/* y[i..i+N-1] = v, of which `count` are there: 4 or 8 neighbours, at once where y_vectors says that
+ * so many may be. */
+template <int N>
+static __device__ __forceinline__ void store_some(const linear_args &args, size_t i, int count,
+                                                  const float (&v)[N])
 {
-    if (!args.y_vectors || count < 8) {
-        for (int j = 0; j < 8; j++)
+    if (!args.y_vectors || count < N) {
+#pragma unroll
+        for (int j = 0; j < N; j++)
             if (j < count)
                 store1(args, i + j, v[j]);
     } else if (args.y_dtype == VGQ_F32) {
         float4 *const to = (float4 *)((float *)args.y + i);
-        to[0] = {v[0], v[1], v[2], v[3]};
-        to[1] = {v[4], v[5], v[6], v[7]};
+#pragma unroll
+        for (int j = 0; j < N / 4; j++)
+            to[j] = {v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]};
     } else {
-        uint32_t pairs[4];
-        for (int j = 0; j < 4; j++)
+        uint32_t pairs[N / 2];
+#pragma unroll
+        for (int j = 0; j < N / 2; j++)
             pairs[j] = narrow(args.y_dtype, v[2 * j]) | narrow(args.y_dtype, v[2 * j + 1]) << 16;
-        *(uint4 *)((uint16_t *)args.y + i) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+        if constexpr (N == 8)
+            *(uint4 *)((uint16_t *)args.y + i) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+        else
+            *(uint2 *)((uint16_t *)args.y + i) = {pairs[0], pairs[1]};
     }
 }
 
-/* A word of four INT4 codes plus 8, one a byte, to signed bytes factor * (code - zero). pair: the
- * factor, and factor * (zero + 8), at most 120, in the second byte. The products stay below 256, so
- * they do not touch each other; the top bits are kept out of the subtraction and put right after.
- */
-static __device__ __forceinline__ uint32_t expand4(uint32_t codes, uint32_t factor,
-                                                   uint32_t subtrahends)
+/* Integers plus 128, a byte each, of four INT4 codes plus 8 (linear_layout.h): all that comes about
+ * stays a byte, so that one multiply-add serves the four. pair: factor and shift, in bytes 0 and 1
+ * of the word or, where `high`, in 2 and 3. */
+static __device__ __forceinline__ uint32_t expand4(uint32_t codes, uint32_t pair, bool high)
 {
-    const uint32_t product = codes * factor, tops = 0x80808080u;
-    return ((product | tops) - subtrahends) ^ (~product & tops);
+    return codes * __byte_perm(pair, 0, high ? 0x4442 : 0x4440) +
+           __byte_perm(pair, 0, high ? 0x3333 : 0x1111);
 }
+
+/* The low and the high nibbles of a word, a byte each. */
+static __device__ __forceinline__ uint32_t low_nibbles(uint32_t word) { return word & 0x0f0f0f0fu; }
+static __device__ __forceinline__ uint32_t high_nibbles(uint32_t word)
+{
+    return word >> 4 & 0x0f0f0f0fu;
+}
+
+/* From bytes plus 128 to signed bytes, and back. */
+static __device__ __forceinline__ uint32_t flip_signs(uint32_t word) { return word ^ 0x80808080u; }
 
 #endif

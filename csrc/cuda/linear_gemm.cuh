@@ -226,11 +226,9 @@ template <weight_kind kind, int units> struct gemm_warp {
             load_pairs(stage, step, pairs);
 #pragma unroll
             for (int u = 0; u < units; u++) {
-                const uint32_t pair = pairs[u / 2] >> u % 2 * 16;
-                const uint32_t factor = pair & 255u;
-                const uint32_t subtrahends = (pair >> 8 & 255u) * 0x01010101u;
-                b[u][0] = expand4(w[u][step] & 0x0f0f0f0fu, factor, subtrahends);
-                b[u][1] = expand4(w[u][step] >> 4 & 0x0f0f0f0fu, factor, subtrahends);
+                const uint32_t pair = pairs[u / 2], word = w[u][step];
+                b[u][0] = flip_signs(expand4(low_nibbles(word), pair, u % 2));
+                b[u][1] = flip_signs(expand4(high_nibbles(word), pair, u % 2));
             }
         }
 #pragma unroll
@@ -320,7 +318,7 @@ template <weight_kind kind, int units> struct gemm_warp {
 #pragma unroll 1
             for (int j = 0; j < 8; j++) /* in turns: eight copies of it would be no faster */
                 y[0] = vgq_gelu(y[0]), rotate(y);
-        store8(args, (size_t)m * args.n + c, count, y);
+        store_some(args, (size_t)m * args.n + c, count, y);
     }
 
     static __device__ __forceinline__ void rotate(float (&y)[8])

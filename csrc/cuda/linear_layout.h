@@ -3,10 +3,15 @@
  * kernels (linear.cuh).
  *
  *      header | scale | column | panel 0 | panel 1 | ...     64 outputs a panel, the last one
- * padded scale    floats [columns], or [groups][columns] with VGQ_PER_GROUP column   what makes
- * integers of codes. INT8, asymmetric: the zero points, int32 [columns] INT4: uint16
- * [groups][panels][8 rows][8 units], factor | factor * (zero + 8) << 8 panel    [depth / 64][8
- * units] units of 8 outputs x 64 inputs
+ * padded
+ *
+ *      scale    floats [columns], or [groups][columns] with VGQ_PER_GROUP
+ *      column   what makes integers of codes.
+ *               INT8, asymmetric: the zero points, int32 [columns]
+ *               INT4: uint16 [groups][panels][8 rows][8 units], factor | shift << 8 with
+ *               shift = 128 - factor * (zero + 8), so that factor * (code + 8) + shift is the
+ *               integer + 128, a byte
+ *      panel    [depth / 64][8 units] units of 8 outputs x 64 inputs
  *
  * A unit is what a warp reads at once: each lane its own 16 bytes (INT8) or 8 (INT4), which are the
  * B fragments of two products mma.m16n8k32, ready. Lane 4 r + t has of row r

@@ -111,7 +111,7 @@ vgq_status vgq_parameters_cuda(vgq_format format, size_t n, const float *lo, con
 }
 
 /* ---- codes ----------------------------------------------------------------------------------
- * A thread owns RUN neighbours of a row, hence whole bytes. */
+ * A thread owns RUN neighbours of a row, hence whole bytes: vectors where rows are aligned. */
 
 enum { RUN = 8 };
 
@@ -121,9 +121,11 @@ struct codes {
     size_t row_groups, row_runs, row_nbytes, runs;
     const float *scale;
     const int8_t *zero;
+    bool x_vectors, q_vectors;
 };
 
-static codes codes_of(vgq_format format, vgq_shape shape, const float *scale, const int8_t *zero)
+static codes codes_of(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
+                      const float *scale, const int8_t *zero, const uint8_t *q)
 {
     const size_t row_runs = (shape.cols + RUN - 1) / RUN;
     return {shape,
@@ -133,7 +135,56 @@ static codes codes_of(vgq_format format, vgq_shape shape, const float *scale, co
             vgq_row_nbytes(format, shape.cols),
             shape.rows * row_runs,
             scale,
-            zero};
+            zero,
+            vgq_by_vectors(x, shape.cols, RUN, 8 * vgq_dtype_nbytes(dtype)),
+            vgq_by_vectors(q, shape.cols, RUN, vgq_formats[format].bits)};
+}
+
+/* x[i..i+7] as floats; zeros from n on. */
+template <vgq_dtype DTYPE>
+static __device__ inline void load_run(bool vectors, const void *x, size_t i, size_t n,
+                                       float (&v)[RUN])
+{
+    if (!vectors) {
+#pragma unroll
+        for (int j = 0; j < RUN; j++)
+            v[j] = (size_t)j < n ? vgq_load<DTYPE>(x, i + j) : 0.0f;
+    } else if (DTYPE == VGQ_F32) {
+        const float4 *const from = (const float4 *)((const float *)x + i);
+        const float4 a = from[0], b = from[1];
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    } else {
+        const uint4 a = *(const uint4 *)((const uint16_t *)x + i);
+        const unsigned pairs[] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+        for (int j = 0; j < RUN; j++)
+            v[j] = vgq_widen<DTYPE>((uint16_t)(pairs[j / 2] >> j % 2 * 16));
+    }
+}
+
+/* The inverse. */
+template <vgq_dtype DTYPE>
+static __device__ inline void store_run(bool vectors, void *x, size_t i, size_t n,
+                                        const float (&v)[RUN])
+{
+    if (!vectors) {
+#pragma unroll
+        for (int j = 0; j < RUN; j++)
+            if ((size_t)j < n)
+                vgq_store<DTYPE>(x, i + j, v[j]);
+    } else if (DTYPE == VGQ_F32) {
+        float4 *const to = (float4 *)((float *)x + i);
+        to[0] = {v[0], v[1], v[2], v[3]};
+        to[1] = {v[4], v[5], v[6], v[7]};
+    } else {
+        unsigned pairs[RUN / 2];
+#pragma unroll
+        for (int j = 0; j < RUN / 2; j++)
+            pairs[j] = vgq_narrow<DTYPE>(v[2 * j]) | (unsigned)vgq_narrow<DTYPE>(v[2 * j + 1])
+                                                         << 16;
+        *(uint4 *)((uint16_t *)x + i) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+    }
 }
 
 /* The map of a run's elements, one after the other. */
@@ -163,6 +214,7 @@ struct walk {
     }
 };
 
+/* Codes lie in `words` as in memory, low bits first: BITS of each. */
 template <vgq_dtype DTYPE, int BITS>
 static __global__ void quantize_kernel(codes c, const void *x, uint8_t *q)
 {
@@ -171,22 +223,29 @@ static __global__ void quantize_kernel(codes c, const void *x, uint8_t *q)
         return;
     const size_t row = run / c.row_runs, col = run % c.row_runs * RUN;
     const size_t n = vgq_min(RUN, c.shape.cols - col);
+    float v[RUN];
+    load_run<DTYPE>(c.x_vectors, x, row * c.shape.cols + col, n, v);
     walk w(c, row, col);
+    unsigned words[BITS / 4] = {};
+#pragma unroll
+    for (int i = 0; i < RUN; i++)
+        if ((size_t)i < n) {
+            const vgq_map &map = w.map;
+            const int code = vgq_encode(v[i], map.scale, map.zero, map.lowest, map.highest);
+            words[i * BITS / 32] |= (code & ((1u << BITS) - 1)) << i * BITS % 32;
+            w.next((size_t)i + 1 < n);
+        }
     uint8_t *const bytes = q + row * c.row_nbytes + col * BITS / 8;
-    unsigned low = 0; /* the even element's nibble */
-    for (size_t i = 0; i < n; i++) {
-        const float value = vgq_load<DTYPE>(x, row * c.shape.cols + col + i);
-        const int8_t code = vgq_encode(value, w.map.scale, w.map.zero, w.map.lowest, w.map.highest);
-        if (BITS == 8)
-            bytes[i] = (uint8_t)code;
-        else if (i % 2 == 0)
-            low = code & 15;
-        else
-            bytes[i / 2] = (uint8_t)(low | (code & 15) << 4);
-        w.next(i + 1 < n);
+    if (!c.q_vectors) {
+#pragma unroll
+        for (int i = 0; i < BITS; i++)
+            if ((size_t)i * 8 < n * BITS)
+                bytes[i] = (uint8_t)(words[i / 4] >> i % 4 * 8);
+    } else if (BITS == 8) {
+        *(uint2 *)bytes = {words[0], words[BITS / 4 - 1]};
+    } else {
+        *(unsigned *)bytes = words[0];
     }
-    if (BITS == 4 && n % 2)
-        bytes[n / 2] = (uint8_t)low;
 }
 
 template <vgq_dtype DTYPE, int BITS>
@@ -197,18 +256,29 @@ static __global__ void dequantize_kernel(codes c, const uint8_t *q, void *x)
         return;
     const size_t row = run / c.row_runs, col = run % c.row_runs * RUN;
     const size_t n = vgq_min(RUN, c.shape.cols - col);
-    walk w(c, row, col);
     const uint8_t *const bytes = q + row * c.row_nbytes + col * BITS / 8;
-    for (size_t i = 0; i < n; i++) {
-        int8_t code;
-        if (BITS == 8)
-            code = (int8_t)bytes[i];
-        else
-            code = (int8_t)(((bytes[i / 2] >> i % 2 * 4 & 15) ^ 8) - 8);
-        vgq_store<DTYPE>(x, row * c.shape.cols + col + i,
-                         vgq_decode(code, w.map.scale, w.map.zero));
-        w.next(i + 1 < n);
+    unsigned words[BITS / 4] = {};
+    if (!c.q_vectors) {
+#pragma unroll
+        for (int i = 0; i < BITS; i++)
+            if ((size_t)i * 8 < n * BITS)
+                words[i / 4] |= (unsigned)bytes[i] << i % 4 * 8;
+    } else if (BITS == 8) {
+        const uint2 both = *(const uint2 *)bytes;
+        words[0] = both.x, words[BITS / 4 - 1] = both.y;
+    } else {
+        words[0] = *(const unsigned *)bytes;
     }
+    walk w(c, row, col);
+    float v[RUN];
+#pragma unroll
+    for (int i = 0; i < RUN; i++) {
+        const int shift = 32 - BITS - i * BITS % 32; /* up and down again: with the sign */
+        const int8_t code = (int8_t)((int)(words[i * BITS / 32] << shift) >> (32 - BITS));
+        v[i] = vgq_decode(code, w.map.scale, w.map.zero);
+        w.next((size_t)i + 1 < n);
+    }
+    store_run<DTYPE>(c.x_vectors, x, row * c.shape.cols + col, n, v);
 }
 
 static int bad_codes(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
@@ -230,7 +300,7 @@ vgq_status vgq_quantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape
 {
     if (bad_codes(format, dtype, shape, x, scale, q))
         return VGQ_EINVAL;
-    const codes c = codes_of(format, shape, scale, zero);
+    const codes c = codes_of(format, dtype, shape, x, scale, zero, q);
     VGQ_BY_DTYPE(dtype, quantize_from<DTYPE>(c, x, q, stream));
 }
 
@@ -248,7 +318,7 @@ vgq_status vgq_dequantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape sha
 {
     if (bad_codes(format, dtype, shape, x, scale, q))
         return VGQ_EINVAL;
-    const codes c = codes_of(format, shape, scale, zero);
+    const codes c = codes_of(format, dtype, shape, x, scale, zero, q);
     VGQ_BY_DTYPE(dtype, dequantize_to<DTYPE>(c, q, x, stream));
 }
 
@@ -360,7 +430,8 @@ vgq_status vgq_two_level_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, f
                               uint8_t *factor, int8_t *zero, double *error, void *stream)
 {
     const size_t elements = shape.rows * shape.cols;
-    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !channel_scale || !factor || !error)))
+    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !channel_scale || !factor || !error)) ||
+        shape.rows > VGQ_MOST_BLOCKS)
         return VGQ_EINVAL;
     if (!elements)
         return VGQ_OK;

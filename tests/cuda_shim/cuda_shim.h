@@ -7,7 +7,7 @@
  * -fsanitize=thread but without its runtime, shim.cpp is called for every access (race.cpp): two
  * threads that touch a byte, one of them writing, with no barrier between, are a race; so is a read
  * of shared memory that no thread of the block has written. Both end the program with one line.
- * Tensor core instructions and cp.async: mma_shim.h, whose calls use shim::warp_exchange. */
+ * Tensor core instructions and cp.async: mma_model.h, whose calls use shim::show. */
 #ifndef VGQ_CUDA_SHIM_H
 #define VGQ_CUDA_SHIM_H
 
@@ -160,15 +160,14 @@ template <typename T> VGQ_NOT_WATCHED T atomicMax(T *at, T x)
     return old;
 }
 
-/* Four bytes times four bytes, added to c: sm_61's dp4a. */
-static inline int __dp4a(int a, int b, int c)
+/* Of the eight bytes of a (0 to 3) and b, those that the selector's four digits name. */
+static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector)
 {
-    int8_t x[4], y[4];
-    memcpy(x, &a, 4);
-    memcpy(y, &b, 4);
-    for (int i = 0; i < 4; i++)
-        c += x[i] * y[i];
-    return c;
+    const uint64_t both = (uint64_t)b << 32 | a;
+    unsigned result = 0;
+    for (unsigned i = 0; i < 4; i++)
+        result |= (unsigned)(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return result;
 }
 
 /* ---- the runtime's functions that the sources call ------------------------------------------ */
