@@ -85,6 +85,7 @@ def openmp() -> list[str]:
 
 # T4 and RTX 20, A100, RTX 30, Orin, RTX 40, H100, B200; the newest as PTX too, for those to come.
 ARCHITECTURES = ["75", "80", "86", "87", "89", "90", "100"]
+OLDEST = 75  # INT8 tensor cores
 
 
 def find_nvcc() -> str | None:
@@ -109,12 +110,18 @@ def find_nvcc() -> str | None:
 def architectures(nvcc: str) -> list[str]:
     """-gencode flags. Of the default list, those that this nvcc knows."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
-    known = [line.removeprefix("compute_") for line in listed.stdout.split()]
+    numbers = [line.removeprefix("compute_") for line in listed.stdout.split()]
+    known = sorted({n for n in numbers if n.isdigit() and int(n) >= OLDEST}, key=int)
     asked = os.environ.get("VGGTQUANT_CUDA_ARCH", "").replace(".", "").replace(",", ";")
-    wanted = [arch for arch in asked.split(";") if arch]
-    if unknown := [arch for arch in wanted if arch not in known]:
-        sys.exit(f"VGGTQUANT_CUDA_ARCH names {unknown[0]}; this nvcc knows {', '.join(known)}")
+    wanted = {arch.strip() for arch in asked.split(";")} - {""}
+    if unknown := sorted(wanted - set(known)):
+        sys.exit(
+            f'VGGTQUANT_CUDA_ARCH names {unknown[0]!r}; numbers such as "80;90" are wanted, '
+            f"of those that the kernels and this nvcc serve: {', '.join(known)}"
+        )
     wanted = sorted(wanted or set(ARCHITECTURES) & set(known), key=int)
+    if not wanted:
+        sys.exit(f"{nvcc} builds for none of {', '.join(ARCHITECTURES)}; a newer one is wanted")
     codes = [(arch, f"sm_{arch}") for arch in wanted] + [(wanted[-1], f"compute_{wanted[-1]}")]
     return [flag for a, c in codes for flag in ("-gencode", f"arch=compute_{a},code={c}")]
 

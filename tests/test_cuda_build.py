@@ -26,21 +26,29 @@ SHARED = {"75": 64, "80": 164, "86": 100, "87": 164, "89": 100, "90": 228, "100"
 THREADS = {"75": 1024, "80": 2048, "86": 1536, "87": 1536, "89": 1536, "90": 2048, "100": 2048}
 
 
-def resources(source: Path, arch: str) -> dict[str, tuple[int, int, int]]:
-    """Of each kernel the largest: registers, static shared bytes, bytes of stack and spills."""
-    command = [NVCC, "-std=c++17", "-O3", "-fmad=false", "-cubin", "-Xptxas", "-v"]
-    command += ["-arch", f"sm_{arch}", source, "-o", os.devnull]
+Used = tuple[int, int, int]
+"""Registers, static shared bytes, bytes of stack and spills."""
+
+
+def resources(source: Path) -> dict[tuple[str, str], Used]:
+    """The largest of each kernel on each architecture, as the build compiles it."""
+    command = [NVCC, "-std=c++17", "-O3", "-fmad=false", "-fatbin", "-Xptxas", "-v"]
+    command += ["-Werror", "all-warnings", source, "-o", os.devnull]
+    for arch in ARCHITECTURES:
+        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, tuple[int, int, int]] = {}
+    found: dict[tuple[str, str], Used] = {}
     for part in done.stderr.split("Compiling entry function")[1:]:
-        name = re.search(r"_Z\w*?\d+([a-z]\w*?_kernel)", part)
+        name = re.search(r"_Z\w*?\d+([a-z]\w*?_kernel)\w*' for 'sm_(\d+)'", part)
         used = re.search(r"Used (\d+) registers", part)
         stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", part)
         assert name and used and stack, part
         shared = re.search(r"(\d+) bytes smem", part)
         seen = (int(used[1]), int(shared[1]) if shared else 0, sum(map(int, stack.groups())))
-        found[name[1]] = tuple(map(max, seen, found.get(name[1], (0, 0, 0))))  # type: ignore[assignment]
+        key = (name[1], name[2])
+        found[key] = tuple(map(max, seen, found.get(key, (0, 0, 0))))  # type: ignore[assignment]
+    assert {arch for _, arch in found} == set(ARCHITECTURES)
     return found
 
 
@@ -55,33 +63,41 @@ def blocks_that_fit(arch: str, threads: int, registers: int, shared: int) -> int
 @pytest.mark.slow
 def test_no_spills_and_the_stated_resources() -> None:
     limits = tomllib.loads((CUDA / "resources.toml").read_text())
-    sources = sorted(CUDA.glob("*.cu"))
-    jobs = [(source, arch) for arch in ARCHITECTURES for source in sources]
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda job: resources(*job), jobs))
-    wrong, kernels = [], set()
-    print(f"{'kernel':28} sm_  registers  shared  blocks on a multiprocessor")
-    for (_, arch), found in zip(jobs, results, strict=True):
-        for name, (registers, shared, spilled) in sorted(found.items()):
-            kernels.add(name)
-            limit = limits.get(name)
-            if limit is None:
-                wrong.append(f"{name} has no row in resources.toml")
-                continue
-            whole = shared + limit.get("dynamic", 0)
-            fit = blocks_that_fit(arch, limit["threads"], registers, whole)
-            print(f"{name:28} {arch:>3}  {registers:9}  {whole:6}  {fit:3}")
-            wanted = (
-                limit["blocks_75"] if arch == "75" and "blocks_75" in limit else limit["blocks"]
-            )
-            if spilled or registers > limit["registers"] or shared > limit["shared"]:
-                wrong.append(
-                    f"{name}, sm_{arch}: {registers} registers, {shared} B, {spilled} B spilt"
-                )
-            if fit < min(wanted, THREADS[arch] // limit["threads"]):
-                wrong.append(f"{name}, sm_{arch}: {fit} blocks, {wanted} are stated")
+        results = list(pool.map(resources, sorted(CUDA.glob("*.cu"))))
+    wrong = []
+    print(f"{'kernel':24} sm_  registers  shared  blocks on a multiprocessor")
+    for (name, arch), (registers, shared, spilled) in sorted(
+        (item for found in results for item in found.items()), key=lambda item: item[0]
+    ):
+        limit = limits.get(name)
+        if limit is None:
+            wrong.append(f"{name} has no row in resources.toml")
+            continue
+        whole = shared + limit.get("dynamic", 0)
+        fit = blocks_that_fit(arch, limit["threads"], registers, whole)
+        print(f"{name:24} {arch:>3}  {registers:9}  {whole:6}  {fit:3}")
+        wanted = limit["blocks_75"] if arch == "75" and "blocks_75" in limit else limit["blocks"]
+        if spilled or registers > limit["registers"] or shared > limit["shared"]:
+            wrong.append(f"{name}, sm_{arch}: {registers} registers, {shared} B, {spilled} B spilt")
+        if fit < min(wanted, THREADS[arch] // limit["threads"]):
+            wrong.append(f"{name}, sm_{arch}: {fit} blocks, {wanted} are stated")
+    kernels = {name for found in results for name, _ in found}
     wrong += [f"{name} is in resources.toml and nowhere else" for name in set(limits) - kernels]
     assert kernels and wrong == []
+
+
+# What the sources may call of the runtime: nothing that allocates or waits, so that a CUDA graph
+# can capture every call.
+RUNTIME = set(
+    "LaunchKernel FuncSetAttribute MemsetAsync GetDevice DeviceGetAttribute GetDeviceCount "
+    "GetLastError GetErrorString".split()
+)
+
+
+def test_nothing_allocates_or_waits() -> None:
+    text = "".join(path.read_text() for path in CUDA.iterdir() if path.suffix != ".toml")
+    assert set(re.findall(r"\bcuda([A-Z]\w+)\(", text)) == RUNTIME
 
 
 def setup_says(hide: str = "", **environment: str) -> str:
@@ -108,9 +124,32 @@ def test_cuda_that_is_wanted_and_missing_stops_the_build() -> None:
 
 
 @needs_nvcc
-def test_an_architecture_that_nvcc_does_not_know_stops_the_build() -> None:
-    words = setup_says(VGGTQUANT_CUDA="1", VGGTQUANT_CUDA_ARCH="80;12")
-    assert "VGGTQUANT_CUDA_ARCH names 12; this nvcc knows" in words
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [("80;12", "12"), ("sm_80", "sm_80"), ("70", "70"), ("90a", "90a"), ("80 90", "80 90")],
+)
+def test_an_architecture_that_is_not_served_stops_the_build(asked: str, named: str) -> None:
+    words = setup_says(VGGTQUANT_CUDA="1", VGGTQUANT_CUDA_ARCH=asked)
+    assert f"VGGTQUANT_CUDA_ARCH names '{named}'; numbers such as \"80;90\" are wanted" in words
+
+
+@needs_nvcc
+def test_architectures_are_taken_as_people_write_them() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['', '--version']; "
+        "print(runpy.run_path('setup.py')['GENCODE'])"
+    )
+    for asked in ("8.0, 9.0", " 90 ; 80;", "90,80"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "VGGTQUANT_CUDA": "1", "VGGTQUANT_CUDA_ARCH": asked},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        codes = re.findall(r"code=(\w+)", done.stdout)
+        assert codes == ["sm_80", "sm_90", "compute_90"]
 
 
 @needs_nvcc

@@ -446,4 +446,11 @@ int vgq_cuda_devices(void)
     return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-const char *vgq_cuda_error(void) { return cudaGetErrorString(cudaGetLastError()); }
+const char *vgq_cuda_error(void)
+{
+    const cudaError_t error = cudaGetLastError();
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion)
+        return "this build has no kernels for this GPU; build again with VGGTQUANT_CUDA_ARCH "
+               "naming its compute capability, 75 or more";
+    return cudaGetErrorString(error);
+}

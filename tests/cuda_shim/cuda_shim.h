@@ -173,7 +173,11 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector)
 /* ---- the runtime's functions that the sources call ------------------------------------------ */
 
 typedef void *cudaStream_t;
-typedef enum cudaError_t { cudaSuccess } cudaError_t;
+typedef enum cudaError_t {
+    cudaSuccess,
+    cudaErrorNoKernelImageForDevice,
+    cudaErrorUnsupportedPtxVersion
+} cudaError_t;
 static inline cudaError_t cudaMemsetAsync(void *at, int value, size_t nbytes, cudaStream_t)
 {
     memset(at, value, nbytes);

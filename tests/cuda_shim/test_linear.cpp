@@ -286,17 +286,21 @@ static void few()
             if (of.scales == VGQ_PER_GROUP && processors == 1)
                 continue; /* there is one shape of block for these */
             shim::processors = processors;
-            owned_weight weight(of.scales, 130, 328, of.group, of.asymmetric);
+            owned_weight weight(of.scales, 130, processors == 1 ? 328 : 330, of.group,
+                                of.asymmetric);
             check_int8(weight, 131, {});
         }
-    owned_weight weight(VGQ_TWO_LEVEL, 70, 200, 32, false);
-    check_float(weight, 5, {});
+    for (const vgq_scales scales : {VGQ_TWO_LEVEL, VGQ_PER_ROW})
+        for (const size_t tokens : {2, 5}) { /* more inputs than a chunk has */
+            owned_weight weight(scales, 70, 770, 32, scales == VGQ_PER_ROW);
+            check_float(weight, tokens, {});
+        }
 }
 
 static void all()
 {
     static const size_t ms[] = {1, 2, 17, 64, 65, 127, 129}, ns[] = {9, 64, 129, 200};
-    static const size_t ks[] = {1, 7, 40, 64, 130, 192, 257, 333};
+    static const size_t ks[] = {1, 7, 40, 64, 130, 192, 257, 600};
     size_t turn = 0;
     for (const kind &of : kinds)
         for (const size_t n : ns)
