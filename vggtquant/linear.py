@@ -132,7 +132,8 @@ class QuantizedLinear(nn.Module):
         """forward of x (rows, in_features) without autograd."""
         activations, dtype = self._call(x)
         y = ops.linear(self.packed, self._about, activations, x, bias, dtype)
-        self.last_kernel = ops.kernel_name(activations, self.scheme.bits, x)
+        # Not through nn.Module's __setattr__, which takes longer than all of this.
+        self.__dict__["last_kernel"] = ops.kernel_name(activations, self.scheme.bits, x)
         return y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

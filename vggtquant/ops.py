@@ -34,9 +34,9 @@ Array: TypeAlias = "NDArray[Any] | torch.Tensor"
 Buffer: TypeAlias = Any
 """A NumPy array on the CPU, a tensor on a CUDA device."""
 
-# The core's three dtypes, as NumPy holds them; NumPy has no bfloat16, so its bits travel as uint16.
-_TORCH_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
-DTYPES = ("float32", "float16", "bfloat16")
+# The core's three dtypes; NumPy has no bfloat16, so its bits travel as uint16.
+_TORCH_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+DTYPES = tuple(_TORCH_NAMES.values())
 DEEPEST = 65536
 """Inputs of a Linear for which every integer sum fits 32 bits; VGQ_DEEPEST in csrc/vgq.h."""
 
@@ -77,6 +77,8 @@ def dtype_name(x: Array) -> str:
         TypeError: for any other dtype, and for what is no array.
     """
     dtype = getattr(x, "dtype", type(x).__name__)
+    if isinstance(x, torch.Tensor) and dtype in _TORCH_NAMES:
+        return _TORCH_NAMES[dtype]
     name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")  # NumPy's, in any byte order
     if name not in DTYPES:
         raise TypeError(f"dtype {name} is given; one of {', '.join(DTYPES)} is wanted")
@@ -180,7 +182,7 @@ def values(x: Array) -> Buffer:
     x = x.detach().resolve_neg().contiguous()
     if _on_gpu(x):
         return x
-    return memory(x.view(torch.uint16) if name == "bfloat16" else x)
+    return _array(x.view(torch.uint16) if name == "bfloat16" else x)
 
 
 def not_dense(x: torch.Tensor) -> UserError:
@@ -195,7 +197,10 @@ def _check_dense(x: torch.Tensor) -> None:
     does, leaves tensors that tell their old shape and point at what is now somebody else's."""
     if x.layout != torch.strided or x.is_nested or x.device.type not in ("cpu", "cuda"):
         raise not_dense(x)
-    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    if x.is_contiguous():
+        last = x.numel() - 1
+    else:
+        last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
     wanted = (x.storage_offset() + last + 1) * x.element_size()
     if x.numel() and x.untyped_storage().nbytes() < wanted:
         raise UserError(
@@ -207,8 +212,12 @@ def _check_dense(x: torch.Tensor) -> None:
 def memory(x: torch.Tensor) -> NDArray[Any]:
     """The memory of a CPU tensor."""
     _check_dense(x)
+    return _array(x.resolve_neg())
+
+
+def _array(x: torch.Tensor) -> NDArray[Any]:
     try:
-        return x.resolve_neg().numpy()
+        return x.numpy()
     except (RuntimeError, TypeError) as error:  # fake, traced or batched, or on another device
         raise UserError(f"a CPU tensor with memory of its own is wanted: {error}") from error
 
@@ -389,11 +398,12 @@ def linear(
     y = torch.empty((x.shape[0], about.n), dtype=dtype, device=x.device)
     if _on_gpu(x):
         return _linear_on_gpu(packed, about, activations, x, added, y, gelu)
-    weight, source, into = memory(packed), values(x), values(y)
+    weight, source = memory(packed), values(x)
+    into = _array(y.view(torch.uint16) if dtype == torch.bfloat16 else y)
     nbytes = _cpu.linear_nbytes(weight, activations, source, into)
-    scratch = torch.empty(nbytes, dtype=torch.uint8)
+    scratch = torch.empty(nbytes, dtype=torch.uint8).numpy()
     _cpu.linear(
-        weight, activations, source, None if added is None else memory(added), into, scratch.numpy()
+        weight, activations, source, None if added is None else _array(added), into, scratch
     )
     return y
 
