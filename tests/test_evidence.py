@@ -2,6 +2,7 @@
 """What speaks for a report's figures: kernels that ran, noise floor, spread, fresh processes."""
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def test_a_wide_spread_brings_advice_to_pin_threads() -> None:
 
 
 def test_fp32_is_timed_before_and_after_each_scheme(tmp_path: Path) -> None:
-    document = _evaluate(tmp_path, schemes=("INT8_Per_Channel_Symmetric", "INT4_Group_32"), runs=2)
+    schemes = ("INT8_Per_Channel_Symmetric", "INT4_Group_32")
+    document = _evaluate(tmp_path, schemes=schemes, runs=2, scenes=3)
     base, *floor, one, two = document["schemes"]
     assert all(row["time"]["speedup"] is None for row in floor)  # run once, nothing beside
     assert base["time"]["fp32_ms_nearby"] is None and base["time"]["speedup"] == 1
@@ -120,7 +122,15 @@ def test_fp32_is_timed_before_and_after_each_scheme(tmp_path: Path) -> None:
         assert time["speedup"] == pytest.approx(sides / time["forward_ms_median"])
         assert 0 < time["speedup_low"] < time["speedup_high"]
     # What comes after the one scheme comes before the next.
-    assert one["time"]["fp32_ms_after"] == two["time"]["fp32_ms_before"]
+    records = journal.read(tmp_path / journal.NAME)[1]
+    beside = {(r["scheme"], r["when"]): r["seconds"] for r in records if r["kind"] == "beside"}
+    assert len(beside) == 4
+    assert beside[one["name"], "after"] == beside[two["name"], "before"]
+    # Each of FP32's times is held to the scheme's on the same scene.
+    own = {s["scene"]: statistics.median(s["forward_ms_runs"]) for s in two["scenes"]}
+    ratios = [1e3 * seconds / own[scene] for scene, seconds in beside[two["name"], "after"]]
+    after = two["time"]["fp32_ms_after"] / two["time"]["forward_ms_median"]
+    assert len(set(own)) == 3 and after == pytest.approx(statistics.median(ratios))
 
 
 @pytest.fixture

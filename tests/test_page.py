@@ -149,7 +149,7 @@ def test_a_page_is_well_formed_and_self_contained(document: Document) -> None:
     names = {row["name"] for row in document["schemes"]}
     assert names <= {attributes.get("data-value") for attributes in reader.all("th")}
     inside = {f"#{name}" for name in ids}
-    beside = {"comprehensive_results.json", "comprehensive_report.txt"}
+    beside = {"comprehensive_results.json", "comprehensive_report.txt", "sensitivity.png"}
     for _, attributes in reader.elements:
         assert not any(key.startswith("on") for key in attributes)
         for key in ("src", "href"):

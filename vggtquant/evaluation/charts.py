@@ -92,8 +92,9 @@ def _size(row: Row) -> float:
     return float(row["bytes"]["model_bytes"]) / 1e6
 
 
-def _ms(row: Row) -> float:
-    return float(row["time"]["forward_ms_median"])
+def _ms(row: Row) -> float | None:
+    """None where a row was run once, without a warm-up: that is no time to be compared."""
+    return None if row["time"]["speedup"] is None else float(row["time"]["forward_ms_median"])
 
 
 def _ratio(row: Row) -> float:
@@ -158,7 +159,7 @@ def _bars(
         axis.axvline(reference, color="black", linewidth=0.8, linestyle=":", zorder=0)
     for place, (row, width) in enumerate(zip(rows, found, strict=True)):
         if width is None:
-            words = row["status"] if row["status"] != "ok" else "not timed beside FP32"
+            words = row["status"] if row["status"] != "ok" else "run once"
             _absent(axis, place, words)
             continue
         face, hatch, _, _ = _look(row)
@@ -216,6 +217,7 @@ def _mae(axis: Axes, figure: Figure, rows: Sequence[Row]) -> None:
             axis.text(
                 0.01, place, words, transform=axis.get_yaxis_transform(), va="center",
                 fontsize=8, style="italic",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
     if seen:
         _legend_below(axis, figure, *axis.get_legend_handles_labels())

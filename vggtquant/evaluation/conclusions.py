@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .tables import new_table, scaled
+from .tables import new_table, scaled, signed
 
 Row = dict[str, Any]
 Document = dict[str, Any]
@@ -136,8 +136,8 @@ def _confidence(rows: Sequence[Row]) -> Iterator[str | Table]:
             made.add_row(
                 row["name"],
                 scaled(own["laplace_nll"], 1, ".3f"),
-                scaled(own["laplace_nll_difference"], 1, "+.3f"),
-                scaled(own["log_confidence_shift"], 1, "+.3f"),
+                signed(own["laplace_nll_difference"], 3),
+                signed(own["log_confidence_shift"], 3),
                 scaled(own["confidence_correlation"], 1, ".3f"),
                 scaled(kept["threshold"], 1, ".3f"),
                 scaled(kept["share_at_fp32_threshold"], 100, ".1f"),
@@ -188,7 +188,7 @@ def _chance(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
             read = floor.get((name, score)) if itself else entry
             made.add_row(
                 name,
-                scaled(entry["difference"], factor, "+.4f"),
+                signed(factor * entry["difference"], 4),
                 _ends(entry, factor),
                 _judged(read, statistics["larger_is_better"][score]) if read else "-",
             )
@@ -209,7 +209,7 @@ def _judged(entry: Row, larger_is_better: bool) -> str:
 def _ends(entry: Row, factor: float) -> str:
     if entry["low"] is None:
         return "-"
-    return f"{factor * entry['low']:+.4f} .. {factor * entry['high']:+.4f}"
+    return f"{signed(factor * entry['low'], 4)} .. {signed(factor * entry['high'], 4)}"
 
 
 def _reading(entry: Row, words: str) -> str:
@@ -232,7 +232,7 @@ def _chain(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
                 made.add_row(a, "", "", "")
             made.add_row(
                 b,
-                scaled(entry["difference"], 100, "+.4f"),
+                signed(100 * entry["difference"], 4),
                 _ends(entry, 100),
                 _reading(entry, "grows" if entry["difference"] > 0 else "shrinks"),
             )
@@ -293,7 +293,7 @@ def recommendation(document: Document) -> Iterator[tuple[str, str]]:
     else:
         yield "Use", f"{_told(rows[advice['scheme']])}."
         yield "Why", advice["reason"]
-        yield from (("Loss", words) for words in lost(document))
+        yield from (("Poses", words) for words in poses(document))
         yield from (("But", f"{words}.") for words in advice["open"])
         yield "Front", ", ".join(advice["front"])
         yield from (("Not", f"{n}: {' and '.join(why)}.") for n, why in advice["excluded"].items())
@@ -312,17 +312,17 @@ def budget(advice: Row) -> str:
     return ", ".join(bounds) or "none given (--max_drop, --max_bytes, --min_speedup)"
 
 
-def lost(document: Document) -> Iterator[str]:
-    """What the recommended scheme loses, with its interval, in a sentence."""
+def poses(document: Document) -> Iterator[str]:
+    """What the recommended scheme makes of the poses, with its interval, in a sentence."""
     loss = document["recommendation"]["loss"]
     if loss is None:
         return
     what = {"truth": "ground truth", "fp32": "FP32's own poses"}[loss["against"]]
     ends = document["statistics"]["note"] or (
         f"{100 * document['statistics']['confidence']:g} % interval "
-        f"{loss['low']:+.2f} .. {loss['high']:+.2f}"
+        f"{signed(-loss['high'], 2)} .. {signed(-loss['low'], 2)}"
     )
-    yield f"{loss['points']:+.2f} points of pose AUC@30 against {what} ({ends})."
+    yield f"{signed(-loss['points'], 2)} points of AUC@30 against {what} ({ends})."
 
 
 def tied(document: Document, why: str) -> Iterator[str]:

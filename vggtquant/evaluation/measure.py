@@ -244,7 +244,7 @@ class Bench:
         self.expected_sha256: dict[str, str] = {}  # of FP32's outputs, by scene, where known
         self.seconds: dict[str, float] = {}  # of FP32's forward, by scene, where known
         self._fp32: dict[str, Outputs] = {}
-        self._beside: Record = {}
+        self._beside: list[tuple[str, float]] = []
 
     def know_fp32(self, record: Record) -> None:
         """Takes over what a scene's record says of FP32, maybe that of an earlier process."""
@@ -283,38 +283,34 @@ class Bench:
             failed = record["kind"] == "error"
             yield {"kind": "", "scheme": variant.name} | record
         if timed and not failed:
-            self._beside = {}
+            self._beside = []
             yield from self._fp32_beside(variant, "after")
         if not failed:
             yield {"kind": "end", "scheme": variant.name}
 
     def _fp32_beside(self, variant: Variant, when: str) -> Iterator[Record]:
-        """FP32's time now over then, on scenes spread evenly; nothing where that takes long.
+        """FP32's times on scenes spread evenly; nothing where that takes long.
 
         On a machine that others use, a scheme's time means something only beside an FP32 time of
         the same minute. What came after the last scheme is what comes before the next.
         """
-        if not self.seconds:
-            return
-        count = forwards_beside(statistics.fmean(self.seconds.values()), self.passes.runs)
-        if count and not self._beside:
-            ratios = self._ratios(count)
-            low, middle, high = (
-                statistics.quantiles(ratios, n=4, method="inclusive") if count > 1 else 3 * ratios
-            )
-            self._beside = {"forwards": count, "ratio": middle, "low": low, "high": high}
-        if count:
-            yield {"kind": "beside", "scheme": variant.name, "when": when} | self._beside
+        if not self._beside and self.seconds:
+            self._beside = self._fp32_times()
+        if self._beside:
+            found = {"when": when, "seconds": self._beside}
+            yield {"kind": "beside", "scheme": variant.name} | found
 
-    def _ratios(self, count: int) -> list[float]:
-        """FP32's seconds now over then, of so many forwards."""
+    def _fp32_times(self) -> list[tuple[str, float]]:
+        """Scene and seconds of each of FP32's forwards beside a scheme."""
+        typical = statistics.median(self.seconds.values())
+        count = forwards_beside(typical, self.passes.runs)
         found = []
-        warmup = min(1, count - 1)  # what ran last may have left other weights in the caches
+        warmup = min(1, max(0, count - 1))  # what ran last may have left other weights in caches
         for i in range(count):
             sample = self.samples[i * len(self.samples) // count]
             passes = Passes(1, warmup, self.passes.device)
             again = measure(self.model, sample.images, passes, watched=self.linears)
-            found.append(again.seconds[0] / self.seconds[sample.name])
+            found.append((sample.name, again.seconds[0]))
             warmup = 0
         return found
 

@@ -193,36 +193,50 @@ def _time(group: _Group, baseline: _Group, *, alone: bool) -> Row:
 
     alone: without any FP32 beside it, so that there is no speedup.
     """
-    own, fp32 = group.milliseconds(), baseline.milliseconds()
+    own = group.milliseconds()
     median = statistics.fmean(map(statistics.median, own))
-    fp32_median = statistics.fmean(map(statistics.median, fp32))
+    fp32_median = statistics.fmean(map(statistics.median, baseline.milliseconds()))
     low = high = None
     if min(map(len, own)) > 1:
-        quarters = [statistics.quantiles(scene, n=4, method="inclusive") for scene in own]
+        quarters = [_quarters(scene) for scene in own]
         low, high = (statistics.fmean(quarter[i] for quarter in quarters) for i in (0, 2))
-    beside = {
-        when: [r for r in group.all("beside") if r["when"] == when] for when in ("before", "after")
-    }
-    sides = {
-        when: fp32_median * statistics.median(r["ratio"] for r in there) if there else None
-        for when, there in beside.items()
-    }
-    known = [ms for ms in sides.values() if ms is not None]
-    nearby = statistics.fmean(known) if known else fp32_median
-    ends = [r for there in beside.values() for r in there]
-    both = bool(ends) and low is not None and high is not None
+    beside = {when: found for when in ("before", "after") if (found := _beside(group, when))}
+    sides = {when: median * _quarters(found)[1] for when, found in beside.items()}
+    nearby = statistics.fmean(sides.values()) if sides else fp32_median
+    least = most = None
+    if beside and low is not None and high is not None:
+        least = median / high * min(_quarters(found)[0] for found in beside.values())
+        most = median / low * max(_quarters(found)[2] for found in beside.values())
     return {
         "forward_ms_median": median,
         "forward_ms_iqr": None if low is None or high is None else high - low,
         "forward_ms_min": statistics.fmean(map(min, own)),
         "forward_ms_max": statistics.fmean(map(max, own)),
-        "fp32_ms_before": sides["before"],
-        "fp32_ms_after": sides["after"],
+        "fp32_ms_before": sides.get("before"),
+        "fp32_ms_after": sides.get("after"),
         "fp32_ms_nearby": None if group is baseline or alone else nearby,
         "speedup": 1.0 if group is baseline else None if alone else nearby / median,
-        "speedup_low": fp32_median * min(r["low"] for r in ends) / high if both else None,
-        "speedup_high": fp32_median * max(r["high"] for r in ends) / low if both else None,
+        "speedup_low": least,
+        "speedup_high": most,
     }
+
+
+def _beside(group: _Group, when: str) -> list[float]:
+    """FP32's times before or after a row, each over the row's own on the same scene."""
+    own = {scene["scene"]: statistics.median(scene["seconds"]) for scene in group.scenes}
+    return [
+        seconds / own[scene]
+        for record in group.all("beside")
+        if record["when"] == when
+        for scene, seconds in record["seconds"]
+    ]
+
+
+def _quarters(values: Sequence[float]) -> list[float]:
+    """Lower quartile, median and upper quartile, interpolated linearly."""
+    if len(values) == 1:
+        return [values[0]] * 3
+    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def _bytes(facts: Record, baseline: Record) -> Row:

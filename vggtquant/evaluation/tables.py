@@ -31,3 +31,12 @@ def scaled(value: float | None, factor: float, form: str) -> str:
     ('12.5', '-')
     """
     return "-" if value is None else format(factor * value, form)
+
+
+def signed(value: float | None, digits: int) -> str:
+    """A difference with its sign; what rounds to zero has a plus, and a dash stands for None.
+
+    >>> signed(-0.00001, 4), signed(-0.2, 1), signed(None, 4)
+    ('+0.0000', '-0.2', '-')
+    """
+    return "-" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"

@@ -74,10 +74,19 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.3g}"
 
 
+def count(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> count(1, "thread"), count(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _doubted(document: Document, why: str) -> list[str]:
     """How many others may be as good, in parentheses."""
     others = len(document["best"]["tied"].get(why, ()))
-    return [f"(as good may be {others} other{'s' if others > 1 else ''})"] if others else []
+    return [f"(as good may be {count(others, 'other')})"] if others else []
 
 
 def headline(document: Document) -> list[str]:
@@ -134,10 +143,9 @@ def _compared(out: Console, document: Document) -> None:
     env = document["environment"]
     first = data["scenes"][0]
     frames = sum(scene["frames"] for scene in data["scenes"])
-    plural = "s" if len(data["scenes"]) > 1 else ""
     inputs = (
-        f"{data['description']}: {len(data['scenes'])} scene{plural}, {frames} pictures in all, "
-        f"{first['width_px']} x {first['height_px']} px"
+        f"{data['description']}: {count(len(data['scenes']), 'scene')}, "
+        f"{count(frames, 'picture')} in all, {first['width_px']} x {first['height_px']} px"
     )
     _facts(
         out,
@@ -157,8 +165,8 @@ def _compared(out: Console, document: Document) -> None:
             ),
             (
                 "Runs",
-                f"{settings['warmup']} warm-up, {settings['runs']} counted passes over all scenes, "
-                f"{env['threads']['torch']} threads",
+                f"{settings['warmup']} warm-up, then over all scenes, times: {settings['runs']}; "
+                f"{count(env['threads']['torch'], 'thread')}",
             ),
             (
                 "Machine",

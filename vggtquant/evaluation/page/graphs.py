@@ -120,7 +120,8 @@ def dots(title: str, unit: str, lines: Sequence[Bar]) -> Html:
         inside: list[Part] = [tag("i", class_="grid", style=f"left:{place(d)}") for d in decades]
         if line.value:
             left = f"left:{place(line.value)}"
-            inside.append(tag("i", class_=f"dot {line.look}", style=left))
+            off = " off" if line.value < decades[0] else ""
+            inside.append(tag("i", class_=f"dot {line.look}{off}", style=left))
         return _line(line.name, inside, line.words)
 
     ticks: list[Part] = [tag("b", f"{d:g}", style=f"left:{place(d)}") for d in decades]

@@ -115,5 +115,7 @@ def _drawn(document: Document, title: str) -> Html | None:
 def _line(name: str, kind: str, entry: dict[str, Any], factor: float) -> Bar:
     ends = [None if entry[end] is None else factor * entry[end] for end in ("low", "high")]
     value = factor * entry["difference"]
-    words = f"{value:+.2g}" if entry["shown"] else f"({value:+.2g})"
+    words = f"{round(value, 4) + 0.0:+.2g}"  # as many digits as in the tables
+    if not entry["shown"]:
+        words = f"({words})"
     return Bar(name, kind, value, words, *ends)

@@ -58,15 +58,14 @@ def _top(document: Document) -> Html:
     model, data, env = document["model"], document["data"], document["environment"]
     scenes = data["scenes"]
     size = f"{scenes[0]['width_px']} x {scenes[0]['height_px']} px"
-    plural = "s" if len(scenes) > 1 else ""
     lines: list[Part] = [
         tag("h1", "VGGT quantization report: ", breakable(model["name"])),
         tag(
             "p",
             f"{model['parameters']:,} parameters, {text.megabytes(model['parameter_bytes'])} MB in "
-            f"FP32. {data['description'].capitalize()}: {len(scenes)} scene{plural} of "
-            f"{scenes[0]['frames']} pictures, {size}. {env['cpu']['model']}, "
-            f"{env['threads']['torch']} threads, kernels {env['cpu']['isa_active']}.",
+            f"FP32. {data['description'].capitalize()}: {text.count(len(scenes), 'scene')} of "
+            f"{text.count(scenes[0]['frames'], 'picture')}, {size}. {env['cpu']['model']}, "
+            f"{text.count(env['threads']['torch'], 'thread')}, kernels {env['cpu']['isa_active']}.",
             class_="quiet",
         ),
     ]
@@ -89,7 +88,7 @@ def _picks(document: Document) -> Html:
             tag("small", "Recommended"),
             tag("strong", breakable(advice["scheme"] or "no scheme")),
             tag("p", advice["reason"]),
-            *(tag("p", f"Loss: {words}") for words in conclusions.lost(document)),
+            *(tag("p", f"Poses: {words}") for words in conclusions.poses(document)),
             *(tag("p", f"But {words}.", class_="bad") for words in advice["open"]),
             tag(
                 "p",
@@ -201,7 +200,10 @@ def _charts(document: Document) -> Html:
                     "Speedup", "FP32 time beside it / time, x; whiskers: by the quartiles of both",
                     lines(by["speedup"], spread=True), mark=1.0,
                 ),
-                dots("Error against FP32", "percent, logarithmic", lines(by["error %"])),
+                dots(
+                    "Error against FP32", "percent, logarithmic; pale: less than the axis shows",
+                    lines(by["error %"]),
+                ),
                 scatter(
                     "Accuracy against compression",
                     "FP32 bytes / bytes, whole model (x)",
@@ -224,6 +226,8 @@ def _charts(document: Document) -> Html:
 def _bar(row: Row, column: columns.Column, spread: bool) -> Bar:
     if row["status"] != "ok":
         return Bar(row["name"], look(row), None, row["status"])
+    if row["time"]["speedup"] is None and column.heading in ("ms", "speedup"):
+        return Bar(row["name"], look(row), None, "run once")
     value = column.value(row)
     low = high = None
     if spread and column.heading == "speedup":
@@ -381,6 +385,8 @@ def _files(document: Document) -> Html:
         report.TEXT_NAME: "the same in words",
         report.CHARTS_NAME: "six charts",
     }
+    if document["sensitivity"]:
+        names[report.SENSITIVITY_NAME] = "the layers' shares of the error"
     pictures = [
         [breakable(scene["name"]), breakable(name), tag("code", digest)]
         for scene in scenes
