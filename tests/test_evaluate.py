@@ -49,6 +49,11 @@ def model() -> nn.Module:
     return build()
 
 
+def _scene(sample: Sample) -> Row:
+    frames, _, height, width = sample.images.shape
+    return {"name": sample.name, "frames": frames, "height_px": height, "width_px": width}
+
+
 def _run_all(
     model: nn.Module, samples: list[Sample], names: list[str], passes: Passes
 ) -> list[Row]:
@@ -56,7 +61,7 @@ def _run_all(
     bench = Bench(model, samples, passes)
     head = {
         "settings": {"schemes": ["Baseline_FP32", *names]},
-        "data": {"scenes": [{"name": sample.name} for sample in samples]},
+        "data": {"scenes": [_scene(sample) for sample in samples]},
     }
     records = []
     for variant in variants.run_order(variants.planned(head["settings"]["schemes"])):
@@ -125,9 +130,24 @@ def test_scene_values_are_kept_and_averaged(model: nn.Module, samples: list[Samp
 
 
 def test_a_single_run_has_no_spread(model: nn.Module, samples: list[Sample]) -> None:
-    baseline = _run_all(model, samples, [INT8], Passes(1, 0))[0]
+    baseline = _run_all(model, samples[:1], [INT8], Passes(1, 0))[0]
     assert baseline["time"]["forward_ms_iqr"] is None
     assert baseline["outputs_repeat_bit_for_bit"] is None
+
+
+def test_times_are_of_all_forwards_where_scenes_are_alike() -> None:
+    """One forward in a hundred that somebody else disturbed moves nothing."""
+
+    def typical(seconds: list[list[float]], alike: bool) -> tuple:
+        records = [
+            {"kind": "scene", "scene": f"s{i}", "seconds": own} for i, own in enumerate(seconds)
+        ]
+        group = rows._Group(records, [record["scene"] for record in records], alike)
+        return rows._typical(group)
+
+    assert typical([[0.01], [0.02], [0.03], [0.04], [9.0]], True) == pytest.approx((20, 30, 40))
+    assert typical([[0.01], [0.02], [0.03]], False) == (None, pytest.approx(20), None)
+    assert typical([[0.01, 0.03], [0.1, 0.1]], False) == pytest.approx((57.5, 60, 62.5))
 
 
 def test_bfloat16_holds_the_same_bytes_and_differs(model: nn.Module, samples: list[Sample]) -> None:
@@ -174,7 +194,7 @@ def test_a_model_that_changed_meanwhile_is_found_out(
     repeat = next(v for v in variants.planned(["Baseline_FP32"]) if v.name == variants.REPEAT)
     head = {
         "settings": {"schemes": ["Baseline_FP32"]},
-        "data": {"scenes": [{"name": sample.name} for sample in samples]},
+        "data": {"scenes": [_scene(sample) for sample in samples]},
     }
     records = list(bench.records(first, samples))
     with torch.no_grad():

@@ -17,6 +17,8 @@ from .journal import Record, is_over
 from .scores import Row
 from .variants import Variant
 
+# What decides how long a scene's forward takes.
+_SIZE = ("frames", "height_px", "width_px")
 # What a report shows of a scene's record beside its times.
 _SCENE_KEYS = ("scene", "metrics", "reasons", "task", "pose_errors", "calibration")
 
@@ -63,7 +65,8 @@ def _groups(head: Record, records: Sequence[Record]) -> dict[str, _Group]:
     for record in records:
         found.setdefault(record["scheme"], []).append(record)
     scenes = [scene["name"] for scene in head["data"]["scenes"]]
-    return {name: _Group(own, scenes) for name, own in found.items()}
+    sizes = {tuple(scene[k] for k in _SIZE) for scene in head["data"]["scenes"]}
+    return {name: _Group(own, scenes, len(sizes) == 1) for name, own in found.items()}
 
 
 def skipped_row(config: vq.QuantizationConfig, reason: str) -> Row:
@@ -72,10 +75,10 @@ def skipped_row(config: vq.QuantizationConfig, reason: str) -> Row:
 
 
 class _Group:
-    """The records of one variant."""
+    """The records of one variant; `alike`: all scenes have as many pictures of the same size."""
 
-    def __init__(self, records: Sequence[Record], scenes: Sequence[str]) -> None:
-        self.records = records
+    def __init__(self, records: Sequence[Record], scenes: Sequence[str], alike: bool) -> None:
+        self.records, self.alike = records, alike
         first = {record["scene"]: record for record in reversed(self.all("scene"))}
         self.by_scene = {name: first.get(name) for name in scenes}
         self.scenes = [scene for scene in self.by_scene.values() if scene is not None]
@@ -189,20 +192,15 @@ def _fill(row: Row, group: _Group, baseline: _Group) -> None:
 
 
 def _time(group: _Group, baseline: _Group, *, alone: bool) -> Row:
-    """Milliseconds a forward: median over the passes for each scene, then the mean over scenes.
+    """Milliseconds a forward, FP32's in the same minutes, and what that makes a speedup.
 
     alone: without any FP32 beside it, so that there is no speedup.
     """
     own = group.milliseconds()
-    median = statistics.fmean(map(statistics.median, own))
-    fp32_median = statistics.fmean(map(statistics.median, baseline.milliseconds()))
-    low = high = None
-    if min(map(len, own)) > 1:
-        quarters = [_quarters(scene) for scene in own]
-        low, high = (statistics.fmean(quarter[i] for quarter in quarters) for i in (0, 2))
+    low, median, high = _typical(group)
     beside = {when: found for when in ("before", "after") if (found := _beside(group, when))}
     sides = {when: median * _quarters(found)[1] for when, found in beside.items()}
-    nearby = statistics.fmean(sides.values()) if sides else fp32_median
+    nearby = statistics.fmean(sides.values()) if sides else _typical(baseline)[1]
     least = most = None
     if beside and low is not None and high is not None:
         least = median / high * min(_quarters(found)[0] for found in beside.values())
@@ -221,11 +219,25 @@ def _time(group: _Group, baseline: _Group, *, alone: bool) -> Row:
     }
 
 
+def _typical(group: _Group) -> tuple[float | None, float, float | None]:
+    """Quartiles and median of a row's times: of all forwards where all scenes are of one size.
+
+    Else of each scene, then the mean over scenes. No quartiles of a single forward.
+    """
+    own = group.milliseconds()
+    if group.alike:
+        own = [[ms for scene in own for ms in scene]]
+    quarters = [_quarters(scene) for scene in own]
+    low, median, high = (statistics.fmean(quarter[i] for quarter in quarters) for i in range(3))
+    return (low, median, high) if min(map(len, own)) > 1 else (None, median, None)
+
+
 def _beside(group: _Group, when: str) -> list[float]:
-    """FP32's times before or after a row, each over the row's own on the same scene."""
+    """FP32's times before or after a row, each over the row's own on a scene of that size."""
+    typical = _typical(group)[1] / 1e3
     own = {scene["scene"]: statistics.median(scene["seconds"]) for scene in group.scenes}
     return [
-        seconds / own[scene]
+        seconds / (typical if group.alike else own[scene])
         for record in group.all("beside")
         if record["when"] == when
         for scene, seconds in record["seconds"]

@@ -109,7 +109,7 @@ def legend(document: Document) -> list[str]:
     """What the columns of the main table mean."""
     lines = [
         "MB: millions of bytes of parameters and buffers as held; smaller: FP32 bytes / these.",
-        "ms: median time of a forward over the passes; ±: interquartile range; speedup: against "
+        "ms: median time of a forward; ±: interquartile range; speedup: against "
         "FP32 timed right before and after; ±x: half of what the quartiles of both times leave "
         "open.",
         "error: geometric mean over outputs of ||FP32 - scheme|| / ||FP32||, in percent.",
@@ -326,8 +326,8 @@ def cautions(document: Document) -> list[str]:
         words.append(
             f"{len(scenes)} scene(s) say little about chance; small differences mean nothing."
         )
-    if settings["runs"] < 3:
-        words.append("Fewer than three passes: the times have no useful spread.")
+    if settings["runs"] * len(scenes) < 3:
+        words.append("Fewer than three forwards a scheme: the times have no useful spread.")
     unsteady = [r["name"] for r in document["schemes"] if r["outputs_repeat_bit_for_bit"] is False]
     if unsteady:
         words.append(
@@ -347,8 +347,8 @@ def timing_cautions(document: Document) -> list[str]:
         words.append(f"Times are of several machines: {', '.join(env['machines'])}.")
     if env["load_average_1min"] > env["cpu"]["cores_usable"]:
         words.append(
-            f"The machine was busy (load {env['load_average_1min']} on "
-            f"{env['cpu']['cores_usable']} cores): times are too long and not comparable."
+            f"The machine was busy in the minute before the run (load {env['load_average_1min']} "
+            f"on {env['cpu']['cores_usable']} cores): if it stayed so, times are too long."
         )
     times = [ms for row in document["schemes"] for ms in _fp32_times(row)]
     if document["baseline_recheck"]:
