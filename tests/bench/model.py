@@ -7,8 +7,8 @@
 The model may have random weights: speed and memory do not depend on them. Each variant runs in a
 fresh process, and the variants take turns for --rounds rounds; the fastest forward counts, since
 what else runs on the machine can only add. "Linear" is the time in Linear
-layers, measured in a forward of its own, and the limit is the ratio that Linear layers of no cost
-would give (Amdahl). RSS is held against a process that
+layers, measured in a forward of its own, the limit is the ratio that Linear layers of no cost
+would give (Amdahl), and the share is how much of that is reached. RSS is held against a process that
 has imported torch and nothing else: "at rest" after the swap, "peak" in the forwards after it.
 """
 
@@ -152,14 +152,14 @@ def main() -> None:
         f"{args.model}, {args.frames} frames of {args.size}; {cpu}, {platform.machine()}, "
         f"kernels {vq.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
     )
-    print("| | seconds | Linear | against FP32 | limit | RSS at rest, GB | RSS at peak, GB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| | seconds | Linear | against FP32 | limit | share | RSS at rest, GB | RSS at peak, GB |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, row in found.items():
         fp32 = found["FP32"]["s"] if "FP32" in found else float("nan")
-        limit = fp32 / max(row["s"] - row["linear"], 1e-9)
+        limit, ratio = fp32 / max(row["s"] - row["linear"], 1e-9), fp32 / row["s"]
         print(
-            f"| {name} | {row['s']:.3g} | {row['linear']:.3g} | {fp32 / row['s']:.2f}x | "
-            f"{limit:.2f}x | {row['rest']:.2f} | {row['peak']:.2f} |"
+            f"| {name} | {row['s']:.3g} | {row['linear']:.3g} | {ratio:.2f}x | "
+            f"{limit:.2f}x | {ratio / limit:.0%} | {row['rest']:.2f} | {row['peak']:.2f} |"
         )
 
 
