@@ -6,10 +6,10 @@
 
 The model may have random weights: speed and memory do not depend on them. Each variant runs in a
 fresh process, and the variants take turns for --rounds rounds; the fastest forward counts, since
-what else runs on the machine can only add. "Linear" is the time in Linear
-layers, measured in a forward of its own, the limit is the ratio that Linear layers of no cost
-would give (Amdahl), and the share is how much of that is reached. RSS is held against a process that
-has imported torch and nothing else: "at rest" after the swap, "peak" in the forwards after it.
+what else runs on the machine can only add. "Linear" is the time in Linear layers, measured in a
+forward of its own, the limit is the ratio that Linear layers of no cost would give (Amdahl), and
+the share is how much of that is reached. RSS is held against a process that has imported torch and
+nothing else: "at rest" after the swap, "peak" in the forwards after it.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def main() -> None:
         f"{args.model}, {args.frames} frames of {args.size}; {cpu}, {platform.machine()}, "
         f"kernels {vq.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
     )
-    print("| | seconds | Linear | against FP32 | limit | share | RSS at rest, GB | RSS at peak, GB |")
-    print("|---|---|---|---|---|---|---|---|")
+    head = "| seconds | Linear | against FP32 | limit | share | RSS at rest, GB | RSS at peak, GB |"
+    print(f"| {head}\n{'|---' * head.count('|')}|")
     for name, row in found.items():
         fp32 = found["FP32"]["s"] if "FP32" in found else float("nan")
         limit, ratio = fp32 / max(row["s"] - row["linear"], 1e-9), fp32 / row["s"]
