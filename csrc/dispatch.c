@@ -15,6 +15,7 @@
 int vgq_has_f16c(void)
 {
     unsigned a, b, c = 0, d;
+    /* uncovered: every x86-64 CPU answers this question */
     return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
@@ -26,6 +27,7 @@ int vgq_has_amx(void) { return 1; }
 int vgq_has_avxvnni(void)
 {
     unsigned a = 0, b, c, d;
+    /* uncovered: no emulator that we run has the instruction */
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
 }
 
@@ -35,10 +37,13 @@ int vgq_has_amx(void)
     enum { OSXSAVE = 1 << 27, TILE_AND_INT8 = 3 << 24, TILE_STATE = 3 << 17 };
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
     unsigned a, b, c = 0, d = 0, low, high;
+    /* uncovered: no emulator that we run has tiles */
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE) ||
         !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & TILE_AND_INT8) != TILE_AND_INT8)
         return 0;
+    /* uncovered: likewise */
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    /* uncovered: likewise */
     return (low & TILE_STATE) == TILE_STATE &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
 }
@@ -78,11 +83,12 @@ static int runs_here(int isa)
 #define X(name, condition) \
     case ISA_##name:       \
         return condition;
-    switch (isa) {
+    switch (isa) { /* uncovered: the callers' loops end with the last */
+        /* uncovered: which of them are there is one CPU's affair */
         VGQ_ISAS(X)
     }
 #undef X
-    return 0;
+    return 0; /* uncovered: after a switch over all */
 }
 
 /* Every member of a table is a pointer, so a table is an array of slots; a filled slot replaces. */
@@ -107,6 +113,8 @@ vgq_status vgq_use(const char *isa)
 #define X(subject, name)                             \
     if (ISA_##name <= last && runs_here(ISA_##name)) \
         overlay(&chosen.subject, &vgq_##subject##_##name, sizeof(chosen.subject));
+    /* uncovered: a CPU with gaps in the list, and the list's ends, whose comparisons are constant
+     */
     VGQ_TABLES(X)
 #undef X
     chosen_isa = isa_name(last);
@@ -142,6 +150,7 @@ const char *vgq_linear_isa(vgq_activations *activations)
         gemm = chosen.linear.bf16_gemm;
     else if (!ints)
         *activations = VGQ_FLOAT_ACTIVATIONS;
+    /* uncovered: one of them holds the chosen slot, so nothing is left for the end */
     VGQ_TABLES(X)
     return chosen_isa;
 }

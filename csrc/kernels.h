@@ -18,7 +18,7 @@
 
 /* ---- quantize ------------------------------------------------------------------------------- */
 
-/* dst[i] = (float)src[i], exact. */
+/* dst[i] = (float)src[i], exact. Of 2-byte dtypes: floats are read where they are. */
 typedef void vgq_load_fn(size_t n, const void *src, float *dst);
 /* dst[i] = src[i] rounded once, half to even. */
 typedef void vgq_store_fn(size_t n, const float *src, void *dst);

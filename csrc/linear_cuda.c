@@ -179,8 +179,8 @@ vgq_status vgq_cuda_packed_weight(const void *packed, size_t nbytes, vgq_weight 
                           .k = header.k,
                           .group = header.group,
                           .asymmetric = (int)header.asymmetric};
-    if (header.magic != VGQ_CUDA_MAGIC || header.panel != VGQ_CUDA_PANEL ||
-        vgq_cuda_packed_nbytes(&w) != nbytes)
+    if (header.magic != VGQ_CUDA_MAGIC || header.panel != VGQ_CUDA_PANEL || header.asymmetric > 1 ||
+        header.group > header.k || vgq_cuda_packed_nbytes(&w) != nbytes)
         return VGQ_EPACKED;
     *weight = w;
     return VGQ_OK;

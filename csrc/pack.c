@@ -196,7 +196,7 @@ vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weig
     if (memcmp(header.magic, magic, sizeof(magic)) != 0 || header.panel != VGQ_PANEL ||
         memcmp(header.reserved, zeros, sizeof(zeros)) != 0)
         return VGQ_ELAYOUT;
-    if (header.asymmetric > 1 || vgq_packed_nbytes(&w) != nbytes)
+    if (header.asymmetric > 1 || header.group > header.k || vgq_packed_nbytes(&w) != nbytes)
         return VGQ_EPACKED;
     *weight = w;
     return VGQ_OK;

@@ -46,7 +46,8 @@ int vgq_bad_images(vgq_images shape)
     size_t n;
     return shape.width < VGQ_SSIM_SIDE || shape.height < VGQ_SSIM_SIDE || !shape.images ||
            !shape.channels || shape.channels > VGQ_SSIM_CHANNELS ||
-           __builtin_mul_overflow(shape.width * shape.channels, shape.height, &n) ||
+           __builtin_mul_overflow(shape.width, shape.channels, &n) ||
+           __builtin_mul_overflow(n, shape.height, &n) ||
            __builtin_mul_overflow(n, shape.images, &n);
 }
 

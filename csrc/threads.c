@@ -72,7 +72,8 @@ static int visit(struct dl_phdr_info *info, size_t size, void *data)
     search *s = data;
     (void)size;
     s->loads = info->dlpi_adds;
-    const int rank = info->dlpi_name ? rank_of(info->dlpi_name) : 0;
+    const int rank = rank_of(info->dlpi_name);
+    /* uncovered: the system opens no file of a longer path */
     if (rank > s->rank && strlen(info->dlpi_name) < sizeof(s->path)) {
         s->rank = rank;
         strcpy(s->path, info->dlpi_name);
@@ -89,18 +90,20 @@ static int count_loads(struct dl_phdr_info *info, size_t size, void *data)
 
 static int bind(runtime *r, void *library, const char *path)
 {
+    /* ISO C has no cast from object to function pointer; POSIX defines it through memory. */
+    const struct {
+        const char *name;
+        void **to;
+    } calls[] = {{"GOMP_parallel", (void **)&r->parallel},
+                 {"omp_get_thread_num", (void **)&r->thread_num},
+                 {"omp_get_num_threads", (void **)&r->num_threads},
+                 {"omp_get_max_threads", (void **)&r->max_threads},
+                 {"omp_in_parallel", (void **)&r->in_parallel}};
     if (!library)
         return 0;
-    /* ISO C has no cast from object to function pointer; POSIX defines it through memory. */
-    *(void **)&r->parallel = dlsym(library, "GOMP_parallel");
-    *(void **)&r->thread_num = dlsym(library, "omp_get_thread_num");
-    *(void **)&r->num_threads = dlsym(library, "omp_get_num_threads");
-    *(void **)&r->max_threads = dlsym(library, "omp_get_max_threads");
-    *(void **)&r->in_parallel = dlsym(library, "omp_in_parallel");
-    if (!r->parallel || !r->thread_num || !r->num_threads || !r->max_threads || !r->in_parallel) {
-        memset(r, 0, sizeof(*r));
-        return 0;
-    }
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++)
+        if (!(*calls[i].to = dlsym(library, calls[i].name)))
+            return 0;
     strncpy(r->name, basename_of(path), sizeof(r->name) - 1);
     return 1;
 }
@@ -117,10 +120,15 @@ static void look(void)
     dl_iterate_phdr(visit, &s);
     looked_at = s.loads;
     runtime now = {0};
-    if (!(s.rank && bind(&now, dlopen(s.path, RTLD_LAZY | RTLD_NOLOAD), s.path)))
-        bind(&now, dlopen("libgomp.so.1", RTLD_LAZY), "libgomp.so.1");
+    const char *const gomp = "libgomp.so.1";
+    if (!(s.rank && bind(&now, dlopen(s.path, RTLD_LAZY | RTLD_NOLOAD), s.path)) &&
+        !bind(&now, dlopen(gomp, RTLD_LAZY), gomp))
+        return;
     const runtime *const before = current;
-    if (!now.parallel || (before && before->parallel == now.parallel) || known == RUNTIMES)
+    if (before && before->parallel == now.parallel)
+        return;
+    /* uncovered: the first of a rank stays, since we hold it, so there are two of them at most */
+    if (known == RUNTIMES)
         return;
     runtimes[known] = now;
     current = &runtimes[known++];

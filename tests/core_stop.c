@@ -2,23 +2,31 @@
  * Every function that can take long leaves off when its vgq_stop says so, and works again. */
 #include "core.h"
 
-static int asked;
-static int yes(void *data) { return ++asked, data != NULL; }
+static int asked, patience;
+static vgq_stop stop;
+
+/* No, so many times, then yes; asked again as soon as may be. */
+static int out_of_patience(void *data)
+{
+    (void)data;
+    stop.asked = 1;
+    return asked++ >= patience;
+}
 
 /* A call that watches a stop of which the last question was long ago asks at its first block. */
-static vgq_status stopped(vgq_status (*call)(void), void *answer)
+static vgq_status stopped(vgq_status (*call)(void), int no)
 {
-    vgq_stop stop = {yes, answer, 1, 0};
+    stop = (vgq_stop){out_of_patience, NULL, 1, 0};
     asked = 0;
+    patience = no;
     CHECK(vgq_watch(&stop) == NULL, " ");
     const vgq_status status = call();
-    CHECK(asked >= 1, "asked %d times", asked); /* again after 0.1 s, on a slow machine */
     CHECK(vgq_watch(NULL) == &stop, " ");
     return status;
 }
 
-enum { WIDE = 4096 * 3 };
-static float wide[WIDE], one_scale[WIDE / 8];
+enum { WIDE = 4096 * 3, LONG = 4096 * 130 }; /* a row asks again after 64 blocks */
+static float wide[WIDE], one_scale[WIDE / 8], row[LONG];
 static uint8_t wide_q[WIDE], wide_factor[WIDE / 8], wide_packed[WIDE * 4];
 static double wide_parts[WIDE];
 static const vgq_shape in_one = {1, WIDE, WIDE}, in_many = {1, WIDE, 8};
@@ -61,6 +69,28 @@ static vgq_status call_ssim(void)
 {
     return vgq_ssim((vgq_images){1, 100, 100, 1}, VGQ_F32, wide, VGQ_F32, wide, 1, 0, wide_parts);
 }
+static vgq_status call_long_range(void)
+{
+    uint64_t nonfinite;
+    const vgq_shape shape = {1, LONG, LONG};
+    return vgq_range(VGQ_F32, shape, row, one_scale, one_scale + 1, &nonfinite);
+}
+static vgq_status call_long_quantize(void)
+{
+    static uint8_t q[LONG];
+    const vgq_shape shape = {1, LONG, LONG};
+    return vgq_quantize(VGQ_I8, VGQ_F32, shape, row, one_scale, NULL, q);
+}
+static vgq_status call_long_two_level(void)
+{
+    const vgq_shape shape = {1, LONG, LONG};
+    return vgq_two_level(VGQ_F32, shape, row, one_scale, wide_factor, NULL, wide_parts);
+}
+static vgq_status call_long_cross_entropy(void)
+{
+    return vgq_cross_entropy(1, LONG, VGQ_F32, row, VGQ_F32, row,
+                             (vgq_entropy *)(void *)wide_parts);
+}
 static vgq_status call_exp(void) { return vgq_exp(WIDE, wide_parts, wide_parts); }
 static vgq_status call_log(void) { return vgq_log(WIDE, wide_parts, wide_parts); }
 
@@ -78,6 +108,16 @@ static vgq_status call_unpack(void)
     const vgq_weight w = stopped_weight();
     return vgq_unpack(wide_packed, vgq_packed_nbytes(&w), &w);
 }
+static vgq_status call_cuda_pack(void)
+{
+    const vgq_weight w = stopped_weight();
+    return vgq_cuda_pack(&w, wide_packed, vgq_cuda_packed_nbytes(&w));
+}
+static vgq_status call_cuda_unpack(void)
+{
+    const vgq_weight w = stopped_weight();
+    return vgq_cuda_unpack(wide_packed, vgq_cuda_packed_nbytes(&w), &w);
+}
 static vgq_status call_linear(void)
 {
     static unsigned char scratch[1 << 20];
@@ -88,14 +128,36 @@ static vgq_status call_linear(void)
 
 void test_stopping(void)
 {
-    static vgq_status (*const all[])(void) = {
-        call_pack,    call_unpack,     call_quantize,      call_dequantize,
-        call_range,   call_parameters, call_two_level,     call_two_level_of_one,
-        call_compare, call_ssim,       call_cross_entropy, call_exp,
-        call_log,     call_linear};
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
-        CHECK(stopped(all[i], NULL) == VGQ_OK, "call %zu", i);
-        CHECK(stopped(all[i], &asked) == VGQ_ESTOPPED, "call %zu", i);
-        CHECK(all[i]() == VGQ_OK, "call %zu", i);
+    static vgq_status (*const all[])(void) = {call_cuda_pack,
+                                              call_cuda_unpack,
+                                              call_pack,
+                                              call_unpack,
+                                              call_quantize,
+                                              call_dequantize,
+                                              call_range,
+                                              call_parameters,
+                                              call_two_level,
+                                              call_two_level_of_one,
+                                              call_compare,
+                                              call_ssim,
+                                              call_cross_entropy,
+                                              call_exp,
+                                              call_log,
+                                              call_linear,
+                                              call_long_range,
+                                              call_long_quantize,
+                                              call_long_two_level,
+                                              call_long_cross_entropy};
+    for (int threads = 1; threads <= 2; threads++) {
+        vgq_set_threads(threads);
+        for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+            CHECK(stopped(all[i], INT32_MAX) == VGQ_OK, "call %zu", i);
+            const int questions = asked;
+            CHECK(questions >= 1, "call %zu asks %d times", i, questions);
+            for (int no = 0; no < (threads == 1 ? questions : 1) && no < 20; no++)
+                CHECK(stopped(all[i], no) == VGQ_ESTOPPED, "call %zu, after %d", i, no);
+            CHECK(all[i]() == VGQ_OK, "call %zu", i);
+        }
     }
+    vgq_set_threads(0);
 }

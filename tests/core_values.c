@@ -273,6 +273,105 @@ static void test_exp_and_log(void)
     CHECK(fabs(at[2] - log(0x1p-1022)) < 1e-12, "the smallest normal number");
 }
 
+/* GELU of x, seen through a Linear of one weight that is 1. */
+static void gelu_of(size_t n, const float *x, float *y)
+{
+    static unsigned char scratch[1 << 20];
+    const uint8_t code = 1;
+    float one = 1;
+    uint32_t packed[1024];
+    const vgq_weight w = {.format = VGQ_I8,
+                          .scales = VGQ_PER_ROW,
+                          .n = 1,
+                          .k = 1,
+                          .group = 1,
+                          .q = (uint8_t *)(uintptr_t)&code,
+                          .scale = &one};
+    const vgq_linear_call call = {
+        .activations = VGQ_FLOAT_ACTIVATIONS, .m = n, .x = x, .y = y, .gelu = 1};
+    CHECK(vgq_packed_nbytes(&w) <= sizeof(packed) &&
+              vgq_linear_nbytes(&w, &call) <= sizeof(scratch),
+          " ");
+    CHECK(vgq_pack(&w, packed, vgq_packed_nbytes(&w)) == VGQ_OK, " ");
+    CHECK(vgq_linear(packed, vgq_packed_nbytes(&w), &call, scratch, sizeof(scratch)) == VGQ_OK,
+          " ");
+}
+
+static void test_gelu(void)
+{
+    enum { COUNT = 4000 };
+    static float x[COUNT], y[COUNT];
+    for (int i = 0; i < COUNT; i++)
+        x[i] = (float)(i - COUNT / 2) / 140 + numbers[i] / 50;
+    gelu_of(COUNT, x, y);
+    for (int i = 0; i < COUNT; i++) {
+        const double want = 0.5 * x[i] * erfc(-(double)x[i] * M_SQRT1_2);
+        CHECK(fabs(y[i] - want) <= 3e-7 * fmax(1, fabs((double)x[i])), "%a: %a", (double)x[i],
+              (double)y[i]);
+    }
+    const float ends[] = {0, -0.0f, 13.2f, -13.2f, 1e30f, -1e30f, INFINITY, NAN, -INFINITY};
+    enum { ENDS = sizeof(ends) / sizeof(ends[0]) };
+    gelu_of(ENDS, ends, y);
+    for (int i = 0; i < ENDS; i++)
+        CHECK(i < 7 ? y[i] == (i % 2 ? 0 : ends[i]) : isnan(y[i]), "of %g: %g", (double)ends[i],
+              (double)y[i]);
+}
+
+/* Bits that every machine must have. The checks above say that the numbers are right; these, that
+ * they stay. FNV-1a. */
+static uint64_t digest(uint64_t hash, const void *data, size_t nbytes)
+{
+    const unsigned char *const p = data;
+    for (size_t i = 0; i < nbytes; i++)
+        hash = (hash ^ p[i]) * 0x100000001b3;
+    return hash;
+}
+
+static void test_bits(void)
+{
+    enum { COUNT = 1 << 16, AT_ONCE = 1 << 11 };
+    static double x[COUNT], y[COUNT], parts[COUNT];
+    static float a[COUNT], b[COUNT];
+    const uint64_t empty = 0xcbf29ce484222325;
+    uint64_t state = 1, of_gelu = empty;
+    for (int i = 0; i < COUNT; i++) { /* bits from an integer sequence: no rounding of a compiler */
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        x[i] = ldexp((double)(int64_t)state, -53 - i % 8);
+        a[i] = (float)ldexp((double)(int64_t)state, -60);
+        b[i] = (float)ldexp((double)(int64_t)(state << 17), -61 - i % 3);
+    }
+    CHECK(vgq_exp(COUNT, x, y) == VGQ_OK, " ");
+    const uint64_t of_exp = digest(empty, y, sizeof(y));
+    for (int i = 0; i < COUNT; i++)
+        x[i] = fabs(x[i]);
+    CHECK(vgq_log(COUNT, x, y) == VGQ_OK, " ");
+    const uint64_t of_log = digest(empty, y, sizeof(y));
+    for (size_t i = 0; i < COUNT; i += AT_ONCE) {
+        float g[AT_ONCE];
+        gelu_of(AT_ONCE, a + i, g);
+        of_gelu = digest(of_gelu, g, sizeof(g));
+    }
+    CHECK(vgq_compare(COUNT, VGQ_F32, a, VGQ_F32, b, (vgq_moments *)(void *)parts) == VGQ_OK, " ");
+    const uint64_t of_moments = digest(empty, parts, sizeof(vgq_moments));
+    CHECK(vgq_cross_entropy(64, COUNT / 64, VGQ_F32, a, VGQ_F32, b, (vgq_entropy *)(void *)parts) ==
+              VGQ_OK,
+          " ");
+    const uint64_t of_entropy = digest(empty, parts, sizeof(vgq_entropy));
+    const vgq_images shape = {1, 128, COUNT / 128 / 2, 2};
+    CHECK(vgq_ssim_parts(shape) <= COUNT &&
+              vgq_ssim(shape, VGQ_F32, a, VGQ_F32, b, 4, 0.5, parts) == VGQ_OK,
+          " ");
+    const uint64_t of_ssim = digest(empty, parts, sizeof(double));
+#define BITS(what, want) CHECK(of_##what == want, "%s: %#llx", #what, (unsigned long long)of_##what)
+    BITS(exp, 0x99e7b303c0393d9d);
+    BITS(log, 0xfa7f8eb75c2395fa);
+    BITS(gelu, 0x6062fa3f3f0d32e6);
+    BITS(moments, 0x355997856e67e37);
+    BITS(entropy, 0x1d78af06b09cf139);
+    BITS(ssim, 0x2c68d45f42d9607);
+#undef BITS
+}
+
 void test_values(void)
 {
     test_widening();
@@ -281,4 +380,6 @@ void test_values(void)
     test_parameter_table();
     test_two_level_search();
     test_exp_and_log();
+    test_gelu();
+    test_bits();
 }

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutation testing of the scalar core: small wrong changes that tests/core.c must notice.
 
-    python tests/mutate.py [--share 1/20] [--seed 0]
+    python tests/mutate.py [--share 1/20] [--seed 0] [--journal FILE]
 
 One token of the scalar kernels, or of the headers that say what a value is, changes at a time; what
 includes it is built with the change, linked to the unchanged rest, and tests/core.c runs. A mutant
 that passes has survived: it is printed and ends the run with an error, unless EQUIVALENT says why
-no test can tell it from the original.
+no test can tell it from the original. A journal keeps the fates: a run that was ended goes on, and
+tries again only what has survived.
 """
 
 import argparse
+import json
 import os
 import random
 import re
@@ -19,6 +21,7 @@ import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +32,14 @@ MUTATED = [
     "scales.h",
     "exp_log.h",
     "metrics_lanes.h",
+    "gelu.h",
     "cpu/quantize_scalar.c",
     "cpu/metrics_scalar.c",
     "cpu/linear_scalar.c",
 ]
 # What is built from a mutated tree. Vector tables stay as they are, tails included, and disagree.
-REBUILT = [*(name for name in MUTATED if name.endswith(".c")), "metrics.c", "quantize.c"]
+REBUILT = [*(name for name in MUTATED if name.endswith(".c")), "linear.c", "metrics.c"]
+REBUILT += ["quantize.c"]
 COMPILER = os.environ.get("CC", "cc")
 FLAGS = ["-std=c11", "-ffp-contract=off", "-O1", "-w"]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
@@ -87,6 +92,12 @@ class Mutant(NamedTuple):
         """The line as it is and as it becomes."""
         old = (CSRC / self.file).read_text().splitlines()[self.line]
         return old.strip(), (old[: self.start] + self.new + old[self.end :]).strip()
+
+    def name(self) -> str:
+        """The same in every run, wherever the line moves."""
+        text = (CSRC / self.file).read_text().splitlines()
+        nth = sum(line == text[self.line] for line in text[: self.line])
+        return json.dumps([self.file, *self.lines(), nth])
 
     def text(self) -> str:
         """The file with the change."""
@@ -145,6 +156,17 @@ def compiled(source: Path, target: Path) -> bool:
     return not subprocess.run([*map(str, command)], capture_output=True).returncode
 
 
+@cache
+def reads(source: str) -> set[str]:
+    """What a source is built from, itself among it."""
+    command = [COMPILER, "-MM", CSRC / source]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+    paths = [
+        Path(word) for word in done.stdout.split() if word not in ("\\", f"{Path(source).stem}.o:")
+    ]
+    return {str(path.resolve().relative_to(CSRC.resolve())) for path in paths}
+
+
 def fate(mutant: Mutant, objects: Path) -> str:
     """killed, survived, or "not C" where the compiler refuses it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +174,9 @@ def fate(mutant: Mutant, objects: Path) -> str:
         shutil.copytree(CSRC, tree, ignore=shutil.ignore_patterns("python", "render", "cuda"))
         (tree / mutant.file).write_text(mutant.text())
         made = {}
-        for name in REBUILT if mutant.file.endswith(".h") else [mutant.file]:
+        for name in REBUILT:
+            if mutant.file not in reads(name):
+                continue
             made[Path(name).stem] = out / (Path(name).stem + ".o")
             if not compiled(tree / name, made[Path(name).stem]):
                 return "not C"
@@ -172,17 +196,29 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--files", nargs="*", default=MUTATED)
+    parser.add_argument("--journal", type=Path, help="fates, a line each: read, and added to")
     args = parser.parse_args()
     every = [mutant for file in args.files for mutant in mutants(file)]
     random.Random(args.seed).shuffle(every)
     chosen = every[: -(-len(every) // int(args.share.removeprefix("1/")))]
     table: dict[str, Counter[str]] = {file: Counter() for file in args.files}
+    known: dict[str, str] = {}
+    if args.journal and args.journal.exists():
+        known = dict(json.loads(line) for line in args.journal.read_text().splitlines())
+        chosen.sort(key=lambda mutant: mutant.name() in known)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         objects = Path(folder)
         for source in (*ROOT.glob("tests/core*.c"), *CSRC.glob("*.c"), *CSRC.glob("cpu/*.c")):
             assert compiled(source, objects / (source.stem + ".o")), source
-        fates = pool.map(lambda mutant: fate(mutant, objects), chosen)
-        for mutant, result in zip(chosen, fates, strict=True):
+
+        def fate_of(mutant: Mutant) -> str:
+            before = known.get(mutant.name(), "survived")
+            return fate(mutant, objects) if before == "survived" else before
+
+        for mutant, result in zip(chosen, pool.map(fate_of, chosen), strict=True):
+            if args.journal and known.get(mutant.name()) != result:
+                with args.journal.open("a") as journal:
+                    journal.write(json.dumps([mutant.name(), result]) + "\n")
             old, new = mutant.lines()
             if result == "survived" and (mutant.file, old, new) in EQUIVALENT:
                 result = "equivalent"

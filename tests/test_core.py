@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import coverage
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +89,28 @@ def test_instructions_that_this_cpu_may_lack(tmp_path: Path) -> None:
     models = f'VGQ_MODELS="{ROOT / "tests" / "models.h"}"'
     program = sanitized(tmp_path / "core", *SOURCES, define=models)
     assert re.search(r"\(scalar, (avx2, avxvnni, )?.*amx\)", run(program))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a counting build for x86-64")
+def test_every_branch_of_the_core_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """But those of instruction sets that are not here, and of lines that say why nothing can."""
+    if not (shutil.which("gcc") and shutil.which("gcov")):
+        pytest.skip("gcc or its gcov is not installed")
+    missing = coverage.main(["core", "models"])
+    assert missing == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cpu", ["Nehalem", "max,-fma", "max,-f16c", "qemu64,level=6"])
+def test_a_cpu_without_avx2(tmp_path: Path, cpu: str) -> None:
+    """Each lacks something that AVX2's kernels need; the choice falls to scalar."""
+    emulator = shutil.which("qemu-x86_64")
+    if not emulator or platform.machine() != "x86_64":
+        pytest.skip("no qemu-x86_64 to try another CPU with")
+    program = tmp_path / "core"
+    flags = [*FLAGS, "-O1", "-Wno-unknown-pragmas"]
+    shell(COMPILER, *flags, *SOURCES, "-o", program, *LIBRARIES, cwd=tmp_path)
+    told = shell(emulator, "-cpu", cpu, program, "67", cwd=tmp_path)
+    assert "1 instruction sets (scalar)" in told
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,6 @@
 #include "../formats.h"
 #include "../kernels.h"
 
-static void load_f32_scalar(size_t n, const void *src, float *dst)
-{
-    memcpy(dst, src, n * sizeof(*dst));
-}
-
 static void load_f16_scalar(size_t n, const void *src, float *dst)
 {
     const uint16_t *h = src;
@@ -93,8 +88,7 @@ static void unpack4_scalar(size_t n, const uint8_t *q, int8_t *codes)
 }
 
 const vgq_quantize_kernels vgq_quantize_scalar = {
-    .load =
-        {[VGQ_F32] = load_f32_scalar, [VGQ_F16] = load_f16_scalar, [VGQ_BF16] = load_bf16_scalar},
+    .load = {[VGQ_F16] = load_f16_scalar, [VGQ_BF16] = load_bf16_scalar},
     .store = {[VGQ_F32] = store_f32_scalar,
               [VGQ_F16] = store_f16_scalar,
               [VGQ_BF16] = store_bf16_scalar},

@@ -58,12 +58,12 @@ typedef struct vgq_cuda_layout {
     size_t column, codes, unit_nbytes, panel_nbytes, nbytes;
 } vgq_cuda_layout;
 
+/* Of a weight as vgq_check_weight leaves it. */
 VGQ_LAYOUT vgq_cuda_layout vgq_cuda_layout_of(const vgq_weight *w)
 {
     vgq_cuda_layout at;
-    const size_t group = w->scales == VGQ_PER_ROW || w->group > w->k ? w->k : w->group;
-    at.groups = (w->k + group - 1) / group;
-    at.group_steps = (group + VGQ_CUDA_STEP - 1) / VGQ_CUDA_STEP;
+    at.groups = (w->k + w->group - 1) / w->group;
+    at.group_steps = (w->group + VGQ_CUDA_STEP - 1) / VGQ_CUDA_STEP;
     at.depth = (at.groups * at.group_steps + 1) / 2 * VGQ_CUDA_DEPTH;
     at.panels = (w->n + VGQ_CUDA_PANEL - 1) / VGQ_CUDA_PANEL;
     at.columns = at.panels * VGQ_CUDA_PANEL;
