@@ -4,7 +4,8 @@
  * here. Reads and writes beyond a buffer crash or break a canary; integer results must equal those
  * of the scalar table. tests/test_core.py builds and runs this, with and without sanitizers.
  *
- *     core [STRIDE [RUNTIME...]]      every STRIDE-th length; OpenMP runtimes to load at the end */
+ *     core [STRIDE [RUNTIME...]]      every STRIDE-th length, 0: threads alone; OpenMP runtimes to
+ *                                     load at the end */
 #define _GNU_SOURCE
 #include "core.h"
 
@@ -401,8 +402,8 @@ static void test_truncated(const vgq_weight *w)
     for (size_t i = 0; i < 64; i++) { /* version, panel, and what no version has used */
         whole[i] ^= 64;
         const vgq_status status = vgq_packed_weight(whole, nbytes, &told);
-        const int layout = i == 7 || (i >= 20 && i < 24) || i >= 48;
-        CHECK(layout ? status == VGQ_ELAYOUT : status != VGQ_ELAYOUT, "header byte %zu", i);
+        const int of_layout = i == 7 || (i >= 20 && i < 24) || i >= 48;
+        CHECK(of_layout ? status == VGQ_ELAYOUT : status != VGQ_ELAYOUT, "header byte %zu", i);
         CHECK(i >= 24 || status != VGQ_OK, "header byte %zu", i);
         whole[i] ^= 64;
     }
@@ -501,7 +502,7 @@ static void test_linear(void)
                 test_product(&w, other, k % 3 == 0);
             }
     for (size_t i = 0; i < KINDS; i++) {
-        vgq_weight w = weight_of(kinds[i], 65, 67), deep = weight_of(kinds[i], 3, 1100);
+        vgq_weight w = weight_of(kinds[i], 65, 67), deep = weight_of(kinds[i], 3, 1530);
         test_truncated(&w);
         for (int a = 0; a < VGQ_ACTIVATIONS; a++) /* more than one slice of a float panel */
             test_product(
@@ -527,6 +528,8 @@ static void test_linear(void)
                      (vgq_linear_call){VGQ_INT8_ACTIVATIONS, m, VGQ_F32, VGQ_F32, NULL, NULL, NULL},
                      1);
     }
+    const vgq_weight wide = weight_of(kinds[0], 260, 8); /* as many panels as keep a thread busy */
+    test_product(&wide, (vgq_linear_call){.activations = VGQ_INT8_ACTIVATIONS, .m = 3}, 0);
     const vgq_weight w = weight_of(kinds[0], 3, 8);
     const vgq_linear_call none = {VGQ_INT8_ACTIVATIONS, 0, VGQ_F32, VGQ_F32, NULL, NULL, NULL};
     unsigned char *const packed = aligned_alloc(64, vgq_packed_nbytes(&w));
@@ -612,15 +615,16 @@ static void test_metrics(void)
 
 static void test_threads(void)
 {
-    enum { M = 40, N = 200, K = 256, ROWS = 128 };
+    enum { M = 37, N = 120, K = 512, ROWS = 128 }; /* for 7 threads 6 rows each, and 1 more */
     static float x[M * K], y[M * N], w[ROWS * 1024];
     static uint8_t q4[2][ROWS * 512], q8[2][ROWS * 1024], scratch[8 << 20];
     for (size_t i = 0; i < ROWS * 1024; i++)
         w[i] = numbers[i % MOST];
     for (size_t i = 0; i < M * K; i++)
         x[i] = numbers[i % 4999];
-    for (int threads = 1; threads <= 3; threads++) {
-        const int into = threads > 1;
+    static const int counts[] = {1, 2, 3, 7};
+    for (size_t t = 0; t < sizeof(counts) / sizeof(counts[0]); t++) {
+        const int threads = counts[t], into = threads > 1;
         vgq_set_threads(threads);
         CHECK(vgq_threads() == threads, " ");
         const vgq_shape shape = {ROWS, 1024, 1024}, row = {1, ROWS * 1024, ROWS * 1024};
@@ -655,13 +659,8 @@ static void test_threads(void)
     vgq_set_threads(0);
 }
 
-int main(int argc, char **argv)
+static void test_all(void)
 {
-    if (argc > 1 && atoi(argv[1]) > 0)
-        stride = (size_t)atoi(argv[1]);
-    map_slots();
-    make_inputs();
-    test_dispatch();
     for (size_t isa = 0; isa < n_isas; isa++) { /* first: what is wrong is found soon */
         vgq_use(isas[isa]);
         test_values();
@@ -674,11 +673,21 @@ int main(int argc, char **argv)
     test_metrics();
     vgq_use(NULL);
     test_stopping();
-    test_teams();
     for (size_t isa = 0; isa < n_isas; isa++) {
         vgq_use(isas[isa]);
         test_threads();
     }
+}
+
+int main(int argc, char **argv)
+{
+    stride = argc > 1 ? (size_t)atoi(argv[1]) : 1;
+    map_slots();
+    make_inputs();
+    test_dispatch();
+    if (stride)
+        test_all();
+    test_teams();
     if (argc > 2)
         test_runtimes(argc - 2, argv + 2);
     printf("core: %zu guarded calls and %zu checks on %zu instruction sets (", calls, checks,
