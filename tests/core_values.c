@@ -5,6 +5,7 @@
 #include "core.h"
 
 #include <math.h>
+#include <string.h>
 
 /* The number that 16 bits stand for, from its fields. */
 static double number_of(vgq_dtype dtype, uint16_t bits)
@@ -38,6 +39,32 @@ static void test_widening(void)
             CHECK(!isfinite(x) || (lo[i] == fmin(x, 0) && hi[i] == fmax(x, 0)), "%d", i);
         }
     }
+}
+
+/* Codes of the 65,536 values, with a scale of 1: an infinity saturates, a NaN codes as 0. */
+static void test_widened_codes(void)
+{
+    enum { ALL = 1 << 16 };
+    static uint16_t every[ALL];
+    static uint8_t q[ALL];
+    const float one = 1;
+    for (int i = 0; i < ALL; i++)
+        every[i] = (uint16_t)i;
+    for (int d = VGQ_F16; d < VGQ_DTYPES; d++) {
+        const vgq_shape shape = {1, ALL, ALL};
+        CHECK(vgq_quantize(VGQ_I8, (vgq_dtype)d, shape, every, &one, NULL, q) == VGQ_OK, " ");
+        for (int i = 0; i < ALL; i++) {
+            const double x = number_of((vgq_dtype)d, every[i]);
+            CHECK((int8_t)q[i] == (isnan(x) ? 0 : fmin(fmax(rint(x), -128), 127)), "%d", i);
+        }
+    }
+    /* Every NaN counts, whatever its payload. */
+    const uint32_t nans[] = {0x7f800001, 0x7fc00001, 0xff800001, 0x7fffffff, 0x3f800001};
+    float x[5], lo, hi;
+    uint64_t nonfinite;
+    memcpy(x, nans, sizeof(x));
+    CHECK(vgq_range(VGQ_F32, (vgq_shape){1, 5, 5}, x, &lo, &hi, &nonfinite) == VGQ_OK, " ");
+    CHECK(nonfinite == 4, "%zu", (size_t)nonfinite);
 }
 
 static uint16_t narrowed(vgq_dtype dtype, float x, int8_t code)
@@ -226,6 +253,28 @@ static void test_two_level_search(void)
     }
 }
 
+/* No more than four factors below the one that covers are tried, even where the fifth is better:
+ * multiples of ten steps, and one value that is far out. */
+static void test_two_level_reach(void)
+{
+    enum { N = 256, COVER = 15, CLIPPED = 4 };
+    float x[N], channel;
+    uint8_t factor;
+    double error[2], least = INFINITY;
+    int best = 0;
+    for (int i = 0; i < N; i++)
+        x[i] = (float)(10 * (i % 15 - 7));
+    x[0] = 7 * COVER;
+    CHECK(vgq_two_level(VGQ_F32, (vgq_shape){1, N, N}, x, &channel, &factor, NULL, error) == VGQ_OK,
+          " ");
+    CHECK(channel == 1, "%a", (double)channel);
+    for (int f = COVER - CLIPPED; f <= COVER; f++)
+        if (error_with(x, N, (float)f, 0) < least)
+            least = error_with(x, N, (float)(best = f), 0);
+    CHECK(error_with(x, N, COVER - CLIPPED - 1, 0) < least, "the example is none");
+    CHECK(factor == best && error[0] == least, "%d, not %d", factor, best);
+}
+
 /* e^x and ln x within one unit in the last place of the C library's, which is that good itself. */
 static void test_exp_and_log(void)
 {
@@ -271,6 +320,9 @@ static void test_exp_and_log(void)
     CHECK(at[0] > 0 && isfinite(at[1]), "the ends of the range");
     vgq_log(1, edges + 2, at + 2);
     CHECK(fabs(at[2] - log(0x1p-1022)) < 1e-12, "the smallest normal number");
+    const double beyond[] = {nextafter(-708, -INFINITY), nextafter(709, INFINITY)};
+    vgq_exp(2, beyond, at);
+    CHECK(at[0] == 0 && at[1] == INFINITY, "just beyond them");
 }
 
 /* GELU of x, seen through a Linear of one weight that is 1. */
@@ -315,6 +367,129 @@ static void test_gelu(void)
     for (int i = 0; i < ENDS; i++)
         CHECK(i < 7 ? y[i] == (i % 2 ? 0 : ends[i]) : isnan(y[i]), "of %g: %g", (double)ends[i],
               (double)y[i]);
+    for (float v = 13.1905f; v < 13.1915f; v = nextafterf(v, INFINITY)) { /* x^2 / 2 about 87 */
+        const float minus = -v;
+        gelu_of(1, &minus, y);
+        CHECK((y[0] == 0) == (v * v * 0.5f >= 87.0f), "of %a: %a", (double)minus, (double)y[0]);
+    }
+}
+
+/* Products of every kind of weight and activation against sums in double: within what coding the
+ * activations costs, half a step of a token's scale. */
+static void test_products(void)
+{
+    enum { M = 5, N = 3, K = 40, GROUP = 8, GROUPS = K / GROUP };
+    static const struct {
+        vgq_format format;
+        vgq_scales scales;
+        int asymmetric;
+    } kinds[] = {{VGQ_I8, VGQ_PER_ROW, 0},   {VGQ_I8, VGQ_PER_ROW, 1},
+                 {VGQ_I4, VGQ_TWO_LEVEL, 0}, {VGQ_I4, VGQ_TWO_LEVEL, 1},
+                 {VGQ_I4, VGQ_PER_GROUP, 0}, {VGQ_I4, VGQ_PER_GROUP, 1}};
+    static const double steps[VGQ_ACTIVATIONS] = {0x1p-20, 0x1p-7, 0.51 / 127, 0.51 / 32512};
+    static unsigned char scratch[1 << 20];
+    static uint32_t packed[1 << 14];
+    float x[M * K], y[M * N], scale[N * GROUPS];
+    uint8_t q[N * K], factor[N * GROUPS];
+    int8_t zero[N * GROUPS];
+    for (int i = 0; i < M * K; i++)
+        x[i] = 3.7f * numbers[i];
+    for (int i = 0; i < N * K; i++)
+        q[i] = (uint8_t)(i * 89 + i / 7);
+    for (int i = 0; i < N * GROUPS; i++) {
+        scale[i] = 0.01f + 0.002f * (float)(i % 5);
+        factor[i] = (uint8_t)(1 + i % 8);
+        zero[i] = (int8_t)(i % 15 - 7);
+    }
+    for (size_t kind = 0; kind < sizeof(kinds) / sizeof(kinds[0]); kind++)
+        for (int a = 0; a < VGQ_ACTIVATIONS; a++) {
+            const int rows = kinds[kind].scales == VGQ_PER_ROW;
+            const vgq_weight w = {.format = kinds[kind].format,
+                                  .scales = kinds[kind].scales,
+                                  .n = N,
+                                  .k = K,
+                                  .group = rows ? K : GROUP,
+                                  .asymmetric = kinds[kind].asymmetric,
+                                  .q = q,
+                                  .scale = scale,
+                                  .factor = factor,
+                                  .zero = zero};
+            const vgq_linear_call call = {
+                .activations = (vgq_activations)a, .m = M, .x = x, .y = y};
+            const size_t nbytes = vgq_packed_nbytes(&w);
+            CHECK(nbytes <= sizeof(packed) && vgq_linear_nbytes(&w, &call) <= sizeof(scratch), " ");
+            CHECK(vgq_pack(&w, packed, nbytes) == VGQ_OK, " ");
+            CHECK(vgq_linear(packed, nbytes, &call, scratch, sizeof(scratch)) == VGQ_OK, " ");
+            for (int m = 0; m < M; m++)
+                for (int n = 0; n < N; n++) {
+                    double sum = 0, size = 0, largest = 0;
+                    for (int k = 0; k < K; k++) {
+                        const int g = n * GROUPS + k / GROUP, at = n * K + k;
+                        const int nibble = q[at / 2] >> at % 2 * 4 & 15;
+                        const int code = w.format == VGQ_I8 ? (int8_t)q[at] : (nibble ^ 8) - 8;
+                        const double s = scale[w.scales == VGQ_PER_GROUP ? g : n] *
+                                         (w.scales == VGQ_TWO_LEVEL ? factor[g] : 1.0);
+                        const double v = s * (code - (w.asymmetric ? zero[rows ? n : g] : 0));
+                        sum += v * x[m * K + k];
+                        size += fabs(v);
+                        largest = fmax(largest, fabs((double)x[m * K + k]));
+                    }
+                    CHECK(fabs(y[m * N + n] - sum) <= size * largest * steps[a],
+                          "kind %zu, activations %d: %g, not %g", kind, a, (double)y[m * N + n],
+                          sum);
+                }
+        }
+}
+
+/* A token is coded from 2^-120 on (2^-112 with 16 bits), and counts as zeros below. */
+static void test_smallest_token(void)
+{
+    static unsigned char scratch[1 << 16];
+    uint32_t packed[1024];
+    uint8_t code = 127;
+    float one = 1;
+    const vgq_weight w = {.format = VGQ_I8, .n = 1, .k = 1, .group = 1, .q = &code, .scale = &one};
+    CHECK(vgq_pack(&w, packed, vgq_packed_nbytes(&w)) == VGQ_OK, " ");
+    for (int a = VGQ_INT8_ACTIVATIONS; a <= VGQ_INT16_ACTIVATIONS; a++) {
+        const float least = a == VGQ_INT8_ACTIVATIONS ? 0x1p-120f : 0x1p-112f;
+        const float x[2] = {least, nextafterf(least, 0)};
+        float y[2];
+        const vgq_linear_call call = {.activations = (vgq_activations)a, .m = 2, .x = x, .y = y};
+        CHECK(vgq_linear(packed, vgq_packed_nbytes(&w), &call, scratch, sizeof(scratch)) == VGQ_OK,
+              " ");
+        CHECK(fabs(y[0] / least - 127) < 1e-3 && y[1] == 0, "%a, %a", (double)y[0], (double)y[1]);
+    }
+}
+
+/* Entropies against softmax in double; equal rows diverge by exactly nothing. */
+static void test_entropies(void)
+{
+    enum { ROWS = 3, COLS = 50 };
+    float r[ROWS * COLS], c[ROWS * COLS];
+    vgq_entropy got[ROWS];
+    double cross = 0, kl = 0;
+    for (int i = 0; i < ROWS * COLS; i++) {
+        r[i] = 2 * numbers[i];
+        c[i] = r[i] + numbers[i + 1000] / 5;
+    }
+    for (int row = 0; row < ROWS; row++) {
+        double sum_r = 0, sum_c = 0;
+        for (int i = row * COLS; i < (row + 1) * COLS; i++) {
+            sum_r += exp(r[i]);
+            sum_c += exp(c[i]);
+        }
+        for (int i = row * COLS; i < (row + 1) * COLS; i++) {
+            const double p = exp(r[i]) / sum_r;
+            cross -= p * log(exp(c[i]) / sum_c) / ROWS;
+            kl += p * log(p / (exp(c[i]) / sum_c)) / ROWS;
+        }
+    }
+    CHECK(vgq_cross_entropy(ROWS, COLS, VGQ_F32, r, VGQ_F32, c, got) == VGQ_OK, " ");
+    CHECK(fabs(got->cross_entropy - cross) < 1e-12 && fabs(got->kl_divergence - kl) < 1e-12 &&
+              kl > 1e-4 && kl < 1,
+          "%.17g %.17g, not %.17g %.17g", got->cross_entropy, got->kl_divergence, cross, kl);
+    CHECK(vgq_cross_entropy(ROWS, COLS, VGQ_F32, r, VGQ_F32, r, got) == VGQ_OK, " ");
+    CHECK(got->kl_divergence == 0, "%g", got->kl_divergence);
 }
 
 /* Bits that every machine must have. The checks above say that the numbers are right; these, that
@@ -375,11 +550,16 @@ static void test_bits(void)
 void test_values(void)
 {
     test_widening();
+    test_widened_codes();
     test_narrowing();
     test_code_table();
     test_parameter_table();
     test_two_level_search();
+    test_two_level_reach();
     test_exp_and_log();
     test_gelu();
+    test_products();
+    test_smallest_token();
+    test_entropies();
     test_bits();
 }

@@ -5,7 +5,7 @@
 
 One token of the scalar kernels, or of the headers that say what a value is, changes at a time; what
 includes it is built with the change, linked to the unchanged rest, and tests/core.c runs. A mutant
-that passes has survived: it is printed and ends the run with an error, unless EQUIVALENT says why
+that passes has survived: it is printed and ends the run with an error, unless mutants.toml says why
 no test can tell it from the original. A journal keeps the fates: a run that was ended goes on, and
 tries again only what has survived.
 """
@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -42,6 +43,7 @@ REBUILT = [*(name for name in MUTATED if name.endswith(".c")), "linear.c", "metr
 REBUILT += ["quantize.c"]
 COMPILER = os.environ.get("CC", "cc")
 FLAGS = ["-std=c11", "-ffp-contract=off", "-O1", "-w"]
+FLAGS += ["-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"]  # what runs out of an array
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
 
 TOKEN = re.compile(
@@ -60,24 +62,9 @@ WORDS = {"rintf": "floorf", "rint": "floor", "fminf": "fmaxf", "fmaxf": "fminf",
 
 # (file, line as it is, line as it becomes): why nothing can tell.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
-    ("formats.h", "return 0;", "return 1;"): (
-        "the scale of a token whose codes are all 0: every product is 0 with any scale"
-    ),
-    (
-        "formats.h",
-        "return r != r ? 0 : (int8_t)fminf(fmaxf(r, -127.0f), 127.0f);",
-        "return r != r ? 0 : (int8_t)fminf(fmaxf(r, -127.0f), (127.0f * 1.00001f));",
-    ): "the cast drops the fraction",
-    (
-        "formats.h",
-        "return r != r ? 0 : (int8_t)fminf(fmaxf(r, -127.0f), 127.0f);",
-        "return r != r ? 0 : (int8_t)fminf(fmaxf(r, -(127.0f * 1.00001f)), 127.0f);",
-    ): "the cast drops the fraction",
-    (
-        "scales.h",
-        "enum { VGQ_CLIPPED = 4, VGQ_CANDIDATES = VGQ_CLIPPED + 2 };",
-        "enum { VGQ_CLIPPED = 4, VGQ_CANDIDATES = VGQ_CLIPPED + 3 };",
-    ): "the number of candidates is CUDA's alone",
+    (row["file"], old, new): row["why"]
+    for row in tomllib.loads(ROOT.joinpath("tests", "mutants.toml").read_text())["equivalent"]
+    for old, new in row["changes"]
 }
 
 
