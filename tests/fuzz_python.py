@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,8 @@ CALLS = test_hostile.every_call()
 def argument(data: Bytes) -> Any:
     kind = data.below(8)
     if kind == 0:
-        return data.one_of(test_hostile.NASTY)
+        value = data.one_of(test_hostile.NASTY)
+        return value.copy() if isinstance(value, np.ndarray) else value
     if kind == 1:
         return data.one_of(WORDS)
     if kind == 2:
@@ -193,8 +195,10 @@ def binding(raw: bytes) -> None:
     given = [a.copy() if isinstance(a, np.ndarray) else a for a in good]
     for _ in range(1 + data.below(3)):
         at = data.below(len(given))
-        if isinstance(given[at], np.ndarray) and given[at].size and data.below(2):
-            flat = given[at].reshape(-1).view(np.uint8)  # other bytes in an array that fits
+        a = given[at]
+        plain = isinstance(a, np.ndarray) and a.size and a.flags.carray
+        if plain and data.below(2):
+            flat = a.reshape(-1).view(np.uint8)  # other bytes in an array that fits
             first = data.below(flat.size)
             new = np.frombuffer(data.take(min(16, flat.size - first)), np.uint8)
             flat[first : first + len(new)] = new
@@ -231,6 +235,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     torch.set_num_threads(1)
+    for function in [*globals().values(), Bytes.take, Bytes.below, Bytes.floats]:
+        if isinstance(function, FunctionType) and function.__module__ == "__main__":
+            atheris.instrument_func(function)  # what input a target makes guides it too
     custom = {"custom_mutator": damaged} if target == "checkpoint" else {}
     atheris.Setup([sys.argv[0], *options], TARGETS[target], **custom)
     atheris.Fuzz()

@@ -14,7 +14,7 @@ import pytest
 def test_the_corpus_replays(target: str, tmp_path: Path) -> None:
     corpus.unpack(fuzz_python.DATA / f"{target}.bin", tmp_path)
     inputs = sorted(tmp_path.iterdir())
-    assert len(inputs) > 100
+    assert len(inputs) > 20
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         for path in inputs:
