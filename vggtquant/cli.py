@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import UserError
 from .packed import commands as packed
@@ -24,8 +24,15 @@ DESCRIPTION = "Quantize the VGGT multi-view transformer for real, and measure wh
 _EVAL_EXTRA = ("matplotlib", "rich", "PIL", "scipy")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"vggtquant: error: {message} ({self.prog} --help says what there is)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vggtquant", description=DESCRIPTION)
+    parser = _Parser(prog="vggtquant", description=DESCRIPTION)
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, (words, add_arguments, _) in COMMANDS.items():
@@ -152,6 +159,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _shard(words: str) -> tuple[int, int]:
     part, _, parts = words.partition("/")
+    if not (part.isdecimal() and parts.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{words!r} is no part of a whole, as 1/3 is")
     return int(part), int(parts)
 
 
@@ -182,7 +191,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         restart=args.restart,
         shard=args.shard,
         max_drop=args.max_drop,
-        max_bytes=budget.parse_bytes(args.max_bytes) if args.max_bytes else None,
+        max_bytes=None if args.max_bytes is None else budget.parse_bytes(args.max_bytes),
         min_speedup=args.min_speedup,
         isolate=args.isolate,
         argv=("vggtquant", *args.argv),

@@ -30,6 +30,7 @@ _LOOKS = {
     "weights": ("#0072b2", "", "o", "packed weights, float activations"),
     "a8": ("#f0c77c", "////", "^", "packed weights, INT8 activations (A8)"),
 }
+_PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind words on a grid
 _MAE_DECADES = 5  # that the axis of errors shows, from the largest down
 _OUTPUT_MARKERS = "osD^vP*X<>"
 _OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
@@ -58,7 +59,7 @@ def draw(document: dict[str, Any]) -> bytes:
     )
     _bars(axes[0, 0], rows, "Model size", "parameters as held (MB)", _size, "{:.2f}")
     _bars(
-        axes[0, 1], rows, "Inference time", "median time of a forward (ms)", _ms, "{:.0f}",
+        axes[0, 1], rows, "Inference time", "median time of a forward (ms)", _ms, "{:.1f}",
         spread=_quartiles,
     )  # fmt: skip
     _bars(
@@ -132,7 +133,7 @@ def _absent(axis: Axes, place: int, words: str) -> None:
     """Why a row has no bar, at the left edge of the chart."""
     axis.text(
         0.01, place, words, transform=axis.get_yaxis_transform(), va="center", fontsize=8,
-        style="italic",
+        style="italic", bbox=_PATCH,
     )  # fmt: skip
 
 
@@ -217,7 +218,7 @@ def _mae(axis: Axes, figure: Figure, rows: Sequence[Row]) -> None:
             axis.text(
                 0.01, place, words, transform=axis.get_yaxis_transform(), va="center",
                 fontsize=8, style="italic",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                bbox=_PATCH,
             )  # fmt: skip
     if seen:
         _legend_below(axis, figure, *axis.get_legend_handles_labels())

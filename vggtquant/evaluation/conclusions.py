@@ -166,7 +166,7 @@ _AGAINST = {
 def _chance(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
     share = f"{100 * statistics['confidence']:g} %"
     if statistics["note"]:
-        yield f"No intervals: {statistics['note']}."
+        yield f"{statistics['note'].capitalize()}."
     else:
         yield (
             f"Scheme minus FP32, with the {share} interval of a paired bootstrap over "

@@ -83,7 +83,19 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     if device.type != "cpu":
         raise UserError(f"device {settings.device!r} is not served by this version; wanted cpu")
     folder = Path(settings.output_dir)
-    report.check_writable(folder)
+    with report.written(folder):
+        return _evaluate(settings, configs, device, folder, progress)
+
+
+def _evaluate(
+    settings: Settings,
+    configs: Sequence[vq.QuantizationConfig],
+    device: torch.device,
+    folder: Path,
+    progress: Progress,
+) -> Result:
+    from .. import models
+
     _check_unfinished(settings, folder / journal.NAME)
     posed = inputs.posed(settings.images, settings.layout)
     paths = inputs.find(settings.images) if settings.images and posed is None else []

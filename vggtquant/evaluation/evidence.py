@@ -17,7 +17,7 @@ FLOOR_RULE = (
     "and output by output (relative_l2, mean over scenes)."
 )
 SPREAD_RULE = (
-    f"The interquartile range of a row's passes is more than {WIDE_SPREAD:.0%} of their median."
+    f"The interquartile range of a row's times is more than {100 * WIDE_SPREAD:g} % of the median."
 )
 
 

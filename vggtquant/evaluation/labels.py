@@ -78,4 +78,4 @@ def place(
 def _around(label: Label, half: float) -> Iterator[tuple[float, float]]:
     for far in (1.0, 1.6, 2.2, 3.0):
         for right, down in _SIDES:
-            yield label.at_x + right * (half + 8) * far, label.at_y + down * _LINE * far
+            yield label.at_x + right * (half + 10) * far, label.at_y + down * _LINE * far

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -64,18 +65,19 @@ def configs_of(names: Sequence[str]) -> list[vq.QuantizationConfig]:
 
 def check(settings: Settings) -> None:
     """Refuses numbers out of range: UserError."""
-    for name, least in (
-        ("max_images", 1),
-        ("scenes", 1),
-        ("runs", 1),
-        ("warmup", 0),
-        ("threads", 1),
+    for name, least, most in (
+        ("max_images", 1, None),
+        ("scenes", 1, None),
+        ("runs", 1, None),
+        ("warmup", 0, None),
+        # Far more threads than cores have no room for their stacks.
+        ("threads", 1, max(64, 8 * (os.cpu_count() or 1))),
+        ("seed", 0, 2**32 - 1),
     ):
         value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}; wanted {least} or more")
-    if settings.seed < 0:
-        raise UserError(f"--seed is {settings.seed}; wanted 0 or more")
+        if value is not None and (value < least or (most is not None and value > most)):
+            wanted = f"{least} or more" if most is None else f"{least} to {most}"
+            raise UserError(f"--{name} is {value}; wanted {wanted}")
     recommendation.check({name: getattr(settings, name) for name in recommendation.BOUNDS})
     if settings.resume and settings.restart:
         raise UserError("--resume and --restart were both given; wanted one of them")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,8 +136,9 @@ def check(budget: Budget) -> None:
     """UserError for a bound that no scheme could mean: a negative loss, a speedup of 0."""
     for name in BOUNDS:
         bound = budget.get(name)
-        if bound is not None and not (bound > 0 or (name == "max_drop" and bound == 0)):
-            raise UserError(f"--{name} is {bound:g}; wanted a number above 0")
+        least = "of 0 or more" if name == "max_drop" else "above 0"
+        if bound is not None and not (0 < bound < math.inf or (name == "max_drop" and bound == 0)):
+            raise UserError(f"--{name} is {bound:g}; wanted a number {least}")
 
 
 def drop(row: Row, baseline: Row) -> tuple[str, float] | None:

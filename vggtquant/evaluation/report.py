@@ -8,11 +8,12 @@ pictures, page/ as HTML.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,22 @@ def _plain(value: Any, path: str, lost: dict[str, str]) -> Any:
 
 
 # ---- files ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """Checks that `folder` can be written; made for nothing, it is taken away again.
+
+    UserError, before the body, when it cannot be made or written.
+    """
+    there = folder.exists()
+    check_writable(folder)
+    try:
+        yield
+    finally:
+        if not there:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def check_writable(folder: Path) -> None:
