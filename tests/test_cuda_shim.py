@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
@@ -390,19 +391,23 @@ def test_a_seeded_fault_is_caught(outcomes: Outcomes, fault: str) -> None:
 # ---- the Python layer, on a _cuda whose device is this CPU ---------------------------------------
 
 
-@pytest.fixture
-def pretended(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch CPU tensors go the way of CUDA tensors, to a _cuda that runs on the shim."""
+@pytest.fixture(scope="module")
+def module_on_shim(workshop: Workshop) -> Path:
+    """_cuda, whose device is this CPU."""
+    cuda = sorted(CUDA.glob("*.cu"))
+    objects = workshop.objects("module", [SHIM / "shim.cpp", SHIM / "race.cpp", *cuda])
+    binding = [ROOT / "csrc" / "python" / f"{name}.c" for name in ("cuda", "words")]
+    include = f"-I{sysconfig.get_path('include')}"
+    flags = ["-shared", "-fPIC", "-O1", "-std=c11", "-Wall", "-Wextra", "-Werror", include]
+    sources = [*binding, ROOT / "csrc" / "shapes.c", *objects]
     target = workshop.folder / "module" / "_cuda.so"
-    if not target.exists():
-        cuda = sorted(CUDA.glob("*.cu"))
-        objects = workshop.objects("module", [SHIM / "shim.cpp", SHIM / "race.cpp", *cuda])
-        binding = [ROOT / "csrc" / "python" / f"{name}.c" for name in ("cuda", "words")]
-        include = f"-I{sysconfig.get_path('include')}"
-        flags = ["-shared", "-fPIC", "-O1", "-std=c11", "-Wall", "-Wextra", "-Werror", include]
-        sources = [*binding, ROOT / "csrc" / "shapes.c"]
-        workshop.make(target, C_COMPILER, *flags, *sources, *objects, "-lstdc++", "-lm")
-    loader = importlib.machinery.ExtensionFileLoader("vggtquant._cuda", str(target))
+    return workshop.make(target, C_COMPILER, *flags, *sources, "-lstdc++", "-lm")
+
+
+@pytest.fixture
+def pretended(module_on_shim: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch CPU tensors go the way of CUDA tensors, to a _cuda that runs on the shim."""
+    loader = importlib.machinery.ExtensionFileLoader("vggtquant._cuda", str(module_on_shim))
     spec = importlib.util.spec_from_loader("vggtquant._cuda", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -411,6 +416,31 @@ def pretended(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setattr(ops, "_on_gpu", lambda x: isinstance(x, torch.Tensor))
     monkeypatch.setattr(ops, "_stream", lambda device: contextlib.nullcontext(0))
     yield
+
+
+PRETENDING = {
+    "tests": ["-m", "pytest", "-q", "-p", "pretended_gpu", "test_cuda_gpu.py"],
+    "bench": ["pretended_gpu.py"],
+}
+
+
+@pytest.mark.parametrize("what", PRETENDING)
+def test_what_is_for_a_gpu_runs_on_a_pretended_one(module_on_shim: Path, what: str) -> None:
+    """Whoever has a GPU runs the same lines."""
+    done = subprocess.run(
+        [sys.executable, *PRETENDING[what]],
+        cwd=ROOT / "tests",
+        env={**os.environ, "VGGTQUANT_PRETENDED": str(module_on_shim)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    passed = re.search(r"^(\d+) passed, 4 skipped", done.stdout, re.MULTILINE)
+    if what == "tests":
+        assert passed and int(passed[1]) > 80, done.stdout[-1000:]
+    else:
+        assert done.stdout.count("|") > 100
 
 
 def tensors(dtype: torch.dtype) -> list[torch.Tensor]:

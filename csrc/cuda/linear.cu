@@ -93,7 +93,7 @@ template <vgq_format format> struct unit_part {
             word[0] = two.x, word[1] = two.y;
 #pragma unroll
             for (int step = 0; step < 2; step++) {
-                const int g = vgq_least((tile * 2 + step) / args.group_steps, args.groups - 1);
+                const int g = vgq_least(group_of(args, tile * 2 + step), args.groups - 1);
                 const size_t at = (size_t)g * args.columns + panel * VGQ_CUDA_PANEL;
                 pair[step] = ((const uint16_t *)args.column)[at + lane / 4 * 8 + unit];
             }
@@ -124,7 +124,7 @@ static __device__ __forceinline__ float zero_of(const linear_args &args, vgq_for
 static __device__ __forceinline__ void weights_of(const linear_args &args, int at, int output,
                                                   float zero, uint32_t integers, float (&weight)[4])
 {
-    const int g = vgq_least(at / VGQ_CUDA_STEP / args.group_steps, args.groups - 1);
+    const int g = vgq_least(group_of(args, at / VGQ_CUDA_STEP), args.groups - 1);
     const float scale = args.scale[(size_t)g * args.scale_stride + output];
 #pragma unroll
     for (int j = 0; j < 4; j++)
@@ -306,6 +306,7 @@ static linear_args args_of(const vgq_weight &w, const void *packed)
     linear_args args = {};
     args.n = (int)w.n, args.k = (int)w.k, args.depth = (int)at.depth;
     args.groups = (int)at.groups, args.group = (int)w.group, args.group_steps = (int)at.group_steps;
+    args.steps_inverse = ((1ull << 32) + at.group_steps - 1) / at.group_steps;
     args.columns = (int)at.columns;
     args.header = (const uint64_t *)packed;
     args.scale = (const float *)(bytes + VGQ_CUDA_HEADER);

@@ -12,6 +12,7 @@
 struct linear_args {
     int m, n, k, depth;             /* depth: inputs, padded as the codes of the weight are */
     int groups, group, group_steps; /* of a row: groups, their inputs, products of each */
+    uint64_t steps_inverse;         /* 2^32 / group_steps, rounded up: see group_of */
     int columns;                    /* n, padded to panels */
     vgq_dtype x_dtype, y_dtype;
     bool gelu, x_vectors,
@@ -35,11 +36,17 @@ static __device__ __forceinline__ float if_packed(const linear_args &args)
     return *args.header == VGQ_CUDA_MAGIC ? 1.0f : vgq_float_of_bits(0x7fc00000u);
 }
 
+/* step / group_steps: exact while step * group_steps < 2^32, and a tenth of a division. */
+static __device__ __forceinline__ int group_of(const linear_args &args, int step)
+{
+    return (int)((uint64_t)(unsigned)step * args.steps_inverse >> 32);
+}
+
 /* Of inputs at..at+3 of the padded row, at a multiple of 4: the first one's place in x, and how
  * many are there. Groups start at multiples of 8, so that no four straddle two. */
 static __device__ __forceinline__ int source_of(const linear_args &args, int at, int *count)
 {
-    const int step = at / VGQ_CUDA_STEP, g = step / args.group_steps;
+    const int g = group_of(args, at / VGQ_CUDA_STEP);
     const int j = at - g * args.group_steps * VGQ_CUDA_STEP, i = g * args.group + j;
     const int end = vgq_least((g + 1) * args.group, args.k);
     *count = g < args.groups && i < end ? vgq_least(4, end - i) : 0;

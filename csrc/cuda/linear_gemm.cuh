@@ -82,7 +82,7 @@ template <weight_kind kind, int units> struct gemm_loader {
     {
         const int thread = (int)threadIdx.x, p = thread / 8 % shape::panels;
         const int step = 2 * stage + thread / 8 / shape::panels;
-        const int g = vgq_least(step / args.group_steps, args.groups - 1);
+        const int g = vgq_least(group_of(args, step), args.groups - 1);
         *there = (panel + p) * VGQ_CUDA_PANEL < args.columns;
         return args.column + ((size_t)g * args.columns + (panel + p) * VGQ_CUDA_PANEL) * 2 +
                thread % 8 * 16;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * CUDA twins of metrics.c: the same blocks, lanes and trees, so the same bits. Sixteen threads,
  * half a warp, are the sixteen lanes of a block; a second kernel adds the blocks' results in pairs.
- */
+ * Where half-warps need nothing of each other, a CUDA block is one warp: an image has few of them,
+ * and they shall not sit on a handful of multiprocessors. */
 #include "common.cuh"
 #include "../metrics_lanes.h"
 
@@ -109,8 +110,8 @@ vgq_status vgq_compare_cuda(size_t n, vgq_dtype r_dtype, const void *r_x, vgq_dt
                        offsetof(vgq_moments, hi) / sizeof(double)};
     if (bad_array(r, n) || bad_array(c, n) || !parts)
         return VGQ_EINVAL;
-    const vgq_status status = vgq_launch(moments_kernel, vgq_blocks(count, VGQ_THREADS / VGQ_LANES),
-                                         VGQ_THREADS, 0, stream, n, count, r, c, parts);
+    const vgq_status status = vgq_launch(moments_kernel, vgq_blocks(count, VGQ_WARP / VGQ_LANES),
+                                         VGQ_WARP, 0, stream, n, count, r, c, parts);
     return status == VGQ_OK ? join(j, count, (double *)parts, stream) : status;
 }
 
@@ -186,8 +187,8 @@ vgq_status vgq_cross_entropy_cuda(size_t rows, size_t cols, vgq_dtype r_dtype, c
         !parts)
         return VGQ_EINVAL;
     vgq_entropy *const row_values = parts + count;
-    vgq_status status = vgq_launch(entropy_rows_kernel, vgq_blocks(rows, VGQ_THREADS / VGQ_LANES),
-                                   VGQ_THREADS, 0, stream, rows, cols, r, c, row_values);
+    vgq_status status = vgq_launch(entropy_rows_kernel, vgq_blocks(rows, VGQ_WARP / VGQ_LANES),
+                                   VGQ_WARP, 0, stream, rows, cols, r, c, row_values);
     if (status == VGQ_OK)
         status = vgq_launch(entropy_parts_kernel, vgq_blocks(count, VGQ_WARP), VGQ_WARP, 0, stream,
                             rows, count, row_values, parts);

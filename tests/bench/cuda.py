@@ -4,7 +4,8 @@
     python tests/bench/cuda.py [--quick] [--out bench.md]
 
 Times are CUDA events around one call, the median of many after a warm-up, in an L2 that holds
-nothing of the operands; candidates take turns. It needs an NVIDIA GPU; without one it says so in a
+nothing of the operands; candidates take turns. Calls that bring a number home (metrics, the whole
+vq.quantize) include the host's part. It needs an NVIDIA GPU; without one it says so in a
 line.
 """
 
@@ -40,6 +41,7 @@ def microseconds(calls: dict[str, Call], rounds: int) -> dict[str, float]:
     for turn in range(rounds + 3):
         for name, call in calls.items():
             other.zero_()
+            torch.cuda._sleep(500_000)  # meanwhile the host gets ahead: only the GPU's time counts
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             call()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CUDA Linear can take at best, on paper, beside BF16: the tables of docs/gpu.md.
+"""What the CUDA kernels can take at best, on paper, beside BF16: the tables of docs/gpu.md.
 
     python tests/bench/roofline.py
 
-Nothing is measured here. A kernel takes as long as its arithmetic at an assumed share of the peak,
-or its bytes at the memory's bandwidth, whichever is longer; kernels of a call follow each other.
+Nothing is measured here. A kernel takes as long as the busiest of what it needs: tensor cores,
+instructions, shared memory, L2, memory, double precision. Kernels of a call follow each other.
 """
 
 from __future__ import annotations
@@ -13,22 +13,34 @@ from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """Published dense peaks; `share`: of the INT8 peak that mma.sync is assumed to reach."""
+    """Published dense peaks, but for `share` and `l2`, which are assumptions."""
 
     name: str
     processors: int
+    clock: float
+    """GHz"""
     bf16: float
     """Tera operations a second; a multiply-add is two."""
     int8: float
+    fp64: int
+    """Additions or products a clock and processor."""
     bandwidth: float
     """GB/s"""
+    l2: float
+    """GB/s"""
     share: float
+    """Of the INT8 peak that mma.sync can reach."""
+
+    @property
+    def issued(self) -> float:
+        """Instructions of warps a second: four a clock and processor."""
+        return 4 * self.processors * self.clock * 1e9
 
 
 GPUS = (
-    Gpu("H100 SXM", 132, 989, 1979, 3350, 0.60),
-    Gpu("A100 SXM", 108, 312, 624, 2039, 0.70),
-    Gpu("RTX 4090", 128, 165, 660, 1008, 0.70),
+    Gpu("H100 SXM", 132, 1.83, 989, 1979, 64, 3350, 6500, 0.60),
+    Gpu("A100 SXM", 108, 1.41, 312, 624, 32, 2039, 5000, 0.70),
+    Gpu("RTX 4090", 128, 2.52, 165, 660, 2, 1008, 5000, 0.70),
 )
 BF16_SHARE = 0.80
 """Of the BF16 peak that cuBLAS is assumed to reach, whatever the shape."""
@@ -39,19 +51,53 @@ SHAPES = ((1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024))
 TOKENS = (1374, 2748, 5496, 11000)
 FEW = 8
 """Tokens up to which float activations are multiplied with packed weights themselves."""
+W4 = 0.5 + 2 / 32
+"""Bytes of an INT4 weight with the pairs of groups of 32."""
+
+# Counted in the SASS of sm_90: instructions of a warp in the loop over stages of 64 inputs.
+GEMM = {(1, 128): 176, (1, 64): 115, (W4, 128): 332, (W4, 64): 210}
+"""By bytes of a weight and outputs of a block. 64 of them, or 32, are products."""
+FEW_ROWS = {1: 270, 2: 270, 8: 395}
+"""By tokens: of 8 outputs, the tokens' way through shared memory included."""
+CODING = 55
+"""Of four inputs of each lane's token, both passes."""
 
 
 def blocks(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def fill(gpu: Gpu, m: int, n: int) -> float:
-    """Share of the processors' time in which they have blocks; csrc/cuda/linear.cu, is_narrow."""
+class Tiles(NamedTuple):
+    """How csrc/cuda/linear.cu, is_narrow, cuts a product."""
+
+    width: int
+    count: int
+    turns: float
+    """Blocks that the busiest processor has, one after the other."""
+
+
+def tiles(gpu: Gpu, m: int, n: int) -> Tiles:
     wide, narrow = blocks(m, 128) * blocks(n, 128), blocks(m, 128) * blocks(n, 64)
     wide_turns, narrow_turns = blocks(wide, gpu.processors), blocks(narrow, gpu.processors)
-    is_narrow = 20 * wide_turns > 11 * narrow_turns
-    turns = 1.1 * narrow_turns / 2 if is_narrow else wide_turns
-    return m * n / (128 * 128 * turns * gpu.processors)
+    if 20 * wide_turns > 11 * narrow_turns:
+        return Tiles(64, narrow, 1.1 * narrow_turns)
+    return Tiles(128, wide, wide_turns)
+
+
+def stage_clocks(gpu: Gpu, width: int, weight: float) -> dict[str, float]:
+    """Of 128 tokens x `width` outputs x 64 inputs on a processor: each of what they need."""
+    rate = gpu.int8 * 1e12 / 2 / gpu.processors / (gpu.clock * 1e9)
+    read = 4 * (64 * 64 + width / 2 * 64 * weight)  # by each of four warps
+    return {
+        "tensor cores": 128 * width * 64 / (rate * gpu.share),
+        "instructions": 4 * GEMM[weight, width] / 4,
+        "shared memory": (read + stage_bytes(width, weight)) / 128,
+    }
+
+
+def stage_bytes(width: int, weight: float) -> float:
+    """What a block fetches of the L2 for that."""
+    return 128 * 64 + width * 64 * weight
 
 
 def macs(m: int, k: int, n: int) -> int:
@@ -59,7 +105,7 @@ def macs(m: int, k: int, n: int) -> int:
 
 
 def gemm_bytes(m: int, k: int, n: int, weight: float) -> float:
-    """Codes read once, weights read once, y written as bfloat16. Tiles come from the cache."""
+    """Codes read once, weights read once, y written as bfloat16. Tiles come from the L2."""
     return m * k + weight * n * k + 2 * m * n
 
 
@@ -69,22 +115,49 @@ def bf16(gpu: Gpu, m: int, k: int, n: int) -> float:
     return max(2 * macs(m, k, n) / (gpu.bf16 * 1e12 * BF16_SHARE), moved / (gpu.bandwidth * 1e9))
 
 
+def coding(gpu: Gpu, m: int, k: int) -> float:
+    """Seconds of coding m tokens from bfloat16."""
+    return max(3 * m * k / (gpu.bandwidth * 1e9), CODING * m * k / 4 / 32 / gpu.issued)
+
+
+def product(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
+    """Seconds of the product of coded tokens; weight: bytes of one, 1 or W4."""
+    cut, stages = tiles(gpu, m, n), blocks(k, 64)
+    clocks = max(stage_clocks(gpu, cut.width, weight).values())
+    return max(
+        cut.turns * stages * clocks / (gpu.clock * 1e9),
+        cut.count * stages * stage_bytes(cut.width, weight) / (gpu.l2 * 1e9),
+        gemm_bytes(m, k, n, weight) / (gpu.bandwidth * 1e9),
+    )
+
+
 def int8(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
-    """Seconds of coding the tokens and of the product; weight: bytes of one, 1 or 0.5625."""
-    coding = 3 * m * k / (gpu.bandwidth * 1e9)
-    compute = 2 * macs(m, k, n) / (gpu.int8 * 1e12 * gpu.share * fill(gpu, m, n))
-    return coding + LAUNCH + max(compute, gemm_bytes(m, k, n, weight) / (gpu.bandwidth * 1e9))
-
-
-W4 = 0.5 + 2 / 32
-"""Bytes of an INT4 weight with the pairs of groups of 32."""
+    """Seconds of a Linear with INT8 activations: both kernels."""
+    return coding(gpu, m, k) + LAUNCH + product(gpu, m, k, n, weight)
 
 
 def weight_only(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
     """Seconds with float activations: packed weights read once, or decoded and multiplied."""
     if m <= FEW:
-        return (weight * n * k + 2 * m * (k + n)) / (gpu.bandwidth * 1e9)
+        moved = (weight * n * k + 2 * m * (k + n)) / (gpu.bandwidth * 1e9)
+        return max(moved, blocks(n, 8) * blocks(k, 64) * FEW_ROWS[m] / gpu.issued)
     return (weight + 2) * n * k / (gpu.bandwidth * 1e9) + LAUNCH + bf16(gpu, m, k, n)
+
+
+# Elements, bytes moved and operations in double precision of each.
+WEIGHT, IMAGE = 4096 * 1024, 3 * 518 * 518
+OTHERS = (
+    ("range of a weight 4096 x 1024, float32", WEIGHT, 4, 0),
+    ("quantize it to INT8", WEIGHT, 5, 0),
+    ("quantize it to INT4", WEIGHT, 4.5, 0),
+    ("two-level scales of it, groups of 32", WEIGHT, 4, 32),
+    ("dequantize INT8 to bfloat16", WEIGHT, 3, 0),
+    ("decode packed INT8 to bfloat16", WEIGHT, 3, 0),
+    ("decode packed INT4 to bfloat16", WEIGHT, 2 + W4, 0),
+    ("moments of images 3 x 518 x 518, float32", IMAGE, 8, 25),
+    ("cross entropies of them", IMAGE, 8, 90),
+    ("SSIM of them", IMAGE, 8, 280),
+)
 
 
 def cells(*values: object) -> str:
@@ -93,6 +166,10 @@ def cells(*values: object) -> str:
 
 def head(*titles: str) -> list[str]:
     return [cells(*titles), "|" + "---|" * len(titles)]
+
+
+def us(seconds: float) -> str:
+    return f"{1e6 * seconds:.1f}"
 
 
 def work_table() -> list[str]:
@@ -110,16 +187,55 @@ def work_table() -> list[str]:
     return lines
 
 
+def loop_table() -> list[str]:
+    """What a block of 128 x 128 needs of a processor, stage by stage, and of the L2."""
+    lines = head(
+        "GPU",
+        "weights",
+        "tensor cores, clocks",
+        "instructions, clocks",
+        "shared memory, clocks",
+        "L2 at that speed, TB/s",
+    )
+    for gpu in GPUS:
+        for name, weight in (("W8A8", 1), ("W4A8", W4)):
+            clocks = stage_clocks(gpu, 128, weight)
+            seconds = max(clocks.values()) / (gpu.clock * 1e9) / gpu.processors
+            drawn = stage_bytes(128, weight) / seconds / 1e12
+            lines.append(
+                cells(gpu.name, name, *(f"{c:.0f}" for c in clocks.values()), f"{drawn:.1f}")
+            )
+    return lines
+
+
 def time_table(gpu: Gpu) -> list[str]:
     lines = head(
-        "inputs x outputs", "tokens", "BF16 µs", "W8A8 µs", "ratio", "W4A8 µs", "weight-only W8 µs"
+        "inputs x outputs",
+        "tokens",
+        "BF16 µs",
+        "coding µs",
+        "W8A8 µs",
+        "ratio",
+        "W4A8 µs",
+        "ratio",
+        "weight-only W8 µs",
     )
     for k, n in SHAPES:
         for m in TOKENS:
             base, w8, w4 = bf16(gpu, m, k, n), int8(gpu, m, k, n, 1), int8(gpu, m, k, n, W4)
-            only = weight_only(gpu, m, k, n, 1)
-            us = [f"{1e6 * seconds:.1f}" for seconds in (base, w8, w4, only)]
-            lines.append(cells(f"{k} x {n}", m, us[0], us[1], f"{base / w8:.2f}", us[2], us[3]))
+            lines.append(
+                cells(
+                    f"{k} x {n}",
+                    m,
+                    us(base),
+                    us(coding(gpu, m, k)),
+                    us(w8),
+                    f"{base / w8:.2f}",
+                    us(w4),
+                    f"{base / w4:.2f}",
+                    us(weight_only(gpu, m, k, n, 1)),
+                )
+            )
     return lines
 
 
@@ -127,22 +243,31 @@ def few_table() -> list[str]:
     lines = head("GPU", "inputs x outputs", "tokens", "BF16 µs", "W8 µs", "W4 µs")
     for gpu in GPUS:
         for k, n in SHAPES[2:]:
-            m = FEW
-            times = (
-                bf16(gpu, m, k, n),
-                weight_only(gpu, m, k, n, 1),
-                weight_only(gpu, m, k, n, W4),
-            )
-            us = (f"{1e6 * t:.2f}" for t in times)
-            lines.append(cells(gpu.name, f"{k} x {n}", m, *us))
+            for m in (1, FEW):
+                times = [bf16(gpu, m, k, n)]
+                times += [weight_only(gpu, m, k, n, weight) for weight in (1, W4)]
+                lines.append(cells(gpu.name, f"{k} x {n}", m, *(f"{1e6 * t:.2f}" for t in times)))
+    return lines
+
+
+def others_table() -> list[str]:
+    lines = head("kernel", "MB", *(f"{gpu.name} µs" for gpu in GPUS))
+    for name, n, bytes_, doubles in OTHERS:
+        times = []
+        for gpu in GPUS:
+            arithmetic = n * doubles / (gpu.fp64 * gpu.processors * gpu.clock * 1e9)
+            times.append(us(max(n * bytes_ / (gpu.bandwidth * 1e9), arithmetic)))
+        lines.append(cells(name, f"{n * bytes_ / 1e6:.1f}", *times))
     return lines
 
 
 def tables() -> str:
     """All of them, as docs/gpu.md has them."""
     parts = [["**Work of a call**", "", *work_table()]]
+    parts += [["**A stage of the product**, 128 x 128 x 64", "", *loop_table()]]
     parts += [[f"**{gpu.name}**, expected times", "", *time_table(gpu)] for gpu in GPUS]
     parts += [[f"**Up to {FEW} tokens**, weight-only", "", *few_table()]]
+    parts += [["**The other kernels**, expected times", "", *others_table()]]
     return "\n\n".join("\n".join(part) for part in parts)
 
 
