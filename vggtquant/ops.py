@@ -419,8 +419,8 @@ def linear(
     if _on_gpu(x):
         y = torch.empty((x.shape[0], about.n), dtype=dtype, device=x.device)
         return _linear_on_gpu(packed, about, activations, x, added, y, gelu)
-    y = _room((x.shape[0], about.n), dtype)
     weight, source = memory(packed), values(x)
+    y = _room((x.shape[0], about.n), dtype)
     into = _array(y.view(torch.uint16) if dtype == torch.bfloat16 else y)
     nbytes = _cpu.linear_nbytes(weight, activations, source, into)
     scratch = _room(nbytes, torch.uint8).numpy()
