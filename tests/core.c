@@ -506,7 +506,7 @@ static void test_linear(void)
         test_truncated(&w);
         for (int a = 0; a < VGQ_ACTIVATIONS; a++) /* more than one slice of a float panel */
             test_product(
-                &deep, (vgq_linear_call){(vgq_activations)a, 5, VGQ_F32, VGQ_F32, NULL, NULL, NULL},
+                &deep, (vgq_linear_call){(vgq_activations)a, 7, VGQ_F32, VGQ_F32, NULL, NULL, NULL},
                 1);
         w.k = VGQ_DEEPEST + 1;
         CHECK(vgq_packed_nbytes(&w) == 0 && vgq_pack(&w, &w, 0) == VGQ_EDEPTH, " ");

@@ -23,7 +23,7 @@
 
 extern size_t checks;
 
-enum { CORE_NUMBERS = 8 * 1024 };
+enum { CORE_NUMBERS = 12 * 1024 };
 extern float numbers[CORE_NUMBERS]; /* finite, -1 to 1 */
 
 void test_values(void);   /* on the instruction set in use */

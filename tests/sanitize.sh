@@ -32,7 +32,8 @@ asan() {
 valgrind_() {
     has valgrind || return 0
     cc "${flags[@]}" -O1 tests/core*.c "${core[@]}" -o "$out/valgrind" "${libraries[@]}"
-    valgrind --quiet --error-exitcode=9 --leak-check=full "$out/valgrind" 13
+    valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
+        --show-leak-kinds=definite "$out/valgrind" 13
 }
 
 threads() {
