@@ -246,3 +246,24 @@ def test_the_stub_lists_the_module() -> None:
     listed = {node.name for node in ast.parse(stub).body if isinstance(node, ast.FunctionDef)}
     module = {name for name in dir(_cpu) if not name.startswith("_")}
     assert listed == module
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["use", "set_threads", "packed_nbytes", "linear_isa", "ssim_parts", "compare_parts",
+     "cuda_packed_nbytes", "cuda_pack", "cuda_unpack"],
+)  # fmt: skip
+def test_arguments_of_another_kind(name: str) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        getattr(_cpu, name)(object())
+
+
+def test_read_only_pictures() -> None:
+    from test_hostile import more_arguments
+
+    function, given = more_arguments()["render"]
+    for at in (8, 9, 10):
+        pictures = [a.copy() if isinstance(a, np.ndarray) else a for a in given]
+        pictures[at].flags.writeable = False
+        with pytest.raises(ValueError, match="must be writeable"):
+            function(*pictures)
