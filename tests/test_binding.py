@@ -3,6 +3,7 @@
 
 import ast
 import gc
+import re
 import sys
 import threading
 import time
@@ -14,7 +15,10 @@ import pytest
 from numpy.typing import NDArray
 
 import vggtquant
-from vggtquant import _cpu  # the exception to "only ops.py imports _cpu": this is its test
+from vggtquant import (
+    _cpu,  # the exception to "only ops.py imports _cpu": this is its test
+    _render,
+)
 
 Array = NDArray[Any]
 
@@ -267,3 +271,65 @@ def test_read_only_pictures() -> None:
         pictures[at].flags.writeable = False
         with pytest.raises(ValueError, match="must be writeable"):
             function(*pictures)
+
+
+@pytest.mark.parametrize("layout", ["", "cuda_"])
+@pytest.mark.parametrize("has_zero", [False, True])
+@pytest.mark.parametrize("kind", ["two_level", "per_group"])
+def test_packed_weights_come_back(layout: str, has_zero: bool, kind: str) -> None:
+    shape, rng = (64, 128, 32), np.random.default_rng(0)
+    groups = 64 * 128 // 32
+    q = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+    scale = rng.random(groups if kind == "per_group" else 64, dtype=np.float32)
+    largest = 8 if has_zero else 15
+    factor = rng.integers(1, largest + 1, groups, np.uint8) if kind == "two_level" else None
+    zero = rng.integers(-8, 8, groups, dtype=np.int8) if has_zero else None
+    nbytes = getattr(_cpu, f"{layout}packed_nbytes")("i4", kind, shape, has_zero)
+    packed = np.empty(nbytes, np.uint8)
+    getattr(_cpu, f"{layout}pack")("i4", kind, shape, q, scale, factor, zero, packed)
+    if not layout:
+        assert _cpu.packed_weight(packed) == (4, kind, shape, has_zero)
+    given = [q, scale, factor, zero]
+    back = [a if a is None else np.zeros_like(a) for a in given]
+    getattr(_cpu, f"{layout}unpack")(packed, *back)
+    for a, b in zip(given, back, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [((N + 1, K), (N, N)), ((N, K + 1), (N, N)), ((N, K), (N, N + 1)),
+                 ((N, K), (N * N,)), ((N * K,), (N, N))]
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["linear", "linear_nbytes"])
+def test_operands_of_one_wrong_size(name: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    given = arguments()[name]
+    given[2] = np.zeros(x, np.float32)
+    given[-2 if name == "linear" else -1] = np.zeros(y, np.float32)
+    with pytest.raises(ValueError, match=re.escape(f"x {x} and y {y} are given; (m, {K})")):
+        getattr(_cpu, name)(*given)
+
+
+def test_parts_of_any_count() -> None:
+    most = 2**64 - 1
+    assert _cpu.compare_parts(most) > _cpu.compare_parts(most // 2) > 0
+    with pytest.raises(OverflowError):
+        _cpu.compare_parts(most + 1)
+
+
+def test_pictures_of_other_shapes_and_layouts() -> None:
+    from test_hostile import more_arguments
+
+    function, given = more_arguments()["render"]
+    for at, shape in ((3, (4,)), (9, (4, 4)), (9, (2, 4, 4)), (8, (1, 4, 4)), (10, (1, 4, 4))):
+        pictures = [*given]
+        pictures[at] = np.zeros(shape, given[at].dtype)
+        with pytest.raises(ValueError, match="rgb and points"):
+            function(*pictures)
+    for at in (0, 9):
+        pictures = [*given]
+        pictures[at] = np.repeat(given[at], 2, axis=-1)[..., ::2]
+        with pytest.raises(TypeError, match="C-contiguous"):
+            function(*pictures)
+    for points in (np.array(1, np.float32), np.zeros((3, 2), np.float32)):
+        with pytest.raises(ValueError, match=re.escape("(..., 3)")):
+            _render.mean_norm(points)

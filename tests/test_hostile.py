@@ -374,6 +374,7 @@ import test_hostile
 from vggtquant import _cpu
 
 def attempt(function, arguments, n, forever):
+    taken = [[] for _ in range(100)]  # the lists that Python keeps, so that new ones want memory
     _testcapi.set_nomemory(n, 0 if forever else n + 1)
     try:
         function(*arguments)
@@ -388,14 +389,16 @@ calls += [(getattr(_cpu, n), []) for n in ("isa", "isas", "openmp", "metric_rows
                                            "ssim_limits", "threads")]
 calls += [(_cpu.compare_parts, [10**6]), (_cpu.ssim_parts, [3, 40, 40, 3])]
 errors = [(f, [*a[:-1], object()]) for f, a in calls if a]
+linear, (packed, kind, x, *others) = test_hostile.every_call()["linear"]
+errors.append((linear, [packed, kind, x.ravel(), *others]))
 failed = 0
 for number, (function, arguments) in enumerate(calls + errors):
     for forever in (True, False):
-        for n in range(1, 500):
+        for n in range(500):
             try:
                 if attempt(function, arguments, n, forever):
                     break
-            except TypeError:  # the errors' own: there was memory for it
+            except (TypeError, ValueError):  # the errors' own: there was memory for it
                 break
             failed += 1
         else:
@@ -406,6 +409,22 @@ print(failed)
 """)
     print(f"{told.strip()} allocations failed")
     assert int(told) > 100
+
+
+def test_modules_without_numpy() -> None:
+    told = run("""
+import importlib.machinery, importlib.util, sys
+for name in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):
+    sys.modules[name] = None
+folder = importlib.util.find_spec("vggtquant").submodule_search_locations
+for name in ("_cpu", "_render"):
+    spec = importlib.machinery.PathFinder.find_spec(name, folder)
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except ImportError as error:
+        print(name, "multiarray" in str(error))
+""")
+    assert told.splitlines() == ["_cpu True", "_render True"]
 
 
 def test_sub_interpreters() -> None:

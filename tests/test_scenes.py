@@ -168,15 +168,89 @@ def test_the_renderer_refuses_what_it_cannot_draw() -> None:
     for row, column, value, words in (
         (0, 0, 1, "shape 0 is a room"),
         (1, 0, 9, "shape 0 is a room"),
+        (1, 0, -1, "shape 0 is a room"),
+        (1, 0, 4, "shape 0 is a room"),
+        (1, 0, np.nan, "shape 0 is a room"),
         (1, 1, 1e6, "texture is not in the table"),
+        (1, 1, -1, "texture is not in the table"),
         (1, 14, 0, "half sizes must be positive"),
         (1, 14, np.nan, "half sizes must be positive"),
+        (1, 15, -1, "half sizes must be positive"),
+        (1, 16, 0, "half sizes must be positive"),
     ):
         shapes = tables[0].copy()
         shapes[row, column] = value
         with pytest.raises(ValueError, match=words):
             _render.render(shapes, *tables[1:], True, 0, 14, *out)
+    for column, value, words in (
+        (0, -1, "texture is of no known kind"),
+        (0, 9, "texture is of no known kind"),
+        (1, -1, "seed must be an integer below 2.24"),
+        (1, 2**24, "seed must be an integer below 2.24"),
+    ):
+        textures = tables[1].copy()
+        textures[-1, column] = value
+        with pytest.raises(ValueError, match=words):
+            _render.render(tables[0], textures, *tables[2:], True, 0, 14, *out)
+    for count in (0, _render.MAX_SHAPES + 1):
+        shapes = np.resize(tables[0], (count, tables[0].shape[1]))
+        with pytest.raises(ValueError, match=f"1 to {_render.MAX_SHAPES} shapes"):
+            _render.render(shapes, *tables[1:], True, 0, 14, *out)
     with pytest.raises(ValueError, match="rows 0 to 15"):
         _render.render(*tables, True, 0, 15, *out)
     with pytest.raises(TypeError, match="float32"):
         _render.render(tables[0].astype(np.float64), *tables[1:], True, 0, 14, *out)
+
+
+ROOM, BOX, BALL, CYLINDER = range(4)
+X, Y, Z = np.eye(3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "origin", "ray", "depth"),
+    [
+        (BOX, -3 * Z, Z, 2),  # parallel to four faces
+        (BOX, 2 * X - 3 * Z, Z, 8),  # and beside it
+        (BOX, 3 * Z, Z, 2),  # behind
+        (BOX, 0 * Z, Z, 5),  # from inside
+        (BOX, 6 * Z, Z, 0),  # from behind the room's wall
+        (BALL, -3 * Z, Z, 2),
+        (BALL, X - 3 * Z, Z, 8),  # tangent
+        (BALL, 1.25 * X - 1.25 * Z, Z, 6.25),  # inside its bounding rectangle only
+        (BALL, 1.5 * Z, Z, 3.5),
+        (BALL, -0.5 * Z, Z, 5.5),
+        (CYLINDER, -3 * Y, Y, 2),  # along the axis
+        (CYLINDER, 1.5 * X - 3 * Y, Y, 8),
+        (CYLINDER, -3 * X, X, 2),  # across it
+        (CYLINDER, 1.5 * Y - 3 * X, X, 8),
+        (CYLINDER, 0.5 * X, X, 4.5),
+        (CYLINDER, 1.5 * X, X, 3.5),
+        (CYLINDER, 0 * Y, Y, 5),
+        (CYLINDER, 1e18 * X - 1.5 * Y, Y + 1e-23 * X, 0),  # the square of its slope is nothing
+        (CYLINDER, -2 * X - 2 * Y, X + Y, 1),  # side and cap at their rim
+        (CYLINDER, 2 * Y - 2 * X, X - Y, 1),
+        # the same, where rounding has the cap before the side
+        (
+            CYLINDER,
+            (2.859234094619751, -3.7313153743743896, 1.8372435569763184),
+            (-2.4084184169769287, 2.7313153743743896, -0.94462651014328),
+            1,
+        ),
+    ],
+)
+def test_a_ray_meets_what_it_should(
+    kind: int, origin: np.ndarray, ray: np.ndarray, depth: float
+) -> None:
+    """Of the unit form in the middle of a room of half size 5, by the ray of the middle pixel."""
+    shapes = np.zeros((2, 17), np.float32)
+    shapes[:, 2:11] = np.eye(3).ravel()
+    shapes[:, 0], shapes[:, 14:] = (ROOM, kind), [[5], [1]]
+    across = np.cross(ray, Z if abs(ray[2]) < 0.5 else X) / np.linalg.norm(ray)
+    rotation = [*across, *np.cross(ray, across) / np.linalg.norm(ray), *ray]
+    camera = np.float32([[*rotation, *origin, 100, 100]])
+    tables = (shapes, np.zeros((6, 16), "f4"), np.zeros((1, 8), "f4"), np.ones(3, "f4"), camera)
+    rgb, z, points = np.zeros((1, 2, 2, 3), "u1"), np.zeros((1, 2, 2), "f4"), np.zeros((12,), "f4")
+    _render.render(*tables, False, 0, 2, rgb, z, points)
+    assert z[0, 1, 1] == pytest.approx(depth, abs=1e-6)
+    place = np.add(origin, np.multiply(depth, ray))
+    assert points[-3:] == pytest.approx(place, rel=1e-6, abs=1e-5)

@@ -55,16 +55,15 @@ def linear(activations: str) -> list[Any]:
     return [weight, activations, x, None, y, scratch]
 
 
-def scene() -> list[Any]:
-    width = 12_000
+def scene(width: int, height: int) -> list[Any]:
     shape = np.zeros((1, 17), np.float32)
     shape[0, 2:11] = np.eye(3).ravel()
     shape[0, 14:] = 5
     camera = np.float32([[*np.eye(3).ravel(), 0, 0, 0, width, width]])
     textures, lights = np.zeros((6, 16), np.float32), np.zeros((1, 8), np.float32)
-    pictures = [zeros((1, width, width, 3), np.uint8), zeros((1, width, width))]
-    pictures.append(zeros((1, width, width, 3)))
-    return [shape, textures, lights, np.ones(3, np.float32), camera, True, 0, width, *pictures]
+    pictures = [zeros((1, height, width, 3), np.uint8), zeros((1, height, width))]
+    pictures.append(zeros((1, height, width, 3)))
+    return [shape, textures, lights, np.ones(3, np.float32), camera, True, 0, height, *pictures]
 
 
 ROW, ONE = (1, GIGA, GIGA), np.ones(1, np.float32)
@@ -128,7 +127,8 @@ LONG: dict[str, Callable[[], tuple[Callable[..., object], list[Any]]]] = {
     ),
     "exp": lambda: (_cpu.exp, [zeros((GIGA // 2,), np.float64), zeros((GIGA // 2,), np.float64)]),
     "log": lambda: (_cpu.log, [zeros((GIGA // 2,), np.float64), zeros((GIGA // 2,), np.float64)]),
-    "render": lambda: (_render.render, scene()),
+    "render": lambda: (_render.render, scene(12_000, 12_000)),
+    "render, a narrow picture": lambda: (_render.render, scene(256, 1 << 19)),
 }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ static vec pattern(const vgq_texture *t, float u, float v, uint32_t seed)
     const int32_t x = floor_i32(u), y = floor_i32(v);
     const float a = u - (float)x, b = v - (float)y;
 
-    switch ((vgq_texture_kind)t->kind) {
+    switch ((vgq_texture_kind)t->kind) { // uncovered: vgq_scene_check refuses other kinds
     case VGQ_CLOUD: {
         const float s = clamp01(2.0f * soft(u, v, seed) - 0.5f);
         return s < 0.5f ? mix(c0, c1, 2.0f * s) : mix(c1, c2, 2.0f * s - 1.0f);
