@@ -102,6 +102,8 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     def outer(x: torch.Tensor) -> torch.Tensor:
         if isinstance(x, Pretended):
             return x
+        if capturing:
+            capturing[-1].pool.append(x)
         own = [wrapper for wrapper in given if wrapper.inner is x]
         return own[0] if own else Pretended(x)
 
@@ -116,10 +118,14 @@ class OnGpu(TorchDispatchMode):
 
 
 class Graph:
-    """Notes the calls of _cuda while it is captured, and makes them again."""
+    """Notes the calls of _cuda while it is captured, and makes them again.
+
+    The calls hold addresses, so what was made in the capture stays: pool, as a real graph's.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, Any]] = []
+        self.pool: list[torch.Tensor] = []
 
     def replay(self) -> None:
         for call, args in self.calls:
