@@ -215,11 +215,7 @@ def _mae(axis: Axes, figure: Figure, rows: Sequence[Row]) -> None:
         if row["status"] != "ok":
             _absent(axis, place, row["status"])
         elif words := _no_mae([found.get((place, name), 0.0) for name in names], row, least):
-            axis.text(
-                0.01, place, words, transform=axis.get_yaxis_transform(), va="center",
-                fontsize=8, style="italic",
-                bbox=_PATCH,
-            )  # fmt: skip
+            _absent(axis, place, words)
     if seen:
         _legend_below(axis, figure, *axis.get_legend_handles_labels())
 
