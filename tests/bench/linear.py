@@ -7,12 +7,14 @@ Candidates take turns within a round, every other round in reverse, so that a ma
 down slows all of them. A figure is GMAC/s (1e9 multiply-adds a second) of the whole call, coding
 of the activations included: the median round, and half the distance between the quartiles. Ratios
 are of medians. The share of the peak is that of what our kernel's instructions reach from registers
-on the same threads (peak.c). --out writes Markdown, and a plot beside it.
+on the same threads (peak.c), which takes its turns too. --out writes Markdown, and a plot beside
+it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import shutil
@@ -61,6 +63,7 @@ class Speed(NamedTuple):
 
     median: float
     spread: float
+    fastest: float
 
 
 Row = dict[str, Speed]
@@ -68,7 +71,7 @@ Row = dict[str, Speed]
 
 def speed(macs: int, seconds: list[float]) -> Speed:
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Speed(macs / middle / 1e9, (high - low) / 2 / middle)
+    return Speed(macs / middle / 1e9, (high - low) / 2 / middle, macs / min(seconds) / 1e9)
 
 
 def timed(call: Call, burst: int) -> float:
@@ -88,7 +91,37 @@ def settle() -> None:
             return
 
 
-def measure(shape: Shape, names: list[str], rounds: int, missing: dict[str, str]) -> Row:
+class Peaks:
+    """What the instruction sequences of peak.c reach from registers, a call each."""
+
+    def __init__(self) -> None:
+        """Build the library; without a compiler, or on another CPU, no sequence is known."""
+        self.library: ctypes.CDLL | None = None
+        compiler = shutil.which(os.environ.get("CC", "cc"))
+        if compiler is None or platform.machine() != "x86_64":
+            return
+        source = Path(__file__).with_name("peak.c")
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / "peak.so"
+            options = ["-O2", "-pthread", "-shared", "-fPIC"]
+            subprocess.run([compiler, *options, source, "-o", built], check=True)
+            self.library = ctypes.CDLL(str(built))
+        self.library.vgq_peak.restype = ctypes.c_double
+
+    def seconds(self, sequence: str) -> float | None:
+        """Seconds that 1e9 multiply-adds of a sequence, "W8A8" say, take now; None: not known."""
+        if self.library is None or not sequence:
+            return None
+        table = "avx2" if vq.isa() == "avx2" else "avx512"
+        name = f"{table} {sequence}".encode()
+        found = self.library.vgq_peak(name, torch.get_num_threads())
+        return 1e9 / found if found > 0 else None
+
+
+def measure(
+    shape: Shape, names: list[str], rounds: int, missing: dict[str, str], peaks: Peaks
+) -> tuple[Row, Row]:
+    """Speeds of the candidates, and of the instruction sequences that they are held against."""
     m, k, n = shape
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(k, n)
@@ -107,29 +140,20 @@ def measure(shape: Shape, names: list[str], rounds: int, missing: dict[str, str]
             missing[name] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             calls.pop(name, None)
     times: dict[str, list[float]] = {name: [] for name in calls}
+    reached: dict[str, list[float]] = {}
     for turn in range(rounds):
         for name in list(calls) if turn % 2 == 0 else reversed(calls):
             settle()
             calls[name]()  # wakes its threads and has its weights in the cache, as in a model
             times[name].append(timed(calls[name], bursts[name]))
-    return {name: speed(m * k * n, seconds) for name, seconds in times.items()}
-
-
-def peaks() -> dict[str, float]:
-    """GMAC/s of each instruction sequence of peak.c; empty without a compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or platform.machine() != "x86_64":
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "peak"
-        source = Path(__file__).with_name("peak.c")
-        subprocess.run([compiler, "-O2", "-pthread", source, "-o", program], check=True)
-        out = subprocess.run(
-            [program, str(torch.get_num_threads())], check=True, capture_output=True, text=True
-        ).stdout
-    rows = (line.split("\t") for line in out.splitlines())
-    table = "avx2" if vq.isa() == "avx2" else "avx512"
-    return {name.removeprefix(table + " "): float(s) for name, s in rows if name.startswith(table)}
+        for sequence in dict.fromkeys(CANDIDATES[name].peak for name in calls):
+            settle()
+            if (now := peaks.seconds(sequence)) is not None:
+                reached.setdefault(sequence, []).append(now)
+    return (
+        {name: speed(m * k * n, seconds) for name, seconds in times.items()},
+        {sequence: speed(10**9, seconds) for sequence, seconds in reached.items()},
+    )
 
 
 def ratio_lines(rows: dict[Shape, Row], names: list[str]) -> list[str]:
@@ -153,16 +177,22 @@ def ratio_lines(rows: dict[Shape, Row], names: list[str]) -> list[str]:
     return lines
 
 
-def peak_lines(rows: dict[Shape, Row], names: list[str], peak: dict[str, float]) -> list[str]:
+def peak_lines(rows: dict[Shape, Row], names: list[str], peaks: dict[Shape, Row]) -> list[str]:
+    """Shares of the peak: at the median round, and of the fastest that each had, which leaves out
+    what a busy host does to two threads that have to end together."""
     lines = []
-    large = [row for (m, k, _), row in rows.items() if m >= 930 and k >= 1024]
+    large = [shape for shape in rows if shape[0] >= 930 and shape[1] >= 1024]
     for name in names:
-        of = peak.get(CANDIDATES[name].peak)
-        if of and large:
-            shares = [row[name].median / of for row in large]
+        sequence = CANDIDATES[name].peak
+        pairs = [(rows[s][name], peaks[s][sequence]) for s in large if sequence in peaks[s]]
+        if pairs:
+            shares = [mine.median / peak.median for mine, peak in pairs]
+            fastest = [mine.fastest / peak.fastest for mine, peak in pairs]
+            of = statistics.median(peak.median for _, peak in pairs)
             lines.append(
                 f"{name}: {statistics.median(shares):.0%} of the {of:.0f} GMAC/s that its "
-                f"instructions reach from registers, {min(shares):.0%} to {max(shares):.0%}."
+                f"instructions reach from registers beside it, {min(shares):.0%} to "
+                f"{max(shares):.0%}; fastest rounds {statistics.median(fastest):.0%}."
             )
     return ["", *lines] if lines else []
 
@@ -217,11 +247,13 @@ def main() -> None:
         missing |= dict.fromkeys(
             [name for name in CANDIDATES if name.startswith("ORT")], "cannot be lowered to AVX2"
         )
-    peak = peaks()
+    peaks = Peaks()
     rows: dict[Shape, Row] = {}
+    reached: dict[Shape, Row] = {}
     with torch.inference_mode():
         for shape in shapes:
-            rows[shape] = measure(shape, names, 5 if args.quick else args.rounds, missing)
+            rounds = 5 if args.quick else args.rounds
+            rows[shape], reached[shape] = measure(shape, names, rounds, missing, peaks)
             shown = {name: round(s.median, 1) for name, s in rows[shape].items()}
             print(shape, shown, file=sys.stderr)
 
@@ -238,7 +270,7 @@ def main() -> None:
     for (m, k, n), row in rows.items():
         cells = " | ".join(f"{row[name].median:.3g} ±{row[name].spread:.0%}" for name in names)
         lines.append(f"| {m},{k},{n} | {cells} |")
-    lines += ratio_lines(rows, names) + peak_lines(rows, names, peak)
+    lines += ratio_lines(rows, names) + peak_lines(rows, names, reached)
     lines += [f"\nNot measured: {name} ({why})" for name, why in missing.items()]
     text = "\n".join(lines)
     print(text)

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the integer tiles' instruction sequences reach when nothing is loaded: multiply-adds a
- * second of each, on `threads` pinned threads at once. linear.py compiles and runs this and holds
- * every figure against it.
+ * What the tiles' instruction sequences reach when nothing is loaded: multiply-adds a second of
+ * each, on pinned threads. linear.py builds this as a library and lets it take turns with the calls
+ * that it is held against.
  *
- *      cc -O2 -pthread peak.c -o peak && ./peak 2        a line for each: name GMAC/s
+ *      cc -O2 -pthread -shared -fPIC peak.c -o peak.so
  */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #define EACH_12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
@@ -61,39 +60,42 @@ typedef struct sequence {
     double macs; /* of one turn */
 } sequence;
 
-static double seconds(void)
+enum { TURNS = 500000, MOST_THREADS = 256 };
+
+typedef struct task {
+    const sequence *sequence;
+    pthread_barrier_t *together;
+    int cpu;
+    double seconds;
+} task;
+
+static double now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-enum { TURNS = 200000, ROUNDS = 15 };
-static pthread_barrier_t together;
-static double best[256];
-static const sequence *now;
-
 static void *work(void *data)
 {
-    const int me = (int)(size_t)data;
+    task *mine = data;
     cpu_set_t set;
     CPU_ZERO(&set);
-    CPU_SET(me, &set);
+    CPU_SET(mine->cpu, &set);
     sched_setaffinity(0, sizeof(set), &set);
-    best[me] = 1e9;
-    for (int i = 0; i < ROUNDS; i++) {
-        pthread_barrier_wait(&together);
-        const double start = seconds();
-        now->run(TURNS);
-        const double took = seconds() - start;
-        best[me] = took < best[me] ? took : best[me];
-    }
+    pthread_barrier_wait(mine->together);
+    const double start = now();
+    mine->sequence->run(TURNS);
+    mine->seconds = now() - start;
     return NULL;
 }
 
-int main(int argc, char **argv)
+/* Multiply-adds a second of the sequence of that name on the first CPUs, all at once, over some
+ * 10 ms: the sum of what each does. -1 for a name that is unknown or that this CPU cannot run, no
+ * or too many threads, or threads that cannot start.
+ */
+double vgq_peak(const char *name, int threads)
 {
-    const int threads = argc > 1 ? atoi(argv[1]) : 1;
     const sequence sequences[] = {
         {"avx512 W8A8", __builtin_cpu_supports("avx512vnni"), vnni, 2 * 24 * 64},
         {"avx512 W4A8", __builtin_cpu_supports("avx512vnni"), vnni, 2 * 24 * 64},
@@ -103,23 +105,28 @@ int main(int argc, char **argv)
         {"avx2 W4A8", __builtin_cpu_supports("avx2"), bytes, 8 * 6 * 32},
         {"avx2 FP32", __builtin_cpu_supports("fma"), fma_256, 2 * 12 * 8},
     };
-    if (threads < 1 || threads > 256)
-        return 2;
-    for (size_t s = 0; s < sizeof(sequences) / sizeof(*sequences); s++) {
-        if (!sequences[s].runs_here)
-            continue;
-        pthread_t thread[256];
-        double total = 0;
-        now = &sequences[s];
-        pthread_barrier_init(&together, NULL, (unsigned)threads);
-        for (int t = 0; t < threads; t++)
-            pthread_create(&thread[t], NULL, work, (void *)(size_t)t);
-        for (int t = 0; t < threads; t++) {
-            pthread_join(thread[t], NULL);
-            total += now->macs * TURNS / best[t] / 1e9;
-        }
-        pthread_barrier_destroy(&together);
-        printf("%s\t%.1f\n", now->name, total);
+    const sequence *wanted = NULL;
+    for (size_t s = 0; s < sizeof(sequences) / sizeof(*sequences); s++)
+        if (strcmp(sequences[s].name, name) == 0 && sequences[s].runs_here)
+            wanted = &sequences[s];
+    if (!wanted || threads < 1 || threads > MOST_THREADS)
+        return -1;
+    /* not on the stack: where a thread cannot start, those before it wait for it to the end */
+    static task tasks[MOST_THREADS];
+    static pthread_t thread[MOST_THREADS];
+    static pthread_barrier_t together;
+    if (pthread_barrier_init(&together, NULL, (unsigned)threads))
+        return -1;
+    for (int t = 0; t < threads; t++) {
+        tasks[t] = (task){wanted, &together, t, 0};
+        if (pthread_create(&thread[t], NULL, work, &tasks[t]))
+            return -1;
     }
-    return 0;
+    double total = 0;
+    for (int t = 0; t < threads; t++) {
+        pthread_join(thread[t], NULL);
+        total += wanted->macs * TURNS / tasks[t].seconds;
+    }
+    pthread_barrier_destroy(&together);
+    return total;
 }
