@@ -5,6 +5,8 @@ import copy
 import json
 import math
 import os
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -151,6 +153,27 @@ def test_quantizing_twice_finds_only_what_is_left(net: Net) -> None:
     vq.quantize_model(net, ALL_INT8)
     with pytest.raises(UserError, match="Net has no nn.Linear layer to quantize"):
         vq.quantize_model(net, ALL_INT8)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+def test_floats_go_as_their_layers_are_swapped() -> None:
+    """A model of 200 MB never takes much more, and what it leaves goes back to the system."""
+    program = (
+        "import sys, torch, vggtquant as vq\n"
+        "from torch import nn\n"
+        "def megabytes(key): return next(int(line.split()[1]) for line in "
+        "open('/proc/self/status') if line.startswith(key)) / 1024\n"
+        "torch.set_num_threads(2); vq.isa(); empty = megabytes('VmRSS')\n"
+        "model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(48)))\n"
+        "floats = megabytes('VmRSS') - empty\n"
+        "model, _ = vq.quantize_model(model, 'INT8_Per_Channel_Symmetric')\n"
+        "print(floats, megabytes('VmHWM') - empty, megabytes('VmRSS') - empty)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    floats, peak, after = map(float, done.stdout.split())
+    assert floats > 180 and peak - floats < 30, done.stdout  # 46 MB of codes take their place
+    assert after < 54 + 20, done.stdout  # 46 layers of 1 MB, two of 4
 
 
 def test_progress(net: Net) -> None:

@@ -149,18 +149,18 @@ def quantize_model(
     layers, originals = [], {}
     wanted = len(linears) - len(skipped)
     done = 0
-    for name, linear in linears.items():
+    for name in list(linears):
+        linear = linears.pop(name)  # the model's alone: once it is swapped, its floats are free
         if name in skipped:
             layers.append(_row(name, linear, "float", skipped=skipped[name]))
             continue
         if progress:
             progress(done, wanted, name)
-        swapped, row = _swap(model, name, linear, config)
-        layers.append(row)
+        layers.append(_swap(model, name, linear, config))
         if keep_originals:
-            originals[name] = swapped
+            originals[name] = linear
         done += 1
-    linears.clear()
+    ops.trim()
     if progress:
         progress(done, wanted, "")
     return model, ModelReport(config, layers, _notes(config), originals)
@@ -179,7 +179,7 @@ def _set(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _swap(
     model: nn.Module, name: str, linear: nn.Linear, config: QuantizationConfig
-) -> tuple[nn.Linear, LayerReport]:
+) -> LayerReport:
     bits = config.layer_bits(_named(name, config.sensitive_layers))
     scheme = config.scheme(bits)
     weight = linear.weight.detach()
@@ -192,7 +192,7 @@ def _swap(
     sqnr_db, cosine = _weight_quality(weight, q)
     _set(model, name, layer)
     label = config.name if config.quant_type != "mixed_precision" else f"{config.name}, INT{bits}"
-    row = LayerReport(
+    return LayerReport(
         name,
         (linear.out_features, linear.in_features),
         label,
@@ -202,7 +202,6 @@ def _swap(
         cosine,
         note=note,
     )
-    return linear, row
 
 
 def _weight_quality(weight: torch.Tensor, q: QTensor) -> tuple[float | None, float | None]:
