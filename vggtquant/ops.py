@@ -388,7 +388,7 @@ def packed_weight(packed: torch.Tensor) -> Packed:
 
 def lies_for_cuda(packed: torch.Tensor) -> bool:
     """Whether packed bytes, on any device, are those of the CUDA kernels."""
-    return bytes(packed[:8].cpu().numpy()) == b"vgqcuda1"
+    return bytes(packed[:8].cpu().numpy()) == b"vgqcuda2"
 
 
 def unpack(

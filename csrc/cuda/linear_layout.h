@@ -47,8 +47,8 @@ enum {
     VGQ_CUDA_UNIT_I4 = 256
 };
 
-/* First bytes of the header, as a little-endian number: "vgqcuda1". */
-#define VGQ_CUDA_MAGIC 0x3161647563716776ull
+/* First bytes of the header, as a little-endian number: "vgqcuda2". */
+#define VGQ_CUDA_MAGIC 0x3261647563716776ull
 
 /* Counts, and where the parts begin, in bytes. */
 typedef struct vgq_cuda_layout {
