@@ -46,6 +46,7 @@ SHAPES = {
     "tracker": [(1374, k, n) for k, n in TRACKER],
     "few": [(m, k, n) for m in FEW_ROWS for k, n in CAMERA],
 }
+BURST = 0.03  # seconds of calls that are timed together, and of those before them
 QUICK = [(1374, 1024, 4096), (1, 2048, 6144), (10, 2048, 6144)]
 
 # All sides lowered to AVX2. ONNX Runtime has no such switch, so it is left out then.
@@ -135,7 +136,7 @@ def measure(
         try:
             calls[name] = CANDIDATES[name].make(linear, x)
             calls[name]()
-            bursts[name] = max(1, min(50, int(0.005 / timed(calls[name], 2))))
+            bursts[name] = max(1, min(200, int(BURST / timed(calls[name], 2))))
         except Exception as error:  # a peer that is not there or fails is a note, not the end
             missing[name] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             calls.pop(name, None)
@@ -144,7 +145,7 @@ def measure(
     for turn in range(rounds):
         for name in list(calls) if turn % 2 == 0 else reversed(calls):
             settle()
-            calls[name]()  # wakes its threads and has its weights in the cache, as in a model
+            timed(calls[name], bursts[name])  # wakes threads and CPUs, as in the midst of a model
             times[name].append(timed(calls[name], bursts[name]))
         for sequence in dict.fromkeys(CANDIDATES[name].peak for name in calls):
             settle()
