@@ -228,6 +228,28 @@ def test_training_goes_on_where_it_was_killed(
         assert torch.equal(value, two.average[name])
 
 
+def test_workers_share_a_batch(trainer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scene goes to one worker, and all end with the mean of the gradients."""
+    monkeypatch.setattr(trainer, "IMAGES", 6)
+    monkeypatch.setattr(trainer, "FRAMES", (2,))
+    monkeypatch.setattr(trainer, "SIZE", 28)
+    whole = trainer.training_batch(5)["images"]
+    monkeypatch.setattr(trainer, "WORKERS", 2)
+    parts = []
+    for worker in (0, 1):
+        monkeypatch.setattr(trainer, "WORKER", worker)
+        parts.append(trainer.training_batch(5)["images"])
+    assert torch.equal(whole[0::2], parts[0]) and torch.equal(whole[1::2], parts[1])
+
+    others = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0])
+    monkeypatch.setattr(trainer.dist, "all_reduce", lambda flat: flat.add_(others))
+    parameters = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(1))]
+    parameters[0].grad = torch.tensor([[2.0, 4.0], [6.0, 8.0]])  # the other one was not used here
+    trainer.average_gradients(parameters)
+    assert parameters[0].grad.tolist() == [[6.0, 12.0], [18.0, 24.0]]
+    assert parameters[1].grad is not None and parameters[1].grad.tolist() == [25.0]
+
+
 def test_training_can_begin_from_the_shipped_weights(
     trainer: ModuleType, model: tiny.TinyVGGT
 ) -> None:
