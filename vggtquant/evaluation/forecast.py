@@ -186,8 +186,9 @@ def hopeless(cost: Cost, baseline: Cost, forwards: float) -> str | None:
     if seconds <= HOPELESS_SECONDS or times <= HOPELESS_TIMES:
         return None
     return (
-        f"would take {seconds:.0f} s, {times:.0f} times the baseline: this CPU has no bfloat16 "
-        f"instructions that torch uses; --schemes {cost.name} runs it all the same"
+        f"would take {seconds:.0f} s, {times:.0f} times the baseline, by a trial before the run: "
+        "torch is slow in bfloat16 on a CPU without instructions for it, or the machine was busy; "
+        f"--schemes {cost.name} runs it all the same"
     )
 
 
