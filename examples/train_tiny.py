@@ -11,8 +11,8 @@ The learning rate warms up, stays, and falls only in the annealing that --decay 
 annealing starts from a copy: `last.pt`, from before it, stays, so that a later day can train on
 and anneal again. A checkpoint is written every few minutes to a new file that then replaces the
 old one: kill the process at any time, the same command goes on. Data is a function of the step.
-Workers of one thread, each with its part of the batch, make 1.6 times the steps of one process with
-two threads: many operations are too small to be shared.
+Workers of one thread, each with its part of the batch, use the cores better than one process with
+as many threads: many operations are too small to be shared.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def test_quantizing_twice_finds_only_what_is_left(net: Net) -> None:
 def test_floats_go_as_their_layers_are_swapped() -> None:
     """A model of 200 MB never takes much more, and what it leaves goes back to the system."""
     program = (
-        "import sys, torch, vggtquant as vq\n"
+        "import torch, vggtquant as vq\n"
         "from torch import nn\n"
         "def megabytes(key): return next(int(line.split()[1]) for line in "
         "open('/proc/self/status') if line.startswith(key)) / 1024\n"
