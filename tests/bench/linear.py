@@ -111,7 +111,7 @@ class Peaks:
 
     def seconds(self, sequence: str) -> float | None:
         """Seconds that 1e9 multiply-adds of a sequence, "W8A8" say, take now; None: not known."""
-        if self.library is None or not sequence:
+        if self.library is None:
             return None
         table = "avx2" if vq.isa() == "avx2" else "avx512"
         name = f"{table} {sequence}".encode()
@@ -147,7 +147,7 @@ def measure(
             settle()
             timed(calls[name], bursts[name])  # wakes threads and CPUs, as in the midst of a model
             times[name].append(timed(calls[name], bursts[name]))
-        for sequence in dict.fromkeys(CANDIDATES[name].peak for name in calls):
+        for sequence in dict.fromkeys(filter(None, (CANDIDATES[name].peak for name in calls))):
             settle()
             if (now := peaks.seconds(sequence)) is not None:
                 reached.setdefault(sequence, []).append(now)
