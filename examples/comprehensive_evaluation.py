@@ -11,7 +11,7 @@ and comprehensive_visualizations.png, beside which stands comprehensive_report.h
 import argparse
 import sys
 
-from vggtquant.cli import main
+from vggtquant.commands.cli import main
 
 
 def evaluate(argv: list[str] | None = None) -> int:

@@ -36,7 +36,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggtquant import scenes, task_scores, tiny
+from vggtquant import tiny
+from vggtquant.data import scenes
+from vggtquant.scoring import task_scores
 from vggtquant.tiny.layers import rope_tables, rotate
 from vggtquant.tiny.model import PATCH, Aggregator, TinyVGGT
 
@@ -273,7 +275,7 @@ SCORES = {
 def scores(depth: Tensor, pose: Tensor, batch: Batch) -> dict[str, float]:
     """Means over scenes of depth scores after median alignment, medians over all pairs of poses.
 
-    depth (B, S, H, W), pose encodings (B, S, 9); see vggtquant.task_scores for the definitions.
+    depth (B, S, H, W), pose encodings (B, S, 9); see vggtquant.scoring.task_scores for definitions.
     """
     errors = []
     for i in range(len(depth)):

@@ -28,8 +28,9 @@ import checkpoints
 import torch
 
 from vggtquant import UserError
-from vggtquant.packed import inspection, sources
-from vggtquant.packed.storage import load
+from vggtquant.checkpoint import inspection
+from vggtquant.checkpoint.storage import load
+from vggtquant.weights import sources
 
 CORPUS = Path(__file__).with_name("data") / "fuzz"
 NASTY: list[Any] = [

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vggtquant import geometry, scenes
-from vggtquant.scenes import Scene
+from vggtquant.data import scenes
+from vggtquant.data.scenes import Scene
+from vggtquant.scoring import geometry
 
 
 def _picture(scene: Scene, index: int, path: Path) -> None:

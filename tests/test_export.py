@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vggtquant import export, geometry
+from vggtquant import export
 from vggtquant.errors import UserError
+from vggtquant.scoring import geometry
 
 
 def read_ply(path: Path) -> dict[str, NDArray[np.generic]]:

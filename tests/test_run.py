@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggtquant import run, scenes, task_scores
+from vggtquant import run
+from vggtquant.data import scenes
 from vggtquant.errors import UserError
+from vggtquant.scoring import task_scores
 
 SIZE, FRAMES = 56, 3
 

@@ -12,13 +12,13 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .checkpoint.storage import load, save
     from .configs import CONFIGS, QuantizationConfig, Scheme, get_config
     from .errors import UserError
     from .linear import QuantizedLinear
     from .metrics import METRICS, Metric, compare, ssim
     from .model import LayerReport, ModelReport, model_bytes, quantize_model, restore_model
     from .ops import isa, isas, use_isa
-    from .packed.storage import load, save
     from .qtensor import QTensor, dequantize, quantize
 
 _HOME = {

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import UserError
-from .geometry import matrix_to_quaternion
+from .scoring.geometry import matrix_to_quaternion
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .configs import QuantizationConfig
-    from .images import Frames
+    from .data.images import Frames
+    from .data.scenes import Scene
     from .model import ModelReport
-    from .scenes import Scene
 
 CONF_PERCENTILE = 25.0
 COLMAP_POINTS = (
@@ -161,10 +161,11 @@ def run(
     >>> run("builtin:tiny", "builtin", "out", scheme="INT4_Group_128").frames   # doctest: +SKIP
     4
     """
-    from . import export, models
+    from . import export
     from .configs import get_config
-    from .images import check_mode, check_size, find_images
+    from .data.images import check_mode, check_size, find_images
     from .model import quantize_model
+    from .weights import models
 
     config = get_config(scheme) if scheme is not None else None
     target = models.check_device(device)
@@ -235,7 +236,7 @@ def _pictures(
     images: str | Path, mode: str, size: int, most: int | None, say: Callable[[str], None]
 ) -> tuple[Frames, list[str]]:
     """The frames of a folder, and names for their files."""
-    from .images import check_mode, load_frames
+    from .data.images import check_mode, load_frames
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -250,8 +251,8 @@ def _rendered(number: int, size: int, most: int | None) -> tuple[Frames, list[st
     """A built-in scene that no training of ours has seen, its frames and names for their files."""
     import torch
 
-    from . import scenes
-    from .images import Frames
+    from .data import scenes
+    from .data.images import Frames
 
     *_, seed = scenes.scene_seeds(number + 1, 0)
     scene = scenes.make_scene(seed, most or BUILTIN_FRAMES, size)
@@ -266,7 +267,7 @@ def _forecast(model: Any, shape: torch.Size, config: QuantizationConfig | None) 
     from torch import nn
 
     from .configs import get_config
-    from .evaluation import forecast
+    from .evaluation.measure import forecast
 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if not layers:
@@ -306,7 +307,8 @@ def _write(
     percentile: float,
 ) -> None:
     """All files of a reconstruction; their paths go into `done`."""
-    from . import export, geometry
+    from . import export
+    from .scoring import geometry
 
     where, confidence = POINT_SOURCES[source]
     missing = [name for name in ("pose_enc", where) if name not in outputs]
@@ -350,6 +352,6 @@ def _write(
 
 
 def _scores(outputs: dict[str, NDArray[np.float32]], scene: Scene) -> dict[str, float]:
-    from . import task_scores
+    from .scoring import task_scores
 
     return task_scores.pooled_scores([task_scores.scene_errors(outputs, scene)])

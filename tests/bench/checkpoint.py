@@ -159,7 +159,7 @@ def make(path: Path, tracker: bool) -> None:
     """A float checkpoint of random weights, written tensor by tensor."""
     import torch
 
-    from vggtquant.packed.container import Blob, Planned, Writer, header_bound
+    from vggtquant.checkpoint.container import Blob, Planned, Writer, header_bound
 
     tensors = vggt(tracker)
     plan = [Planned(name, torch.float32, shape) for name, shape in tensors.items()]
@@ -195,7 +195,7 @@ def child(job: str, arguments: list[str]) -> dict[str, float]:
 
     found: dict[str, float] = {}
     if job == "quantize":
-        from vggtquant.packed.streaming import quantize_file
+        from vggtquant.checkpoint.streaming import quantize_file
 
         source, out, scheme, float_dtype = arguments
         done = quantize_file(source, scheme, out, float_dtype=float_dtype)
@@ -220,7 +220,7 @@ def skeleton(path: str) -> object:
     import torch
     from torch import nn
 
-    from vggtquant.packed.checkpoint import Checkpoint
+    from vggtquant.checkpoint.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(path)
 

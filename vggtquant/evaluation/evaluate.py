@@ -23,17 +23,18 @@ import vggtquant as vq
 from .. import environment
 from ..errors import UserError
 from ..model import refuse_nonfinite
-from . import forecast, inputs, journal, measure, plan, report, rows, sensitivity, variants
-from .isolate import Isolation
-from .journal import Journal, Record
-from .measure import Bench, Sample
-from .plan import Planned, Settings
-from .scores import Row
-from .text import duration
+from .analyse import report, rows
+from .measure import forecast, inputs, journal, measure, plan, sensitivity, variants
+from .measure.isolate import Isolation
+from .measure.journal import Journal, Record
+from .measure.measure import Bench, Sample
+from .measure.plan import Planned, Settings
+from .measure.scores import Row
+from .present.text import duration
 
 if TYPE_CHECKING:
-    from ..models import LoadedModel
     from ..progress import Progress
+    from ..weights.models import LoadedModel
 
 
 # Reports in the course of a run wait for so many times as long as the last ones took.
@@ -75,7 +76,7 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     Raises UserError for bad input, before any work where that can be known, and Interrupted (a
     KeyboardInterrupt that carries what was kept) when it is stopped.
     """
-    from .. import models
+    from ..weights import models
 
     plan.check(settings)
     configs = plan.configs_of(settings.schemes)
@@ -94,7 +95,7 @@ def _evaluate(
     folder: Path,
     progress: Progress,
 ) -> Result:
-    from .. import models
+    from ..weights import models
 
     _check_unfinished(settings, folder / journal.NAME)
     posed = inputs.posed(settings.images, settings.layout)
@@ -407,7 +408,7 @@ def write(
     folder: Path, head: Record, records: Sequence[Record], status: str, *, charts: bool = True
 ) -> Result | None:
     """Writes the reports of what is there; None, and no file, before FP32 is through."""
-    from . import text
+    from .present import text
 
     if not journal.is_over([r for r in records if r["scheme"] == variants.BASELINE]):
         return None
@@ -427,7 +428,7 @@ def write(
 
 def _drawn(document: report.Document) -> dict[str, bytes]:
     """The files that are pictures, and the page, by name."""
-    from . import charts, heatmap, page
+    from .present import charts, heatmap, page
 
     found = {
         report.CHARTS_NAME: charts.draw(document),

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from . import evaluate, journal, report
-from .journal import Record
+from . import evaluate
+from .analyse import report
+from .measure import journal
+from .measure.journal import Record
 
 
 def merge(folders: Sequence[str], output_dir: str) -> evaluate.Result:

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML report: whole, well formed, without network or script injection, and sortable."""
+
+import base64
+import doctest
+import io
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from PIL import Image
+from test_report import SCHEMA, _document, _rows
+
+from vggtquant.evaluation.analyse.report import Document
+from vggtquant.evaluation.measure import pictures, sensitivity
+from vggtquant.evaluation.present import heatmap, labels, page, text
+from vggtquant.evaluation.present.page import elements, sections
+
+NASTY = '<script>alert("1")</script>\'"&amp;.png'
+VOID = {"br", "img", "meta", "wbr"}
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and all text; complains about tags that do not close."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(markup)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attributes)))
+        assert len(dict(attributes)) == len(attributes), (name, attributes)
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for element, attributes in self.elements if element == name]
+
+
+def _failing() -> Document:
+    rows = _rows()
+    rows[3] |= {"status": "failed", "reason": f"NaN in {NASTY}"}
+    document = _document(rows)
+    document["model"]["name"] = document["model"]["licence"] = NASTY
+    document["data"]["scenes"][0] |= {"name": NASTY, "images_sha256": {NASTY: "0" * 64}}
+    document["environment"]["argv"] = ["vggtquant", "evaluate", NASTY]
+    return document
+
+
+def _outputs(height: int = 28, width: int = 42, *, error: float = 0.0) -> dict[str, torch.Tensor]:
+    depth = torch.linspace(0.5, 4.0, height * width).reshape(1, 1, height, width, 1)
+    return {"depth": depth.expand(1, 2, -1, -1, -1) * (1 + error)}
+
+
+def _pictured(height: int = 28, width: int = 42) -> Document:
+    """A document with pictures; the schemes' relative errors are 0, 1, 2, ... percent."""
+    rows = _rows()
+    fp32 = _outputs(height, width)
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    found = {
+        row["name"]: pictures.of_scene(
+            _outputs(height, width, error=i / 100) if i else fp32, fp32, images
+        )
+        for i, row in enumerate(rows)
+    }
+    return _document(rows, pictures=pictures.block("s0", found))
+
+
+def _whole() -> Document:
+    """All blocks that a document can have."""
+    document = _pictured()
+    document["sensitivity"] = _sensitivity()
+    statistics = document["statistics"]
+    statistics["note"] = None
+    for entry in statistics["against_fp32"].values():
+        for found in entry.values():
+            low, high = found["difference"] - 0.5, found["difference"] + 0.25
+            found |= {"low": low, "high": high, "shown": low * high > 0}
+    jsonschema.validate(document, SCHEMA)
+    return document
+
+
+def _sensitivity() -> dict:
+    names = ["blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "head.last"]
+    first = {
+        "kind": "whole",
+        "scheme": sensitivity.key("INT4_Group_128"),
+        "scene": NASTY,
+        "error_all": {"depth": 0.1, "pose": 0.2, "exact": 0.0},
+        "layers": [{"name": name, "sqnr_db": 20.0, "cosine": 0.99} for name in names],
+        "not_reached": ["blocks.1.fc1"],
+    }
+    layers = [
+        {
+            "kind": "layer",
+            "scheme": first["scheme"],
+            "layer": name,
+            "error_alone": {"depth": 0.01 * i, "pose": 0.02 * i, "exact": 0.0},
+            "output_sqnr_db": None,
+            "output_cosine": 1.0,
+        }
+        for i, name in enumerate(names)
+        if name != "blocks.1.fc1"
+    ]
+    block = sensitivity.block([first, *layers])
+    assert block is not None
+    return block
+
+
+DOCUMENTS = {
+    "whole": _whole,
+    "plain": lambda: _document(_rows()),
+    "one row": lambda: _document(_rows()[:1]),
+    "failing": _failing,
+}
+
+
+@pytest.fixture(params=DOCUMENTS)
+def document(request: pytest.FixtureRequest) -> Document:
+    return DOCUMENTS[request.param]()
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    for module in (elements, labels):
+        assert doctest.testmod(module).failed == 0
+
+
+def test_a_page_is_well_formed_and_self_contained(document: Document) -> None:
+    drawn = page.draw(document)
+    reader = Reader(drawn)
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 3
+    names = {row["name"] for row in document["schemes"]}
+    assert names <= {attributes.get("data-value") for attributes in reader.all("th")}
+    inside = {f"#{name}" for name in ids}
+    beside = {"comprehensive_results.json", "comprehensive_report.txt", "sensitivity.png"}
+    for _, attributes in reader.elements:
+        assert not any(key.startswith("on") for key in attributes)
+        for key in ("src", "href"):
+            target = attributes.get(key)
+            if target is not None and not target.startswith("data:"):
+                assert key == "href" and target in inside | beside | {
+                    "comprehensive_visualizations.png"
+                }
+    assert not reader.all("link") and not reader.all("iframe")
+    own = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+|// ", "", drawn)
+    assert not re.search(r"(?:https?:)?//\w|url\(|@import", own)
+    assert len(drawn) < 3e6
+
+
+def test_pictures_are_data_that_decodes(document: Document) -> None:
+    for attributes in Reader(page.draw(document)).all("img"):
+        head, _, data = (attributes["src"] or "").partition(",")
+        assert head == "data:image/png;base64" and attributes["alt"] is not None
+        assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+
+
+def test_texts_of_users_are_escaped() -> None:
+    document = _failing()
+    drawn = page.draw(document)
+    reader = Reader(drawn)
+    assert len(reader.all("script")) == 1 and "<script>alert" not in drawn
+    assert reader.text.count("alert") >= 4  # model, picture, reason, command are shown as text
+    policy = next(m["content"] for m in reader.all("meta") if m.get("http-equiv"))
+    assert "default-src 'none'" in (policy or "") and "script-src 'sha256-" in (policy or "")
+
+
+def test_the_table_of_results_says_how_it_sorts() -> None:
+    reader = Reader(page.draw(_document(_rows())))
+    (table,) = [attributes for attributes in reader.all("table") if "data-sortable" in attributes]
+    sorted_by = [head for head in reader.all("th") if "data-sort" in head]
+    assert [head["data-sort"] for head in sorted_by] == ["text"] + 8 * ["number"]
+    assert {head.get("data-first") for head in sorted_by} == {None, "ascending", "descending"}
+    values = [cell["data-value"] for cell in reader.all("td") if "data-value" in cell]
+    assert all(float(value or "x") >= 0 for value in values)
+    boxes = [box for box in reader.all("div") if box.get("class") == "scroll"]
+    assert boxes and all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+
+
+def test_what_a_document_lacks_is_left_out() -> None:
+    optional = {"outputs", "proof", "depth", "floor", "scores", "layers"}
+    whole, alone = (Reader(page.draw(d)) for d in (_whole(), _document(_rows()[:1])))
+    assert optional <= {section["id"] for section in whole.all("section")}
+    assert optional & {section["id"] for section in alone.all("section")} <= {"scores"}
+
+
+def test_layers_are_shown_where_they_stand() -> None:
+    block = _sensitivity()
+    shares = {layer["name"]: layer["share"] for layer in block["layers"]}
+    assert shares == pytest.approx({"head.last": 0.09, "blocks.0.fc2": 0.01, "blocks.0.fc1": 0.0})
+    assert list(shares)[0] == "head.last" and block["share_sum"] == pytest.approx(0.1)
+    assert block["layers_to_try"] == 3
+    grids = sensitivity.grids(block["layers"])
+    assert {group: list(grid) for group, grid in grids.items()} == {"blocks": ["0"], "": ["head"]}
+    with Image.open(io.BytesIO(heatmap.draw(block))) as image:
+        assert image.format == "PNG" and image.width > 1000
+    assert heatmap.draw(block) == heatmap.draw(block)
+    said = text.full_report(_whole())
+    assert "Which layers make the error" in said and "add up to 10 %" in said
+    assert said.index("head.last") < said.index("blocks.0.fc2")
+    assert "Not run by these inputs: blocks.1.fc1" in said
+
+
+def test_a_page_of_one_document_is_the_same_bytes() -> None:
+    assert page.draw(_document(_rows())) == page.draw(_document(_rows()))
+
+
+def test_labels_cover_neither_points_nor_each_other() -> None:
+    points = [(str(i), 30.0 + 11 * (i % 3), 30.0 + 12 * (i // 3)) for i in range(9)]
+    found = labels.place(points, (0, 0, 300, 300))
+    assert [label.text for label in found] == [text for text, _, _ in points]
+    for index, one in enumerate(found):
+        assert all(abs(one.x - x) > 8 or abs(one.y - y) > 10 for _, x, y in points)
+        for other in found[index + 1 :]:
+            assert abs(one.x - other.x) > 5 or abs(one.y - other.y) > 10
+
+
+# ---- pictures of depth ---------------------------------------------------------------------------
+
+
+def _codes(png: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(png)))
+
+
+def test_pictures_follow_the_schema_and_their_scales() -> None:
+    document = _pictured()
+    jsonschema.validate(document, SCHEMA)
+    block = document["pictures"]
+    assert (block["width_px"], block["height_px"], block["error_range"]) == (42, 28, [1e-4, 1.0])
+    near, far = block["depth_range"]
+    assert 0.5 < near < 0.6 and 3.9 < far < 4.0
+    names = list(block["schemes"])
+    for percent, name in enumerate(names[1:], 1):
+        found = block["schemes"][name]
+        assert found["error_median"] == pytest.approx(percent / 100, rel=1e-4)
+        # 255 codes for four decades, the error 0.01 * percent on all pixels
+        (low, high) = _codes(found["error"]).getextrema()
+        wanted = 255 * (2 + math.log10(percent)) / 4
+        assert max(abs(low - wanted), abs(high - wanted)) < 0.51
+    depth = _codes(block["schemes"][names[0]]["depth"])
+    assert depth.size == (42, 28) and depth.mode == "L"
+    assert (depth.getpixel((0, 0)), depth.getpixel((41, 27))) == (255, 0)  # near is bright
+    assert _codes(block["input"]).mode == "RGB"
+    assert "error" not in block["schemes"][names[0]]
+
+
+def test_wide_frames_are_thinned_and_the_page_stays_small() -> None:
+    document = _pictured(294, 518)
+    block = document["pictures"]
+    assert _codes(block["input"]).size == (173, 98)
+    assert (block["width_px"], block["height_px"]) == (518, 294)
+    reader = Reader(page.draw(document))
+    assert len(reader.all("img")) == 2 + 2 * len(block["schemes"])
+    assert all(int(img["width"] or 0) == 518 for img in reader.all("img")[2:])
+
+
+def test_no_depth_and_no_finite_depth_have_pictures_that_say_so() -> None:
+    assert pictures.of_scene({}, {}, torch.zeros(1, 3, 2, 2)) is None
+    assert pictures.block("s", {"a": None}) is None
+    empty = {"depth": torch.full((1, 1, 14, 14, 1), torch.nan)}
+    found = pictures.of_scene(empty, empty, torch.zeros(1, 3, 14, 14))
+    assert found is not None and found["depth_range"] == [1.0, 1.01]
+
+
+def test_colours_are_those_of_the_palette() -> None:
+    uri = pictures.ramp("viridis")
+    shown = _codes(uri.partition(",")[2]).convert("RGB")
+    assert shown.size == (256, 1)
+    assert shown.getpixel((0, 0)) == (68, 1, 84) and shown.getpixel((255, 0)) == (253, 231, 36)
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+_CLICKS = """
+const heads = [...document.querySelectorAll("table[data-sortable] th[data-sort]")];
+const names = () => [...document.querySelectorAll("table[data-sortable] tbody tr")]
+  .map((row) => row.cells[0].dataset.value).join(" ");
+const found = [names()];
+for (const column of [2, 2, 3, 0]) {
+  heads[column].querySelector("button").click();
+  found.push(heads[column].getAttribute("aria-sort") + " " + names());
+}
+found.push(heads.filter((head) => head.getAttribute("aria-sort") !== "none").length);
+document.body.textContent = found.join("|");
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+def test_a_browser_sorts_it_and_complains_of_nothing(tmp_path: Path) -> None:
+    document = _failing()
+    drawn = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page.draw(document))
+    assert drawn.count("</body>") == 1
+    file = tmp_path / "page.html"
+    file.write_text(drawn.replace("</body>", f"<script>{_CLICKS}</script></body>"))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    body = done.stdout.partition("<body>")[2].partition("</body>")[0].strip()
+    *orders, marked = body.split("|")
+    rows = {row["name"]: row for row in document["schemes"]}
+    names = list(rows)
+    good = [name for name in names if rows[name]["status"] == "ok"]
+    sizes = [rows[name]["bytes"]["model_bytes"] for name in good]
+    size = dict(zip(good, sizes, strict=True)).__getitem__
+    failed = names[3]
+    assert orders == [
+        " ".join(names),
+        " ".join(["ascending", *sorted(good, key=size), failed]),
+        " ".join(["descending", *sorted(good, key=size, reverse=True), failed]),
+        " ".join(["descending", *sorted(good, key=size), failed]),  # smaller: the better end first
+        " ".join(["ascending", *sorted(names)]),
+    ]
+    assert marked == "1"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+def test_the_policy_lets_its_own_script_run(tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(page.draw(_document(_rows())))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('aria-sort="none"') == len(sections.columns.COLUMNS) + 2

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vggtquant quantize`, `info FILE`, `dequantize` and `diff`: packed checkpoints by hand.
+
+Importing this module is cheap; what computes is imported by each command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..checkpoint import budget
+    from ..checkpoint.storage import Saved
+    from ..configs import QuantizationConfig
+    from ..weights.sources import FloatCheckpoint
+
+Progress = Callable[[int, int, str], None]
+
+# ---- quantize ------------------------------------------------------------------------------------
+
+
+def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vggtquant quantize`."""
+    parser.epilog = (
+        "Reads tensor by tensor and never holds the model. What stands at --out is replaced only "
+        "when the new file is whole. Load it with vggtquant.load(FILE)."
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a .safetensors, .pt or .bin file, a directory with one or with shards, a hub id "
+        "such as facebook/VGGT-1B (through the local cache), builtin:tiny, or module:function",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the packed checkpoint")
+    parser.add_argument(
+        "--scheme",
+        default="INT4_Group_128",
+        metavar="NAME",
+        help="default %(default)s; `vggtquant schemes` lists them",
+    )
+    parser.add_argument(
+        "--float_dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="what is not quantized: as bfloat16 (default), or float32: as it was",
+    )
+    parser.add_argument(
+        "--include", action="append", metavar="PATTERN", help="quantize these layers only"
+    )
+    parser.add_argument(
+        "--exclude", action="append", metavar="PATTERN", help="leave these layers in float"
+    )
+    parser.add_argument(
+        "--all_layers", action="store_true", help="quantize the first and the last Linear too"
+    )
+    mixed = parser.add_argument_group("mixed precision (with an INT4_Group scheme)")
+    mixed.add_argument(
+        "--max_bytes",
+        metavar="SIZE",
+        help="the largest file wanted, e.g. 800M: layers get 8 bits, then the one with the least "
+        "squared error for each byte saved goes to 4, until it fits",
+    )
+    mixed.add_argument(
+        "--sensitivity",
+        metavar="JSON",
+        help='with --max_bytes: {"layer": harm of 4 bits, ...} instead of the squared error',
+    )
+    mixed.add_argument(
+        "--bits", metavar="JSON", help='{"layer or pattern": 4, 8 or "float", ...}; others get 4'
+    )
+
+
+def quantize(args: argparse.Namespace) -> int:
+    """Runs `vggtquant quantize`; the result goes to stdout, progress to stderr."""
+    from ..checkpoint import streaming
+    from ..weights import models
+
+    config = streaming.checked_config(args.scheme)
+    if args.all_layers:
+        from dataclasses import replace
+
+        config = replace(config, skip_first_last=False)
+    if args.sensitivity and not args.max_bytes:
+        raise UserError("--sensitivity is for --max_bytes, which is not given")
+    if args.bits and args.max_bytes:
+        raise UserError("--bits and --max_bytes were both given; wanted one of them")
+    start = time.perf_counter()
+    if models.is_code(args.source):
+        saved, notes = _in_memory(args, config)
+    else:
+        saved, notes = _streamed(args, config)
+    seconds = time.perf_counter() - start
+    print(f"wrote {saved}")
+    for note in notes:
+        print(note)
+    print(f"{seconds:.1f} s")
+    return 0
+
+
+def _in_memory(args: argparse.Namespace, config: QuantizationConfig) -> tuple[Saved, list[str]]:
+    """A model that code builds has no file to read tensor by tensor."""
+    from .. import model
+    from ..checkpoint import storage
+    from ..weights import models
+
+    if args.bits or args.max_bytes:
+        raise UserError(f"mixed precision needs a weights file, not {args.source}")
+    loaded = models.load_model(args.source)
+    _, report = model.quantize_model(
+        loaded.model, config, include=args.include, exclude=args.exclude
+    )
+    saved = storage.save(loaded.model, args.out, float_dtype=args.float_dtype, source=loaded)
+    return saved, [
+        f"licence of the weights: {loaded.licence}",
+        f"{report.bits_per_weight:.2f} bits a weight in the quantized layers",
+    ]
+
+
+def _streamed(args: argparse.Namespace, config: QuantizationConfig) -> tuple[Saved, list[str]]:
+    from ..checkpoint import budget, streaming
+    from ..weights import sources
+
+    found = sources.open_checkpoint(args.source)
+    streaming.check_output(found, args.out)
+    notes, exclude = [], list(args.exclude or ())
+    most = budget.parse_bytes(args.max_bytes) if args.max_bytes else None
+    plan = _plan(args, found, config, most)
+    if plan is not None:
+        config, exclude = plan.config, [*exclude, *plan.exclude]
+        notes.append(str(plan))
+    with _Bar(lambda done, total: f"{done / 1e9:.2f} of {total / 1e9:.2f} GB") as bar:
+        done = streaming.quantize_file(
+            found,
+            config,
+            args.out,
+            include=args.include,
+            exclude=exclude,
+            float_dtype=args.float_dtype,
+            most=most,
+            progress=bar,
+        )
+    return done, [
+        *notes,
+        *done.notes,
+        f"{done.bits_per_weight:.2f} bits a weight in the quantized layers",
+        f"{done.nbytes_before / 1e6:.1f} MB before, {done.nbytes / 1e6:.1f} MB now "
+        f"({done.nbytes_before / done.nbytes:.2f}x smaller)",
+    ]
+
+
+def _plan(
+    args: argparse.Namespace, found: FloatCheckpoint, config: QuantizationConfig, most: int | None
+) -> budget.Plan | None:
+    """Which layers get how many bits, where that was asked for."""
+    from ..checkpoint import budget
+
+    if args.bits:
+        bits = budget.read_json(args.bits, "bits")
+        return budget.from_bits(found, config, bits, include=args.include, exclude=args.exclude)
+    if most is None:
+        return None
+    sensitivity = budget.read_sensitivity(args.sensitivity) if args.sensitivity else None
+    with _Bar(lambda done, total: f"{done} of {total} layers at 4 and 8 bits") as bar:
+        return budget.from_bytes(
+            found,
+            config,
+            most,
+            include=args.include,
+            exclude=args.exclude,
+            float_dtype=args.float_dtype,
+            sensitivity=sensitivity,
+            progress=bar,
+        )
+
+
+class _Bar:
+    """One line on a terminal's stderr, rewritten as the work is done; nothing elsewhere."""
+
+    def __init__(self, words: Callable[[float, float], str]) -> None:
+        self._words = words
+        self._shown = sys.stderr.isatty()
+        self._start = self._last = time.perf_counter()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        now = time.perf_counter()
+        if not self._shown or (now - self._last < 0.1 and done < total):
+            return
+        self._last = now
+        left = (now - self._start) * (total - done) / max(done, 1)
+        words = f"{self._words(done, total)}, {left:.0f} s left"
+        print(f"\r{words}  {name[:40]}\033[K", end="", file=sys.stderr, flush=True)
+
+
+# ---- info, dequantize, diff ----------------------------------------------------------------------
+
+
+def add_info_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vggtquant info`, which without a file is about this machine."""
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a packed checkpoint")
+    parser.add_argument("--layers", action="store_true", help="with FILE: a line for each layer")
+
+
+def info(args: argparse.Namespace) -> int:
+    """Runs `vggtquant info FILE`."""
+    from ..checkpoint import inspection
+
+    for line in inspection.info(args.file, layers=args.layers):
+        print(line)
+    return 0
+
+
+def add_dequantize_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vggtquant dequantize`."""
+    parser.add_argument("file", metavar="FILE", help="a packed checkpoint")
+    parser.add_argument("--out", required=True, metavar="FILE", help="a float .safetensors file")
+
+
+def dequantize(args: argparse.Namespace) -> int:
+    """Runs `vggtquant dequantize`."""
+    from ..checkpoint import inspection
+
+    nbytes = inspection.dequantize(args.file, args.out)
+    print(f"wrote {Path(args.out)}: {nbytes / 1e6:.1f} MB")
+    return 0
+
+
+def add_diff_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vggtquant diff`."""
+    parser.epilog = "Exits with 0 whether they differ or not; the last line says it."
+    parser.add_argument("a", metavar="A", help="a checkpoint, packed or float")
+    parser.add_argument("b", metavar="B", help="another one")
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Runs `vggtquant diff`."""
+    from ..checkpoint import inspection
+
+    print(inspection.diff(args.a, args.b))
+    return 0

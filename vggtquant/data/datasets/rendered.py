@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own rendered scenes as `vggtquant scenes` writes them: frame_*.png and truth.npz."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ...errors import UserError
+from .views import Array, PosedScene, View, folders, nearest, picture, rigid
+
+
+def _is_scene(folder: Path) -> bool:
+    return (folder / "truth.npz").is_file()
+
+
+def detect(folder: Path) -> bool:
+    """Whether the folder is a scene, or holds scenes."""
+    return next(folders(folder, _is_scene), None) is not None
+
+
+def read(folder: Path) -> list[PosedScene]:
+    """The scenes; UserError for a truth.npz that cannot be read or lacks a part."""
+    return [PosedScene(scene.resolve().name, _views(scene)) for scene in folders(folder, _is_scene)]
+
+
+def _views(scene: Path) -> list[View]:
+    path = scene / "truth.npz"
+    try:
+        with np.load(path) as truth:
+            parts = {
+                name: truth[name].astype(float) for name in ("depth", "extrinsics", "intrinsics")
+            }
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} holds no readable scene ({error})") from error
+    counts = {name: len(part) for name, part in parts.items()}
+    if len(set(counts.values())) != 1:
+        raise UserError(f"{path} holds different numbers of frames: {counts}")
+    height, width = parts["depth"].shape[1:3]
+
+    return [
+        View(
+            picture(scene / f"frame_{i:02d}.png", path),
+            rigid(parts["extrinsics"][i], f"{path}: frame {i}"),
+            parts["intrinsics"][i],
+            nearest(partial(_map, parts["depth"][i]), (width, height)),
+        )
+        for i in range(counts["depth"])
+    ]
+
+
+def _map(depth: Array) -> Array:
+    return depth

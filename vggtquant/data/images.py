@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds pictures and prepares them as VGGT's own loader does, bit for bit, without torchvision.
+
+The rules are those of `load_and_preprocess_images` in VGGT's `vggt/utils/load_fn.py`: Pillow's
+bicubic resize, RGBA on white, EXIF rotation not applied. The frame size is a parameter here.
+"""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import UserError
+
+try:
+    from PIL import Image
+except ModuleNotFoundError as error:
+    raise UserError("reading pictures needs Pillow: pip install 'vggtquant[eval]'") from error
+
+Mode = Literal["crop", "pad"]
+MODES: tuple[Mode, ...] = ("crop", "pad")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FRAME_SIZE = 518  # the width VGGT was trained at
+PATCH = 14
+
+# Looked through in this order: a plain folder, VGGT's SCENE_DIR/images, ETH3D's two layouts.
+_SUBFOLDERS = ("", "images", "images/dslr_images_undistorted", "dslr_images_undistorted")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in its frame: resized from `size` to `scaled`, its corner at `corner`.
+
+    Sizes are (width, height); the corner is negative on a side that was cropped. Columns and rows
+    name the middle of a pixel, as in geometry.py: 0 is the first one.
+    """
+
+    size: tuple[int, int]
+    scaled: tuple[int, int]
+    corner: tuple[int, int]
+
+    def to_frame(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where columns and rows (…,2) of the picture come to lie in the frame.
+
+        >>> Placement((100, 50), (50, 25), (0, 3)).to_frame(np.array([0.5, 0.5])).tolist()
+        [0.0, 3.0]
+        """
+        moved: NDArray[np.float64] = (pixels + 0.5) * self._scale - 0.5 + self.corner
+        return moved
+
+    def to_picture(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse of `to_frame`."""
+        moved: NDArray[np.float64] = (pixels - self.corner + 0.5) / self._scale - 0.5
+        return moved
+
+    def intrinsics(self, k: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The intrinsics (3,3) of the frame, of those of the picture."""
+        moved = k.copy()
+        moved[[0, 1], [0, 1]] *= self._scale
+        moved[:2, 2] = self.to_frame(k[:2, 2])
+        return moved
+
+    @property
+    def _scale(self) -> NDArray[np.float64]:
+        scale: NDArray[np.float64] = np.array(self.scaled) / np.array(self.size)
+        return scale
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Prepared pictures: images (S,3,H,W) float32 in [0, 1], mask (S,H,W) False on padding."""
+
+    images: Tensor
+    mask: Tensor
+    paths: list[Path]
+    placements: tuple[Placement, ...] = ()  # of pictures that were read
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """Pictures of a folder in natural order (`2.png` before `10.png`); a picture stands for itself.
+
+    Looks into `images/` and ETH3D's `dslr_images_undistorted/` when the folder itself has none.
+    UserError when the folder is missing or holds no picture.
+
+    >>> find_images("examples/kitchen")[0].name                            # doctest: +SKIP
+    '00.png'
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise UserError(f"no such image folder: {folder}")
+    for sub in _SUBFOLDERS:
+        found = [path for path in _listing(folder / sub) if _is_picture(path)]
+        if found:
+            return sorted(found, key=_natural)
+    wanted = ", ".join(SUFFIXES)
+    raise UserError(f"no picture in {folder} (looked for {wanted}, also in images/ and ETH3D's)")
+
+
+def load_images(
+    source: str | Path | Sequence[str | Path],
+    mode: Mode = "crop",
+    max_images: int | None = None,
+    *,
+    size: int = FRAME_SIZE,
+) -> tuple[Tensor, list[Path]]:
+    """Pictures of a folder, or of a list of paths, as VGGT wants them: (S,3,H,W), and their paths.
+
+    Equal bit for bit to VGGT's `load_and_preprocess_images` at size 518. `max_images` takes the
+    first ones. Errors: as `load_frames`.
+
+    >>> images, paths = load_images("examples/kitchen", "crop", 4)         # doctest: +SKIP
+    """
+    frames = load_frames(source, mode, max_images, size=size)
+    return frames.images, frames.paths
+
+
+def load_frames(
+    source: str | Path | Sequence[str | Path],
+    mode: Mode = "crop",
+    max_images: int | None = None,
+    *,
+    size: int = FRAME_SIZE,
+) -> Frames:
+    """As `load_images`, with a mask that tells picture from padding.
+
+    UserError for an unknown mode, `max_images` below 1, a size that is no multiple of 14, and a
+    picture that cannot be read (named). Different shapes are padded to the largest, with a warning.
+    """
+    check_mode(mode)
+    if max_images is not None and max_images < 1:
+        raise UserError(f"max_images must be 1 or more, got {max_images}")
+    check_size(size)
+    if isinstance(source, str | Path):
+        paths = find_images(source)
+    else:
+        paths = [Path(path) for path in source]
+    if not paths:
+        raise UserError("no pictures given: at least one is needed")
+    paths = paths[:max_images]
+    prepared = [_prepare(path, mode, size) for path in paths]
+    pictures = [x for x, _ in prepared]
+
+    shapes = {(x.shape[-2], x.shape[-1]) for x in pictures}
+    height, width = (size, size) if mode == "pad" else map(max, zip(*shapes, strict=True))
+    if mode == "crop" and len(shapes) > 1:
+        seen = ", ".join(f"{h}x{w}" for h, w in sorted(shapes))
+        warnings.warn(
+            f"pictures of different shapes ({seen}) are padded with white to {height}x{width}",
+            stacklevel=2,
+        )
+    return Frames(
+        images=torch.stack([_pad(x, height, width, 1.0) for x in pictures]),
+        mask=torch.stack([_pad(x[0] >= 0, height, width, False) for x in pictures]),
+        paths=paths,
+        placements=tuple(
+            replace(place, corner=_corner(x, place, height, width)) for x, place in prepared
+        ),
+    )
+
+
+def check_mode(mode: str) -> Mode:
+    """The mode itself, as a type checker knows it; UserError for an unknown one."""
+    for known in MODES:
+        if mode == known:
+            return known
+    raise UserError(f"unknown mode {mode!r}: wanted one of {', '.join(MODES)}")
+
+
+def check_size(size: int) -> int:
+    """The frame size itself; UserError when it is no positive multiple of the patch, 14."""
+    if size < PATCH or size % PATCH:
+        raise UserError(f"size must be a positive multiple of {PATCH}, got {size}")
+    return size
+
+
+def image_hashes(paths: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each file under its name, for a report that says what was looked at."""
+    hashes = {}
+    for path in paths:
+        with open(path, "rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _prepare(path: Path, mode: Mode, size: int) -> tuple[Tensor, Placement]:
+    """One picture, resized and cropped but not padded: (3,H,W), and its place in that."""
+    image = _read(path)
+    width, height = image.size
+    # Python's round and this order of operations are VGGT's; both decide ties.
+    if mode == "pad" and width < height:
+        to = (round(width * (size / height) / PATCH) * PATCH, size)
+    else:
+        to = (size, round(height * (size / width) / PATCH) * PATCH)
+    if min(to) < PATCH:
+        raise UserError(
+            f"{path} is too narrow: {width}x{height} px scaled to {size} leaves less than a "
+            f"{PATCH} px patch"
+        )
+    pixels = np.array(image.resize(to, Image.Resampling.BICUBIC))
+    x = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    top = 0
+    if mode == "crop" and to[1] > size:
+        top = (to[1] - size) // 2
+        x = x[:, top : top + size]
+    return x, Placement((width, height), to, (0, -top))
+
+
+def _read(path: Path) -> Image.Image:
+    """The picture as RGB, transparent RGBA on white."""
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty (0 bytes)")
+        with Image.open(path) as image:
+            if image.mode == "RGBA":
+                white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+                return Image.alpha_composite(white, image).convert("RGB")
+            return image.convert("RGB")
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"no such picture: {path}") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and more
+        raise UserError(f"cannot read the picture {path}: {_first_line(error)}") from error
+
+
+def _pad(x: Tensor, height: int, width: int, value: float) -> Tensor:
+    """x (…,h,w) in the middle of a frame of the given size."""
+    down, right = height - x.shape[-2], width - x.shape[-1]
+    top, left = down // 2, right // 2
+    padding = (left, right - left, top, down - top)
+    return torch.nn.functional.pad(x, padding, value=value)
+
+
+def _corner(x: Tensor, place: Placement, height: int, width: int) -> tuple[int, int]:
+    """Where the corner of a picture comes to lie when `_pad` has put x into its frame."""
+    left, top = place.corner
+    return left + (width - x.shape[-1]) // 2, top + (height - x.shape[-2]) // 2
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {_first_line(error)}") from error
+
+
+def _is_picture(path: Path) -> bool:
+    hidden = path.name.startswith(".")  # macOS leaves ._IMG.jpg beside IMG.jpg
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _natural(path: Path) -> tuple[list[int | str], str]:
+    parts = re.split(r"(\d+)", path.name.casefold())
+    return [int(part) if part.isdecimal() else part for part in parts], path.name
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
