@@ -29,7 +29,7 @@ _HOME = {
     "model": ("LayerReport", "ModelReport", "model_bytes", "quantize_model", "restore_model"),
     "ops": ("isa", "isas", "use_isa"),
     "qtensor": ("QTensor", "dequantize", "quantize"),
-    "packed.storage": ("load", "save"),
+    "checkpoint.storage": ("load", "save"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
