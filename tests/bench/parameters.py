@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The effect of each field of QuantizationConfig on builtin:tiny: prints docs/parameters.md's tables.
+
+    python tests/bench/parameters.py --scenes 16
+
+One field is changed at a time. Error is the geometric mean over the outputs of the relative L2 error
+against FP32, averaged over held-out scenes. It needs no quiet machine: nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+import vggtquant as vq
+from vggtquant import scenes, tiny
+from vggtquant.vggt import split_outputs
+
+INT8 = vq.CONFIGS["INT8_Per_Channel_Symmetric"]
+INT4 = vq.CONFIGS["INT4_Group_128"]
+MIXED = vq.QuantizationConfig("mixed", "mixed_precision", bits=4)
+TABLES = {
+    "quant_type": [
+        (config.quant_type, config)
+        for name, config in vq.CONFIGS.items()
+        if config.quantizes and not name.endswith("_A8") and config.group_size == 128
+    ],
+    "group_size": [
+        (f"{size}", replace(INT4, name=f"g{size}", group_size=size))
+        for size in (256, 128, 64, 32, 16)
+    ],
+    "symmetric (INT4 groups of 128)": [
+        ("True", INT4),
+        ("False", replace(INT4, name="asymmetric", symmetric=False)),
+    ],
+    "quantize_activations, activation_bits (INT8 per channel)": [
+        ("False", INT8),
+        ("True, 8", vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]),
+        (
+            "True, 16",
+            replace(INT8, name="A16", quantize_activations=True, activation_bits=16),
+        ),
+    ],
+    "skip_first_last (INT4 groups of 128)": [
+        ("True", INT4),
+        ("False", replace(INT4, name="whole", skip_first_last=False)),
+    ],
+    "sensitive_layers (8 bits, the rest 4)": [
+        ("()", MIXED),
+        ("camera_head.*", replace(MIXED, sensitive_layers=("camera_head.*",))),
+        ("*attn*", replace(MIXED, sensitive_layers=("*attn*",))),
+        ("*mlp.fc2", replace(MIXED, sensitive_layers=("*mlp.fc2",))),
+    ],
+}
+
+
+def outputs_of(model: nn.Module, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    with torch.inference_mode():
+        return [split_outputs(model(images)) for images in pictures]
+
+
+def error_percent(
+    reference: list[dict[str, torch.Tensor]], candidate: list[dict[str, torch.Tensor]]
+) -> float:
+    errors = [
+        np.mean([vq.compare(r[name], c[name])["relative_l2"] for r, c in zip(reference, candidate)])
+        for name in reference[0]
+    ]
+    return 100 * float(np.exp(np.mean(np.log(errors))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=int, default=16, help="held-out scenes (default 16)")
+    count = parser.parse_args().scenes
+    rooms = [scenes.make_scene(scenes.HELD_OUT + i, frames=4) for i in range(count)]
+    pictures = [
+        torch.from_numpy(room.images).permute(0, 3, 1, 2).float().contiguous() / 255
+        for room in rooms
+    ]
+    reference = outputs_of(tiny.build(), pictures)
+    for title, rows in TABLES.items():
+        print(f"\n`{title}`:\n\n| value | bits a weight | whole model, MB | error, % |")
+        print("|---|---|---|---|")
+        for label, config in rows:
+            model, report = vq.quantize_model(tiny.build(), config)
+            error = error_percent(reference, outputs_of(model, pictures))
+            size = vq.model_bytes(model) / 1e6
+            print(f"| `{label}` | {report.bits_per_weight:.2f} | {size:.2f} | {error:.3g} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
