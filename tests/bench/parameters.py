@@ -90,7 +90,10 @@ def main() -> None:
             model, report = vq.quantize_model(tiny.build(), config)
             error = error_percent(reference, outputs_of(model, pictures))
             size = vq.model_bytes(model) / 1e6
-            print(f"| `{label}` | {report.bits_per_weight:.2f} | {size:.2f} | {error:.3g} |", flush=True)
+            print(
+                f"| `{label}` | {report.bits_per_weight:.2f} | {size:.2f} | {error:.3g} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
