@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The effect of each field of QuantizationConfig on builtin:tiny: prints docs/parameters.md's tables.
+"""The effect of each field of QuantizationConfig on builtin:tiny, as in docs/parameters.md.
 
     python tests/bench/parameters.py --scenes 16
 
-One field is changed at a time. Error is the geometric mean over the outputs of the relative L2 error
-against FP32, averaged over held-out scenes. It needs no quiet machine: nothing is timed.
+One field is changed at a time. The error is the geometric mean over all outputs of the relative L2
+error against FP32, averaged over held-out scenes. It needs no quiet machine: nothing is timed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ def error_percent(
     reference: list[dict[str, torch.Tensor]], candidate: list[dict[str, torch.Tensor]]
 ) -> float:
     errors = [
-        np.mean([vq.compare(r[name], c[name])["relative_l2"] for r, c in zip(reference, candidate)])
+        np.mean(
+            [
+                vq.compare(r[name], c[name])["relative_l2"]
+                for r, c in zip(reference, candidate, strict=True)
+            ]
+        )
         for name in reference[0]
     ]
     return 100 * float(np.exp(np.mean(np.log(errors))))
