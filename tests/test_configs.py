@@ -3,9 +3,12 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vggtquant as vq
 from vggtquant import QuantizationConfig, Scheme, UserError, configs
@@ -27,7 +30,8 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
     defaults = {f.name: f.default for f in dataclasses.fields(QuantizationConfig)}
     required = [name for name, value in defaults.items() if value is dataclasses.MISSING]
     assert required == ["name", "quant_type"]
-    assert {name: value for name, value in defaults.items() if name not in required} == {
+    config = QuantizationConfig("x", "mixed_precision")  # which fixes none of bits and symmetric
+    assert {name: getattr(config, name) for name in defaults if name not in required} == {
         "bits": 8, "symmetric": True, "per_channel": True, "group_size": 128,
         "calibration_samples": 100, "quantize_activations": False, "skip_first_last": True,
         "device": "cpu", "sensitive_layers": (), "sensitive_bits": 8, "normal_bits": 4,
@@ -48,7 +52,7 @@ def test_a_name_says_what_its_config_does(config: QuantizationConfig) -> None:
     assert config.skip_first_last and config.device == "cpu"
     if not config.quantizes:
         return
-    scheme = config.scheme(config.layer_bits(sensitive=False))
+    scheme = config.layer_scheme()
     assert config.name.startswith(f"INT{scheme.bits}_")
     assert scheme.symmetric == ("Asymmetric" not in config.name)
     if scheme.bits == 4:
@@ -71,7 +75,8 @@ def test_mixed_precision_to_dict_and_back() -> None:
     assert config.sensitive_layers == ("a.*", "b")
     assert QuantizationConfig.from_dict(config.to_dict()) == config
     assert hash(config) == hash(dataclasses.replace(config))
-    assert (config.layer_bits(sensitive=True), config.layer_bits(sensitive=False)) == (8, 4)
+    assert [config.layer_bits(name) for name in ("a.0", "b", "c", "")] == [8, 8, 4, 4]
+    assert config.layer_scheme("b").granularity == "per_channel"
 
 
 def test_activation_bits_are_said_where_they_are_not_8() -> None:
@@ -84,7 +89,7 @@ def test_activation_bits_are_said_where_they_are_not_8() -> None:
 def test_from_dict_names_what_it_does_not_know() -> None:
     with pytest.raises(UserError, match="a config has no field colour, shape"):
         QuantizationConfig.from_dict({"name": "x", "quant_type": "fp32", "shape": 1, "colour": 2})
-    with pytest.raises((UserError, TypeError), match="name"):
+    with pytest.raises(UserError, match="a config needs the field name"):
         QuantizationConfig.from_dict({"quant_type": "fp32", "bits": 32})
 
 
@@ -92,13 +97,20 @@ def test_from_dict_names_what_it_does_not_know() -> None:
     "fields, message",
     [
         ({"quant_type": "int3"}, "quant_type 'int3' is unknown; one of: fp32, bf16, int8"),
-        ({"quant_type": "fp32"}, "fp32 has bits=32, not 8"),
+        ({"quant_type": "fp32", "bits": 8}, "fp32 has bits=32, not 8"),
         ({"quant_type": "bf16", "bits": 32}, "bf16 has bits=16, not 32"),
         ({"bits": 4}, "int8_per_channel_sym has bits=8, not 4"),
         ({"symmetric": False}, "int8_per_channel_sym has symmetric=True, not False"),
         ({"per_channel": False}, "int8_per_channel_sym has per_channel=True, not False"),
-        ({"quant_type": "int8_per_tensor_sym"}, "int8_per_tensor_sym has per_channel=False"),
-        ({"quant_type": "int4_group"}, "int4_group has bits=4, not 8"),
+        ({"quant_type": "int8_per_tensor_sym", "per_channel": True}, "int8_per_tensor_sym has per"),
+        ({"quant_type": "int4_group", "bits": 8}, "int4_group has bits=4, not 8"),
+        ({"quant_type": "mixed_precision", "bits": 5}, "bits is 5; one of 4, 8 is wanted"),
+        ({"symmetric": "no", "quant_type": "int4_group"}, "symmetric is 'no'; one of True, False"),
+        ({"skip_first_last": "no"}, "skip_first_last is 'no'; one of True, False"),
+        ({"sensitive_bits": 5}, "sensitive_bits is 5; one of 4, 8 is wanted"),
+        ({"normal_bits": 16}, "normal_bits is 16; one of 4, 8 is wanted"),
+        ({"sensitive_bits": 4}, "sensitive_bits are for mixed_precision, not for int8_per_channel"),
+        ({"device": "cuda:x"}, "device is 'cuda:x'; one of 'cpu', 'cuda' is wanted"),
         ({"group_size": 0}, "group_size is 0; a positive whole number is wanted"),
         ({"group_size": -128}, "group_size is -128; a positive whole number is wanted"),
         ({"group_size": 64.0}, "group_size is 64.0; a positive whole number is wanted"),
@@ -119,9 +131,84 @@ def test_contradictions(fields: dict[str, Any], message: str) -> None:
         QuantizationConfig(**{"name": "x", "quant_type": "int8_per_channel_sym", **fields})
 
 
+@pytest.mark.parametrize("quant_type", configs.QUANT_TYPES)
+def test_what_a_quant_type_fixes_need_not_be_given(quant_type: str) -> None:
+    config = QuantizationConfig("m", quant_type)
+    kind = configs.QUANT_TYPES[quant_type]
+    assert config.bits == (kind.bits or 8)
+    assert config.symmetric is (kind.symmetric is not False)
+    assert config.per_channel is (kind.per_channel is not False)
+    assert config == QuantizationConfig.from_dict(config.to_dict())
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
 def test_devices(device: str) -> None:
-    assert QuantizationConfig("x", "int8_per_channel_sym", device=device).device == device
+    for given in (device, torch.device(device)):
+        config = QuantizationConfig("x", "int8_per_channel_sym", device=given)
+        assert config.device == device and json.loads(json.dumps(config.to_dict()))
+
+
+# ---- config files --------------------------------------------------------------------------------
+
+
+TOML = """
+[[configs]]
+name = "Mine"
+quant_type = "int4_group"
+group_size = 64
+
+[[configs]]
+name = "Mixed"
+quant_type = "mixed_precision"
+sensitive_layers = ["*.qkv"]
+"""
+
+
+def test_config_files(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(TOML)
+    mine, mixed = configs.read_configs(tmp_path / "my.toml")
+    assert mine == QuantizationConfig("Mine", "int4_group", group_size=64)
+    assert mixed.layer_bits("a.qkv") == 8 and mixed.layer_bits("a.proj") == 4
+    both = [mine.to_dict(), mixed.to_dict()]
+    for values in (both, {"configs": both}):
+        (tmp_path / "my.json").write_text(json.dumps(values))
+        assert configs.read_configs(tmp_path / "my.json") == [mine, mixed]
+    (tmp_path / "one.json").write_text(json.dumps(mine.to_dict()))
+    assert configs.read_configs(str(tmp_path / "one.json")) == [mine]
+    (tmp_path / "one.toml").write_text('name = "A"\nquant_type = "int8_per_channel_sym"\n')
+    assert configs.read_configs(tmp_path / "one.toml")[0].name == "A"
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.yaml", "", "is no config file: .toml or .json is wanted"),
+        ("a.json", "{", "cannot read"),
+        ("a.json", "[" * 100_000, "cannot read"),
+        ("a.toml", "a", "cannot read"),
+        ("a.json", "[]", "holds no configs"),
+        ("a.json", "3", "holds no configs"),
+        ("a.json", '{"configs": {"a": 1}}', "holds no configs"),
+        ("a.json", '{"name": "x"}', "config x: a config needs the field quant_type"),
+        ("a.json", '{"name": "x", "quant_type": "int3"}', "config x: quant_type 'int3' is unknown"),
+        ("a.json", '{"name": 3, "quant_type": "bf16"}', "the name 3 is no text"),
+        ("a.json", '[{"name": "x", "quant_type": "bf16"}, {"name": "x", "quant_type": "bf16"}]',
+         "the name 'x' is no text or stands there twice"),
+        ("a.json", '{"name": "x", "quant_type": "mixed_precision", "sensitive_layers": 3}',
+         "config x: "),
+        ("a.json", '{"name": "x", "quant_type": []}', "config x: "),
+    ],
+)  # fmt: skip
+def test_config_files_with_errors(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        configs.read_configs(tmp_path / name)
+    assert "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_a_config_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read .*no.toml: No such file"):
+        configs.read_configs(tmp_path / "no.toml")
 
 
 @pytest.mark.parametrize(
@@ -156,3 +243,23 @@ def test_names_far_from_all_show_all() -> None:
     with pytest.raises(UserError) as error:
         vq.get_config("zzzz")
     assert all(name in str(error.value) for name in NAMED)
+
+
+# ---- in use --------------------------------------------------------------------------------------
+
+
+def test_sensitive_layers_hold_for_one_layer_too() -> None:
+    config = QuantizationConfig("m", "mixed_precision", sensitive_layers=("*.qkv",))
+    linear = torch.nn.Linear(64, 8)
+    bits = {
+        name: vq.QuantizedLinear.from_linear(linear, config, name=name).scheme.bits
+        for name in ("blocks.0.qkv", "blocks.0.proj")
+    }
+    assert bits == {"blocks.0.qkv": 8, "blocks.0.proj": 4}
+
+
+def test_quantize_is_not_for_models() -> None:
+    model: Any = torch.nn.Linear(64, 8)
+    for keywords in ({"config": "INT4_Group_32"}, {"weights": torch.qint8}):
+        with pytest.raises(UserError, match=r"quantize_model\(model, config\) is for models"):
+            vq.quantize(model, **keywords)

@@ -4,7 +4,13 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, fields, replace
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from .errors import UserError
@@ -63,6 +69,11 @@ QUANT_TYPES: dict[str, _Kind] = {
 }
 
 
+_DERIVED: Any = None
+"""Default of the fields that a quant_type may fix: its value where it does, else _FREE's."""
+_FREE = {"bits": 8, "symmetric": True, "per_channel": True}
+
+
 @dataclass(frozen=True)
 class QuantizationConfig:
     """What is wanted of a model's Linear layers; nothing here touches a tensor.
@@ -70,18 +81,21 @@ class QuantizationConfig:
     Raises:
         UserError: for fields that contradict each other, with the value seen and the value wanted.
 
-    >>> QuantizationConfig("mine", "int4_group", bits=4, group_size=64).scheme(4).two_level
-    True
+    >>> config = QuantizationConfig("mine", "int4_group", group_size=64)
+    >>> config.bits, config.scheme(4).two_level
+    (4, True)
     """
 
     name: str
     """Key in CONFIGS and row label of every report."""
     quant_type: str
     """A key of QUANT_TYPES."""
-    bits: int = 8
-    symmetric: bool = True
+    bits: int = _DERIVED
+    """What quant_type fixes, else 8; another value than the fixed one is an error. So are the next
+    two, which are True where they are free."""
+    symmetric: bool = _DERIVED
     """False: a zero point beside each scale."""
-    per_channel: bool = True
+    per_channel: bool = _DERIVED
     """A scale a row of the weight; False: one for the whole weight."""
     group_size: int = 128
     """Neighbours along a row that share a factor (INT4); the last group of a row may be shorter."""
@@ -92,7 +106,8 @@ class QuantizationConfig:
     skip_first_last: bool = True
     """Leave the first and the last Linear of the model in float."""
     device: str = "cpu"
-    """Where the quantized layers run."""
+    """cpu: the model is quantized where it is. cuda, cuda:0, …: it is moved there first. A
+    torch.device does too."""
     sensitive_layers: tuple[str, ...] = ()
     """fnmatch patterns of the layers that get sensitive_bits; mixed_precision only."""
     sensitive_bits: int = 8
@@ -106,27 +121,35 @@ class QuantizationConfig:
         patterns = self.sensitive_layers
         patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         object.__setattr__(self, "sensitive_layers", patterns)
+        object.__setattr__(self, "device", str(self.device))
         if self.quant_type not in QUANT_TYPES:
             raise UserError(
                 f"quant_type {self.quant_type!r} is unknown; one of: {', '.join(QUANT_TYPES)}"
             )
-        kind = QUANT_TYPES[self.quant_type]
-        for field, wanted in kind._asdict().items():
+        for field, fixed in QUANT_TYPES[self.quant_type]._asdict().items():
             seen = getattr(self, field)
-            if wanted is not None and seen != wanted:
-                raise UserError(f"{self.quant_type} has {field}={wanted}, not {seen}")
-        _one_of("device", self.device.partition(":")[0], ("cpu", "cuda"))
+            if seen is None:
+                object.__setattr__(self, field, _FREE[field] if fixed is None else fixed)
+            elif fixed is not None and seen != fixed:
+                raise UserError(f"{self.quant_type} has {field}={fixed}, not {seen}")
+        for field in ("symmetric", "per_channel", "quantize_activations", "skip_first_last"):
+            _one_of(field, getattr(self, field), (True, False))
+        if not re.fullmatch(r"(cpu|cuda)(:\d+)?", self.device):
+            raise UserError(f"device is {self.device!r}; one of 'cpu', 'cuda' is wanted")
         _positive("group_size", self.group_size)
-        if self.group_size % 8 and self.quant_type in ("int4_group", "mixed_precision"):
+        mixed = self.quant_type == "mixed_precision"
+        if self.group_size % 8 and (mixed or self.quant_type == "int4_group"):
             raise UserError(f"group_size is {self.group_size}; a Linear wants a multiple of 8")
-        if self.calibration_samples < 0:
+        if not isinstance(self.calibration_samples, int) or self.calibration_samples < 0:
             raise UserError(
                 f"calibration_samples is {self.calibration_samples}; 0 or more is wanted"
             )
-        if self.quant_type == "mixed_precision":
-            _one_of("sensitive_bits", self.sensitive_bits, (4, 8))
-            _one_of("normal_bits", self.normal_bits, (4, 8))
-        elif self.sensitive_layers:
+        _one_of("bits", self.bits, (4, 8) if self.quantizes else (16, 32))
+        for field, default in (("sensitive_bits", 8), ("normal_bits", 4)):
+            _one_of(field, getattr(self, field), (4, 8))
+            if not mixed and getattr(self, field) != default:
+                raise UserError(f"{field} are for mixed_precision, not for {self.quant_type}")
+        if self.sensitive_layers and not mixed:
             raise UserError(f"sensitive_layers are for mixed_precision, not for {self.quant_type}")
         _one_of("activation_bits", self.activation_bits, (8, 16))
         if self.activation_bits != 8 and not self.quantize_activations:
@@ -148,11 +171,22 @@ class QuantizationConfig:
         granularity: Granularity = "per_channel" if self.per_channel else "per_tensor"
         return Scheme(8, self.symmetric, granularity, self.group_size)
 
-    def layer_bits(self, sensitive: bool) -> int:
-        """Bits of a layer's weight; `sensitive`: a pattern of sensitive_layers names it."""
+    def layer_bits(self, name: str = "") -> int:
+        """Bits of the weight of the layer of that name."""
         if self.quant_type != "mixed_precision":
             return self.bits
+        sensitive = any(fnmatchcase(name, pattern) for pattern in self.sensitive_layers)
         return self.sensitive_bits if sensitive else self.normal_bits
+
+    def layer_scheme(self, name: str = "") -> Scheme:
+        """How the weight of the layer of that name is coded.
+
+        Raises:
+            UserError: the config quantizes nothing.
+        """
+        if not self.quantizes:
+            raise UserError(f"{self.name} quantizes nothing; a scheme of integers is wanted")
+        return self.scheme(self.layer_bits(name))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able fields; from_dict is the inverse.
@@ -166,11 +200,19 @@ class QuantizationConfig:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> QuantizationConfig:
-        """The config that to_dict described."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantizationConfig:
+        """The config that to_dict described.
+
+        Raises:
+            UserError: unknown fields, missing ones, values that contradict each other.
+        """
+        known = {field.name: field.default for field in fields(cls)}
+        unknown = sorted(set(values) - known.keys())
         if unknown:
             raise UserError(f"a config has no field {', '.join(unknown)}")
+        missing = [name for name, value in known.items() if value is MISSING and name not in values]
+        if missing:
+            raise UserError(f"a config needs the field {', '.join(missing)}")
         return cls(**values)
 
 
@@ -206,6 +248,10 @@ CONFIGS |= {
 }
 
 
+CONFIG_SUFFIXES = (".toml", ".json")
+"""Of the files that hold configs."""
+
+
 def get_config(config: str | QuantizationConfig) -> QuantizationConfig:
     """The config itself, or the one of that name.
 
@@ -217,7 +263,7 @@ def get_config(config: str | QuantizationConfig) -> QuantizationConfig:
     """
     if isinstance(config, QuantizationConfig):
         return config
-    if config in CONFIGS:
+    if isinstance(config, str) and config in CONFIGS:
         return CONFIGS[config]
     folded = {name.lower(): name for name in CONFIGS}
     wanted = str(config).lower()
@@ -229,3 +275,41 @@ def get_config(config: str | QuantizationConfig) -> QuantizationConfig:
         hint = f"known ones: {', '.join(name for name in CONFIGS if not name.endswith('_A8'))}"
         hint += ", each integer one with _A8 too"
     raise UserError(f"scheme {config!r} is unknown; {hint}")
+
+
+def read_configs(path: str | Path) -> list[QuantizationConfig]:
+    """The configs of a .toml or .json file.
+
+    The file holds one config, or a list of them under "configs", or (JSON only) a list. Fields are
+    those of QuantizationConfig; only name and quant_type are needed.
+
+    Raises:
+        UserError: no such file, another kind of file, a config with an error, a name twice.
+
+    >>> read_configs("mine.toml")  # doctest: +SKIP
+    [QuantizationConfig(name='Mine', quant_type='int4_group', ...)]
+    """
+    path = Path(path)
+    if path.suffix not in CONFIG_SUFFIXES:
+        raise UserError(f"{path} is no config file: {' or '.join(CONFIG_SUFFIXES)} is wanted")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    if isinstance(values, dict):
+        values = values["configs"] if "configs" in values else [values]
+    if not isinstance(values, list) or not values or not all(isinstance(v, dict) for v in values):
+        raise UserError(f"{path} holds no configs: objects with a name and a quant_type are wanted")
+    found = {}
+    for value in values:
+        try:
+            config = QuantizationConfig.from_dict(value)
+        except (UserError, TypeError) as error:
+            raise UserError(f"{path}, config {value.get('name', '?')}: {error}") from error
+        if not isinstance(config.name, str) or config.name in found:
+            raise UserError(f"{path}: the name {config.name!r} is no text or stands there twice")
+        found[config.name] = config
+    return list(found.values())

@@ -90,14 +90,14 @@ class QuantizedLinear(nn.Module):
     ) -> QuantizedLinear:
         """Quantize an nn.Linear's weight; the bias is shared with it.
 
+        name: what sensitive_layers of a mixed-precision config are compared with.
+
         Raises:
             UserError: NaN or infinite weights, an unknown scheme, a scheme that quantizes nothing.
         """
         config = get_config(config)
-        if not config.quantizes:
-            raise UserError(f"{config.name} quantizes nothing; a scheme of integers is wanted")
-        scheme = config.scheme(config.layer_bits(sensitive=False))
-        return cls(quantize(linear.weight.detach(), scheme), linear.bias, config, name)
+        q = quantize(linear.weight.detach(), config.layer_scheme(name))
+        return cls(q, linear.bias, config, name)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -139,7 +139,9 @@ def quantize_model(
     """
     config = get_config(config)
     if config.device != "cpu":
-        raise UserError(f"device {config.device!r} is not served by this build; 'cpu' is")
+        if not ops.serves(torch.device(config.device)):
+            raise UserError(f"device {config.device!r} is not served here; 'cpu' is")
+        model.to(config.device)
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if not linears:
         raise UserError(f"{type(model).__name__} has no nn.Linear layer to quantize")
@@ -180,8 +182,7 @@ def _set(model: nn.Module, name: str, module: nn.Module) -> None:
 def _swap(
     model: nn.Module, name: str, linear: nn.Linear, config: QuantizationConfig
 ) -> LayerReport:
-    bits = config.layer_bits(_named(name, config.sensitive_layers))
-    scheme = config.scheme(bits)
+    scheme = config.layer_scheme(name)
     weight = linear.weight.detach()
     q = quantize(weight, scheme)
     layer = QuantizedLinear(q, linear.bias, config, name)
@@ -191,7 +192,11 @@ def _swap(
         note = "float group scales: two-level ones would cost more than 5 % in squared error"
     sqnr_db, cosine = _weight_quality(weight, q)
     _set(model, name, layer)
-    label = config.name if config.quant_type != "mixed_precision" else f"{config.name}, INT{bits}"
+    label = (
+        config.name
+        if config.quant_type != "mixed_precision"
+        else f"{config.name}, INT{scheme.bits}"
+    )
     return LayerReport(
         name,
         (linear.out_features, linear.in_features),
@@ -314,11 +319,7 @@ def _notes(config: QuantizationConfig) -> list[str]:
     """Fields that had nothing to do."""
     if not config.quantizes:
         return [f"{config.name}: no layer is quantized"]
-    notes = [
-        f"calibration_samples={config.calibration_samples} had nothing to do: "
-        "weights are coded from their own values, activations from each token as it comes"
-    ]
     uses_groups = config.bits == 4 or config.quant_type == "mixed_precision"
     if not uses_groups and config.group_size != 128:
-        notes.append(f"group_size={config.group_size} had nothing to do: INT8 has no groups")
-    return notes
+        return [f"group_size={config.group_size} had nothing to do: INT8 has no groups"]
+    return []

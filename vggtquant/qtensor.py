@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from . import ops
 from .configs import QuantizationConfig, Scheme, get_config
 from .errors import UserError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 TWO_LEVEL_LIMIT = 1.05
 """Two-level scales are taken while their squared error is at most this much of float scales'."""
 
@@ -105,6 +108,19 @@ class QTensor:
         )
 
 
+def _not_for_models(function: Function) -> Function:
+    """Other packages' quantize takes a model, with keywords of its own."""
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], torch.nn.Module):
+            raise UserError("quantize codes an array; quantize_model(model, config) is for models")
+        return function(*args, **kwargs)
+
+    return cast(Function, checked)
+
+
+@_not_for_models
 def quantize(
     x: ops.Array,
     config: str | QuantizationConfig | Scheme,
@@ -128,7 +144,7 @@ def quantize(
     >>> q.scale.shape, q.packed.nbytes
     ((2, 2), 128)
     """
-    scheme = config if isinstance(config, Scheme) else _scheme_of(get_config(config))
+    scheme = config if isinstance(config, Scheme) else get_config(config).layer_scheme()
     values = ops.values(x)
     shape = tuple(x.shape)
     layout = _layout(shape, scheme)
@@ -161,12 +177,6 @@ def dequantize(q: QTensor) -> Any:
     if not isinstance(q, QTensor):
         raise TypeError(f"a QTensor is wanted, not {type(q).__name__}")
     return q.dequantize()
-
-
-def _scheme_of(config: QuantizationConfig) -> Scheme:
-    if not config.quantizes:
-        raise UserError(f"{config.name} quantizes nothing; a scheme of integers is wanted")
-    return config.scheme(config.layer_bits(sensitive=False))
 
 
 def _layout(shape: tuple[int, ...], scheme: Scheme) -> ops.Shape:

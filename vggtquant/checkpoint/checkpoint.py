@@ -350,7 +350,9 @@ def _scheme(values: Any) -> Scheme:
 
 
 def _config(values: Any) -> QuantizationConfig:
-    config = QuantizationConfig.from_dict(values)
+    # Written before contradictions were errors, they had no effect.
+    inert = () if values["quant_type"] == "mixed_precision" else ("sensitive_bits", "normal_bits")
+    config = QuantizationConfig.from_dict({k: v for k, v in values.items() if k not in inert})
     _str(config.name)
     for pattern in config.sensitive_layers:
         _str(pattern)

@@ -178,16 +178,11 @@ def code(
     weight = found.tensor(f"{layer}.weight")
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         weight = weight.float()
-    scheme = layer_scheme(config, layer) if bits is None else config.scheme(bits)
+    scheme = config.layer_scheme(layer) if bits is None else config.scheme(bits)
     try:
         return quantize(weight, scheme), weight
     except UserError as error:
         raise UserError(f"layer {layer}: {error}") from error
-
-
-def layer_scheme(config: QuantizationConfig, layer: str) -> Scheme:
-    """How quantize_model codes the layer of that name."""
-    return config.scheme(config.layer_bits(model._named(layer, config.sensitive_layers)))
 
 
 def checked_config(config: str | QuantizationConfig) -> QuantizationConfig:
@@ -223,7 +218,7 @@ def planned(
 
 def _possible_schemes(config: QuantizationConfig, layer: str) -> list[Scheme]:
     """What the layer may be coded with, before its values and its share of a budget are known."""
-    schemes = [layer_scheme(config, layer)]
+    schemes = [config.layer_scheme(layer)]
     if config.quant_type == "mixed_precision":
         schemes = [config.scheme(4), config.scheme(8)]
     return schemes + [replace(scheme, two_level=False) for scheme in schemes if scheme.two_level]
@@ -253,7 +248,7 @@ def _planned_document(
         settings=plain_settings(found.settings),
         configs=[config],
         layers=[
-            Layer(name, shape, layer_scheme(config, name)) for name, shape in choice.chosen.items()
+            Layer(name, shape, config.layer_scheme(name)) for name, shape in choice.chosen.items()
         ],
         skipped=choice.skipped,
         source=Source(found.name, "", found.licence, found.nbytes),
