@@ -173,3 +173,7 @@ def test_no_paths_of_somebody_s_machine() -> None:
     files = [p for p in paths if p.is_file() and p.suffix in suffixes and p not in skipped]
     assert len(files) > 50
     assert holding(r"(?<![\w.~}])/(tmp|work|home|root|Users)/\w", files) == set()
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in vq.__all__ if getattr(vq, name, None) is None] == []
