@@ -182,6 +182,7 @@ setup(
             [
                 *sorted(glob("csrc/*.c")),
                 *sorted(glob("csrc/cpu/*.c")),
+                "csrc/python/attention.c",
                 "csrc/python/cpu.c",
                 "csrc/python/metrics.c",
                 "csrc/python/words.c",

@@ -140,6 +140,7 @@ const vgq_kernels *vgq_chosen(void) { return &chosen; }
         return isa_name(ISA_##name);
 #define FOUND_quantize(name)
 #define FOUND_metrics(name)
+#define FOUND_attention(name)
 #define X(subject, name) FOUND_##subject(name)
 
 const char *vgq_linear_isa(vgq_activations *activations)

@@ -16,6 +16,10 @@
 #define VGQ_BLOCK 4096
 #define VGQ_LANES 16
 
+VGQ_INLINE size_t vgq_min(size_t a, size_t b) { return a < b ? a : b; }
+
+VGQ_INLINE size_t vgq_round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+
 /* ---- quantize ------------------------------------------------------------------------------- */
 
 /* dst[i] = (float)src[i], exact. Of 2-byte dtypes: floats are read where they are. */
@@ -49,6 +53,7 @@ typedef struct vgq_quantize_kernels {
 
 #include "kernels_metrics.h"
 #include "kernels_linear.h"
+#include "kernels_attention.h"
 
 /* ---- the chosen table ----------------------------------------------------------------------- */
 
@@ -56,6 +61,7 @@ typedef struct vgq_kernels {
     vgq_quantize_kernels quantize;
     vgq_metrics_kernels metrics;
     vgq_linear_kernels linear;
+    vgq_attention_kernels attention;
 } vgq_kernels;
 
 #ifdef __cplusplus
@@ -87,6 +93,7 @@ int vgq_has_amx(void);
     X(quantize, scalar)   \
     X(metrics, scalar)    \
     X(linear, scalar)     \
+    X(attention, scalar)  \
     X(quantize, avx2)     \
     X(metrics, avx2)      \
     X(linear, avx2)       \
@@ -102,16 +109,17 @@ int vgq_has_i8mm(void);
 #define VGQ_ISAS(X) \
     X(scalar, 1)    \
     X(neon, 1) X(neondot, vgq_has_dotprod()) X(neoni8mm, vgq_has_dotprod() && vgq_has_i8mm())
-#define VGQ_TABLES(X)   \
-    X(quantize, scalar) \
-    X(metrics, scalar)  \
-    X(linear, scalar)   \
-    X(linear, neon)     \
-    X(linear, neondot)  \
+#define VGQ_TABLES(X)    \
+    X(quantize, scalar)  \
+    X(metrics, scalar)   \
+    X(linear, scalar)    \
+    X(attention, scalar) \
+    X(linear, neon)      \
+    X(linear, neondot)   \
     X(linear, neoni8mm)
 #else
 #define VGQ_ISAS(X) X(scalar, 1)
-#define VGQ_TABLES(X) X(quantize, scalar) X(metrics, scalar) X(linear, scalar)
+#define VGQ_TABLES(X) X(quantize, scalar) X(metrics, scalar) X(linear, scalar) X(attention, scalar)
 #endif
 
 #define X(subject, isa) extern const vgq_##subject##_kernels vgq_##subject##_##isa;
@@ -119,8 +127,6 @@ VGQ_TABLES(X)
 #undef X
 
 /* ---- shared by the fronts ------------------------------------------------------------------- */
-
-VGQ_INLINE size_t vgq_min(size_t a, size_t b) { return a < b ? a : b; }
 
 VGQ_INLINE size_t vgq_dtype_nbytes(vgq_dtype dtype) { return dtype == VGQ_F32 ? 4 : 2; }
 

@@ -29,6 +29,4 @@ typedef struct vgq_layout {
 /* Of a weight as vgq_check_weight leaves it. */
 vgq_layout vgq_layout_of(const vgq_weight *weight);
 
-static inline size_t vgq_round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
-
 #endif

@@ -256,6 +256,47 @@ size_t vgq_linear_nbytes(const vgq_weight *weight, const vgq_linear_call *call);
 vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *call, void *scratch,
                       size_t scratch_nbytes);
 
+/* ---- attention (attention.c) ------------------------------------------------------------------
+ */
+
+/* LayerNorm over the channels of a head: (x - mean) / sqrt(variance + eps) * weight + bias.
+ * weight NULL: none. bias NULL: zeros. */
+typedef struct vgq_norm {
+    const float *weight, *bias; /* [dim] */
+    float eps;
+} vgq_norm;
+
+/* One call's operands. With q, k and v of one batch and head, each [tokens][dim] of qkv:
+ * y = softmax(scale * rope(norm(q)) rope(norm(k))^T) v, rows of y in [batch][tokens][heads][dim].
+ * dim: 8 to VGQ_WIDEST, a multiple of 8. */
+#define VGQ_WIDEST 128
+typedef struct vgq_attention_call {
+    vgq_activations scores; /* what q and k are while they are multiplied: as in vgq_linear_call,
+                               but 16 bits */
+    vgq_activations values; /* the same for the softmax and v */
+    size_t batch, tokens, heads, dim;
+    vgq_dtype x_dtype, y_dtype;
+    const void *qkv;
+    size_t strides[4]; /* elements from a batch, token, part (q, k, v) and head to the next; the
+                          channels of a head are neighbours */
+    vgq_norm q_norm, k_norm;
+    const float *cos, *sin; /* [rope_tokens][dim], of token i % rope_tokens; NULL: no rotation */
+    size_t rope_tokens;
+    size_t rope_width; /* channels that turn together, the first half of them with the second: dim,
+                          or dim / 2 for positions in a plane */
+    float scale;
+    void *y;
+} vgq_attention_call;
+
+/* Bytes of scratch that vgq_attention wants for that call, at the present thread count: at most
+ * 2 MB a thread, however many tokens there are. 0 for a call that cannot be served. */
+size_t vgq_attention_nbytes(const vgq_attention_call *call);
+/* A value that is NaN or infinite, in q: its row of y is NaN; in k or v: all rows of that batch and
+ * head are. INT8 scores and values: the same bits on every instruction set and with any number of
+ * threads. VGQ_EINVAL: a null pointer, 16 bits, a dim, a rope_width or a scale (not finite) that
+ * does not fit. */
+vgq_status vgq_attention(const vgq_attention_call *call, void *scratch, size_t scratch_nbytes);
+
 /* ---- CUDA (cuda/) ---------------------------------------------------------------------------
  */
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The C core on the CPU; csrc/vgq.h has the contracts. Arrays are C-contiguous; Values are float32,
-# float16, or uint16 holding the bits of bfloat16. Outputs are written in place.
+# float16, or uint16 holding the bits of bfloat16. Outputs are written in place. Of qkv, which is
+# (batch, tokens, 3, heads, dim), only the last axis has to be contiguous.
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ F64: TypeAlias = NDArray[np.float64]
 U8: TypeAlias = NDArray[np.uint8]
 I8: TypeAlias = NDArray[np.int8]
 U64: TypeAlias = NDArray[np.uint64]
+Norm: TypeAlias = tuple[F32 | None, F32 | None, float]
 
 def use(isa: str | None, /) -> None: ...
 def isa() -> str: ...
@@ -68,6 +70,21 @@ def linear(
     activations: Activations,
     x: Values,
     bias: F32 | None,
+    y: Values,
+    scratch: U8,
+    /,
+) -> None: ...
+def attention_nbytes(
+    scores: Activations, values: Activations, qkv: Values, y: Values, /
+) -> int: ...
+def attention(
+    scores: Activations,
+    values: Activations,
+    qkv: Values,
+    q_norm: Norm,
+    k_norm: Norm,
+    rope: tuple[F32 | None, F32 | None, int],
+    scale: float,
     y: Values,
     scratch: U8,
     /,

@@ -481,6 +481,112 @@ def kernel_name(activations: _cpu.Activations, bits: int, x: torch.Tensor) -> st
     return f"{kind} x int{bits}, {isa}"
 
 
+# ---- attention -----------------------------------------------------------------------------------
+
+
+class Norm(NamedTuple):
+    """LayerNorm over the channels of a head; weight and bias of shape (dim,)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    eps: float = 1e-5
+
+
+def _norm(norm: Norm | None) -> tuple[NDArray[Any] | None, NDArray[Any] | None, float]:
+    if norm is None:
+        return None, None, 0.0
+    return _floats(norm.weight), _floats(norm.bias), norm.eps
+
+
+def _floats(x: torch.Tensor | None) -> NDArray[Any] | None:
+    """As contiguous float32 on the CPU."""
+    if x is None:
+        return None
+    _check_dense(x)
+    return _array(x.detach().float().contiguous())
+
+
+def attention(
+    qkv: torch.Tensor,
+    *,
+    q_norm: Norm | None = None,
+    k_norm: Norm | None = None,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    rope_width: int | None = None,
+    scale: float | None = None,
+    mode: _cpu.Activations = "float",
+    pv: _cpu.Activations | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """softmax(scale q k^T) v for every head, with q and k normalized and rotated first.
+
+    Args:
+        qkv: (batch, tokens, 3, heads, dim) on the CPU, float32, float16 or bfloat16, with any
+            strides but 1 for the last axis. dim: a multiple of 8, at most 128.
+        q_norm: LayerNorm of each head's q; None: none. k_norm: likewise.
+        cos: (rows, dim): what channels are multiplied by, of token i in row i % rows; with sin, of
+            the same shape, what the channels they turn with are. None: no rotation.
+        rope_width: channels that turn together, the first half with the second: `dim`, or by
+            default `dim // 2`, for positions in a plane.
+        scale: of the scores; None: dim ** -0.5.
+        mode: how q and k are multiplied: "float", "bf16" (as "float" where the CPU has no
+            instruction for it) or "int8", with a scale for each row of q and of k.
+        pv: how the softmax and v are multiplied; None: as `mode`.
+        dtype: of the result; None: that of qkv.
+
+    Returns:
+        (batch, tokens, heads * dim). A row of q that is not finite gives a row of NaN; such a row
+        of k or v, NaN for all rows of its head.
+
+    Raises:
+        UserError: shapes or devices that do not fit.
+
+    >>> attention(torch.ones(1, 5, 3, 2, 32), mode="int8").shape
+    torch.Size([1, 5, 64])
+    """
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise UserError(
+            f"qkv of shape {tuple(qkv.shape)} is given; (batch, tokens, 3, heads, dim) is wanted"
+        )
+    batch, tokens, _, heads, dim = qkv.shape
+    if dim % 8 or not 0 < dim <= WIDEST:
+        raise UserError(
+            f"heads of {dim} channels are given; a multiple of 8, up to {WIDEST}, is wanted"
+        )
+    if _on_gpu(qkv):
+        raise UserError(f"qkv on {qkv.device} is given; attention is served on the CPU")
+    dtype_name(qkv)
+    _check_dense(qkv)
+    if qkv.stride(-1) != 1 and dim > 1:
+        qkv = qkv.contiguous()
+    width = dim // 2 if rope_width is None else rope_width
+    if cos is not None and (width < 2 or width % 2 or dim % width):
+        raise UserError(f"rope_width {width} is given; an even divisor of {dim} is wanted")
+    source = qkv.detach().resolve_neg()
+    y = _room((batch, tokens, heads * dim), dtype or qkv.dtype)
+    into = _array(y.view(torch.uint16) if y.dtype == torch.bfloat16 else y)
+    x = _array(source.view(torch.uint16) if source.dtype == torch.bfloat16 else source)
+    values = mode if pv is None else pv
+    scratch = _room(_cpu.attention_nbytes(mode, values, x, into), torch.uint8).numpy()
+    _cpu.attention(
+        mode,
+        values,
+        x,
+        _norm(q_norm),
+        _norm(k_norm),
+        (_floats(cos), _floats(sin), width),
+        dim**-0.5 if scale is None else scale,
+        into,
+        scratch,
+    )
+    return y
+
+
+WIDEST = 128
+"""Channels of a head; VGQ_WIDEST in csrc/vgq.h."""
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,8 @@ int vgq_optional_out_i8(PyObject *object, void *array);
 int vgq_out_u64(PyObject *object, void *array);
 
 vgq_dtype vgq_dtype_of(PyArrayObject *array);
+/* Whether it has so many elements. */
+int vgq_has(PyArrayObject *array, size_t elements);
 /* NULL gives NULL. */
 void *vgq_data(PyArrayObject *array);
 
@@ -53,6 +55,6 @@ void vgq_release(vgq_released *released);
 PyObject *vgq_regain(vgq_released *released, vgq_status status);
 
 /* Further wrappers of the module, ended by NULL. */
-extern PyMethodDef vgq_metrics_methods[];
+extern PyMethodDef vgq_metrics_methods[], vgq_attention_methods[];
 
 #endif

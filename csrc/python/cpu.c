@@ -105,7 +105,8 @@ PyObject *vgq_regain(vgq_released *released, vgq_status status)
     return vgq_done(status);
 }
 
-static int has(PyArrayObject *array, size_t elements)
+#define has vgq_has
+int vgq_has(PyArrayObject *array, size_t elements)
 {
     return (size_t)PyArray_SIZE(array) == elements;
 }
@@ -507,7 +508,9 @@ static int exec_module(PyObject *module)
         PyErr_SetString(PyExc_RuntimeError, vgq_message(status)); /* uncovered: as above */
         return -1;                                                /* uncovered: as above */
     }
-    return PyModule_AddFunctions(module, vgq_metrics_methods);
+    return PyModule_AddFunctions(module, vgq_metrics_methods) < 0
+               ? -1
+               : PyModule_AddFunctions(module, vgq_attention_methods);
 }
 
 static PyModuleDef_Slot slots[] = {

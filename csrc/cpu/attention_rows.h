@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows of q, k and v before they are multiplied, in plain C that a compiler makes vectors of. A
+ * table's file includes this between ISA_BEGIN and ISA_END, so each has the same operations in its
+ * own instructions; fmaf is one of them, or a call of the C library. */
+#ifndef VGQ_ATTENTION_ROWS_H
+#define VGQ_ATTENTION_ROWS_H
+
+#include "../kernels.h"
+
+/* The tree of vgq_lane_sum, in float. */
+static inline float lane_sum(const float x[VGQ_LANES])
+{
+    float eight[8], four[4];
+    for (size_t i = 0; i < 8; i++)
+        eight[i] = x[i] + x[i + 8];
+    for (size_t i = 0; i < 4; i++)
+        four[i] = eight[i] + eight[i + 4];
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+/* x[depth], zeros from dim on, to its LayerNorm, zeros from dim on. */
+static inline void normalize(const vgq_rows *rows, float *x)
+{
+    const size_t dim = rows->dim;
+    const vgq_norm *const norm = &rows->norm;
+    float lanes[VGQ_LANES] = {0};
+    for (size_t i = 0; i < rows->depth; i += VGQ_LANES)
+        for (size_t j = 0; j < VGQ_LANES; j++)
+            lanes[j] += x[i + j];
+    const float mean = lane_sum(lanes) / (float)dim;
+    for (size_t i = 0; i < dim; i++)
+        x[i] -= mean;
+    for (size_t j = 0; j < VGQ_LANES; j++)
+        lanes[j] = 0;
+    for (size_t i = 0; i < rows->depth; i += VGQ_LANES)
+        for (size_t j = 0; j < VGQ_LANES; j++)
+            lanes[j] = fmaf(x[i + j], x[i + j], lanes[j]);
+    const float inverse = 1.0f / sqrtf(lane_sum(lanes) / (float)dim + norm->eps);
+    if (norm->bias)
+        for (size_t i = 0; i < dim; i++)
+            x[i] = fmaf(x[i] * inverse, norm->weight[i], norm->bias[i]);
+    else
+        for (size_t i = 0; i < dim; i++)
+            x[i] = x[i] * inverse * norm->weight[i];
+}
+
+/* Turn x by a token's angles. */
+static inline void rotate(const vgq_rows *rows, size_t token, float *x)
+{
+    const size_t at = token % rows->rope_tokens * rows->dim, half = rows->rope_width / 2;
+    const float *const cosine = rows->cos + at, *const sine = rows->sin + at;
+    for (size_t start = 0; start < rows->dim; start += 2 * half) {
+        float turned[VGQ_WIDEST];
+        for (size_t i = 0; i < half; i++) {
+            const float a = x[start + i], b = x[start + half + i];
+            turned[i] = fmaf(-b, sine[start + i], a * cosine[start + i]);
+            turned[half + i] = fmaf(a, sine[start + half + i], b * cosine[start + half + i]);
+        }
+        memcpy(x + start, turned, 2 * half * sizeof(*x));
+    }
+}
+
+static inline void prepare_rows(const vgq_rows *rows, size_t first, size_t n, float *to)
+{
+    for (size_t t = first; t < first + n; t++, to += rows->depth) {
+        const char *const from =
+            (const char *)rows->x + t * rows->stride * vgq_dtype_nbytes(rows->dtype);
+        const uint16_t *const half = (const uint16_t *)(const void *)from;
+        if (rows->dtype == VGQ_F32)
+            memcpy(to, from, rows->dim * sizeof(*to));
+        else if (rows->dtype == VGQ_BF16)
+            for (size_t i = 0; i < rows->dim; i++)
+                to[i] = vgq_float_of_bf16(half[i]);
+        else
+            for (size_t i = 0; i < rows->dim; i++)
+                to[i] = vgq_float_of_f16(half[i]);
+        memset(to + rows->dim, 0, (rows->depth - rows->dim) * sizeof(*to));
+        if (rows->norm.weight)
+            normalize(rows, to);
+        if (rows->cos)
+            rotate(rows, t, to);
+    }
+}
+
+/* The largest magnitude, as the integer that its bits are. */
+static inline uint32_t largest_bits(size_t n, const float *x)
+{
+    uint32_t largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t bits = vgq_bits_of_float(x[i]) & 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+
+/* Whether one of n values is NaN or infinite. */
+static inline int not_finite(size_t n, const float *x) { return largest_bits(n, x) >= 0x7f800000u; }
+
+/* codes[n] = rint(x * inverse) of magnitudes up to 127: x within `largest`, of which inverse is
+ * 127 / largest, cannot leave them. A float far below 2^22 that is added to 1.5 * 2^23 loses what
+ * stands behind the point, ties to even. 0 * infinity, where there is one, is not looked at. */
+static inline void code_values(size_t n, const float *x, float inverse, int32_t *codes)
+{
+    for (size_t i = 0; i < n; i++)
+        codes[i] = (int32_t)vgq_bits_of_float(x[i] * inverse + 0x1.8p23f) - 0x4b400000;
+}
+
+/* The codes of a row, its scale, and whether it is finite: zeros and NaN where it is not. */
+static inline float code_row(size_t depth, const float *x, int32_t *codes)
+{
+    float inverse;
+    const float scale = vgq_token_scale(largest_bits(depth, x), VGQ_INT8_HIGHEST, &inverse);
+    if (inverse > 0)
+        code_values(depth, x, inverse, codes);
+    else
+        memset(codes, 0, depth * sizeof(*codes));
+    return scale;
+}
+
+/* A scale of keys without its lowest two bits: 1.5 * 2^23 times it is a float then, which lets a
+ * product with integers that stand that much too high lose it exactly. */
+static inline float short_scale(float scale)
+{
+    return vgq_float_of_bits(vgq_bits_of_float(scale) & ~3u);
+}
+
+/* largest[depth] of n rows, one a channel. */
+static inline void largest_columns(size_t n, size_t depth, const float *x, uint32_t *largest)
+{
+    memset(largest, 0, depth * sizeof(*largest));
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < depth; c++) {
+            const uint32_t bits = vgq_bits_of_float(x[i * depth + c]) & 0x7fffffffu;
+            largest[c] = bits > largest[c] ? bits : largest[c];
+        }
+}
+
+/* A block's scales of v, one a channel, and what its values are multiplied by; whether all are
+ * finite. */
+static inline int column_scales(size_t n, size_t depth, const float *x, float *scale,
+                                float *inverse)
+{
+    uint32_t largest[VGQ_WIDEST];
+    int finite = 1;
+    largest_columns(n, depth, x, largest);
+    for (size_t c = 0; c < depth; c++) {
+        finite &= largest[c] < 0x7f800000u;
+        scale[c] = vgq_token_scale(largest[c], VGQ_INT8_HIGHEST, &inverse[c]);
+    }
+    return finite;
+}
+
+#endif

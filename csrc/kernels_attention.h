@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Private: the slots of the attention kernels (included by kernels.h).
+ *
+ * The keys of a head are taken VGQ_KEYS at a time. For each such block and each group of rows of q:
+ *
+ *      scores->tile     s[rows][VGQ_KEYS] = q k^T
+ *      values->softmax  p[rows][VGQ_KEYS] = 2^(s r - top), top: the smallest integer that no s r
+ *                       of the row and block is above
+ *      values->tile     o[rows][depth] = o * kept + p v * added
+ *
+ * Tops are integers, so that `kept` and `added`, which bring the rows' earlier blocks and this one
+ * to the same top, are powers of two, and exact. The block's length and the operations on floats
+ * are part of what docs/conventions.md says; layouts of q, k, p and v are each table's own. */
+#ifndef VGQ_KERNELS_ATTENTION_H
+#define VGQ_KERNELS_ATTENTION_H
+
+enum {
+    VGQ_KEYS = 256,      /* of a block */
+    VGQ_GROUP_MOST = 32, /* rows of a group */
+    VGQ_DEPTH = 64       /* rows of floats are padded to a multiple of this with zeros */
+};
+
+/* Where rows of q, k or v come from. */
+typedef struct vgq_rows {
+    const void *x; /* of token 0 */
+    size_t stride; /* elements from a token to the next */
+    vgq_dtype dtype;
+    size_t dim, depth;
+    vgq_norm norm;
+    const float *cos, *sin; /* as in vgq_attention_call */
+    size_t rope_tokens, rope_width;
+} vgq_rows;
+
+/* to[n][depth]: rows first.. of `rows`, widened, normalized, rotated, padded with zeros. */
+typedef void vgq_prepare_fn(const vgq_rows *rows, size_t first, size_t n, float *to);
+
+/* How q and k are multiplied. */
+typedef struct vgq_scores_gemm {
+    size_t rows;     /* of a group; at most VGQ_GROUP_MOST */
+    size_t q_nbytes; /* of a channel of an operand */
+    size_t k_nbytes;
+    /* q, [n][depth] in the table's form, from rows x[n][depth]. r[n]: what the scores of each row
+     * are multiplied with, its own scale times `factor`; NaN for a row that is not finite.
+     * first[n]: what integer sums begin with. */
+    void (*code_queries)(size_t n, size_t depth, const float *x, float factor, void *q, float *r,
+                         int32_t *first);
+    /* A panel of VGQ_PANEL keys in the table's form, from n rows, zeros after them; a scale a key.
+     * Whether a value is not finite. */
+    int (*pack_keys)(size_t n, size_t depth, const float *x, void *panel, float *scale);
+    /* s[rows][VGQ_KEYS] of whole panels; keys: a multiple of VGQ_PANEL. */
+    void (*tile)(size_t keys, size_t depth, const void *q, const int32_t *first, const void *panels,
+                 const float *scale, float *s);
+} vgq_scores_gemm;
+
+/* What rows of q have gathered from the blocks before: for each its top, and 16 sums of p. */
+typedef struct vgq_gathered {
+    float *top;                /* [rows] */
+    float (*lanes)[VGQ_LANES]; /* [rows] */
+} vgq_gathered;
+
+/* How the softmax and v are multiplied. */
+typedef struct vgq_values_gemm {
+    size_t p_nbytes, v_nbytes;
+    /* A block in the table's form, from n rows, zeros after them up to a multiple of VGQ_PANEL; a
+     * scale a channel. Whether a value is not finite. */
+    int (*pack_values)(size_t n, size_t depth, const float *x, void *block, float *scale);
+    /* p of n keys, zeros after them up to a multiple of VGQ_PANEL. s is scratch then. */
+    void (*softmax)(size_t rows, size_t n, float *s, const float *r, vgq_gathered to, float *kept,
+                    float *added, void *p);
+    /* keys: a multiple of VGQ_PANEL; rows: any up to VGQ_GROUP_MOST. */
+    void (*tile)(size_t rows, size_t keys, size_t depth, const void *p, const void *block,
+                 const float *scale, const float *kept, const float *added, float *o);
+} vgq_values_gemm;
+
+/* Indexed by vgq_activations; NULL for those of 16 bits, and in any table for bfloat16. */
+typedef struct vgq_attention_kernels {
+    vgq_prepare_fn *prepare;
+    const vgq_scores_gemm *scores[VGQ_ACTIVATIONS];
+    const vgq_values_gemm *values[VGQ_ACTIVATIONS];
+} vgq_attention_kernels;
+
+/* ---- what every table computes alike ----------------------------------------------------------
+ */
+
+#define VGQ_LOG2E 1.44269504f
+/* Scores, in units of log2 e, are taken between these. */
+#define VGQ_SCORE_MOST 0x1p21f
+#define VGQ_TOP_LEAST -0x1p23f
+/* 2^f, 0 <= f <= 1, with a relative error of 7.5e-5, times 255; Horner, the highest power first. */
+#define VGQ_EXP2_CODES(TERM) TERM(57.6471252f) TERM(177.437546f) TERM(254.980927f)
+#define VGQ_EXP2_CODES_FIRST 19.8962536f
+/* The same with 7.5e-8, times 1. */
+#define VGQ_EXP2_FLOATS(TERM) \
+    TERM(0.00898934063f) TERM(0.0558263175f) TERM(0.240153611f) TERM(0.693153083f) TERM(0.99999994f)
+#define VGQ_EXP2_FLOATS_FIRST 0.00187757669f
+
+/* 2^e for an integer e <= 0, as a float; 0 where that would be below 2^-126. */
+VGQ_INLINE float vgq_power(float e)
+{
+    return e < -126.0f ? 0.0f : vgq_float_of_bits((uint32_t)(127 + (int)e) << 23);
+}
+
+/* The top of a row of scores, of which max is the largest: the smallest integer that max * r is not
+ * above. Scores that leave the range of VGQ_SCORE_MOST, which only the largest can say, are brought
+ * to its ends first. r NaN: any top; p are NaN. */
+VGQ_INLINE float vgq_row_top(size_t n, float *s, float max, float r)
+{
+    const float top = max * r;
+    if (top >= -VGQ_SCORE_MOST && top <= VGQ_SCORE_MOST)
+        return ceilf(top);
+    if (r != r)
+        return 0.0f;
+    const float most = VGQ_SCORE_MOST / r;
+    for (size_t i = 0; i < n; i++)
+        s[i] = s[i] > most ? most : s[i] < -most ? -most : s[i];
+    return top > 0 ? VGQ_SCORE_MOST : -VGQ_SCORE_MOST;
+}
+
+/* Bring a row's top to that of its next block. */
+VGQ_INLINE void vgq_join_top(float block, float *top, float *kept, float *added)
+{
+    const float before = *top;
+    *top = block > before ? block : before;
+    *kept = vgq_power(before - *top);
+    *added = vgq_power(block - *top);
+}
+
+#endif
