@@ -176,37 +176,6 @@ def test_depth_previews(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(next(nothing))[:, 6:], np.full((4, 6, 3), 128))
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "f.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), export.written(path) as file:
-        file.write(b"half of the new")
-        raise RuntimeError
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["f.bin"]
-    with pytest.raises(UserError, match="cannot write .*no/g.bin: No such file"):
-        with export.written(tmp_path / "no" / "g.bin"):
-            pass
-
-
-def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("needs /dev/full")
-    with pytest.raises(UserError, match="cannot write .*x.ply: No space left"):
-        with export.written(tmp_path / "x.ply"), open(full, "wb", buffering=0) as disk:
-            disk.write(b"x")
-    assert not list(tmp_path.iterdir())
-
-
-def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
-    assert export.prepare_folder(tmp_path / "a" / "b").is_dir()
-    (tmp_path / "file").write_bytes(b"")
-    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/self/attr")):
-        with pytest.raises(UserError, match=f"cannot write into {folder}: "):
-            export.prepare_folder(folder)
-
-
 def test_names_with_spaces_are_refused(tmp_path: Path, points: export.Points) -> None:
     with pytest.raises(UserError, match="spaces: 'a b.png'"):
         export.write_colmap(tmp_path, ["a b.png"], [np.eye(3, 4)], [np.eye(3)], (9, 9), points)

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a reconstruction for other programs: PLY, COLMAP's text model, npz, pictures to look at.
 
-Every file is written beside its place and renamed, so that no file that looks whole is cut off.
+Every file is whole or not there (files.py).
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import UserError
+from .files import replacing, writable_folder
 from .scoring.geometry import matrix_to_quaternion
 
 if TYPE_CHECKING:
@@ -52,38 +51,6 @@ class Points:
             return self
         keep = np.linspace(0, len(self) - 1, most).astype(np.intp)
         return Points(self.xyz[keep], self.rgb[keep], self.frame[keep], self.uv[keep])
-
-
-def prepare_folder(folder: str | Path) -> Path:
-    """The folder, made if it is not there; UserError when files cannot be written into it."""
-    folder = Path(folder)
-    probe = folder / f".vggtquant-{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"cannot write into {folder}: a file stands in its place") from error
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}") from error
-    return folder
-
-
-@contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is complete.
-
-    UserError when it cannot be written (disk full, say); an older file of the name then stays.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def select_points(
@@ -125,7 +92,7 @@ def write_ply(path: str | Path, points: Points) -> Path:
     words = {"<f4": "float", "u1": "uchar"}
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
     header += [f"property {words[kind]} {name}" for name, kind in kinds]
-    with written(path) as file:
+    with replacing(path) as file:
         file.write("\n".join([*header, "end_header", ""]).encode("ascii"))
         file.write(rows.tobytes())
     return path
@@ -147,7 +114,7 @@ def write_colmap(
     (integers at the pixels), which its own COLMAP export keeps too. UserError for a name with a
     space in it: COLMAP would cut it there.
     """
-    folder = prepare_folder(folder)
+    folder = writable_folder(folder)
     spaced = [name for name in names if len(name.split()) != 1]
     if spaced:
         raise UserError(f"COLMAP cannot hold a file name with spaces: {spaced[0]!r}")
@@ -178,7 +145,7 @@ def write_colmap(
     paths = []
     for name, lines in (("cameras", cameras), ("images", images), ("points3D", cloud)):
         paths.append(folder / f"{name}.txt")
-        with written(paths[-1]) as file:
+        with replacing(paths[-1]) as file:
             file.write(("\n".join(lines) + "\n").encode("utf-8"))
     return paths
 
@@ -186,7 +153,7 @@ def write_colmap(
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> Path:
     """Arrays by name, uncompressed, for numpy.load."""
     path = Path(path)
-    with written(path) as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
     return path
 
@@ -194,7 +161,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> Path:
 def write_picture(path: str | Path, picture: "Image.Image") -> Path:
     """A Pillow image as PNG."""
     path = Path(path)
-    with written(path) as file:
+    with replacing(path) as file:
         picture.save(file, format="PNG")
     return path
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .files import writable_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +162,6 @@ def run(
     >>> run("builtin:tiny", "builtin", "out", scheme="INT4_Group_128").frames   # doctest: +SKIP
     4
     """
-    from . import export
     from .configs import get_config
     from .data.images import check_mode, check_size, find_images
     from .model import quantize_model
@@ -181,7 +181,7 @@ def run(
     scene_number = _scene_number(images)
     if scene_number is None:
         _keep_apart(find_images(images), Path(out))
-    folder = export.prepare_folder(out)
+    folder = writable_folder(out)
 
     say(f"loading {model}")
     loaded = models.load_model(model, target)
@@ -338,12 +338,12 @@ def _write(
     done.files.append(export.write_ply(folder / "reconstruction.ply", points))
     some = points.thinned(COLMAP_POINTS)
     done.files += export.write_colmap(folder / "sparse", names, extrinsics, intrinsics, size, some)
-    pictures = export.prepare_folder(folder / "images")
+    pictures = writable_folder(folder / "images")
     for name, image in zip(names, images, strict=True):
         export.write_picture(pictures / name, export.to_picture(image))
     done.files.append(pictures)
     if "depth" in outputs:
-        previews = export.prepare_folder(folder / "depth")
+        previews = writable_folder(folder / "depth")
         shown = export.depth_previews(images, outputs["depth"][..., 0], mask)
         for name, picture in zip(names, shown, strict=True):
             export.write_picture(previews / name, picture)

@@ -7,8 +7,6 @@ place, and the tensors' bytes without holes. Nothing here knows what the tensors
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UserError
+from ..files import Replacement
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -262,36 +261,26 @@ def _encode(value: Any) -> bytes:
 
 
 class Writer:
-    """Writes a safetensors file beside its place and puts it there only when it is whole.
+    """Writes a safetensors file that appears under its name only when it is whole.
 
-    The header is written last, over zeros, then the file is synced and renamed: a run that is
-    killed leaves `<path>.partial`, which nothing reads, and which the next run overwrites. Use as a
-    context manager; leaving it before `finish` removes what was written.
+    The header is written last, over zeros, and the tensors are on the disk before it (see
+    files.Replacement). Use as a context manager; leaving it before `finish` removes what was
+    written.
 
     bound: bytes that the header may need (header_bound).
     Raises UserError, one line, where the system refuses.
     """
 
     def __init__(self, path: str | Path, bound: int) -> None:
-        self.path = Path(os.path.realpath(path))
-        self._shown = path
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._new = Replacement(path)
         self._header_nbytes = header_nbytes(bound) - 8
         self._entries: dict[str, dict[str, Any]] = {}
         self._at = 0
         self._held: list[Blob] = []
-        self._file: Any = None
 
     def __enter__(self) -> Writer:
-        try:
-            if self.path.is_dir():
-                raise UserError(f"{self._shown} is a directory; the name of a file is wanted")
-            self._file = self._locked()
-            self._file.truncate(0)
-            self._file.write(bytes(8 + self._header_nbytes))
-        except OSError as error:
-            self._discard()
-            raise self._refused(error) from error
+        self._new.__enter__()
+        self._write(bytes(8 + self._header_nbytes))
         return self
 
     def __exit__(
@@ -300,7 +289,7 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._discard()
+        self._new.__exit__(kind, error, trace)
 
     def add(self, blob: Blob) -> None:
         """Write a tensor, or hold it to the end if its length would misalign the next one."""
@@ -334,18 +323,12 @@ class Writer:
             place = f'"{SEAL}":"'.encode()
             header = header.replace(place + b"0" * 64, place + digest, 1)
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())  # data reach the disk before a header says so
-            self._file.seek(0)
-            self._file.write(self._header_nbytes.to_bytes(8, "little") + header)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            os.replace(self._partial, self.path)
-            _sync_directory(self.path.parent)
+            self._new.sync()  # data reach the disk before a header says so
+            self._new.file.seek(0)
         except OSError as error:
-            raise self._refused(error) from error
-        self._file.close()
-        self._file = None
+            raise self._new.refused(error) from error
+        self._write(self._header_nbytes.to_bytes(8, "little") + header)
+        self._new.commit()
         return self.nbytes
 
     def _put(self, blob: Blob) -> None:
@@ -353,56 +336,12 @@ class Writer:
         self._entries[blob.name] = _json_entry(
             blob.tensor.dtype, tuple(blob.tensor.shape), self._at, end
         )
-        try:
-            if blob.tensor.nbytes:
-                self._file.write(_bytes(blob.tensor))
-        except OSError as error:
-            raise self._refused(error) from error
+        if blob.tensor.nbytes:
+            self._write(_bytes(blob.tensor))
         self._at = end
 
-    def _locked(self) -> Any:
-        """The partial file, open, and nobody else's."""
-        while True:
-            file = open(os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.close()
-                raise UserError(f"another run is writing {self._shown}") from error
-            except OSError:
-                pass  # a file system without locks
-            # The other run may have renamed it meanwhile: then it is the file that must stay.
-            try:
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._partial)):
-                    return file
-            except FileNotFoundError:
-                pass
-            file.close()
-
-    def _discard(self) -> None:
-        if self._file is None:
-            return
-        self._partial.unlink(missing_ok=True)
+    def _write(self, data: bytes | memoryview) -> None:
         try:
-            self._file.close()
-        except OSError:
-            pass  # what it could not write is not wanted any more
-        self._file = None
-
-    def _refused(self, error: OSError) -> UserError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return UserError(
-                f"no room for {self._shown} ({error.strerror}) after {self._at / 1e6:.0f} MB; "
-                "nothing of it was kept"
-            )
-        return UserError(f"cannot write {self._shown}: {error.strerror}")
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    except OSError:
-        pass  # some file systems know no such thing
-    finally:
-        os.close(directory)
+            self._new.file.write(data)
+        except OSError as error:
+            raise self._new.refused(error) from error
