@@ -280,7 +280,11 @@ class Writer:
 
     def __enter__(self) -> Writer:
         self._new.__enter__()
-        self._write(bytes(8 + self._header_nbytes))
+        try:
+            self._write(bytes(8 + self._header_nbytes))
+        except BaseException:
+            self._new.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
