@@ -25,7 +25,8 @@ SIZE, FRAMES = 56, 3
 ORACLE = """
 import numpy as np, torch
 from torch import nn
-from vggtquant import geometry, scenes
+from vggtquant.data import scenes
+from vggtquant.scoring import geometry
 
 class Oracle(nn.Module):
     image_size = 56

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import scenes, tiny
+from vggtquant import tiny
+from vggtquant.data import scenes
 from vggtquant.vggt import split_outputs
 
 INT8 = vq.CONFIGS["INT8_Per_Channel_Symmetric"]
