@@ -63,3 +63,23 @@ def test_the_op_keeps_its_promises() -> None:
         arguments = (x.to(dtype), layer.packed, bias, *layer._about, "int8", dtype)
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
         torch.library.opcheck(torch.ops.vggtquant.linear.default, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_compiled_layer_tells_its_kernel(model: nn.Module, backend: str, whole: bool) -> None:
+    """An evaluation of a compiled model asks its layers, which the graph never calls."""
+    compiled: nn.Module = torch.compile(model, backend=backend)  # type: ignore[assignment]
+    vq.quantize_model(compiled if whole else model, "INT8_Per_Channel_Symmetric_A8")
+    layers = [m for m in compiled.modules() if isinstance(m, QuantizedLinear)]
+    assert not layers  # the first and the last one
+    config = vq.QuantizationConfig("all", "int8_per_channel_sym", skip_first_last=False)
+    vq.quantize_model(compiled if whole else model, config)
+    layers = [m for m in compiled.modules() if isinstance(m, QuantizedLinear)]
+    assert len(layers) == 2
+    for _ in range(2):
+        for layer in layers:
+            layer.last_kernel = None
+        with torch.no_grad():
+            compiled(torch.randn(3, 40))
+        assert all(layer.last_kernel is not None for layer in layers)

@@ -38,6 +38,13 @@ class Lying:
         return self.told()
 
 
+class Quantity(np.ndarray):
+    """With a unit, as astropy has it."""
+
+    def __array_ufunc__(self, *args: Any, **kwargs: Any) -> Any:
+        return NotImplemented
+
+
 class LyingShape(np.ndarray):
     shape = property(lambda self: (1000, 1000))  # type: ignore[assignment]
 
@@ -82,6 +89,8 @@ SAME: dict[str, Callable[[], Any]] = {
 # Values that no function takes where it wants GOOD.
 REFUSED: dict[str, Callable[[], Any]] = {
     **{f"of {d}": lambda d=d: GOOD.astype(d) for d in ("f8", "i4", "c8", "O", "U4", "?")},
+    "masked values": lambda: np.ma.masked_less(GOOD, -1),
+    "a quantity": lambda: GOOD.view(Quantity),
     "dates": lambda: np.zeros((12, 16), "M8[s]"),
     "structures": lambda: np.zeros((12, 16), [("a", "f4")]),
     "raw bytes": lambda: np.zeros((12, 16), "V4"),
@@ -97,6 +106,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "sparse": lambda: TENSOR.to_sparse(),
     "sparse rows": lambda: TENSOR.to_sparse_csr(),
     "nested": lambda: torch.nested.nested_tensor([torch.zeros(2, 3)]),
+    "masked tensor": lambda: torch.masked.masked_tensor(TENSOR, TENSOR > 0),
     "quantized": lambda: torch.quantize_per_tensor(TENSOR, 0.1, 0, torch.qint8),
     "float64 tensor": lambda: TENSOR.double(),
     "complex tensor": lambda: TENSOR.cfloat(),

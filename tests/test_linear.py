@@ -394,12 +394,13 @@ def test_the_packed_weight_is_the_only_copy(fc: nn.Linear, config: vq.Quantizati
 
 def test_the_weight_is_read_only(fc: nn.Linear) -> None:
     layer = QuantizedLinear.from_linear(fc, "INT4_Group_32")
-    with pytest.raises(AttributeError):
-        layer.weight = torch.zeros(65, 130)  # type: ignore[misc]
-    with pytest.raises(KeyError, match="already exists"):
-        layer.weight = nn.Parameter(torch.zeros(65, 130))  # type: ignore[misc]
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        layer.weight = torch.zeros(65, 130)
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        layer.weight = nn.Parameter(torch.zeros(65, 130))
     before = bits(layer.weight)
-    layer.weight.zero_()
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        layer.weight.zero_()
     assert bits(layer.weight) == before
 
 
@@ -434,7 +435,7 @@ def test_state_dict_missing_parts(fc: nn.Linear) -> None:
     assert set(loaded.missing_keys) == {"bias", "weight_codes", "weight_scale"}
     with pytest.raises(RuntimeError, match="Missing key.*weight_codes"):
         layer.load_state_dict({})
-    with pytest.raises(RuntimeError, match=r'(?s)Missing.*weight_codes.*Unexpected.*"0.weight"'):
+    with pytest.raises(RuntimeError, match="0: a float weight is given"):
         nn.Sequential(layer).load_state_dict(nn.Sequential(fc).state_dict())
     with pytest.raises(RuntimeError, match="Missing.*weight.*"):
         fc.load_state_dict(layer.state_dict())
@@ -604,7 +605,7 @@ def test_truncated_packed_bytes_are_refused() -> None:
         with pytest.raises(ValueError, match="packed weights"):
             layer(x)
         with pytest.raises(ValueError, match="packed weights"):
-            _ = layer.weight
+            layer.weight.clone()
     layer.packed = torch.cat([whole, whole[:1]])
     with pytest.raises(ValueError, match="packed weights"):
         layer(x)

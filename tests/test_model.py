@@ -346,9 +346,122 @@ def test_weights_that_are_computed_and_hooks_are_not_lost() -> None:
     assert [row.skipped for row in report.layers] == [
         "a subclass of nn.Linear (ParametrizedLinear)",
         "its weight is computed anew for each call",
-        *["it has forward hooks, which would be lost"] * 2,
+        "it has forward hooks, which would be lost",
+        "it has forward pre hooks, which would be lost",
         None,
     ]
+
+
+def test_what_was_added_to_a_layer_is_not_lost() -> None:
+    """As accelerate, pruning and users do it on instances."""
+    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(7))).eval()
+    forward = net[0].forward
+    net[0].forward = lambda x: 10 * forward(x)
+    net[1].register_buffer("scale", torch.ones(8))
+    net[2].register_parameter("scale", nn.Parameter(torch.ones(8)))
+    net[3].add_module("adapter", nn.Identity())
+    net[4].register_full_backward_hook(lambda *args: None)
+    net[5].register_state_dict_post_hook(lambda *args: None)
+    net[6].tag = "kept"
+    net[6].scheme = "another's"
+    x = torch.randn(5, 8)
+    want = net(x)
+    _, report = vq.quantize_model(net, ALL_INT8)
+    assert [row.skipped for row in report.layers] == [
+        "its forward was replaced",
+        "it has buffers, which would be lost",
+        "it has scale, which would be lost",
+        "it has modules, which would be lost",
+        "it has backward hooks, which would be lost",
+        "it has state dict hooks, which would be lost",
+        None,
+    ]
+    assert (net(x) - want).norm() / want.norm() < 0.02
+    assert net[6].tag == "kept" and net[6].scheme == vq.CONFIGS[INT8].scheme(8)
+
+
+class Wrapped(torch.Tensor):
+    """A weight with a format of its own, as torchao makes them."""
+
+    @staticmethod
+    def __new__(cls, like: torch.Tensor) -> "Wrapped":
+        return torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(func)
+
+
+def test_weights_of_other_libraries_are_left_alone_by_name() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    net[0].weight = nn.Parameter(Wrapped(torch.zeros(8, 8)), requires_grad=False)
+    _, report = vq.quantize_model(net, ALL_INT8)
+    assert [(row.name, row.skipped) for row in report.skipped] == [
+        ("0", "its weight is a Wrapped, not a plain parameter")
+    ]
+
+
+def test_torchao_s_weights() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    config = torchao.Int8WeightOnlyConfig()
+    torchao.quantize_(net, config, filter_fn=lambda module, name: name == "0")
+    _, report = vq.quantize_model(net, ALL_INT8)
+    assert [row.name for row in report.skipped] == ["0"]
+    assert "not a plain parameter" in str(report.skipped[0].skipped)
+
+
+class Adapted(nn.Module):
+    """A Linear with a LoRA adapter beside it, as peft builds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(32, 32)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(32, 8, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(8, 32, bias=False)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+@pytest.mark.parametrize("library", ["stand-in", "peft"])
+def test_adapters_are_left_alone_and_named(library: str) -> None:
+    net: nn.Module = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    if library == "peft":
+        peft = pytest.importorskip("peft")
+        net = peft.get_peft_model(net, peft.LoraConfig(target_modules=["1"], r=8)).base_model.model
+    else:
+        net[1] = Adapted()
+    x = torch.randn(3, 32)
+    want = net.eval()(x)
+    _, report = vq.quantize_model(net, ALL_INT8)
+    assert [row.name for row in report.quantized] == ["0", "1.base_layer"]
+    assert {row.name: row.skipped for row in report.skipped} == {
+        f"1.lora_{half}.default": "an adapter of 1, which stays in float" for half in "AB"
+    }
+    assert (net(x) - want).norm() / want.norm() < 0.03
+    if library == "peft":
+        with pytest.raises(RuntimeError, match="cannot be written"):
+            net[1].merge()
+
+
+def test_adapters_are_no_edges() -> None:
+    net = nn.Sequential(Adapted(), Adapted())
+    _, report = vq.quantize_model(net, INT8)
+    assert [row.name for row in report.skipped if "skip_first_last" in str(row.skipped)] == [
+        "0.base_layer",
+        "1.base_layer",
+    ]
+
+
+def test_restoring_without_the_originals_is_an_error(net: Net) -> None:
+    _, report = vq.quantize_model(net, INT8)
+    with pytest.raises(UserError, match="none of the 4 float layers; .*keep_originals=True"):
+        vq.restore_model(net, report)
+    _, report = vq.quantize_model(Net(), "Baseline_FP32")
+    vq.restore_model(net, report)  # nothing was swapped, so nothing is missing
 
 
 def test_the_model_itself_cannot_be_replaced() -> None:

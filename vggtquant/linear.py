@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import register_flop_formula
 
 from . import ops
 from .configs import QuantizationConfig, Scheme, get_config
+from .decoded import READ_ONLY, DecodedWeight
 from .errors import UserError
 from .qtensor import QTensor, quantize
 
@@ -65,8 +67,6 @@ class QuantizedLinear(nn.Module):
 
     bias: nn.Parameter | None
     packed: torch.Tensor
-    last_kernel: str | None = None
-    """What made the last product; an evaluation asks for it, and sets it back to None."""
 
     def __init__(
         self, q: QTensor, bias: nn.Parameter | None, config: QuantizationConfig, name: str = ""
@@ -101,8 +101,31 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """What the codes stand for, float32 (out, in): made anew each time, read only."""
-        return self.qtensor().dequantize()  # type: ignore[no-any-return]
+        """What the codes stand for, float32 (out, in): decoded when it is read; read only."""
+        like = torch.empty((self.out_features, self.in_features), device="meta")
+        device = self.packed.device
+        return DecodedWeight(like, device, lambda: self.qtensor().dequantize().to(device))
+
+    @weight.setter
+    def weight(self, value: object) -> None:
+        raise RuntimeError(READ_ONLY)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name == "weight":
+            raise RuntimeError(READ_ONLY)
+        super().register_parameter(name, param)
+
+    @property
+    def last_kernel(self) -> str | None:
+        """The kernel of the last product, or None; an evaluation reads it and sets it to None.
+
+        Kept on the packed tensor, because a compiled or traced graph does not call the layer.
+        """
+        return getattr(self.packed, "last_kernel", None)
+
+    @last_kernel.setter
+    def last_kernel(self, name: str | None) -> None:
+        self.packed.last_kernel = name  # type: ignore[attr-defined]
 
     @property
     def nbytes(self) -> int:
@@ -131,10 +154,7 @@ class QuantizedLinear(nn.Module):
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """forward of x (rows, in_features) without autograd."""
         activations, dtype = self._call(x)
-        y = ops.linear(self.packed, self._about, activations, x, bias, dtype)
-        # Not through nn.Module's __setattr__, which takes longer than all of this.
-        self.__dict__["last_kernel"] = ops.kernel_name(activations, self.scheme.bits, x)
-        return y
+        return _product(self.packed, self._about, activations, x, bias, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) to (..., out_features)."""
@@ -142,14 +162,18 @@ class QuantizedLinear(nn.Module):
             raise TypeError(f"a tensor is wanted, not {type(x).__name__}")
         if x.layout != torch.strided or x.is_nested or x.is_meta:
             raise ops.not_dense(x)
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise UserError(f"x has shape {tuple(x.shape)}; (..., {self.in_features}) is wanted")
+        compiling = torch.compiler.is_compiling()
+        if compiling or ops.is_recorded(x):
+            if not compiling and ops.is_differentiated():
+                raise RuntimeError(_FOR_INFERENCE)
+            activations, dtype = self._call(x)
+            return _linear_op(  # type: ignore[no-any-return]
+                x, self.packed, self.bias, *self._about, activations, dtype
+            )
+        _check_shape(x, self.in_features)
         rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.in_features)
         y: torch.Tensor
-        if torch.compiler.is_compiling():  # a graph wants an op; without one, calls are cheaper
-            activations, dtype = self._call(x)
-            y = _linear_op(rows, self.packed, self.bias, *self._about, activations, dtype)
-        elif torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             y = _Product.apply(rows, self.bias, self)  # type: ignore[no-untyped-call]
         else:
             y = self.product(rows, self.bias)
@@ -200,7 +224,12 @@ class QuantizedLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         given = {key: state_dict.get(prefix + key) for key in _PARTS}
-        if not any(part is not None for part in given.values()):  # an error if strict
+        if given["weight_codes"] is None and prefix + "weight" in state_dict:
+            error_msgs.append(
+                f"{prefix.rstrip('.') or 'QuantizedLinear'}: a float weight is given, but the "
+                "layer is quantized; load float weights before quantizing"
+            )
+        elif not any(part is not None for part in given.values()):  # an error if strict
             missing_keys += [prefix + "weight_codes", prefix + "weight_scale"]
         else:
             try:
@@ -208,7 +237,8 @@ class QuantizedLinear(nn.Module):
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{prefix.rstrip('.') or 'QuantizedLinear'}: {error}")
         # What is left is the bias; our own keys must not count as unexpected.
-        rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in _PARTS}
+        ours = (*_PARTS, "weight")
+        rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in ours}
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -264,7 +294,25 @@ def _pack(q: QTensor, like: torch.Tensor | None = None) -> tuple[ops.Packed, tor
     return about, ops.pack(about, q.packed, scale, q.factor, zero, like)
 
 
-# ---- for torch.compile ---------------------------------------------------------------------------
+def _check_shape(x: torch.Tensor, k: int) -> None:
+    if x.ndim == 0 or x.shape[-1] != k:
+        raise UserError(f"x has shape {tuple(x.shape)}; (..., {k}) is wanted")
+
+
+def _product(
+    packed: torch.Tensor,
+    about: ops.Packed,
+    activations: Activations,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    y = ops.linear(packed, about, activations, x, bias, dtype)
+    packed.last_kernel = ops.kernel_name(activations, about.bits, x)  # type: ignore[attr-defined]
+    return y
+
+
+# ---- the operator for graphs, tracers and transforms ---------------------------------------------
 
 
 @torch.library.custom_op(
@@ -286,13 +334,37 @@ def _linear_op(
     activations: Any,
     dtype: torch.dtype,
 ) -> Any:
+    """x (..., k) to (..., n)."""
+    _check_shape(x, k)
     about = ops.Packed(bits, scales, n, k, group, asymmetric)
-    return ops.linear(packed, about, activations, x, bias, dtype)
+    rows = x.reshape(math.prod(x.shape[:-1]), k)
+    return _product(packed, about, activations, rows, bias, dtype).reshape(*x.shape[:-1], n)
 
 
 @_linear_op.register_fake
-def _(x: Any, packed: Any, bias: Any, bits: Any, scales: Any, n: Any, *rest: Any) -> Any:
-    return x.new_empty((x.shape[0], n), dtype=rest[-1])
+def _(x: Any, packed: Any, bias: Any, bits: Any, scales: Any, n: Any, k: Any, *rest: Any) -> Any:
+    _check_shape(x, k)
+    return x.new_empty((*x.shape[:-1], n), dtype=rest[-1])
+
+
+def _batched(info: Any, in_dims: Any, x: Any, packed: Any, bias: Any, *rest: Any) -> Any:
+    """vmap over tokens; over layers it cannot be."""
+    if in_dims[1] is not None or in_dims[2] is not None:
+        raise NotImplementedError(
+            "vmap over the weights or biases of QuantizedLinear layers is not supported; "
+            "vmap over inputs is"
+        )
+    return _linear_op(x.movedim(in_dims[0], 0), packed, bias, *rest), 0
+
+
+if hasattr(_linear_op, "register_vmap"):  # torch 2.5; before, vmap refuses the operator
+    _linear_op.register_vmap(_batched)
+
+
+@register_flop_formula(torch.ops.vggtquant.linear)
+def _flops(x_shape: Any, *rest: Any, out_shape: Any, **kwargs: Any) -> int:
+    """Two a multiply-add, as torch counts nn.Linear."""
+    return int(2 * math.prod(x_shape) * out_shape[-1])
 
 
 @torch.library.custom_op(

@@ -169,7 +169,16 @@ def quantize_model(
 
 
 def restore_model(model: nn.Module, report: ModelReport) -> None:
-    """Set the float layers back that quantize_model(…, keep_originals=True) swapped out."""
+    """Set the float layers back that quantize_model(…, keep_originals=True) swapped out.
+
+    Raises:
+        UserError: the report holds no float layers, because keep_originals was False.
+    """
+    if report.quantized and not report.originals:
+        raise UserError(
+            f"the report holds none of the {len(report.quantized)} float layers; "
+            "quantize_model(…, keep_originals=True) keeps them"
+        )
     for name, linear in report.originals.items():
         _set(model, name, linear)
 
@@ -184,9 +193,14 @@ def _swap(
 ) -> LayerReport:
     scheme = config.layer_scheme(name)
     weight = linear.weight.detach()
-    q = quantize(weight, scheme)
+    try:
+        q = quantize(weight, scheme)
+    except UserError as error:
+        raise UserError(f"layer {name}: {error}") from error
     layer = QuantizedLinear(q, linear.bias, config, name)
     layer.train(linear.training)
+    own = {key: value for key, value in vars(linear).items() if key not in _PLAIN}
+    vars(layer).update({key: value for key, value in own.items() if key not in vars(layer)})
     note = None
     if scheme.two_level and not q.scheme.two_level:
         note = "float group scales: two-level ones would cost more than 5 % in squared error"
@@ -242,6 +256,76 @@ def _checked(what: str, patterns: Iterable[str] | None, names: Iterable[str]) ->
     return patterns
 
 
+_PLAIN = vars(nn.Linear(1, 1, device="meta"))
+"""What an nn.Linear holds before anybody adds hooks, buffers or attributes."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A Linear of the model and what its surroundings say of it."""
+
+    name: str
+    linear: nn.Linear
+    parent: nn.Module
+    adapts: str
+    """The layer that this one belongs to as an adapter (peft's LoRA and its kin)."""
+    shared: list[str]
+    """Other modules that hold the same weight."""
+    named: Callable[[str], str]
+    """Why the caller's patterns leave out a layer of a name, or ""."""
+
+    @property
+    def additions(self) -> str:
+        """What somebody added to the layer that a swap would lose, in words."""
+        for key, plain in _PLAIN.items():
+            if isinstance(plain, dict) and not plain and vars(self.linear).get(key):
+                return key.strip("_").replace("_", " ")
+        return ", ".join(sorted(self.linear._parameters.keys() - {"weight", "bias"}))
+
+
+# Why a layer stays as it is, most general first: each gives words, or "" where it does not apply.
+_REASONS: tuple[Callable[[_Candidate], str], ...] = (
+    lambda c: (
+        "nn.MultiheadAttention uses its weight without calling it"
+        if isinstance(c.parent, nn.MultiheadAttention)
+        else ""
+    ),
+    lambda c: f"an adapter of {c.adapts}, which stays in float" if c.adapts else "",
+    lambda c: (
+        f"a subclass of nn.Linear ({type(c.linear).__name__})"
+        if type(c.linear) is not nn.Linear
+        else ""
+    ),
+    lambda c: "its forward was replaced" if "forward" in vars(c.linear) else "",
+    lambda c: (
+        "its weight is computed anew for each call" if "weight" not in c.linear._parameters else ""
+    ),
+    lambda c: (
+        f"its weight is a {type(c.linear.weight).__name__}, not a plain parameter"
+        if type(c.linear.weight) is not nn.Parameter
+        else ""
+    ),
+    lambda c: f"it has {c.additions}, which would be lost" if c.additions else "",
+    lambda c: f"its weight is shared with {c.shared[0] or 'the model itself'}" if c.shared else "",
+    lambda c: (
+        f"its weight is on {c.linear.weight.device}, which is not served here"
+        if not ops.serves(c.linear.weight.device)
+        else ""
+    ),
+    lambda c: "its weight is empty" if not c.linear.weight.numel() else "",
+    lambda c: (
+        f"its weight is {c.linear.weight.dtype}"
+        if str(c.linear.weight.dtype).removeprefix("torch.") not in ops.DTYPES
+        else ""
+    ),
+    lambda c: (
+        f"its rows are longer than {ops.DEEPEST}" if c.linear.in_features > ops.DEEPEST else ""
+    ),
+    lambda c: "it is the model itself; use QuantizedLinear.from_linear" if not c.name else "",
+    lambda c: c.named(c.name),
+)
+
+
 def _reasons(
     model: nn.Module,
     linears: dict[str, nn.Linear],
@@ -253,11 +337,14 @@ def _reasons(
     excluded = _checked("exclude", exclude, linears)
     included = _checked("include", include, linears) if include is not None else ("*",)
     _checked("sensitive_layers", config.sensitive_layers, linears)
-    in_attention = {
-        f"{name}." if name else ""
-        for name, m in model.named_modules()
-        if isinstance(m, nn.MultiheadAttention)
-    }
+    if not config.quantizes:
+        return dict.fromkeys(linears, f"{config.name} quantizes nothing")
+
+    def named(name: str) -> str:
+        if not _named(name, included):
+            return "not included"
+        return "excluded" if _named(name, excluded) else ""
+
     owners: dict[int, list[str]] = {}
     for owner, module in model.named_modules(remove_duplicate=False):
         for parameter in module._parameters.values():
@@ -265,42 +352,39 @@ def _reasons(
                 owners.setdefault(id(parameter), []).append(owner)
 
     reasons: dict[str, str] = {}
+    candidates: dict[str, _Candidate] = {}
     for name, linear in linears.items():
-        parent = name.rpartition(".")[0]
-        shared = [owner for owner in owners.get(id(linear.weight), ()) if owner != name]
-        if not config.quantizes:
-            reasons[name] = f"{config.name} quantizes nothing"
-        elif (f"{parent}." if parent else "") in in_attention:
-            reasons[name] = "nn.MultiheadAttention uses its weight without calling it"
-        elif type(linear) is not nn.Linear:
-            reasons[name] = f"a subclass of nn.Linear ({type(linear).__name__})"
-        elif "weight" not in linear._parameters:
-            reasons[name] = "its weight is computed anew for each call"
-        elif linear._forward_hooks or linear._forward_pre_hooks:
-            reasons[name] = "it has forward hooks, which would be lost"
-        elif shared:
-            reasons[name] = f"its weight is shared with {shared[0] or 'the model itself'}"
-        elif not ops.serves(linear.weight.device):
-            reasons[name] = f"its weight is on {linear.weight.device}, which is not served here"
-        elif not linear.weight.numel():
-            reasons[name] = "its weight is empty"
-        elif str(linear.weight.dtype).removeprefix("torch.") not in ops.DTYPES:
-            reasons[name] = f"its weight is {linear.weight.dtype}"
-        elif linear.in_features > ops.DEEPEST:
-            reasons[name] = f"its rows are longer than {ops.DEEPEST}"
-        elif not name:
-            reasons[name] = "it is the model itself; use QuantizedLinear.from_linear"
-        elif not _named(name, included):
-            reasons[name] = "not included"
-        elif _named(name, excluded):
-            reasons[name] = "excluded"
-    if config.skip_first_last and config.quantizes:
-        plain = [name for name, m in linears.items() if type(m) is nn.Linear]
-        plain = [name for name in plain if "MultiheadAttention" not in reasons.get(name, "")]
+        weight = linear._parameters.get("weight")
+        shared = [owner for owner in owners.get(id(weight), ()) if owner != name]
+        parent = model.get_submodule(name.rpartition(".")[0])
+        candidate = _Candidate(name, linear, parent, _adapted(model, name), shared, named)
+        candidates[name] = candidate
+        reason = next(filter(None, (reason(candidate) for reason in _REASONS)), "")
+        if reason:
+            reasons[name] = reason
+    if config.skip_first_last:
+        plain = [
+            name
+            for name, c in candidates.items()
+            if type(c.linear) is nn.Linear
+            and not isinstance(c.parent, nn.MultiheadAttention)
+            and not c.adapts
+        ]
         edges = vggt.first_and_last(plain) or (plain[:1] + plain[-1:])
         for name, which in zip(edges, ("first", "last"), strict=False):
             reasons.setdefault(name, f"the {which} Linear (skip_first_last)")
     return reasons
+
+
+def _adapted(model: nn.Module, name: str) -> str:
+    """The layer that a Linear adapts, or "": peft keeps what it adapts as `base_layer` and its own
+    layers beside it, in modules of modules."""
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        above = model.get_submodule(".".join(parts[:depth]))
+        if isinstance(getattr(above, "base_layer", None), nn.Module):
+            return "" if parts[depth] == "base_layer" else ".".join(parts[:depth])
+    return ""
 
 
 def refuse_nonfinite(linears: Mapping[str, nn.Linear]) -> None:

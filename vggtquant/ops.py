@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.autograd import forward_ad
 
 import vggtquant
 
@@ -162,7 +163,7 @@ def _room(shape: int | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     The system clears a new page when it is first written: an output of 45 MB, which malloc takes
     from the system in every call, lost a third of the product's time to that, in 4 KB each.
     """
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     start = -(-tensor.data_ptr() // _HUGE) * _HUGE
     nbytes = (tensor.data_ptr() + tensor.nbytes) // _HUGE * _HUGE - start
     if nbytes > 0 and _ADVICE is not None:  # what the system says to it does not matter
@@ -205,6 +206,7 @@ def values(x: Array) -> Buffer:
     torch.get_num_threads()  # in a new thread torch passes its count to OpenMP when first asked
     name = dtype_name(x)
     if not isinstance(x, torch.Tensor):
+        _check_plain(x)
         if name == "bfloat16":
             x = x.view(np.uint16)
         return np.require(np.asarray(x), x.dtype.newbyteorder("="), ["C", "ALIGNED"])
@@ -213,6 +215,21 @@ def values(x: Array) -> Buffer:
     if _on_gpu(x):
         return x
     return _array(x.view(torch.uint16) if name == "bfloat16" else x)
+
+
+def _check_plain(x: Any) -> None:
+    """TypeError for an array whose meaning is more than its values: masked, or with units."""
+    if isinstance(x, np.ma.MaskedArray):
+        if masked := int(np.ma.getmaskarray(x).sum()):
+            raise TypeError(
+                f"{masked} of {x.size} values are masked; an array without masked values is "
+                "wanted: x.filled(value) or x.compressed()"
+            )
+    elif isinstance(x, np.ndarray) and type(x).__array_ufunc__ is not np.ndarray.__array_ufunc__:
+        raise TypeError(
+            f"a {type(x).__name__} is given, which computes in its own way; a plain array is "
+            "wanted: np.asarray(x)"
+        )
 
 
 def not_dense(x: torch.Tensor) -> UserError:
@@ -258,6 +275,31 @@ def tensor_like(array: Buffer, name: str) -> torch.Tensor:
         return array
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if name == "bfloat16" else tensor
+
+
+def is_recorded(x: torch.Tensor) -> bool:
+    """Whether a tracer, a dispatch mode, a functional transform or a tensor's subclass must see an
+    operator instead of a call that reads x's memory. A subclass that has no memory of its own is
+    refused where the memory is read."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or (
+            type(x) is not torch.Tensor
+            and type(x) is not torch.nn.Parameter
+            and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        )
+    )
+
+
+def is_differentiated() -> bool:
+    """Whether a functional transform or forward mode wants derivatives of what is called."""
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    kinds = {transform.key() for transform in transforms}
+    wanted = {torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp}
+    return bool(kinds & wanted) or forward_ad._current_level >= 0
 
 
 # ---- quantize ------------------------------------------------------------------------------------

@@ -519,3 +519,17 @@ def test_pages_are_given_back(tmp_path: Path) -> None:
         )
         assert int(result.stdout) < 140_000, name  # KB; the file has 200 MB
         os.remove(tmp_path / f"{name}.out")
+
+
+def test_gpt_2_s_transposed_weights_are_no_linears(tmp_path: Path) -> None:
+    """Its square projections look like a Linear's; the others of their name tell."""
+    shapes = {"attn.c_attn": (16, 48), "attn.c_proj": (16, 16), "mlp.c_fc": (16, 64)}
+    shapes |= {"mlp.c_proj": (64, 16)}
+    state = {f"h.0.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    state |= {f"h.0.{name}.bias": torch.randn(shape[1]) for name, shape in shapes.items()}
+    state |= {"head.weight": torch.randn(16, 16), "head.bias": torch.randn(16)}
+    torch.save(state, tmp_path / "gpt2.pt")
+    config = vq.QuantizationConfig("all", "int8_per_channel_sym", skip_first_last=False)
+    quantize_file(tmp_path / "gpt2.pt", config, tmp_path / "gpt2.safetensors")
+    document = Checkpoint(tmp_path / "gpt2.safetensors").document
+    assert [layer.name for layer in document.layers] == ["head"]

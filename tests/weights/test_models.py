@@ -402,3 +402,18 @@ def test_loading_holds_one_copy(vggt: Path) -> None:
         command, env=environment, capture_output=True, text=True, check=True, timeout=120
     )
     assert float(result.stdout) < megabytes * 0.75  # two copies would be 2; one Linear is 0.33
+
+
+def test_a_user_s_half_model_is_widened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured as FP32 computes in float32; the values stay those of the half model."""
+    (tmp_path / "half_model.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).half()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model = models.load_model("half_model:build").model
+    floats = [t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()]
+    assert len(floats) == 6 and all(t.dtype == torch.float32 for t in floats)
+    assert all(torch.equal(t, t.half().float()) for t in floats)
+    assert model(torch.ones(2, 4)).dtype == torch.float32

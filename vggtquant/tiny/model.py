@@ -76,7 +76,8 @@ class Aggregator(nn.Module):
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Places (y, x) of one frame's tokens: special ones at 0, patches from 1."""
-        grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)) + 1
+        ys, xs = (torch.arange(1, n + 1, device="cpu") for n in (rows, columns))
+        grid = torch.cartesian_prod(ys, xs)
         return torch.cat([grid.new_zeros(self.patch_start_idx, 2), grid])
 
 

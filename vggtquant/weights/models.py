@@ -149,10 +149,19 @@ def _load_builtin(spec: str) -> LoadedModel:
 
 
 def _load_function(spec: str) -> LoadedModel:
-    model = _call(spec)
+    model = _widened(_call(spec))
     size = int(getattr(model, "image_size", FRAME_SIZE))
     licence = f"not known here: that of the model which {spec} returns"
     return LoadedModel(model, spec, state_hash(model), f"function {spec}", licence, size)
+
+
+def _widened(model: nn.Module) -> nn.Module:
+    """The model in float32 where it was in half precision: a reference of FP32 is measured, and
+    values stay as they are."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor.data = tensor.data.float()
+    return model
 
 
 def _load_file(spec: str) -> LoadedModel:
@@ -379,7 +388,7 @@ def parameters_without_memory() -> Iterator[None]:
 
     Each is moved as it is registered, so that code which reads values while it builds (VGGT calls
     `.item()`) works, which it does not under `torch.device("meta")`. VGGT-1B is built in seconds
-    and without its 5 GB. Buffers stay real.
+    and without its 5 GB. Buffers stay real, on the CPU whatever torch's default device is.
 
     >>> with parameters_without_memory():
     ...     torch.nn.Linear(2, 2).weight.device
@@ -410,7 +419,7 @@ def parameters_without_memory() -> Iterator[None]:
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[assignment,method-assign]
     try:
-        with NothingToFill():
+        with torch.device("cpu"), NothingToFill():
             yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -295,14 +295,27 @@ def choose(
 def linear_layers(tensors: Mapping[str, About]) -> dict[str, tuple[int, int]]:
     """Modules with a 2-D float `weight` and a `bias` of its rows, or of a known name: those that
     quantize_model finds by their type. An embedding has no bias; a convolution has more axes.
+    GPT-2's Conv1D, whose weight is transposed, shows by the biases of its layers that are not
+    square; square ones of the same name are none of ours either.
 
     >>> weight, bias = About(torch.float32, (3, 2)), About(torch.float32, (3,))
     >>> linear_layers({"a.weight": weight, "a.bias": bias})
     {'a': (3, 2)}
     """
     layers = {}
+    transposed = {
+        key.split(".")[-2]
+        for key, (_, shape) in tensors.items()
+        if key.endswith(".weight")
+        and len(shape) == 2
+        and shape[0] != shape[1]
+        and f"{key.removesuffix('.weight')}.bias" in tensors
+        and tensors[f"{key.removesuffix('.weight')}.bias"].shape == shape[1:]
+    }
     for key, (dtype, shape) in tensors.items():
         name, _, leaf = key.rpartition(".")
+        if name.rpartition(".")[2] in transposed:
+            continue
         if leaf != "weight" or not name or len(shape) != 2 or not dtype.is_floating_point:
             continue
         bias = tensors.get(f"{name}.bias")
