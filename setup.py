@@ -29,7 +29,9 @@ if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", 
     )
 
 CUDA_HEADERS = [*glob("csrc/*.h"), *glob("csrc/*.def"), *glob("csrc/cuda/*.cuh")]
-HEADERS = [*glob("csrc/*/*.h"), *CUDA_HEADERS]
+HEADERS = [*glob("csrc/*/*.h"), *glob("csrc/python/*/*.h"), *CUDA_HEADERS]
+# What the fronts of the CPU and of CUDA share.
+SHARED = [f"csrc/{name}.c" for name in ("formats", "metrics_sizes", "status", "weight")]
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
 WERROR = os.environ.get("VGGTQUANT_WERROR") == "1"
 DEBUG = os.environ.get("VGGTQUANT_DEBUG") == "1"
@@ -55,6 +57,10 @@ HARDENING = [
 LINKING = ["-Wl,-z,relro,-z,now,-z,noexecstack", *SANITIZERS]
 
 
+def binding(module: str) -> list[str]:
+    return sorted(glob(f"csrc/python/{module}/*.c"))
+
+
 def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
     return Extension(
         f"vggtquant.{name}",
@@ -67,7 +73,7 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
 
 
 def openmp() -> list[str]:
-    """Only compiles; the runtime is the process's own: csrc/threads.c, which serves what gcc calls.
+    """Only compiles; the runtime is the process's own: csrc/openmp.c, which serves what gcc calls.
 
     clang calls a runtime of its own, so there the fronts run on one thread.
     """
@@ -163,7 +169,7 @@ def cuda_extension(nvcc: str) -> Extension:
     folders = next((line for line in plan.stderr.splitlines() if "LIBRARIES=" in line), "=")
     ext = extension(
         "_cuda",
-        ["csrc/python/cuda.c", "csrc/python/words.c", "csrc/shapes.c", *CUDA_SOURCES],
+        [*binding("cuda"), "csrc/python/words.c", *SHARED, *CUDA_SOURCES],
         [],
     )
     ext.libraries = ["cudart_static", "stdc++", "rt", "pthread", "dl"]
@@ -182,14 +188,12 @@ setup(
             [
                 *sorted(glob("csrc/*.c")),
                 *sorted(glob("csrc/cpu/*.c")),
-                "csrc/python/attention.c",
-                "csrc/python/cpu.c",
-                "csrc/python/metrics.c",
+                *binding("cpu"),
                 "csrc/python/words.c",
             ],
             openmp(),
         ),
-        extension("_render", [*sorted(glob("csrc/render/*.c")), "csrc/python/render.c"], []),
+        extension("_render", [*sorted(glob("csrc/render/*.c")), *binding("render")], []),
         *([cuda_extension(NVCC)] if NVCC else []),
     ],
     cmdclass={"build_ext": BuildExt},

@@ -108,7 +108,8 @@ static vgq_rows rows_of(const vgq_attention_call *call, size_t part, size_t dept
 
 static vgq_plan plan_of(const vgq_attention_call *call)
 {
-    const vgq_kernels *const chosen = vgq_chosen();
+    const vgq_context now = call->context ? *call->context : vgq_context_now();
+    const vgq_kernels *const chosen = now.kernels;
     vgq_plan plan = {.call = *call, .kernels = &chosen->attention};
     plan.store = chosen->quantize.store[call->y_dtype];
     plan.scores = plan.kernels->scores[call->scores];
@@ -123,7 +124,8 @@ static vgq_plan plan_of(const vgq_attention_call *call)
         plan.part[part] = rows_of(call, part, plan.depth);
     const size_t all = call->batch * call->heads;
     /* a product of 64 x 64 channels for each pair of tokens would be 64 elements of other work */
-    plan.team = vgq_team(vgq_min(all * call->tokens, SIZE_MAX / call->tokens / 4) * call->tokens);
+    plan.team = vgq_team(now.threads,
+                         vgq_min(all * call->tokens, SIZE_MAX / call->tokens / 4) * call->tokens);
     const size_t wanted = TASKS * (size_t)plan.team;
     plan.spans = (call->tokens * plan.depth + SPAN_MOST - 1) / SPAN_MOST;
     if (all * plan.spans < wanted)
@@ -299,7 +301,7 @@ static void run_task(const vgq_plan *plan, size_t index, unsigned char *own)
     store_span(plan, &task, bad);
 }
 
-int omp_get_thread_num(void); /* of threads.c */
+int omp_get_thread_num(void); /* of openmp.c */
 
 vgq_status vgq_attention(const vgq_attention_call *call, void *scratch, size_t scratch_nbytes)
 {

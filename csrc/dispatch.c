@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The choice of kernels: the tables that run here, laid over each other, weakest first. Made once
- * at import (and by tests); never lazily, so there is no race and no first-call cost. */
+ * The tables of kernels: one for each instruction set that runs here, composed once and constant
+ * from then on. The choice among them is one atomic pointer, which each call reads once. */
 #define _GNU_SOURCE
 #include "kernels.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -57,22 +59,23 @@ int vgq_has_dotprod(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; } /* 
 int vgq_has_i8mm(void) { return (getauxval(AT_HWCAP2) & 1ul << 13) != 0; }   /* HWCAP2_I8MM */
 #endif
 
-typedef void vgq_slot(void);
-
-static vgq_kernels chosen;
-static const char *chosen_isa = "none";
-
-#define X(name, runs_here) ISA_##name,
+#define X(name, runs_here, confirmed) ISA_##name,
 enum { VGQ_ISAS(X) ISAS };
 #undef X
 
-static const char *isa_name(int isa)
-{
-#define X(name, runs_here) #name,
-    static const char *const names[] = {VGQ_ISAS(X)};
+#define X(name, runs_here, confirmed) #name,
+static const char *const names[ISAS] = {VGQ_ISAS(X)};
 #undef X
-    return names[isa];
-}
+#define X(name, runs_here, confirmed) confirmed,
+static const int is_confirmed[ISAS] = {VGQ_ISAS(X)};
+#undef X
+
+/* Written once, before any call, by compose(). */
+static vgq_kernels tables[ISAS];
+static enum { ABSENT, HERE, REFUSED } states[ISAS];
+static pthread_once_t composed = PTHREAD_ONCE_INIT;
+
+static const vgq_kernels *_Atomic chosen; /* of tables */
 
 /* Asks the CPU and, through XCR0, the operating system. */
 static int runs_here(int isa)
@@ -80,8 +83,8 @@ static int runs_here(int isa)
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-#define X(name, condition) \
-    case ISA_##name:       \
+#define X(name, condition, confirmed) \
+    case ISA_##name:                  \
         return condition;
     switch (isa) { /* uncovered: the callers' loops end with the last */
         /* uncovered: which of them are there is one CPU's affair */
@@ -90,6 +93,8 @@ static int runs_here(int isa)
 #undef X
     return 0; /* uncovered: after a switch over all */
 }
+
+typedef void vgq_slot(void);
 
 /* Every member of a table is a pointer, so a table is an array of slots; a filled slot replaces. */
 static void overlay(void *onto, const void *table, size_t nbytes)
@@ -102,42 +107,67 @@ static void overlay(void *onto, const void *table, size_t nbytes)
     }
 }
 
-vgq_status vgq_use(const char *isa)
+/* Every table that runs here, each laid over the weaker ones that do. */
+static void compose(void)
 {
-    int last = ISAS - 1;
-    while (last >= 0 && (!runs_here(last) || (isa && strcmp(isa, isa_name(last)) != 0)))
-        last--;
-    if (last < 0)
-        return VGQ_EISA;
-    memset(&chosen, 0, sizeof(chosen));
-#define X(subject, name)                             \
-    if (ISA_##name <= last && runs_here(ISA_##name)) \
-        overlay(&chosen.subject, &vgq_##subject##_##name, sizeof(chosen.subject));
-    /* uncovered: a CPU with gaps in the list, and the list's ends, whose comparisons are constant
-     */
-    VGQ_TABLES(X)
+    for (int isa = 0; isa < ISAS; isa++) {
+        if (!runs_here(isa))
+            continue;
+        states[isa] = HERE;
+#define X(subject, name)                                 \
+    if (ISA_##name <= isa && states[ISA_##name] == HERE) \
+        overlay(&tables[isa].subject, &vgq_##subject##_##name, sizeof(tables[isa].subject));
+        /* uncovered: a CPU with gaps in the list, and the list's ends, whose comparisons are
+         * constant */
+        VGQ_TABLES(X)
 #undef X
-    chosen_isa = isa_name(last);
-    return VGQ_OK;
+        if (!is_confirmed[isa] && !vgq_agrees(&tables[isa], &tables[ISA_scalar]))
+            states[isa] = REFUSED;
+    }
 }
 
-const char *vgq_isa(void) { return chosen_isa; }
-
-const char *vgq_isa_here(size_t index)
+/* The index-th table in that state. */
+static const char *name_in_state(int state, size_t index)
 {
+    pthread_once(&composed, compose);
     for (int isa = 0; isa < ISAS; isa++)
-        if (runs_here(isa) && index-- == 0)
-            return isa_name(isa);
+        if ((int)states[isa] == state && index-- == 0)
+            return names[isa];
     return NULL;
 }
 
-const vgq_kernels *vgq_chosen(void) { return &chosen; }
+vgq_status vgq_use(const char *isa)
+{
+    pthread_once(&composed, compose);
+    int last = ISAS - 1;
+    while (last >= 0 && (states[last] != HERE || (isa && strcmp(isa, names[last]) != 0)))
+        last--;
+    if (last < 0)
+        return VGQ_EISA;
+    chosen = &tables[last];
+    return VGQ_OK;
+}
+
+static const vgq_kernels *choice(void)
+{
+    if (!chosen)
+        vgq_use(NULL); /* scalar runs everywhere */
+    return chosen;
+}
+
+const char *vgq_isa(void) { return names[choice() - tables]; }
+
+const char *vgq_isa_here(size_t index) { return name_in_state(HERE, index); }
+
+const char *vgq_isa_refused(size_t index) { return name_in_state(REFUSED, index); }
+
+vgq_context vgq_context_now(void) { return (vgq_context){choice(), vgq_threads()}; }
 
 /* Of the tables that hold the chosen slot, the weakest: a stronger one may only refer to it. */
 #define FOUND_linear(name)                                                                  \
-    if (ints ? vgq_linear_##name.int_gemm == chosen.linear.int_gemm                         \
+    if (ints ? vgq_linear_##name.products == kernels->products                              \
              : vgq_linear_##name.float_gemm == gemm || vgq_linear_##name.bf16_gemm == gemm) \
-        return isa_name(ISA_##name);
+        return names[ISA_##name];
 #define FOUND_quantize(name)
 #define FOUND_metrics(name)
 #define FOUND_attention(name)
@@ -145,14 +175,15 @@ const vgq_kernels *vgq_chosen(void) { return &chosen; }
 
 const char *vgq_linear_isa(vgq_activations *activations)
 {
+    const vgq_linear_kernels *const kernels = &choice()->linear;
     const int ints = *activations == VGQ_INT8_ACTIVATIONS || *activations == VGQ_INT16_ACTIVATIONS;
-    const vgq_float_gemm *gemm = chosen.linear.float_gemm;
-    if (*activations == VGQ_BF16_ACTIVATIONS && chosen.linear.bf16_gemm)
-        gemm = chosen.linear.bf16_gemm;
+    const vgq_float_gemm *gemm = kernels->float_gemm;
+    if (*activations == VGQ_BF16_ACTIVATIONS && kernels->bf16_gemm)
+        gemm = kernels->bf16_gemm;
     else if (!ints)
         *activations = VGQ_FLOAT_ACTIVATIONS;
     /* uncovered: one of them holds the chosen slot, so nothing is left for the end */
     VGQ_TABLES(X)
-    return chosen_isa;
+    return vgq_isa();
 }
 #undef X

@@ -7,9 +7,10 @@
 #define VGQ_KERNELS_H
 
 #include "formats.h"
+#include "metrics_sizes.h"
 #include "scales.h"
-#include "shapes.h"
 #include "vgq.h"
+#include "weight.h"
 
 /* Fronts cut long rows into blocks of this many elements: a multiple of 16 (the lanes of a float
  * reduction) and of 2 (two 4-bit codes share a byte). */
@@ -55,8 +56,11 @@ typedef struct vgq_quantize_kernels {
 #include "kernels_linear.h"
 #include "kernels_attention.h"
 
-/* ---- the chosen table ----------------------------------------------------------------------- */
+/* ---- an instruction set's table ---------------------------------------------------------------
+ */
 
+/* All kernels of one instruction set: its own, and a weaker one's where it has none. Composed once
+ * (dispatch.c) and constant from then on, so a call may keep a pointer to it. */
 typedef struct vgq_kernels {
     vgq_quantize_kernels quantize;
     vgq_metrics_kernels metrics;
@@ -68,9 +72,9 @@ typedef struct vgq_kernels {
 extern "C" {
 #endif
 
-const vgq_kernels *vgq_chosen(void);
-
-/* Instruction sets, weakest first, with what the CPU and the OS must support.
+/* Instruction sets, weakest first: X(name, what the CPU and the system must support, confirmed).
+ * confirmed: 1 where the kernels have run on such hardware with the scalar table's results; a table
+ * that is not confirmed is compared with the scalar one when the process starts (selfcheck.c).
  * A new one: a row here, its tables below, and the files cpu/<subject>_<isa>.c. */
 #if defined(__x86_64__)
 int vgq_has_f16c(void);
@@ -81,14 +85,20 @@ int vgq_has_amx(void);
 #define VGQ_HAS_AVX512                                                          \
     (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-#define VGQ_ISAS(X)                                                      \
-    X(scalar, 1)                                                         \
-    X(avx2, VGQ_HAS_AVX2)                                                \
-    X(avxvnni, VGQ_HAS_AVX2 &&vgq_has_avxvnni())                         \
-    X(avx512, VGQ_HAS_AVX512)                                            \
-    X(avx512vnni, VGQ_HAS_AVX512 &&__builtin_cpu_supports("avx512vnni")) \
-    X(avx512bf16, VGQ_HAS_AVX512 &&__builtin_cpu_supports("avx512bf16")) \
-    X(amx, vgq_has_amx())
+#define VGQ_HAS_VNNI (VGQ_HAS_AVX512 && __builtin_cpu_supports("avx512vnni"))
+#define VGQ_HAS_BF16 (VGQ_HAS_AVX512 && __builtin_cpu_supports("avx512bf16"))
+#define VGQ_ISAS(X)                                                     \
+    X(scalar, 1, 1)                                                     \
+    X(avx2, VGQ_HAS_AVX2, 1)                                            \
+    X(avxvnni, VGQ_HAS_AVX2 &&vgq_has_avxvnni(), VGQ_CONFIRMED_AVXVNNI) \
+    X(avx512, VGQ_HAS_AVX512, 1)                                        \
+    X(avx512vnni, VGQ_HAS_VNNI, 1)                                      \
+    X(avx512bf16, VGQ_HAS_BF16, 1)                                      \
+    X(amx, vgq_has_amx(), VGQ_CONFIRMED_AMX)
+#if !defined(VGQ_CONFIRMED_AVXVNNI) /* a test compiles with 0 */
+#define VGQ_CONFIRMED_AVXVNNI 1
+#define VGQ_CONFIRMED_AMX 1
+#endif
 #define VGQ_TABLES(X)     \
     X(quantize, scalar)   \
     X(metrics, scalar)    \
@@ -106,9 +116,11 @@ int vgq_has_amx(void);
 #elif defined(__aarch64__)
 int vgq_has_dotprod(void);
 int vgq_has_i8mm(void);
-#define VGQ_ISAS(X) \
-    X(scalar, 1)    \
-    X(neon, 1) X(neondot, vgq_has_dotprod()) X(neoni8mm, vgq_has_dotprod() && vgq_has_i8mm())
+#define VGQ_ISAS(X)                  \
+    X(scalar, 1, 1)                  \
+    X(neon, 1, 0)                    \
+    X(neondot, vgq_has_dotprod(), 0) \
+    X(neoni8mm, vgq_has_dotprod() && vgq_has_i8mm(), 0)
 #define VGQ_TABLES(X)    \
     X(quantize, scalar)  \
     X(metrics, scalar)   \
@@ -118,7 +130,7 @@ int vgq_has_i8mm(void);
     X(linear, neondot)   \
     X(linear, neoni8mm)
 #else
-#define VGQ_ISAS(X) X(scalar, 1)
+#define VGQ_ISAS(X) X(scalar, 1, 1)
 #define VGQ_TABLES(X) X(quantize, scalar) X(metrics, scalar) X(linear, scalar) X(attention, scalar)
 #endif
 
@@ -139,15 +151,30 @@ VGQ_INLINE double vgq_lane_sum(const double x[VGQ_LANES])
     return (sum0 + sum2) + (sum1 + sum3);
 }
 
-/* Threads for work of that many elements: 1 where a parallel region would cost more than it gains.
- */
-int vgq_team(size_t elements);
+/* n elements of x from `offset` on as floats: x itself where it holds floats, else a copy of them
+ * in buffer. */
+VGQ_INLINE const float *vgq_floats(const vgq_kernels *kernels, vgq_dtype dtype, const void *x,
+                                   size_t offset, size_t n, float *buffer)
+{
+    const char *const at = (const char *)x + offset * vgq_dtype_nbytes(dtype);
+    if (dtype == VGQ_F32)
+        return (const float *)(const void *)at;
+    kernels->quantize.load[dtype](n, at, buffer);
+    return buffer;
+}
+
+/* Of that many threads, those for work of so many elements: 1 where a parallel region would cost
+ * more than it gains. */
+int vgq_team(int threads, size_t elements);
 
 /* Whether the call that this thread works for is to end: asked by fronts between blocks and tasks,
  * so that no answer waits longer than one of these. */
 int vgq_stopped(void);
 /* For blocks and groups, each of which is done before it would have asked: every 64th does. */
 static inline int vgq_stopped_at(size_t index) { return index % 64 == 0 && vgq_stopped(); }
+
+/* What the threads of a region watch: their caller's (vgq_watch). */
+vgq_stop *vgq_watched(void);
 
 /* Default rounding and denormals for one thread's share of the work, whatever the caller has set
  * (torch.set_flush_denormal, for one): enter, compute, leave. */
@@ -156,6 +183,9 @@ typedef struct vgq_float_mode {
 } vgq_float_mode;
 void vgq_float_enter(vgq_float_mode *mode);
 void vgq_float_leave(const vgq_float_mode *mode);
+
+/* dispatch.c and selfcheck.c: whether the table gives the scalar one's bits for a few products. */
+int vgq_agrees(const vgq_kernels *table, const vgq_kernels *scalar);
 
 #ifdef __cplusplus
 }

@@ -13,7 +13,7 @@
 #ifndef VGQ_KERNELS_LINEAR_H
 #define VGQ_KERNELS_LINEAR_H
 
-enum { VGQ_PANEL = 64 };
+enum { VGQ_PANEL = 64, VGQ_TILE_ROWS = 32 /* most rows of a tile of codes */ };
 
 /* k inputs (multiple of 8) that share a group: bytes = factor * (code - zero) + 128. factor and
  * zero: one a column. */
@@ -40,62 +40,61 @@ typedef uint32_t vgq_largest_fn(size_t k, const float *x);
 typedef int32_t vgq_code_row_fn(size_t k, size_t padded, const float *x, float inverse,
                                 void *codes);
 
-/* How an instruction set multiplies codes. */
-typedef struct vgq_int_gemm {
-    size_t mr;                 /* rows of a tile */
+/* A panel of packed weights; k is padded to a multiple of 8, and the last group ends with it. */
+typedef struct vgq_panel {
+    vgq_format format;
+    size_t k, group, groups;
+    const float *scale;    /* [64], or [groups][64] with VGQ_PER_GROUP */
+    const int8_t *zero;    /* [groups][64]; NULL: symmetric */
+    const uint8_t *factor; /* [groups][64]; NULL: all 1 */
+    const uint8_t *codes;  /* W8: bytes; W4: nibbles */
+} vgq_panel;
+
+/* What a tile multiplies with: k inputs of a panel, in the form that its product prepares. */
+typedef struct vgq_operand {
+    size_t k; /* a multiple of 8 */
+    const void *data;
+    const vgq_panel *panel;
+} vgq_operand;
+
+/* One way to multiply codes with a panel. An instruction set lists its ways, each for the cases in
+ * which it is the fastest; the first one that applies is taken. */
+typedef struct vgq_product {
+    /* Whether it can multiply so many lines of codes with that weight; NULL: always. */
+    int (*applies)(const vgq_weight *weight, size_t lines);
+    size_t mr;                 /* most rows of a tile */
     size_t code_nbytes;        /* of an activation's code */
-    size_t weight_nbytes;      /* of an operand's element; 1: the panel's bytes are the operand */
     vgq_code_row_fn *code_row; /* NULL: the table's */
-    /* bytes of a panel to the operand, k multiple of 8; NULL: nothing to do */
-    void (*widen)(size_t k, const uint8_t *bytes, void *operand);
-    /* acc[rows][64] = codes w, where w may lack the 128 (see offset). rows <= mr, k multiple of 8.
-     */
-    void (*tile)(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
-                 int32_t *acc);
-    int32_t offset; /* what the operand's elements stand above the weights: 128 or 0 */
-    /* For few rows, that widening would cost more than: the tile from the panel's bytes, whose
-     * offset is 128. rows <= bytes_mr. NULL: none. */
-    void (*bytes_tile)(size_t rows, size_t k, const void *codes, size_t ld, const void *bytes,
-                       int32_t *acc);
-    size_t bytes_mr;
-    const struct vgq_int4_gemm *int4; /* a faster way for symmetric two-level W4, or NULL */
-    const struct vgq_few_gemm *few;   /* one for few rows of two-level W4, or NULL */
-} vgq_int_gemm;
-
-/* For instruction sets whose 8-bit products are narrow: factors stay out of the weights, which are
- * then small enough for sums of 16 bits, and come in where those are widened. */
-typedef struct vgq_int4_gemm {
-    size_t mr;
-    vgq_code_row_fn *code_row; /* codes of one byte each: code + 128 */
-    /* Nibbles of a panel to the operand, and sums[64] of factor * code. k multiple of 8, group of
-     * VGQ_INT4_CHUNK unless it is k. */
-    void (*expand)(size_t k, size_t group, const uint8_t *nibbles, const uint8_t *factor,
-                   int8_t *operand, int32_t *sums);
-    /* acc[rows][64] = (codes + 128) (factor * weight). rows <= mr. Up to a chunk of codes is read
-     * past k, to no effect. */
-    void (*tile)(size_t rows, size_t k, const uint8_t *codes, size_t ld, const int8_t *operand,
-                 int32_t *acc);
-} vgq_int4_gemm;
-
-/* An operand's inputs are cut into chunks, the last one padded with zeros; a chunk has a byte a
- * weight and its factors in 32 bits a column. */
-enum { VGQ_INT4_CHUNK = 32, VGQ_INT4_CHUNK_NBYTES = VGQ_PANEL * (VGQ_INT4_CHUNK + 4) };
-
-/* Two-level W4 from the packed panel, for so few rows that expanding it would cost more than the
- * product. Codes are the table's: one byte, signed. */
-typedef struct vgq_few_weight {
-    size_t k, group, groups; /* k multiple of 8; the last group ends with it */
-    const uint8_t *nibbles, *factor;
-    const int8_t *zero; /* NULL: symmetric */
-} vgq_few_weight;
-typedef struct vgq_few_gemm {
-    size_t mr;
-    /* acc[rows][64] = codes w. sums[rows][groups]: of the codes. */
-    void (*tile)(size_t rows, const vgq_few_weight *w, const int8_t *codes, size_t ld,
+    int group_sums;            /* 1: tile reads the sums of the codes over each group */
+    int nibbles;               /* 1: it reads the packed panel; 0: the panel's bytes */
+    int32_t offset;            /* what the operand's elements stand above the weights */
+    int whole_offset;          /* 1: prepare's offsets are subtracted as they are; 0: times the sum
+                                  of the row's codes */
+    size_t weight_nbytes;      /* of an element of an operand that may be cut between groups */
+    /* Bytes of the operand in scratch, and how it is made from the panel and its bytes (those NULL
+     * with `nibbles`); offset holds `offset` and may be changed. NULL: the operand is what the
+     * product reads. */
+    size_t (*operand_nbytes)(size_t k);
+    void (*prepare)(const vgq_panel *panel, const uint8_t *bytes, void *operand,
+                    int32_t offset[VGQ_PANEL]);
+    /* acc[rows][64] = codes w. Lines of codes lie ld codes apart, sums as vgq_tokens has them. */
+    void (*tile)(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
                  const int32_t *sums, int32_t *acc);
-} vgq_few_gemm;
+} vgq_product;
 
-/* What a panel's columns share: integers above the weights, scales, bias. */
+/* applies: two-level W4 for so few lines that expanding the panel would cost more than the product;
+ * bytes of W8 or of two-level W4 for so few. */
+enum { VGQ_FEW_LINES = 16 };
+static inline int vgq_few_nibbles(const vgq_weight *w, size_t lines)
+{
+    return w->scales == VGQ_TWO_LEVEL && lines <= VGQ_FEW_LINES;
+}
+static inline int vgq_few_bytes(const vgq_weight *w, size_t lines)
+{
+    return w->scales != VGQ_PER_GROUP && lines <= VGQ_FEW_LINES;
+}
+
+/* What a panel's columns share: offsets as vgq_product says, scales, bias. */
 typedef struct vgq_columns {
     int32_t offset[VGQ_PANEL];
     float bias[VGQ_PANEL];
@@ -117,22 +116,26 @@ typedef void vgq_flush_fn(const int32_t *acc, int32_t offset, int32_t sum, const
 typedef void vgq_flush16_fn(const int32_t *acc, int32_t offset, const int32_t *sum,
                             const float *scale, float *total);
 
+/* x[i] = GELU(x[i]), by the operations of gelu.h. */
+typedef void vgq_gelu_fn(size_t n, float *x);
+
 typedef struct vgq_linear_kernels {
     vgq_expand4_fn *expand4;
     const vgq_float_gemm *float_gemm;
     const vgq_float_gemm *bf16_gemm; /* or NULL, in any table */
     vgq_largest_fn *largest;
     vgq_code_row_fn *code_row;
-    const vgq_int_gemm *int_gemm;
+    const vgq_product *const *products; /* ended by NULL; the last one applies always */
     vgq_finish_fn *finish;
     vgq_finish16_fn *finish16;
     vgq_flush_fn *flush;
     vgq_flush16_fn *flush16;
+    vgq_gelu_fn *gelu;
 } vgq_linear_kernels;
 
 #if defined(__x86_64__)
-extern const vgq_int4_gemm vgq_int4_gemm_avx2;
-extern const vgq_few_gemm vgq_few_gemm_avx2;
+extern const vgq_product vgq_product_int4_avx2, vgq_product_few_avx2;
+extern const vgq_product vgq_product_avx512vnni, vgq_product_few_avx512vnni;
 vgq_code_row_fn vgq_code_row_u8_avx2;
 #endif
 

@@ -3,22 +3,18 @@
  * blocks' results by a fixed tree. The definitions are docs/conventions.md's. */
 #include "metrics_lanes.h"
 
+/* One of a call's two arrays, with the call's kernels. */
 typedef struct array {
     vgq_dtype dtype;
     const void *x;
+    const vgq_kernels *kernels;
 } array;
 
 static int bad_array(array a, size_t n) { return (unsigned)a.dtype >= VGQ_DTYPES || (n && !a.x); }
 
-/* n elements from offset as floats: the array itself where it is float, else converted into buffer.
- */
 static const float *floats(array a, size_t offset, size_t n, float *buffer)
 {
-    const char *at = (const char *)a.x + offset * (a.dtype == VGQ_F32 ? 4 : 2);
-    if (a.dtype == VGQ_F32)
-        return (const float *)(const void *)at;
-    vgq_chosen()->quantize.load[a.dtype](n, at, buffer);
-    return buffer;
+    return vgq_floats(a.kernels, a.dtype, a.x, offset, n, buffer);
 }
 
 /* parts[0] = the sum of all parts of `width` numbers each, added in pairs, then pairs of pairs. */
@@ -36,11 +32,12 @@ static void add_parts(size_t count, size_t width, double *parts)
 vgq_status vgq_compare(size_t n, vgq_dtype r_dtype, const void *r_x, vgq_dtype c_dtype,
                        const void *c_x, vgq_moments *parts)
 {
-    const array r = {r_dtype, r_x}, c = {c_dtype, c_x};
+    const vgq_context now = vgq_context_now();
+    const array r = {r_dtype, r_x, now.kernels}, c = {c_dtype, c_x, now.kernels};
     const size_t count = vgq_compare_parts(n);
     if (bad_array(r, n) || bad_array(c, n) || !parts)
         return VGQ_EINVAL;
-#pragma omp parallel num_threads(vgq_team(n))
+#pragma omp parallel num_threads(vgq_team(now.threads, n))
     {
         float r_block[VGQ_BLOCK], c_block[VGQ_BLOCK];
         int stop = 0;
@@ -51,8 +48,8 @@ vgq_status vgq_compare(size_t n, vgq_dtype r_dtype, const void *r_x, vgq_dtype c
             const size_t at = b * VGQ_BLOCK, size = vgq_min(VGQ_BLOCK, n - at);
             if ((stop = stop || vgq_stopped_at(b)))
                 continue;
-            vgq_chosen()->metrics.moments(size, floats(r, at, size, r_block),
-                                          floats(c, at, size, c_block), &parts[b]);
+            now.kernels->metrics.moments(size, floats(r, at, size, r_block),
+                                         floats(c, at, size, c_block), &parts[b]);
         }
         vgq_float_leave(&mode);
     }
@@ -77,7 +74,7 @@ static float peak_of(array a, size_t offset, size_t n)
     float buffer[VGQ_BLOCK], peak = -INFINITY;
     for (size_t i = 0; i < n && !(i && vgq_stopped_at(i / VGQ_BLOCK)); i += VGQ_BLOCK) {
         const size_t size = vgq_min(VGQ_BLOCK, n - i);
-        const float x = vgq_chosen()->metrics.peak(size, floats(a, offset + i, size, buffer));
+        const float x = a.kernels->metrics.peak(size, floats(a, offset + i, size, buffer));
         peak = x > peak ? x : peak;
     }
     return peak;
@@ -90,8 +87,8 @@ static void row_sums(array r, array c, size_t offset, size_t n, double sums[VGQ_
     double lanes[VGQ_SOFTMAX_SUMS][VGQ_LANES] = {{0}};
     for (size_t i = 0; i < n && !(i && vgq_stopped_at(i / VGQ_BLOCK)); i += VGQ_BLOCK) {
         const size_t size = vgq_min(VGQ_BLOCK, n - i);
-        vgq_chosen()->metrics.softmax(size, floats(r, offset + i, size, r_block), r_peak,
-                                      floats(c, offset + i, size, c_block), c_peak, lanes);
+        r.kernels->metrics.softmax(size, floats(r, offset + i, size, r_block), r_peak,
+                                   floats(c, offset + i, size, c_block), c_peak, lanes);
     }
     for (int k = 0; k < VGQ_SOFTMAX_SUMS; k++)
         sums[k] = vgq_lane_sum(lanes[k]);
@@ -100,13 +97,14 @@ static void row_sums(array r, array c, size_t offset, size_t n, double sums[VGQ_
 vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const void *r_x,
                              vgq_dtype c_dtype, const void *c_x, vgq_entropy *parts)
 {
-    const array r = {r_dtype, r_x}, c = {c_dtype, c_x};
+    const vgq_context now = vgq_context_now();
+    const array r = {r_dtype, r_x, now.kernels}, c = {c_dtype, c_x, now.kernels};
     const size_t count = vgq_cross_entropy_parts(rows);
     size_t n;
     if (__builtin_mul_overflow(rows, cols, &n) || !n || bad_array(r, n) || bad_array(c, n) ||
         !parts)
         return VGQ_EINVAL;
-#pragma omp parallel num_threads(vgq_team(n))
+#pragma omp parallel num_threads(vgq_team(now.threads, n))
     {
         vgq_float_mode mode;
         vgq_float_enter(&mode);
@@ -134,18 +132,19 @@ vgq_status vgq_cross_entropy(size_t rows, size_t cols, vgq_dtype r_dtype, const 
 /* ---- structural similarity ----------------------------------------------------------------------
  */
 
-/* A part is a row of a tile (shapes.h). Walking down a tile, eleven filtered rows are kept, and
- * each further part filters one more. */
+/* A part is a row of a tile (metrics_sizes.h). Walking down a tile, eleven filtered rows are kept,
+ * and each further part filters one more. */
 vgq_status vgq_ssim(vgq_images shape, vgq_dtype r_dtype, const void *r_x, vgq_dtype c_dtype,
                     const void *c_x, double data_range, double centre, double *parts)
 {
-    const array r = {r_dtype, r_x}, c = {c_dtype, c_x};
+    const vgq_context now = vgq_context_now();
+    const array r = {r_dtype, r_x, now.kernels}, c = {c_dtype, c_x, now.kernels};
     if (vgq_bad_images(shape) || bad_array(r, 1) || bad_array(c, 1) || !(data_range > 0) || !parts)
         return VGQ_EINVAL;
     const vgq_tiling t = vgq_tiling_of(shape);
     const size_t margin = (VGQ_SSIM_SIDE - 1) * shape.channels;
     const double c1 = 0.01 * data_range, c2 = 0.03 * data_range;
-#pragma omp parallel num_threads(vgq_team(t.parts *VGQ_SSIM_TILE))
+#pragma omp parallel num_threads(vgq_team(now.threads, t.parts *VGQ_SSIM_TILE))
     {
         float r_line[VGQ_SSIM_TILE + VGQ_SSIM_MARGIN], c_line[VGQ_SSIM_TILE + VGQ_SSIM_MARGIN];
         vgq_ssim_row ring[VGQ_SSIM_SIDE];
@@ -165,14 +164,14 @@ vgq_status vgq_ssim(vgq_images shape, vgq_dtype r_dtype, const void *r_x, vgq_dt
             const size_t ready = y && part == next ? VGQ_SSIM_SIDE - 1 : 0;
             for (size_t k = ready; k < VGQ_SSIM_SIDE; k++) {
                 const size_t at = (image * t.height + y + k) * t.line + left;
-                vgq_chosen()->metrics.ssim_across(
+                now.kernels->metrics.ssim_across(
                     n, shape.channels, floats(r, at, n + margin, r_line),
                     floats(c, at, n + margin, c_line), 2 * centre, &ring[(y + k) % VGQ_SSIM_SIDE]);
             }
             for (size_t k = 0; k < VGQ_SSIM_SIDE; k++)
                 rows[k] = &ring[(y + k) % VGQ_SSIM_SIDE];
             parts[part] =
-                vgq_chosen()->metrics.ssim_down(n, rows, 2 * centre, 2 * c1 * c1, 2 * c2 * c2);
+                now.kernels->metrics.ssim_down(n, rows, 2 * centre, 2 * c1 * c1, 2 * c2 * c2);
             next = part + 1;
         }
         vgq_float_leave(&mode);
@@ -234,10 +233,11 @@ vgq_status vgq_exp(size_t n, const double *x, double *y)
 {
     if (n && (!x || !y))
         return VGQ_EINVAL;
+    const vgq_kernels *const kernels = vgq_context_now().kernels;
     vgq_float_mode mode;
     vgq_float_enter(&mode);
     for (size_t i = 0; i < n && !vgq_stopped_at(i / VGQ_BLOCK); i += VGQ_BLOCK)
-        vgq_chosen()->metrics.exp(vgq_min(VGQ_BLOCK, n - i), x + i, y + i);
+        kernels->metrics.exp(vgq_min(VGQ_BLOCK, n - i), x + i, y + i);
     vgq_float_leave(&mode);
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }

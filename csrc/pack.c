@@ -157,8 +157,7 @@ vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes)
     const vgq_status status = vgq_check_weight(weight, &w);
     if (status != VGQ_OK)
         return status;
-    if (!packed || nbytes != vgq_packed_nbytes(&w) || !w.q || !w.scale ||
-        (w.scales == VGQ_TWO_LEVEL && !w.factor) || (w.asymmetric && !w.zero))
+    if (!packed || nbytes != vgq_packed_nbytes(&w) || !vgq_has_parts(&w))
         return VGQ_EINVAL;
     const vgq_layout at = vgq_layout_of(&w);
     vgq_header header = {.format = w.format,
@@ -171,7 +170,7 @@ vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes)
     memcpy(header.magic, magic, sizeof(magic));
     memcpy(packed, &header, sizeof(header));
     unsigned char *const panels = (unsigned char *)packed + sizeof(header);
-#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
+#pragma omp parallel for schedule(static) num_threads(vgq_team(vgq_threads(), w.n *w.k))
     for (size_t p = 0; p < at.panels; p++)
         if (!vgq_stopped())
             pack_panel(&w, &at, p, panels + p * at.panel_nbytes);
@@ -208,16 +207,17 @@ vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weigh
     const vgq_status status = vgq_packed_weight(packed, nbytes, &w);
     if (status != VGQ_OK)
         return status;
-    if (!weight || !weight->q || !weight->scale || (w.scales == VGQ_TWO_LEVEL && !weight->factor) ||
-        (w.asymmetric && !weight->zero))
+    if (!weight)
         return VGQ_EINVAL;
     w.q = weight->q;
     w.scale = weight->scale;
     w.factor = weight->factor;
     w.zero = weight->zero;
+    if (!vgq_has_parts(&w))
+        return VGQ_EINVAL;
     const vgq_layout at = vgq_layout_of(&w);
     const unsigned char *const panels = (const unsigned char *)packed + sizeof(vgq_header);
-#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
+#pragma omp parallel for schedule(static) num_threads(vgq_team(vgq_threads(), w.n *w.k))
     for (size_t p = 0; p < at.panels; p++)
         if (!vgq_stopped())
             unpack_panel(&w, &at, p, panels + p * at.panel_nbytes);

@@ -9,7 +9,7 @@
 #ifndef VGQ_PACKED_H
 #define VGQ_PACKED_H
 
-#include "kernels.h"
+#include "tasks.h"
 
 typedef struct vgq_header {
     char magic[8];

@@ -3,18 +3,8 @@
  * is said in docs/conventions.md. */
 #include "kernels.h"
 
-/* Elements offset..offset+n of x as floats: x itself where it is float, else converted into buffer.
- */
-static const float *floats(vgq_dtype dtype, const void *x, size_t offset, size_t n, float *buffer)
-{
-    const char *at = (const char *)x + offset * vgq_dtype_nbytes(dtype);
-    if (dtype == VGQ_F32)
-        return (const float *)(const void *)at;
-    vgq_chosen()->quantize.load[dtype](n, at, buffer);
-    return buffer;
-}
-
-static size_t span_of(vgq_dtype dtype, const void *x, size_t offset, size_t n, float *lo, float *hi)
+static size_t span_of(const vgq_kernels *kernels, vgq_dtype dtype, const void *x, size_t offset,
+                      size_t n, float *lo, float *hi)
 {
     float buffer[VGQ_BLOCK];
     size_t nonfinite = 0;
@@ -22,7 +12,7 @@ static size_t span_of(vgq_dtype dtype, const void *x, size_t offset, size_t n, f
     for (size_t i = 0; i < n && !(i && vgq_stopped_at(i / VGQ_BLOCK)); i += VGQ_BLOCK) {
         const size_t m = vgq_min(VGQ_BLOCK, n - i);
         nonfinite +=
-            vgq_chosen()->quantize.span(m, floats(dtype, x, offset + i, m, buffer), lo, hi);
+            kernels->quantize.span(m, vgq_floats(kernels, dtype, x, offset + i, m, buffer), lo, hi);
     }
     return nonfinite;
 }
@@ -33,7 +23,8 @@ vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo,
     const size_t elements = shape.rows * shape.cols, groups = vgq_row_groups(shape);
     if (vgq_bad_shape(dtype, shape) || (elements && (!x || !lo || !hi || !nonfinite)))
         return VGQ_EINVAL;
-#pragma omp parallel num_threads(vgq_team(elements))
+    const vgq_context now = vgq_context_now();
+#pragma omp parallel num_threads(vgq_team(now.threads, elements))
     {
         vgq_float_mode mode;
         vgq_float_enter(&mode);
@@ -42,9 +33,9 @@ vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo,
             nonfinite[r] = 0;
             for (size_t g = 0; g < groups && !vgq_stopped_at(g); g++) {
                 const size_t at = g * shape.group;
-                nonfinite[r] +=
-                    span_of(dtype, x, r * shape.cols + at, vgq_min(shape.group, shape.cols - at),
-                            lo + r * groups + g, hi + r * groups + g);
+                nonfinite[r] += span_of(now.kernels, dtype, x, r * shape.cols + at,
+                                        vgq_min(shape.group, shape.cols - at), lo + r * groups + g,
+                                        hi + r * groups + g);
             }
         }
         vgq_float_leave(&mode);
@@ -74,6 +65,7 @@ vgq_status vgq_parameters(vgq_format format, size_t n, const float *lo, const fl
  * split as many short ones are. A block starts at an even element, hence at a whole byte. */
 
 typedef struct vgq_job {
+    const vgq_kernels *kernels;
     vgq_format format;
     vgq_shape shape;
     const float *scale;
@@ -95,9 +87,10 @@ static void encode_block(const vgq_job *job, vgq_dtype dtype, const void *x, siz
 {
     float buffer[VGQ_BLOCK];
     int8_t codes[VGQ_BLOCK];
-    const vgq_quantize_kernels *const k = &vgq_chosen()->quantize;
+    const vgq_quantize_kernels *const k = &job->kernels->quantize;
     const size_t n = vgq_min(VGQ_BLOCK, job->shape.cols - start);
-    const float *const values = floats(dtype, x, row * job->shape.cols + start, n, buffer);
+    const float *const values =
+        vgq_floats(job->kernels, dtype, x, row * job->shape.cols + start, n, buffer);
     uint8_t *const bytes =
         q + row * vgq_row_nbytes(job->format, job->shape.cols) + vgq_row_nbytes(job->format, start);
     int8_t *const out = vgq_formats[job->format].bits == 4 ? codes : (int8_t *)bytes;
@@ -115,7 +108,7 @@ static void decode_block(const vgq_job *job, vgq_dtype dtype, const uint8_t *q, 
 {
     float buffer[VGQ_BLOCK];
     int8_t codes[VGQ_BLOCK];
-    const vgq_quantize_kernels *const k = &vgq_chosen()->quantize;
+    const vgq_quantize_kernels *const k = &job->kernels->quantize;
     const size_t n = vgq_min(VGQ_BLOCK, job->shape.cols - start);
     const uint8_t *const bytes =
         q + row * vgq_row_nbytes(job->format, job->shape.cols) + vgq_row_nbytes(job->format, start);
@@ -140,9 +133,10 @@ vgq_status vgq_quantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, con
     if ((unsigned)format >= VGQ_FORMATS || vgq_bad_shape(dtype, shape) ||
         (elements && (!x || !scale || !q)))
         return VGQ_EINVAL;
-    const vgq_job job = {format, shape, scale, zero};
+    const vgq_context now = vgq_context_now();
+    const vgq_job job = {now.kernels, format, shape, scale, zero};
     const size_t blocks = shape.cols / VGQ_BLOCK + (shape.cols % VGQ_BLOCK != 0);
-#pragma omp parallel num_threads(vgq_team(elements))
+#pragma omp parallel num_threads(vgq_team(now.threads, elements))
     {
         int stop = 0;
         vgq_float_mode mode;
@@ -163,9 +157,10 @@ vgq_status vgq_dequantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, c
     if ((unsigned)format >= VGQ_FORMATS || vgq_bad_shape(dtype, shape) ||
         (elements && (!x || !scale || !q)))
         return VGQ_EINVAL;
-    const vgq_job job = {format, shape, scale, zero};
+    const vgq_context now = vgq_context_now();
+    const vgq_job job = {now.kernels, format, shape, scale, zero};
     const size_t blocks = shape.cols / VGQ_BLOCK + (shape.cols % VGQ_BLOCK != 0);
-#pragma omp parallel num_threads(vgq_team(elements))
+#pragma omp parallel num_threads(vgq_team(now.threads, elements))
     {
         int stop = 0;
         vgq_float_mode mode;
@@ -182,26 +177,29 @@ vgq_status vgq_dequantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, c
 /* ---- two-level scales: the search is explained in scales.h
  * ------------------------------------ */
 
-static double error_of(vgq_dtype dtype, const void *x, size_t offset, size_t n, vgq_map map)
+static double error_of(const vgq_kernels *kernels, vgq_dtype dtype, const void *x, size_t offset,
+                       size_t n, vgq_map map)
 {
     float buffer[VGQ_BLOCK];
     double lanes[VGQ_LANES] = {0};
     for (size_t i = 0; i < n && !(i && vgq_stopped_at(i / VGQ_BLOCK)); i += VGQ_BLOCK) {
         const size_t m = vgq_min(VGQ_BLOCK, n - i);
-        vgq_chosen()->quantize.error(m, floats(dtype, x, offset + i, m, buffer), map, lanes);
+        kernels->quantize.error(m, vgq_floats(kernels, dtype, x, offset + i, m, buffer), map,
+                                lanes);
     }
     return vgq_lane_sum(lanes);
 }
 
-static void two_level_row(vgq_dtype dtype, vgq_shape shape, const void *x, size_t row,
-                          float *channel_scale, uint8_t *factor, int8_t *zero, double *error)
+static void two_level_row(const vgq_kernels *kernels, vgq_dtype dtype, vgq_shape shape,
+                          const void *x, size_t row, float *channel_scale, uint8_t *factor,
+                          int8_t *zero, double *error)
 {
     const size_t groups = vgq_row_groups(shape);
     const int largest = vgq_largest_factor(zero != NULL);
     float lo, hi, widest = 0;
     for (size_t g = 0; g < groups && !vgq_stopped_at(g); g++) {
         const size_t at = g * shape.group, n = vgq_min(shape.group, shape.cols - at);
-        span_of(dtype, x, row * shape.cols + at, n, &lo, &hi);
+        span_of(kernels, dtype, x, row * shape.cols + at, n, &lo, &hi);
         widest = fmaxf(widest, vgq_map_of(vgq_formats[VGQ_I4], lo, hi, zero != NULL).scale);
     }
     const float channel = vgq_channel_scale(widest, largest);
@@ -210,9 +208,9 @@ static void two_level_row(vgq_dtype dtype, vgq_shape shape, const void *x, size_
     for (size_t g = 0; g < groups && !vgq_stopped_at(g); g++) {
         const size_t at = g * shape.group, n = vgq_min(shape.group, shape.cols - at);
         const size_t offset = row * shape.cols + at;
-        span_of(dtype, x, offset, n, &lo, &hi);
+        span_of(kernels, dtype, x, offset, n, &lo, &hi);
         vgq_map map = vgq_map_of(vgq_formats[VGQ_I4], lo, hi, zero != NULL);
-        error[2 * row + 1] += error_of(dtype, x, offset, n, map);
+        error[2 * row + 1] += error_of(kernels, dtype, x, offset, n, map);
         const int cover = vgq_covering_factor(map.scale, channel, largest);
         double best = INFINITY;
         for (int f = cover - VGQ_CLIPPED; f <= cover + 1; f++) {
@@ -220,7 +218,7 @@ static void two_level_row(vgq_dtype dtype, vgq_shape shape, const void *x, size_
                 continue;
             map.scale = channel * (float)f;
             map.zero = zero ? vgq_zero_for(vgq_formats[VGQ_I4], lo, map.scale) : 0;
-            const double e = error_of(dtype, x, offset, n, map);
+            const double e = error_of(kernels, dtype, x, offset, n, map);
             if (e < best) {
                 best = e;
                 factor[row * groups + g] = (uint8_t)f;
@@ -238,13 +236,14 @@ vgq_status vgq_two_level(vgq_dtype dtype, vgq_shape shape, const void *x, float 
     const size_t elements = shape.rows * shape.cols;
     if (vgq_bad_shape(dtype, shape) || (elements && (!x || !channel_scale || !factor || !error)))
         return VGQ_EINVAL;
-#pragma omp parallel num_threads(vgq_team(elements))
+    const vgq_context now = vgq_context_now();
+#pragma omp parallel num_threads(vgq_team(now.threads, elements))
     {
         vgq_float_mode mode;
         vgq_float_enter(&mode);
 #pragma omp for schedule(static) nowait
         for (size_t r = 0; r < shape.rows; r++)
-            two_level_row(dtype, shape, x, r, channel_scale, factor, zero, error);
+            two_level_row(now.kernels, dtype, shape, x, r, channel_scale, factor, zero, error);
         vgq_float_leave(&mode);
     }
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;

@@ -5,9 +5,26 @@
 #define VGQ_SCALES_H
 
 #include "formats.h"
-#include "shapes.h"
+#include "vgq.h"
 
 #include <float.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The rows of formats.def. */
+typedef struct vgq_range_of_codes {
+    int bits, lowest, highest;
+} vgq_range_of_codes;
+extern const vgq_range_of_codes vgq_formats[VGQ_FORMATS];
+
+/* A dtype or a shape that no quantize front takes. */
+int vgq_bad_shape(vgq_dtype dtype, vgq_shape shape);
+
+#ifdef __cplusplus
+}
+#endif
 
 /* Linear map of one group: code = saturate(rint(x / scale) + zero), x = (code - zero) * scale. */
 typedef struct vgq_map {

@@ -48,24 +48,42 @@ const char *vgq_message(vgq_status status);
 
 /* ---- instruction sets (dispatch.c) ---------------------------------------------------------- */
 
-/* Use the named table and what weaker ones add to it; NULL means the best that runs here.
+/* Use the named table and what weaker ones add to it; NULL means the best that runs here. Calls
+ * that have begun go on with theirs.
  * VGQ_EISA: the name is unknown or this machine cannot run it; the old choice stays. */
 vgq_status vgq_use(const char *isa);
 /* The chosen one's name. */
 const char *vgq_isa(void);
 /* The index-th instruction set that runs here, weakest first; NULL past the last. */
 const char *vgq_isa_here(size_t index);
+/* The index-th one that this machine claims to have but whose kernels gave other results than the
+ * scalar ones: it is not used. NULL past the last, which is usually at once. */
+const char *vgq_isa_refused(size_t index);
 
-/* ---- threads (threads.c) -------------------------------------------------------------------- */
+/* ---- threads (openmp.c) --------------------------------------------------------------------- */
 
-/* At most n threads from now on; 0: as many as the OpenMP runtime of the process says. */
+/* At most n threads from now on, in the whole process; 0: as many as the OpenMP runtime says. */
 void vgq_set_threads(int n);
-/* How many a large call would use now. */
+/* At most n threads in the calls of this thread; 0: no limit of its own. Returns the limit that it
+ * had. */
+int vgq_limit_threads(int n);
+/* How many a large call of this thread would use now. */
 int vgq_threads(void);
+/* This process was forked from one whose OpenMP threads it lacks, so it works on one thread for
+ * ever: for callers that saw a fork before this library was loaded, which sees later ones. */
+void vgq_forked(void);
 /* The file name of the OpenMP runtime in use, or "none". */
 const char *vgq_openmp(void);
 
-/* ---- stopping (threads.c) ------------------------------------------------------------------- */
+/* What a call works with, read once when it begins: kernels, and threads of a large call. It stays
+ * valid as long as the process runs. */
+typedef struct vgq_context {
+    const struct vgq_kernels *kernels;
+    int threads;
+} vgq_context;
+vgq_context vgq_context_now(void);
+
+/* ---- stopping (stop.c) ---------------------------------------------------------------------- */
 
 /* A question that work puts now and then, on the thread that called: the calls of a thread that
  * watches it end with VGQ_ESTOPPED once the answer is not 0. */
@@ -234,7 +252,17 @@ typedef enum vgq_activations {
     VGQ_ACTIVATIONS
 } vgq_activations;
 
-/* One call's operands: y[m][n] = x[m][k] w[n][k]^T + bias[n] (bias NULL: none). */
+/* Activations that are coded already, as VGQ_INT8_ACTIVATIONS codes them: for several products of
+ * the same rows. */
+typedef struct vgq_coded {
+    const int8_t *codes; /* [m][pitch], 0 from k on */
+    size_t pitch;        /* a multiple of 8, at least k */
+    const float *scale;  /* [m] */
+    const int32_t *sum;  /* [m]: of each row's codes */
+} vgq_coded;
+
+/* One call's operands: y[m][n] = x[m][k] w[n][k]^T + bias[n], then what follows it. Fields that are
+ * NULL or 0 add nothing. */
 typedef struct vgq_linear_call {
     vgq_activations activations;
     size_t m;
@@ -242,7 +270,14 @@ typedef struct vgq_linear_call {
     const void *x;
     const float *bias;
     void *y;
-    int gelu; /* whether y goes through GELU (gelu.h) before it is rounded to its dtype */
+    int gelu;                 /* then GELU (gelu.h) */
+    const float *layer_scale; /* then output j times layer_scale[j] */
+    const void *residual;     /* then plus residual[m][n] of y's dtype, which may be y itself; then
+                                 one rounding to y's dtype. Both are of the CPU alone. */
+    const vgq_coded *coded;   /* codes to multiply instead of x, which is then not read: INT8
+                                 activations on the CPU alone */
+    const vgq_context *context; /* NULL: vgq_context_now(). Give one to both functions below, or the
+                                   second may want more scratch than the first said */
 } vgq_linear_call;
 
 /* The instruction set whose kernel multiplies such activations: vgq_isa() or a weaker one. What
@@ -250,7 +285,7 @@ typedef struct vgq_linear_call {
  * kernel.
  */
 const char *vgq_linear_isa(vgq_activations *activations);
-/* Bytes of scratch that vgq_linear wants for that call, at the present thread count. */
+/* Bytes of scratch that vgq_linear wants for that call. */
 size_t vgq_linear_nbytes(const vgq_weight *weight, const vgq_linear_call *call);
 /* A row of x with a NaN or an infinity gives a row of NaN with INT8 activations. */
 vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *call, void *scratch,
@@ -286,9 +321,10 @@ typedef struct vgq_attention_call {
                           or dim / 2 for positions in a plane */
     float scale;
     void *y;
+    const vgq_context *context; /* as in vgq_linear_call */
 } vgq_attention_call;
 
-/* Bytes of scratch that vgq_attention wants for that call, at the present thread count: at most
+/* Bytes of scratch that vgq_attention wants for that call: at most
  * 2 MB a thread, however many tokens there are. 0 for a call that cannot be served. */
 size_t vgq_attention_nbytes(const vgq_attention_call *call);
 /* A value that is NaN or infinite, in q: its row of y is NaN; in k or v: all rows of that batch and

@@ -396,10 +396,12 @@ def module_on_shim(workshop: Workshop) -> Path:
     """_cuda, whose device is this CPU."""
     cuda = sorted(CUDA.glob("*.cu"))
     objects = workshop.objects("module", [SHIM / "shim.cpp", SHIM / "race.cpp", *cuda])
-    binding = [ROOT / "csrc" / "python" / f"{name}.c" for name in ("cuda", "words")]
+    python = ROOT / "csrc" / "python"
+    binding = [python / "cuda" / "module.c", python / "words.c"]
     include = f"-I{sysconfig.get_path('include')}"
     flags = ["-shared", "-fPIC", "-O1", "-std=c11", "-Wall", "-Wextra", "-Werror", include]
-    sources = [*binding, ROOT / "csrc" / "shapes.c", *objects]
+    shared = ("formats", "metrics_sizes", "status", "weight")
+    sources = [*binding, *(ROOT / "csrc" / f"{name}.c" for name in shared), *objects]
     target = workshop.folder / "module" / "_cuda.so"
     return workshop.make(target, C_COMPILER, *flags, *sources, "-lstdc++", "-lm")
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A small OpenMP runtime of plain pthreads, for the thread sanitizer: gcc's own is not built with
- * it, so its hand-overs would look like races. csrc/threads.c finds it as libgomp.so.1. */
+ * it, so its hand-overs would look like races. csrc/openmp.c finds it as libgomp.so.1. */
 #include <pthread.h>
 #include <stdlib.h>
 

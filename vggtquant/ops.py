@@ -47,6 +47,7 @@ isa = _cpu.isa
 isas = _cpu.isas
 threads = _cpu.threads
 set_threads = _cpu.set_threads
+limit_threads = _cpu.limit_threads
 openmp = _cpu.openmp
 
 
@@ -70,7 +71,7 @@ if "VGGTQUANT_ISA" in os.environ:  # once, before anything is computed
 
 
 if vggtquant._forked:
-    _cpu.set_threads(1)
+    _cpu.forked()
 
 
 def dtype_name(x: Array) -> str:

@@ -64,13 +64,14 @@ static inline void multiply(int both, const int8_t *q, size_t ld, const uint8_t 
     }
 }
 
-static void tile_i8_amx(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
-                        int32_t *acc)
+static void tile_i8_amx(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
+                        const int32_t *unused, int32_t *acc)
 {
-    const size_t whole = k / STRIPE * STRIPE, rest = k - whole;
+    const size_t whole = w->k / STRIPE * STRIPE, rest = w->k - whole;
     const int both = rows > ROWS;
     int8_t last[2 * ROWS * STRIPE]; /* the inputs after the last 64, and zeros */
     uint8_t bytes[ROWS * 2 * STRIPE];
+    (void)unused;
     memset(last, 0, rest ? sizeof(last) : 0);
     memset(bytes, 0, rest ? sizeof(bytes) : 0);
     for (size_t r = 0; r < rows && rest; r++)
@@ -78,7 +79,7 @@ static void tile_i8_amx(size_t rows, size_t k, const void *codes, size_t ld, con
     const tile_shapes shapes = shapes_of(rows);
     tile_configure(&shapes);
     for (size_t half = 0; half < 2; half++) {
-        const uint8_t *const panel = (const uint8_t *)operand + half * 2 * STRIPE;
+        const uint8_t *const panel = (const uint8_t *)w->data + half * 2 * STRIPE;
         tile_zero(0);
         tile_zero(1);
         if (both) {
@@ -105,14 +106,16 @@ static void tile_i8_amx(size_t rows, size_t k, const void *codes, size_t ld, con
 
 ISA_END
 
-static const vgq_int_gemm int_gemm_amx = {
+static const vgq_product product_amx = {
     .mr = 2 * ROWS,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .tile = tile_i8_amx,
     .offset = 128,
+    .tile = tile_i8_amx,
 };
 
-const vgq_linear_kernels vgq_linear_amx = {.int_gemm = &int_gemm_amx};
+static const vgq_product *const products_amx[] = {&product_amx, NULL};
+
+const vgq_linear_kernels vgq_linear_amx = {.products = products_amx};
 
 #endif

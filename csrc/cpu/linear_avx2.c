@@ -135,11 +135,15 @@ static inline __m256i even_pair(__m256i bytes)
 static inline __m256i odd_pair(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
 
 /* operand[k / 2][64 columns][2 inputs], int16. */
-static void widen_avx2(size_t k, const uint8_t *bytes, void *operand)
+static size_t operand_nbytes_avx2(size_t k) { return k * VGQ_PANEL * sizeof(int16_t); }
+
+static void widen_avx2(const vgq_panel *panel, const uint8_t *bytes, void *operand,
+                       int32_t over[VGQ_PANEL])
 {
+    (void)over;
     const __m256i offset = _mm256_set1_epi16(128);
     int16_t *const out = operand;
-    for (size_t i = 0; i < k; i += 4)
+    for (size_t i = 0; i < panel->k; i += 4)
         for (size_t part = 0; part < 8; part++) {
             const __m256i b = _mm256_loadu_si256((const void *)(bytes + i * VGQ_PANEL + 32 * part));
             int16_t *const at = out + i * VGQ_PANEL + part * 16;
@@ -225,10 +229,13 @@ static void tile_bytes_1x64_avx2(size_t k, const int16_t *q, const uint8_t *w, i
 
 /* Few rows: 8 inputs x 16 columns at a time, whole lines nearly in the order that they lie in,
  * widened once for all rows; the sums wait in acc, which stays in L1. */
-static void tile_bytes_avx2(size_t rows, size_t k, const void *codes, size_t ld, const void *bytes,
-                            int32_t *acc)
+static void tile_bytes_avx2(size_t rows, const vgq_operand *operand, const void *codes, size_t ld,
+                            const int32_t *sums, int32_t *acc)
 {
     enum { STEP_NBYTES = 4 * VGQ_PANEL };
+    const void *const bytes = operand->data;
+    const size_t k = operand->k;
+    (void)sums;
     if (rows == 1) {
         tile_bytes_1x64_avx2(k, codes, bytes, acc);
         return;
@@ -267,9 +274,10 @@ static void tile_bytes_avx2(size_t rows, size_t k, const void *codes, size_t ld,
         }
 }
 
-static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
-                          int32_t *acc)
+static void tile_i16_avx2(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
+                          const int32_t *sums, int32_t *acc)
 {
+    (void)sums;
     static void (*const tiles[])(size_t, const int16_t *, size_t, const int16_t *, int32_t *) = {
         NULL,
         tile_i16_1x16_avx2,
@@ -280,7 +288,7 @@ static void tile_i16_avx2(size_t rows, size_t k, const void *codes, size_t ld, c
         tile_i16_6x16_avx2,
     };
     for (size_t column = 0; column < VGQ_PANEL; column += 16)
-        tiles[rows](k, codes, ld, (const int16_t *)operand + 2 * column, acc + column);
+        tiles[rows](w->k, codes, ld, (const int16_t *)w->data + 2 * column, acc + column);
 }
 
 /* Codes of one byte, each xor'ed with flip. */
@@ -425,26 +433,34 @@ ISA_END
 
 static const vgq_float_gemm float_gemm_avx2 = {sizeof(float), decode_panel_avx2, float_tile_avx2};
 
-static const vgq_int_gemm int_gemm_avx2 = {
+static const vgq_product product_bytes_avx2 = {
+    .applies = vgq_few_bytes,
+    .mr = VGQ_FEW_LINES,
+    .code_nbytes = 2,
+    .code_row = code_row_i16_avx2,
+    .offset = 128,
+    .tile = tile_bytes_avx2,
+};
+
+static const vgq_product product_i16_avx2 = {
     .mr = 6,
     .code_nbytes = 2,
-    .weight_nbytes = 2,
     .code_row = code_row_i16_avx2,
-    .widen = widen_avx2,
+    .weight_nbytes = 2,
+    .operand_nbytes = operand_nbytes_avx2,
+    .prepare = widen_avx2,
     .tile = tile_i16_avx2,
-    .bytes_tile = tile_bytes_avx2,
-    .bytes_mr = 16,
-    .offset = 0,
-    .int4 = &vgq_int4_gemm_avx2,
-    .few = &vgq_few_gemm_avx2,
 };
+
+static const vgq_product *const products_avx2[] = {&vgq_product_few_avx2, &vgq_product_int4_avx2,
+                                                   &product_bytes_avx2, &product_i16_avx2, NULL};
 
 const vgq_linear_kernels vgq_linear_avx2 = {
     .expand4 = expand4_avx2,
     .float_gemm = &float_gemm_avx2,
     .largest = largest_avx2,
     .code_row = code_row_i8_avx2,
-    .int_gemm = &int_gemm_avx2,
+    .products = products_avx2,
     .finish = finish_avx2,
     .finish16 = finish16_avx2,
     .flush = flush_avx2,

@@ -19,10 +19,11 @@
 ISA_BEGIN("avx2,fma,f16c")
 
 enum {
-    BLOCK = 16,                 /* columns of a tile */
-    STEP_NBYTES = 4 * BLOCK,    /* 4 inputs */
-    STEPS = VGQ_INT4_CHUNK / 4, /* of a chunk, then a step of factors */
-    BLOCK_NBYTES = VGQ_INT4_CHUNK_NBYTES * BLOCK / VGQ_PANEL, /* of a chunk */
+    CHUNK = 32,              /* inputs that share a step of factors */
+    BLOCK = 16,              /* columns of a tile */
+    STEP_NBYTES = 4 * BLOCK, /* 4 inputs */
+    STEPS = CHUNK / 4,       /* of a chunk, then a step of factors */
+    BLOCK_NBYTES = (VGQ_PANEL * (CHUNK + 4)) * BLOCK / VGQ_PANEL, /* of a chunk */
     FEW_ROWS = 16
 };
 _Static_assert(BLOCK_NBYTES == 576 && STEPS == 8, "what the assembly says");
@@ -41,7 +42,7 @@ static inline void expand_chunk(size_t n, const uint8_t *nibbles, const uint8_t 
     const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
     const __m256i ones = _mm256_set1_epi8(1), pairs = factor_pairs(factor);
     __m256i sum = _mm256_setzero_si256();
-    for (size_t i = 0; i < VGQ_INT4_CHUNK; i += 8, to += 2 * STEP_NBYTES) {
+    for (size_t i = 0; i < CHUNK; i += 8, to += 2 * STEP_NBYTES) {
         __m256i first = _mm256_setzero_si256(), second = first;
         if (i < n) {
             const __m256i b = _mm256_loadu_si256((const void *)(nibbles + i / 2 * VGQ_PANEL));
@@ -57,20 +58,27 @@ static inline void expand_chunk(size_t n, const uint8_t *nibbles, const uint8_t 
     *total = _mm256_add_epi32(*total, _mm256_madd_epi16(sum, pairs));
 }
 
-static void expand_i4_avx2(size_t k, size_t group, const uint8_t *nibbles, const uint8_t *factor,
-                           int8_t *operand, int32_t *sums)
+/* Nibbles of a panel to the operand; offset: what the activations' 128 adds, 128 times the sums of
+ * factor * code. */
+static void expand_i4_avx2(const vgq_panel *panel, const uint8_t *bytes, void *to,
+                           int32_t offset[VGQ_PANEL])
 {
+    const size_t k = panel->k;
+    const size_t group = (panel->group + 7) / 8 * 8; /* one group of all inputs ends with k */
+    const uint8_t *const nibbles = panel->codes, *const factor = panel->factor;
+    int8_t *operand = to;
+    (void)bytes;
     for (size_t column = 0; column < VGQ_PANEL; column += BLOCK) {
         __m256i total0 = _mm256_setzero_si256(), total1 = total0;
-        for (size_t i = 0; i < k; i += VGQ_INT4_CHUNK, operand += BLOCK_NBYTES) {
-            const size_t n = vgq_min(VGQ_INT4_CHUNK, k - i);
+        for (size_t i = 0; i < k; i += CHUNK, operand += BLOCK_NBYTES) {
+            const size_t n = vgq_min(CHUNK, k - i);
             const uint8_t *const from = nibbles + i / 2 * VGQ_PANEL + 4 * column;
             const uint8_t *const f = factor + i / group * VGQ_PANEL + column;
             expand_chunk(n, from, f, operand, &total0);
             expand_chunk(n, from + 32, f + 8, operand + 32, &total1);
         }
-        _mm256_storeu_si256((void *)(sums + column), total0);
-        _mm256_storeu_si256((void *)(sums + column + 8), total1);
+        _mm256_storeu_si256((void *)(offset + column), _mm256_slli_epi32(total0, 7));
+        _mm256_storeu_si256((void *)(offset + column + 8), _mm256_slli_epi32(total1, 7));
     }
 }
 
@@ -137,12 +145,16 @@ TILE(3, EACH_3)
 TILE(2, EACH_2)
 TILE(1, EACH_1)
 
-static void tile_i4_avx2(size_t rows, size_t k, const uint8_t *codes, size_t ld,
-                         const int8_t *operand, int32_t *acc)
+/* Up to a chunk of codes is read past k, to no effect. */
+static void tile_i4_avx2(size_t rows, const vgq_operand *w, const void *lines, size_t ld,
+                         const int32_t *sums, int32_t *acc)
 {
+    const uint8_t *const codes = lines;
+    const int8_t *operand = w->data;
+    (void)sums;
     static void (*const tiles[])(size_t, const uint8_t *, size_t, const int8_t *, int32_t *) = {
         NULL, tile_i4_1x16_avx2, tile_i4_2x16_avx2, tile_i4_3x16_avx2};
-    const size_t chunks = (k + VGQ_INT4_CHUNK - 1) / VGQ_INT4_CHUNK;
+    const size_t chunks = (w->k + CHUNK - 1) / CHUNK;
     for (size_t column = 0; column < VGQ_PANEL; column += BLOCK) {
         for (size_t r = 0, n; r < rows; r += n) {
             n = rows - r == 4 ? 2 : vgq_min(3, rows - r);
@@ -257,12 +269,12 @@ tile_nibbles_1_avx2(const uint8_t *nibbles, const __m256i *factor, const int8_t 
 static void tile_tail(size_t n, size_t rows, const uint8_t *nibbles, const __m256i *factor,
                       const int8_t *codes, size_t ld, int32_t *acc)
 {
-    uint8_t w[(VGQ_INT4_CHUNK / 2) * VGQ_PANEL] = {0};
-    int8_t q[FEW_ROWS * VGQ_INT4_CHUNK] = {0};
+    uint8_t w[(CHUNK / 2) * VGQ_PANEL] = {0};
+    int8_t q[FEW_ROWS * CHUNK] = {0};
     memcpy(w, nibbles, n / 2 * VGQ_PANEL);
     for (size_t r = 0; r < rows; r++)
-        memcpy(q + r * VGQ_INT4_CHUNK, codes + r * ld, n);
-    tile_nibbles_avx2(rows, w, factor, q, VGQ_INT4_CHUNK, acc);
+        memcpy(q + r * CHUNK, codes + r * ld, n);
+    tile_nibbles_avx2(rows, w, factor, q, CHUNK, acc);
 }
 
 /* Take off what the zero points have added to each code of a group. */
@@ -281,9 +293,11 @@ static void take_zeros(size_t rows, const uint8_t *factor, const int8_t *zero, c
     }
 }
 
-static void tile_few_avx2(size_t rows, const vgq_few_weight *w, const int8_t *codes, size_t ld,
+static void tile_few_avx2(size_t rows, const vgq_operand *operand, const void *lines, size_t ld,
                           const int32_t *sums, int32_t *acc)
 {
+    const vgq_panel *const w = operand->panel;
+    const int8_t *const codes = lines;
     memset(acc, 0, rows * VGQ_PANEL * sizeof(*acc));
     for (size_t i = 0, g = 0; g < w->groups; g++) {
         const size_t end = g + 1 < w->groups ? (g + 1) * w->group : w->k;
@@ -292,9 +306,9 @@ static void tile_few_avx2(size_t rows, const vgq_few_weight *w, const int8_t *co
         for (size_t c = 0; c < VGQ_PANEL / 8; c++)
             pairs[c] = factor_pairs(factor + 8 * c);
         for (size_t n; i < end; i += n) {
-            const uint8_t *const nibbles = w->nibbles + i / 2 * VGQ_PANEL;
-            n = vgq_min(VGQ_INT4_CHUNK, end - i);
-            if (n < VGQ_INT4_CHUNK)
+            const uint8_t *const nibbles = w->codes + i / 2 * VGQ_PANEL;
+            n = vgq_min(CHUNK, end - i);
+            if (n < CHUNK)
                 tile_tail(n, rows, nibbles, pairs, codes + i, ld, acc);
             else if (rows == 1)
                 tile_nibbles_1_avx2(nibbles, pairs, codes + i, acc);
@@ -308,12 +322,40 @@ static void tile_few_avx2(size_t rows, const vgq_few_weight *w, const int8_t *co
 
 ISA_END
 
-const vgq_few_gemm vgq_few_gemm_avx2 = {.mr = FEW_ROWS, .tile = tile_few_avx2};
+const vgq_product vgq_product_few_avx2 = {
+    .applies = vgq_few_nibbles,
+    .mr = FEW_ROWS,
+    .code_nbytes = 1,
+    .group_sums = 1,
+    .nibbles = 1,
+    .tile = tile_few_avx2,
+};
 
-const vgq_int4_gemm vgq_int4_gemm_avx2 = {
+/* Factors stay out of the weights, which are then small enough for sums of 16 bits, and come in
+ * where those are widened: so a chunk must lie in one group. */
+static int symmetric_chunks(const vgq_weight *w, size_t lines)
+{
+    (void)lines;
+    return w->scales == VGQ_TWO_LEVEL && !w->asymmetric &&
+           (w->group >= w->k || w->group % CHUNK == 0);
+}
+
+/* An operand's inputs are cut into chunks, the last one padded with zeros; a chunk has a byte a
+ * weight and its factors in 32 bits a column. */
+static size_t operand_nbytes_i4(size_t k)
+{
+    return (k + CHUNK - 1) / CHUNK * VGQ_PANEL * (CHUNK + 4);
+}
+
+const vgq_product vgq_product_int4_avx2 = {
+    .applies = symmetric_chunks,
     .mr = 6,
-    .code_row = vgq_code_row_u8_avx2,
-    .expand = expand_i4_avx2,
+    .code_nbytes = 1,
+    .code_row = vgq_code_row_u8_avx2, /* codes + 128 */
+    .nibbles = 1,
+    .whole_offset = 1,
+    .operand_nbytes = operand_nbytes_i4,
+    .prepare = expand_i4_avx2,
     .tile = tile_i4_avx2,
 };
 

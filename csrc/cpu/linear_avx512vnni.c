@@ -70,9 +70,10 @@ TILE(6, EACH_6)
 #undef STEP
 #undef ZERO
 
-static void tile_i8_avx512vnni(size_t rows, size_t k, const void *codes, size_t ld,
-                               const void *operand, int32_t *acc)
+static void tile_i8_avx512vnni(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
+                               const int32_t *sums, int32_t *acc)
 {
+    (void)sums;
     static void (*const tiles[])(size_t, const int8_t *, size_t, const uint8_t *, int32_t *) = {
         NULL,
         tile_i8_1x64_avx512vnni,
@@ -82,7 +83,7 @@ static void tile_i8_avx512vnni(size_t rows, size_t k, const void *codes, size_t 
         tile_i8_5x64_avx512vnni,
         tile_i8_6x64_avx512vnni,
     };
-    tiles[rows](k, codes, ld, operand, acc);
+    tiles[rows](w->k, codes, ld, w->data, acc);
 }
 
 /* ---- few rows of W4, straight from the nibbles ------------------------------------------------
@@ -103,8 +104,8 @@ static void tile_i8_avx512vnni(size_t rows, size_t k, const void *codes, size_t 
 #define FACTOR(r, c)                                \
     const __m512i factor##c = _mm512_cvtepu8_epi32( \
         _mm_loadu_si128((const void *)(w->factor + g * VGQ_PANEL + 16 * (c))));
-#define LOW(r, c)                                                                          \
-    const __m512i both##c = _mm512_loadu_si512(w->nibbles + i / 2 * VGQ_PANEL + 64 * (c)); \
+#define LOW(r, c)                                                                        \
+    const __m512i both##c = _mm512_loadu_si512(w->codes + i / 2 * VGQ_PANEL + 64 * (c)); \
     __m512i nibbles##c = _mm512_and_si512(both##c, mask);
 #define HIGH(r, c) nibbles##c = _mm512_and_si512(_mm512_srli_epi16(both##c, 4), mask);
 #define ROW_DECLARE(r) COLUMNS(DECLARE, r)
@@ -135,27 +136,27 @@ static inline __m512i over_codes(const int8_t *zero)
     return _mm512_sub_epi32(eight, _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)zero)));
 }
 
-#define TILE(rows, EACH)                                                                       \
-    static void tile_i4_##rows##_rows_avx512vnni(const vgq_few_weight *w, const int8_t *q,     \
-                                                 size_t ld, const int32_t *sums, int32_t *acc) \
-    {                                                                                          \
-        const __m512i mask = _mm512_set1_epi8(15);                                             \
-        const size_t groups = w->groups;                                                       \
-        EACH(ROW_DECLARE)                                                                      \
-        for (size_t i = 0, g = 0; g < groups; g++) {                                           \
-            const size_t end = g + 1 < groups ? (g + 1) * w->group : w->k;                     \
-            COLUMNS(OVER, 0)                                                                   \
-            EACH(ROW_BEGIN)                                                                    \
-            for (; i < end; i += 8) {                                                          \
-                COLUMNS(LOW, 0)                                                                \
-                EACH(ROW_LOW)                                                                  \
-                COLUMNS(HIGH, 0)                                                               \
-                EACH(ROW_HIGH)                                                                 \
-            }                                                                                  \
-            COLUMNS(FACTOR, 0)                                                                 \
-            EACH(ROW_END)                                                                      \
-        }                                                                                      \
-        EACH(ROW_STORE)                                                                        \
+#define TILE(rows, EACH)                                                                         \
+    static void tile_i4_##rows##_rows_avx512vnni(const vgq_panel *w, const int8_t *q, size_t ld, \
+                                                 const int32_t *sums, int32_t *acc)              \
+    {                                                                                            \
+        const __m512i mask = _mm512_set1_epi8(15);                                               \
+        const size_t groups = w->groups;                                                         \
+        EACH(ROW_DECLARE)                                                                        \
+        for (size_t i = 0, g = 0; g < groups; g++) {                                             \
+            const size_t end = g + 1 < groups ? (g + 1) * w->group : w->k;                       \
+            COLUMNS(OVER, 0)                                                                     \
+            EACH(ROW_BEGIN)                                                                      \
+            for (; i < end; i += 8) {                                                            \
+                COLUMNS(LOW, 0)                                                                  \
+                EACH(ROW_LOW)                                                                    \
+                COLUMNS(HIGH, 0)                                                                 \
+                EACH(ROW_HIGH)                                                                   \
+            }                                                                                    \
+            COLUMNS(FACTOR, 0)                                                                   \
+            EACH(ROW_END)                                                                        \
+        }                                                                                        \
+        EACH(ROW_STORE)                                                                          \
     }
 
 #define COLUMNS COLUMNS_4
@@ -167,10 +168,10 @@ TILE(3, EACH_3)
 TILE(4, EACH_4)
 TILE(5, EACH_5)
 
-static void tile_few_avx512vnni(size_t rows, const vgq_few_weight *weight, const int8_t *codes,
+static void tile_few_avx512vnni(size_t rows, const vgq_operand *operand, const void *codes,
                                 size_t ld, const int32_t *sums, int32_t *acc)
 {
-    static void (*const tiles[])(const vgq_few_weight *, const int8_t *, size_t, const int32_t *,
+    static void (*const tiles[])(const vgq_panel *, const int8_t *, size_t, const int32_t *,
                                  int32_t *) = {
         NULL,
         tile_i4_1_rows_avx512vnni,
@@ -179,11 +180,11 @@ static void tile_few_avx512vnni(size_t rows, const vgq_few_weight *weight, const
         tile_i4_4_rows_avx512vnni,
         tile_i4_5_rows_avx512vnni,
     };
-    vgq_few_weight w = *weight;
+    vgq_panel w = *operand->panel;
     tiles[rows](&w, codes, ld, sums, acc);
     if (rows <= 2)
         return;
-    w.nibbles += 4 * VGQ_PANEL / 2;
+    w.codes += 4 * VGQ_PANEL / 2;
     w.factor += VGQ_PANEL / 2;
     w.zero = w.zero ? w.zero + VGQ_PANEL / 2 : NULL;
     tiles[rows](&w, codes, ld, sums, acc + VGQ_PANEL / 2);
@@ -191,17 +192,26 @@ static void tile_few_avx512vnni(size_t rows, const vgq_few_weight *weight, const
 
 ISA_END
 
-static const vgq_few_gemm few_gemm_avx512vnni = {.mr = 5, .tile = tile_few_avx512vnni};
+const vgq_product vgq_product_few_avx512vnni = {
+    .applies = vgq_few_nibbles,
+    .mr = 5,
+    .code_nbytes = 1,
+    .group_sums = 1,
+    .nibbles = 1,
+    .tile = tile_few_avx512vnni,
+};
 
-static const vgq_int_gemm int_gemm_avx512vnni = {
+const vgq_product vgq_product_avx512vnni = {
     .mr = 6,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .tile = tile_i8_avx512vnni,
     .offset = 128,
-    .few = &few_gemm_avx512vnni,
+    .tile = tile_i8_avx512vnni,
 };
 
-const vgq_linear_kernels vgq_linear_avx512vnni = {.int_gemm = &int_gemm_avx512vnni};
+static const vgq_product *const products_avx512vnni[] = {&vgq_product_few_avx512vnni,
+                                                         &vgq_product_avx512vnni, NULL};
+
+const vgq_linear_kernels vgq_linear_avx512vnni = {.products = products_avx512vnni};
 
 #endif

@@ -61,12 +61,14 @@ TILE(1, EACH_1)
 #undef EACH_1
 #undef EACH_6
 
-static void tile_i8_avxvnni(size_t rows, size_t k, const void *codes, size_t ld,
-                            const void *operand, int32_t *acc)
+static void tile_i8_avxvnni(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
+                            const int32_t *sums, int32_t *acc)
 {
+    const size_t k = w->k;
+    (void)sums;
     const int8_t *const q = codes;
     for (size_t column = 0; column < VGQ_PANEL; column += 16) {
-        const uint8_t *const bytes = (const uint8_t *)operand + 4 * column;
+        const uint8_t *const bytes = (const uint8_t *)w->data + 4 * column;
         if (rows == 6)
             tile_i8_6x16_avxvnni(k, q, ld, bytes, acc + column);
         else
@@ -77,15 +79,17 @@ static void tile_i8_avxvnni(size_t rows, size_t k, const void *codes, size_t ld,
 
 ISA_END
 
-static const vgq_int_gemm int_gemm_avxvnni = {
+static const vgq_product product_avxvnni = {
     .mr = 6,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .tile = tile_i8_avxvnni,
     .offset = 128,
-    .few = &vgq_few_gemm_avx2,
+    .tile = tile_i8_avxvnni,
 };
 
-const vgq_linear_kernels vgq_linear_avxvnni = {.int_gemm = &int_gemm_avxvnni};
+static const vgq_product *const products_avxvnni[] = {&vgq_product_few_avx2, &product_avxvnni,
+                                                      NULL};
+
+const vgq_linear_kernels vgq_linear_avxvnni = {.products = products_avxvnni};
 
 #endif

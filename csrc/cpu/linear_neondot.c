@@ -9,8 +9,13 @@
 #include <arm_neon.h>
 
 /* Bytes to signed weights. */
-static void widen_neondot(size_t k, const uint8_t *bytes, void *operand)
+static size_t operand_nbytes_neondot(size_t k) { return k * VGQ_PANEL; }
+
+static void widen_neondot(const vgq_panel *panel, const uint8_t *bytes, void *operand,
+                          int32_t offset[VGQ_PANEL])
 {
+    const size_t k = panel->k;
+    (void)offset;
     uint8_t *const out = operand;
     for (size_t i = 0; i < k * VGQ_PANEL; i += 16)
         vst1q_u8(out + i, veorq_u8(vld1q_u8(bytes + i), vdupq_n_u8(128)));
@@ -84,25 +89,29 @@ TILE(4, EACH_4)
 #undef CODES
 #undef ZERO
 
-static void tile_i8_neondot(size_t rows, size_t k, const void *codes, size_t ld,
-                            const void *operand, int32_t *acc)
+static void tile_i8_neondot(size_t rows, const vgq_operand *operand, const void *codes, size_t ld,
+                            const int32_t *sums, int32_t *acc)
 {
+    const size_t k = operand->k;
+    (void)sums;
     static void (*const tiles[])(size_t, const int8_t *, size_t, const int8_t *,
                                  int32_t *) = {NULL, tile_i8_1x16_neondot, tile_i8_2x16_neondot,
                                                tile_i8_3x16_neondot, tile_i8_4x16_neondot};
     for (size_t column = 0; column < VGQ_PANEL; column += 16)
-        tiles[rows](k, codes, ld, (const int8_t *)operand + 4 * column, acc + column);
+        tiles[rows](k, codes, ld, (const int8_t *)operand->data + 4 * column, acc + column);
 }
 
-static const vgq_int_gemm int_gemm_neondot = {
+static const vgq_product product_neondot = {
     .mr = 4,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .widen = widen_neondot,
+    .operand_nbytes = operand_nbytes_neondot,
+    .prepare = widen_neondot,
     .tile = tile_i8_neondot,
-    .offset = 0,
 };
 
-const vgq_linear_kernels vgq_linear_neondot = {.int_gemm = &int_gemm_neondot};
+static const vgq_product *const products_neondot[] = {&product_neondot, NULL};
+
+const vgq_linear_kernels vgq_linear_neondot = {.products = products_neondot};
 
 #endif

@@ -10,8 +10,13 @@
 #include <arm_neon.h>
 
 /* Bytes to signed weights, eight inputs of a column together: [k / 8][64 columns][8]. */
-static void widen_neoni8mm(size_t k, const uint8_t *bytes, void *operand)
+static size_t operand_nbytes_neoni8mm(size_t k) { return k * VGQ_PANEL; }
+
+static void widen_neoni8mm(const vgq_panel *panel, const uint8_t *bytes, void *operand,
+                           int32_t offset[VGQ_PANEL])
 {
+    const size_t k = panel->k;
+    (void)offset;
     const uint32x4_t flip = vdupq_n_u32(0x80808080u);
     uint32_t *out = operand;
     for (size_t i = 0; i < k; i += 8)
@@ -80,10 +85,12 @@ static void tile_i8_2x4_neoni8mm(size_t k, const int8_t *q, size_t ld, size_t se
     save(left, right, acc, acc + second * VGQ_PANEL);
 }
 
-static void tile_i8_neoni8mm(size_t rows, size_t k, const void *codes, size_t ld,
-                             const void *operand, int32_t *acc)
+static void tile_i8_neoni8mm(size_t rows, const vgq_operand *operand, const void *codes, size_t ld,
+                             const int32_t *sums, int32_t *acc)
 {
-    const int8_t *const q = codes, *const w = operand;
+    const size_t k = operand->k;
+    (void)sums;
+    const int8_t *const q = codes, *const w = operand->data;
     if (rows == 4) {
         for (size_t column = 0; column < VGQ_PANEL; column += 16)
             tile_i8_4x16_neoni8mm(k, q, ld, w + 8 * column, acc + column);
@@ -95,15 +102,17 @@ static void tile_i8_neoni8mm(size_t rows, size_t k, const void *codes, size_t ld
                                  acc + r * VGQ_PANEL + column);
 }
 
-static const vgq_int_gemm int_gemm_neoni8mm = {
+static const vgq_product product_neoni8mm = {
     .mr = 4,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .widen = widen_neoni8mm,
+    .operand_nbytes = operand_nbytes_neoni8mm,
+    .prepare = widen_neoni8mm,
     .tile = tile_i8_neoni8mm,
-    .offset = 0,
 };
 
-const vgq_linear_kernels vgq_linear_neoni8mm = {.int_gemm = &int_gemm_neoni8mm};
+static const vgq_product *const products_neoni8mm[] = {&product_neoni8mm, NULL};
+
+const vgq_linear_kernels vgq_linear_neoni8mm = {.products = products_neoni8mm};
 
 #endif

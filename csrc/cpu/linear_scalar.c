@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Linear kernels in plain C: the definition of right for every other table. */
 #include "../formats.h"
+#include "../gelu.h"
 #include "../kernels.h"
 
 static void expand4_scalar(size_t k, const uint8_t *nibbles, const uint8_t *factor,
@@ -62,19 +63,20 @@ static int32_t code_row_scalar(size_t k, size_t padded, const float *x, float in
     return sum;
 }
 
-static void tile_i8_scalar(size_t rows, size_t k, const void *codes, size_t ld, const void *operand,
-                           int32_t *acc)
+static void tile_i8_scalar(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
+                           const int32_t *sums, int32_t *acc)
 {
-    const uint8_t *const bytes = operand;
+    const uint8_t *const bytes = w->data;
+    (void)sums;
     for (size_t m = 0; m < rows; m++) {
         const int8_t *const q = (const int8_t *)codes + m * ld;
         int32_t *const row = acc + m * VGQ_PANEL;
         for (size_t n = 0; n < VGQ_PANEL; n++)
             row[n] = 0;
-        for (size_t i = 0; i < k; i += 4)
+        for (size_t i = 0; i < w->k; i += 4)
             for (size_t n = 0; n < VGQ_PANEL; n++) {
-                const uint8_t *const w = bytes + i * VGQ_PANEL + 4 * n;
-                row[n] += q[i] * w[0] + q[i + 1] * w[1] + q[i + 2] * w[2] + q[i + 3] * w[3];
+                const uint8_t *const b = bytes + i * VGQ_PANEL + 4 * n;
+                row[n] += q[i] * b[0] + q[i + 1] * b[1] + q[i + 2] * b[2] + q[i + 3] * b[3];
             }
     }
 }
@@ -118,25 +120,34 @@ static void flush_scalar(const int32_t *acc, int32_t offset, int32_t sum, const 
         total[n] += (float)(acc[n] - offset * sum) * scale[n];
 }
 
+static void gelu_scalar(size_t n, float *x)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = vgq_gelu(x[i]);
+}
+
 static const vgq_float_gemm float_gemm_scalar = {sizeof(float), decode_panel_scalar,
                                                  float_tile_scalar};
 
-static const vgq_int_gemm int_gemm_scalar = {
+static const vgq_product product_scalar = {
     .mr = 6,
     .code_nbytes = 1,
     .weight_nbytes = 1,
-    .tile = tile_i8_scalar,
     .offset = 128,
+    .tile = tile_i8_scalar,
 };
+
+static const vgq_product *const products_scalar[] = {&product_scalar, NULL};
 
 const vgq_linear_kernels vgq_linear_scalar = {
     .expand4 = expand4_scalar,
     .float_gemm = &float_gemm_scalar,
     .largest = largest_scalar,
     .code_row = code_row_scalar,
-    .int_gemm = &int_gemm_scalar,
+    .products = products_scalar,
     .finish = finish_scalar,
     .finish16 = finish16_scalar,
     .flush = flush_scalar,
     .flush16 = flush16_scalar,
+    .gelu = gelu_scalar,
 };

@@ -378,7 +378,8 @@ vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t 
     const vgq_status status = check(weight, packed, nbytes, &w);
     if (status != VGQ_OK)
         return status;
-    if (bad_call(call) || (call->m && (!call->x || !call->y)))
+    if (bad_call(call) || call->layer_scale || call->residual || call->coded ||
+        (call->m && (!call->x || !call->y)))
         return VGQ_EINVAL;
     if (!call->m)
         return VGQ_OK;

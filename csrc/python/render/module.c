@@ -8,7 +8,7 @@
 
 #include <numpy/arrayobject.h>
 
-#include "../render/render.h"
+#include "../../render/render.h"
 
 // An "O&" converter for borrowed C-contiguous, aligned arrays of one type.
 static int as_array(PyObject *object, PyArrayObject **out, int type, const char *name)

@@ -4,18 +4,15 @@
  * beside it costs more than any kernel gains. So the few entry points that gcc's generated code
  * calls are defined here, hidden, and handed on to whichever runtime the process has loaded,
  * torch's first. With none loaded, the system's libgomp is opened; without that, work runs on the
- * calling thread. Also here: how a call is stopped, and the floating-point mode of worker threads.
- */
+ * calling thread. Also here: how many threads a call uses. */
 #define _GNU_SOURCE
 #include "kernels.h"
 
 #include <dlfcn.h>
-#include <fenv.h>
 #include <link.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <time.h>
 
 typedef void outlined_fn(void *data);
 typedef void parallel_fn(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags);
@@ -41,8 +38,7 @@ static _Atomic int forked;
 /* Whose region this thread works in; NULL: alone. A region keeps its runtime to its end, even if
  * torch's appears meanwhile. */
 static _Thread_local const runtime *region;
-/* Who may end this thread's work; in a worker, the work of the thread that it serves. */
-static _Thread_local vgq_stop *watched;
+static _Thread_local int limit; /* vgq_limit_threads */
 
 static const char *basename_of(const char *path)
 {
@@ -110,8 +106,11 @@ static int bind(runtime *r, void *library, const char *path)
 
 /* A forked child has none of the pool's threads, and libgomp would wait for them for ever. The pool
  * may be torch's work, so forks are watched from the start. */
-static void in_child(void) { forked = 1; }
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
+void vgq_forked(void) { forked = 1; }
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, vgq_forked);
+}
 
 /* With the lock held. */
 static void look(void)
@@ -177,7 +176,7 @@ static void share_of(void *data)
 void GOMP_parallel(outlined_fn *fn, void *data, unsigned num_threads, unsigned flags)
 {
     const runtime *const r = forked || num_threads == 1 ? NULL : current;
-    work w = {fn, data, r && !r->in_parallel() ? r : NULL, watched};
+    work w = {fn, data, r && !r->in_parallel() ? r : NULL, vgq_watched()};
     if (w.runtime)
         w.runtime->parallel(share_of, &w, num_threads, flags);
     else
@@ -192,74 +191,26 @@ int omp_get_num_threads(void) { return region ? region->num_threads() : 1; }
 
 void vgq_set_threads(int n) { wanted = n > 0 ? n : 0; }
 
+int vgq_limit_threads(int n)
+{
+    const int before = limit;
+    limit = n > 0 ? n : 0;
+    return before;
+}
+
 int vgq_threads(void)
 {
     const runtime *const r = openmp();
-    if (wanted)
-        return wanted;
-    return r ? r->max_threads() : 1;
+    const int most = wanted ? wanted : r ? r->max_threads() : 1;
+    if (forked)
+        return 1;
+    return limit && limit < most ? limit : most;
 }
 
-int vgq_team(size_t elements) { return elements < 32768 ? 1 : vgq_threads(); }
+int vgq_team(int threads, size_t elements) { return elements < 32768 ? 1 : threads; }
 
 const char *vgq_openmp(void)
 {
     const runtime *const r = openmp();
     return r ? r->name : "none";
-}
-
-/* ---- stopping ------------------------------------------------------------------------------- */
-
-enum { ASKED_EVERY = 50 /* milliseconds */ };
-
-static int64_t milliseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now); /* a few nanoseconds; right to one tick */
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-vgq_stop *vgq_watch(vgq_stop *stop)
-{
-    vgq_stop *const before = watched;
-    watched = stop;
-    return before;
-}
-
-/* Only the calling thread, which is the team's first, asks; the others see its answer. */
-int vgq_stopped(void)
-{
-    vgq_stop *const stop = watched;
-    if (!stop)
-        return 0;
-    if (omp_get_thread_num() == 0) {
-        const int64_t now = milliseconds();
-        if (!stop->asked)
-            stop->asked = now;
-        if (now - stop->asked >= ASKED_EVERY) {
-            stop->asked = now;
-            if (stop->ask(stop->data))
-                __atomic_store_n(&stop->stopped, 1, __ATOMIC_RELAXED);
-        }
-    }
-    return __atomic_load_n(&stop->stopped, __ATOMIC_RELAXED);
-}
-
-/* ---- floating-point mode -------------------------------------------------------------------- */
-
-_Static_assert(sizeof(fenv_t) <= sizeof(vgq_float_mode), "vgq_float_mode must hold a fenv_t");
-
-void vgq_float_enter(vgq_float_mode *mode)
-{
-    fenv_t env;
-    fegetenv(&env);
-    memcpy(mode, &env, sizeof(env));
-    fesetenv(FE_DFL_ENV);
-}
-
-void vgq_float_leave(const vgq_float_mode *mode)
-{
-    fenv_t env;
-    memcpy(&env, mode, sizeof(env));
-    fesetenv(&env);
 }

@@ -4,7 +4,7 @@
  * NumPy or CUDA is needed, and importing needs neither a driver nor a GPU. Types and meanings stand
  * in _cuda.pyi, contracts in vgq.h. Only vggtquant/ops.py imports it; it sees to it that the arrays
  * are contiguous and lie on the current device. */
-#include "words.h"
+#include "../words.h"
 
 #include <string.h>
 

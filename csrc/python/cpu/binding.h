@@ -6,7 +6,7 @@
 #ifndef VGQ_BINDING_H
 #define VGQ_BINDING_H
 
-#include "words.h"
+#include "../words.h"
 
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL vgq_numpy_api
@@ -54,7 +54,13 @@ typedef struct vgq_released {
 void vgq_release(vgq_released *released);
 PyObject *vgq_regain(vgq_released *released, vgq_status status);
 
-/* Further wrappers of the module, ended by NULL. */
-extern PyMethodDef vgq_metrics_methods[], vgq_attention_methods[];
+/* Whether it has so many. */
+int vgq_has(PyArrayObject *array, size_t elements);
+
+/* The module's files: <part>.c has vgq_<part>_methods, ended by NULL. */
+#define VGQ_BINDINGS(X) X(quantize) X(linear) X(metrics) X(attention)
+#define X(part) extern PyMethodDef vgq_##part##_methods[];
+VGQ_BINDINGS(X)
+#undef X
 
 #endif

@@ -137,8 +137,7 @@ vgq_status vgq_cuda_pack(const vgq_weight *weight, void *packed, size_t nbytes)
     const vgq_status status = vgq_check_weight(weight, &w);
     if (status != VGQ_OK)
         return status;
-    if (!packed || nbytes != vgq_cuda_packed_nbytes(&w) || !w.q || !w.scale ||
-        (w.scales == VGQ_TWO_LEVEL && !w.factor) || (w.asymmetric && !w.zero))
+    if (!packed || nbytes != vgq_cuda_packed_nbytes(&w) || !vgq_has_parts(&w))
         return VGQ_EINVAL;
     const vgq_cuda_layout layout = vgq_cuda_layout_of(&w);
     unsigned char *const to = packed;
@@ -154,7 +153,7 @@ vgq_status vgq_cuda_pack(const vgq_weight *weight, void *packed, size_t nbytes)
     memset(to + sizeof(header), 0, layout.codes - sizeof(header));
     for (size_t output = 0; output < w.n; output++)
         pack_column(&w, &layout, output, to);
-#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
+#pragma omp parallel for schedule(static) num_threads(vgq_team(vgq_threads(), w.n *w.k))
     for (size_t p = 0; p < layout.panels; p++) {
         unsigned char *const panel = to + layout.codes + p * layout.panel_nbytes;
         if (vgq_stopped())
@@ -192,19 +191,20 @@ vgq_status vgq_cuda_unpack(const void *packed, size_t nbytes, const vgq_weight *
     const vgq_status status = vgq_cuda_packed_weight(packed, nbytes, &w);
     if (status != VGQ_OK)
         return status;
-    if (!weight || !weight->q || !weight->scale || (w.scales == VGQ_TWO_LEVEL && !weight->factor) ||
-        (w.asymmetric && !weight->zero))
+    if (!weight)
         return VGQ_EINVAL;
     w.q = weight->q;
     w.scale = weight->scale;
     w.factor = weight->factor;
     w.zero = weight->zero;
+    if (!vgq_has_parts(&w))
+        return VGQ_EINVAL;
     const vgq_cuda_layout layout = vgq_cuda_layout_of(&w);
     /* Panels are only read here. */
     unsigned char *const from = (unsigned char *)(uintptr_t)packed;
     for (size_t output = 0; output < w.n; output++)
         unpack_column(&w, &layout, output, from);
-#pragma omp parallel for schedule(static) num_threads(vgq_team(w.n *w.k))
+#pragma omp parallel for schedule(static) num_threads(vgq_team(vgq_threads(), w.n *w.k))
     for (size_t p = 0; p < layout.panels; p++) {
         unsigned char *const panel = from + layout.codes + p * layout.panel_nbytes;
         if (vgq_stopped())

@@ -110,11 +110,11 @@ static PyObject *py_moment_names(PyObject *self, PyObject *unused)
     (void)self, (void)unused;
     return Py_BuildValue("[sssss"
 #define SUM(name, term) "s"
-#include "../metrics.def"
+#include "../../metrics.def"
                          "]",
                          "n", "nonfinite_r", "nonfinite_c", "lo", "hi"
 #define SUM(name, term) , #name
-#include "../metrics.def"
+#include "../../metrics.def"
     );
 }
 

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Codes rows of activations: docs/conventions.md, "Activations". */
+#include "tokens.h"
+
+#include <string.h>
+
+/* The sums of a line's codes over each group of the weights. */
+static void group_sums(const vgq_tokens *tokens, const unsigned char *codes, int32_t *sums)
+{
+    for (size_t g = 0; g < tokens->sums; g++) {
+        const size_t start = g * tokens->group, end = vgq_min(start + tokens->group, tokens->k);
+        const int16_t *const wide = (const int16_t *)(const void *)codes;
+        int32_t sum = 0;
+        if (tokens->code_nbytes == 2)
+            for (size_t i = start; i < end; i++)
+                sum += wide[i];
+        else
+            for (size_t i = start; i < end; i++)
+                sum += (int8_t)codes[i];
+        sums[g] = sum;
+    }
+}
+
+/* The codes rint(x * inverse) as 255 * high + low, both -127..127. The quotient is never near a
+ * tie, since 255 is odd. A float far below 2^23 that is added to 1.5 * 2^23 loses what stands
+ * behind the point, ties to even. */
+static void split_digits(size_t k, const float *x, float inverse, float *high, float *low)
+{
+    const float large = 0x1.8p23f;
+    for (size_t i = 0; i < k; i++) {
+        const float code = (x[i] * inverse + large) - large;
+        high[i] = (code * (1.0f / 255.0f) + large) - large;
+        low[i] = code - 255.0f * high[i];
+    }
+}
+
+/* A line of codes and its sums. */
+static void code_line(const vgq_tokens *tokens, size_t line, const float *x, float inverse)
+{
+    unsigned char *const codes = tokens->codes + line * tokens->pitch * tokens->code_nbytes;
+    int32_t *const sums = tokens->sum + line * tokens->sums;
+    sums[0] = tokens->code_row(tokens->k, tokens->pitch, x, inverse, codes);
+    if (tokens->sums > 1)
+        group_sums(tokens, codes, sums);
+}
+
+/* A token as floats, and its digits. */
+size_t vgq_token_floats(const vgq_tokens *tokens) { return (2 * tokens->digits - 1) * tokens->k; }
+
+void vgq_code_token(const vgq_tokens *tokens, size_t m, float *buffer)
+{
+    const size_t k = tokens->k;
+    const vgq_coded *const coded = tokens->coded;
+    if (coded) {
+        for (size_t i = 0; i < k; i++)
+            buffer[i] = coded->codes[m * coded->pitch + i];
+        tokens->scale[m] = coded->scale[m];
+        code_line(tokens, m, buffer, 1); /* rint(code * 1) is the code */
+        return;
+    }
+    const float *const x = vgq_floats(tokens->kernels, tokens->dtype, tokens->x, m * k, k, buffer);
+    const float highest = tokens->digits == 1 ? VGQ_INT8_HIGHEST : VGQ_INT16_HIGHEST;
+    float inverse;
+    tokens->scale[m] = vgq_token_scale(tokens->kernels->linear.largest(k, x), highest, &inverse);
+    if (tokens->digits == 1) {
+        code_line(tokens, m, x, inverse);
+        return;
+    }
+    split_digits(k, x, inverse, buffer + k, buffer + 2 * k);
+    code_line(tokens, 2 * m, buffer + k, 1);
+    code_line(tokens, 2 * m + 1, buffer + 2 * k, 1);
+}
+
+void vgq_code_panel(const vgq_kernels *kernels, size_t n, size_t k, vgq_dtype dtype, const void *x,
+                    size_t ldx, uint8_t *panel, float scale[VGQ_PANEL], float *buffer)
+{
+    const size_t depth = (k + 7) / 8 * 8;
+    int8_t *const codes = (int8_t *)(void *)(buffer + depth);
+    memset(panel, 128, depth * VGQ_PANEL);
+    memset(scale, 0, VGQ_PANEL * sizeof(*scale));
+    for (size_t r = 0; r < n; r++) {
+        const float *const row = vgq_floats(kernels, dtype, x, r * ldx, k, buffer);
+        float inverse;
+        scale[r] = vgq_token_scale(kernels->linear.largest(k, row), VGQ_INT8_HIGHEST, &inverse);
+        kernels->linear.code_row(k, depth, row, inverse, codes);
+        for (size_t i = 0; i < depth; i += 4) {
+            uint32_t word;
+            memcpy(&word, codes + i, sizeof(word));
+            word ^= 0x80808080u;
+            memcpy(panel + i * VGQ_PANEL + 4 * r, &word, sizeof(word));
+        }
+    }
+}
