@@ -112,7 +112,9 @@ int vgq_has_amx(void);
     X(linear, avx512)     \
     X(linear, avx512vnni) \
     X(linear, avx512bf16) \
-    X(linear, amx)
+    X(linear, amx)        \
+    X(attention, avx512)  \
+    X(attention, avx512vnni)
 #elif defined(__aarch64__)
 int vgq_has_dotprod(void);
 int vgq_has_i8mm(void);
