@@ -11,10 +11,109 @@ ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 #include "attention_avx512.h"
 
+/* ---- rows: prepare_rows, a row of 4 or 8 registers at a time ----------------------------------
+ */
+
+/* The tree of lane_sum. */
+static inline float sum_of(__m512 lanes)
+{
+    const __m256 eight =
+        _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+static inline __m512 load_values(const vgq_rows *rows, const void *from, size_t c, __mmask16 mask)
+{
+    if (rows->dtype == VGQ_F32)
+        return _mm512_maskz_loadu_ps(mask, (const float *)from + c);
+    const __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)from + c);
+    if (rows->dtype == VGQ_F16)
+        return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+static inline void normalize_registers(const vgq_rows *rows, size_t parts, const __mmask16 *mask,
+                                       __m512 *x)
+{
+    __m512 lanes = _mm512_setzero_ps();
+    for (size_t i = 0; i < parts; i++)
+        lanes = _mm512_add_ps(lanes, x[i]);
+    const __m512 mean = _mm512_set1_ps(sum_of(lanes) / (float)rows->dim);
+    lanes = _mm512_setzero_ps();
+    for (size_t i = 0; i < parts; i++) {
+        x[i] = _mm512_maskz_sub_ps(mask[i], x[i], mean);
+        lanes = _mm512_fmadd_ps(x[i], x[i], lanes);
+    }
+    const __m512 inverse =
+        _mm512_set1_ps(1.0f / sqrtf(sum_of(lanes) / (float)rows->dim + rows->norm.eps));
+    for (size_t i = 0; i < parts; i++) {
+        const __m512 weight = _mm512_maskz_loadu_ps(mask[i], rows->norm.weight + 16 * i);
+        x[i] = _mm512_mul_ps(x[i], inverse);
+        x[i] = rows->norm.bias
+                   ? _mm512_fmadd_ps(x[i], weight,
+                                     _mm512_maskz_loadu_ps(mask[i], rows->norm.bias + 16 * i))
+                   : _mm512_mul_ps(x[i], weight);
+    }
+}
+
+/* Where whole registers turn together. */
+static inline void rotate_registers(const vgq_rows *rows, size_t token, size_t parts, __m512 *x)
+{
+    const size_t at = token % rows->rope_tokens * rows->dim, half = rows->rope_width / 32;
+    const float *const cosine = rows->cos + at, *const sine = rows->sin + at;
+    __m512 turned[VGQ_WIDEST / 16];
+    for (size_t i = 0; i < parts; i++) {
+        const int is_first = i / half % 2 == 0;
+        const __m512 c = _mm512_loadu_ps(cosine + 16 * i), s = _mm512_loadu_ps(sine + 16 * i);
+        const __m512 own = _mm512_mul_ps(x[i], c);
+        turned[i] =
+            is_first ? _mm512_fnmadd_ps(x[i + half], s, own) : _mm512_fmadd_ps(x[i - half], s, own);
+    }
+    for (size_t i = 0; i < parts; i++)
+        x[i] = turned[i];
+}
+
+static inline void prepare_registers(const vgq_rows *rows, size_t first, size_t n, size_t parts,
+                                     float *to)
+{
+    enum { AHEAD = 8 /* rows, each on a page of its own */ };
+    const size_t step = rows->stride * vgq_dtype_nbytes(rows->dtype);
+    const size_t row_nbytes = rows->dim * vgq_dtype_nbytes(rows->dtype);
+    /* rope_tokens of whole registers only: dim is a multiple of 16 then */
+    const int whole = rows->cos && rows->rope_width % 32 == 0;
+    const char *from = (const char *)rows->x + first * step;
+    __mmask16 mask[VGQ_WIDEST / 16];
+    for (size_t i = 0; i < parts; i++)
+        mask[i] = first_lanes(16 * i < rows->dim ? rows->dim - 16 * i : 0);
+    for (size_t t = first; t < first + n; t++, from += step, to += 16 * parts) {
+        __m512 x[VGQ_WIDEST / 16];
+        for (size_t i = 0; i < row_nbytes && t + AHEAD < first + n; i += 64)
+            __builtin_prefetch(from + AHEAD * step + i);
+        for (size_t i = 0; i < parts; i++)
+            x[i] = load_values(rows, from, 16 * i, mask[i]);
+        if (rows->norm.weight)
+            normalize_registers(rows, parts, mask, x);
+        if (whole)
+            rotate_registers(rows, t, rows->dim / 16, x);
+        for (size_t i = 0; i < parts; i++)
+            _mm512_storeu_ps(to + 16 * i, x[i]);
+        if (rows->cos && !whole)
+            rotate(rows, t, to);
+    }
+}
+
 static void prepare_avx512(const vgq_rows *rows, size_t first, size_t n, float *to)
 {
-    prepare_rows(rows, first, n, to);
+    if (rows->depth == 64)
+        prepare_registers(rows, first, n, 4, to);
+    else
+        prepare_registers(rows, first, n, 8, to);
 }
+
+/* ---- products ---------------------------------------------------------------------------------
+ */
 
 static void code_queries_f32_avx512(size_t n, size_t depth, const float *x, float factor, void *q,
                                     float *r, int32_t *first)
@@ -94,10 +193,11 @@ static void softmax_f32_avx512(size_t rows, size_t n, float *s, const float *r, 
                                float *kept, float *added, void *weights)
 {
     const size_t padded = vgq_round_up(n, VGQ_PANEL);
+    float block[VGQ_GROUP_MOST];
+    begin_rows(rows, n, s, r, to.top, block, kept, added);
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         float *const p = (float *)weights + m * VGQ_KEYS;
-        const __m512 top = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
-        const __m512 factor = _mm512_set1_ps(r[m]);
+        const __m512 top = _mm512_set1_ps(block[m]), factor = _mm512_set1_ps(r[m]);
         __m512 sum = _mm512_setzero_ps();
         for (size_t j = 0; j < padded; j += 16) {
             const __mmask16 mask = first_lanes(j < n ? n - j : 0);
@@ -109,18 +209,11 @@ static void softmax_f32_avx512(size_t rows, size_t n, float *s, const float *r, 
     }
 }
 
-#define JOIN(r)                                                                        \
-    {                                                                                  \
-        const __m512 before = _mm512_set1_ps(kept[r]), now = _mm512_set1_ps(added[r]); \
-        float *const to = o + (r)*depth;                                               \
-        JOIN_ONE(to, a##r##0)                                                          \
-        JOIN_ONE(to + 16, a##r##1)                                                     \
-        JOIN_ONE(to + 32, a##r##2)                                                     \
-        JOIN_ONE(to + 48, a##r##3)                                                     \
-    }
-#define JOIN_ONE(at, sum) \
-    _mm512_storeu_ps(at, _mm512_fmadd_ps(sum, now, _mm512_mul_ps(_mm512_loadu_ps(at), before)));
-
+#define SAVE(r)                             \
+    _mm512_store_ps(sums[r], a##r##0);      \
+    _mm512_store_ps(sums[r] + 16, a##r##1); \
+    _mm512_store_ps(sums[r] + 32, a##r##2); \
+    _mm512_store_ps(sums[r] + 48, a##r##3);
 #define TILE(rows, EACH)                                                                  \
     static void values_f32_##rows##x64_avx512(size_t keys, size_t depth, const float *at, \
                                               const float *v, const float *kept,          \
@@ -132,14 +225,15 @@ static void softmax_f32_avx512(size_t rows, size_t n, float *s, const float *r, 
             FOUR(v)                                                                       \
             EACH(STEP)                                                                    \
         }                                                                                 \
-        EACH(JOIN)                                                                        \
+        _Alignas(64) float sums[rows][64];                                                \
+        EACH(SAVE)                                                                        \
+        join_floats(rows, depth, sums[0], kept, added, o);                                \
     }
 TILE(6, EACH_6)
 TILE(2, EACH_2)
 TILE(1, EACH_1)
 #undef TILE
-#undef JOIN_ONE
-#undef JOIN
+#undef SAVE
 #undef FOUR
 #undef STEP
 #undef ZERO

@@ -108,12 +108,59 @@ static inline void gather_lanes(float *lanes, __m512 sum, float kept, float adde
     _mm512_storeu_ps(lanes, _mm512_fmadd_ps(sum, _mm512_set1_ps(added), before));
 }
 
-/* What comes before the p of a row: its top and the factors. */
-static inline __m512 begin_row(size_t n, float *s, float r, float *top, float *kept, float *added)
+/* A row whose scores leave the range: seldom, so it stands apart. */
+__attribute__((noinline, cold)) static float far_row_top(size_t n, float *s, float max, float r)
 {
-    const float block = vgq_row_top(n, s, largest_score(n, s), r);
-    vgq_join_top(block, top, kept, added);
-    return _mm512_set1_ps(block);
+    return vgq_row_top(n, s, max, r);
+}
+
+/* What comes before the p of the rows: the tops of their blocks and the factors, vgq_row_top and
+ * vgq_join_top of 16 rows at a time. */
+static inline void begin_rows(size_t rows, size_t n, float *s, const float *r, float *top,
+                              float *block, float *kept, float *added)
+{
+    const __m512 most = _mm512_set1_ps(VGQ_SCORE_MOST), one = _mm512_set1_ps(1);
+    for (size_t m = 0; m < rows; m++)
+        block[m] = largest_score(n, s + m * VGQ_KEYS);
+    for (size_t m = 0; m < rows; m += 16) {
+        const __mmask16 lanes = first_lanes(rows - m);
+        const __m512 max = _mm512_maskz_loadu_ps(lanes, block + m);
+        const __m512 high = _mm512_mul_ps(max, _mm512_maskz_loadu_ps(lanes, r + m));
+        const __m512 ceiling = _mm512_roundscale_ps(high, 0x0a);
+        _mm512_mask_storeu_ps(block + m, lanes, ceiling);
+        unsigned far = _mm512_mask_cmp_ps_mask(lanes, _mm512_abs_ps(high), most, _CMP_NLE_UQ);
+        for (; far; far &= far - 1) {
+            const size_t i = m + (size_t)__builtin_ctz(far);
+            float max_of[16];
+            _mm512_storeu_ps(max_of, max);
+            block[i] = far_row_top(n, s + i * VGQ_KEYS, max_of[i - m], r[i]);
+        }
+        const __m512 now = _mm512_maskz_loadu_ps(lanes, block + m);
+        const __m512 before = _mm512_maskz_loadu_ps(lanes, top + m);
+        const __m512 both = _mm512_max_ps(now, before), least = _mm512_set1_ps(-126);
+        const __m512 of_before = _mm512_sub_ps(before, both), of_now = _mm512_sub_ps(now, both);
+        _mm512_mask_storeu_ps(top + m, lanes, both);
+        _mm512_mask_storeu_ps(
+            kept + m, lanes,
+            _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(of_before, least, _CMP_GE_OQ), one,
+                                   of_before));
+        _mm512_mask_storeu_ps(
+            added + m, lanes,
+            _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(of_now, least, _CMP_GE_OQ), one, of_now));
+    }
+}
+
+/* o[64] = o * kept + sum * added, the sums of a tile one after the other in memory: with them in
+ * registers gcc stores each of them in the loop before. */
+static inline void join_floats(size_t rows, size_t depth, const float *sum, const float *kept,
+                               const float *added, float *o)
+{
+    for (size_t m = 0; m < rows; m++, o += depth) {
+        const __m512 before = _mm512_set1_ps(kept[m]), now = _mm512_set1_ps(added[m]);
+        for (size_t c = 0; c < 64; c += 16, sum += 16)
+            _mm512_storeu_ps(o + c, _mm512_fmadd_ps(_mm512_loadu_ps(sum), now,
+                                                    _mm512_mul_ps(_mm512_loadu_ps(o + c), before)));
+    }
 }
 
 #endif

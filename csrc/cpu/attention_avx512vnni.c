@@ -170,10 +170,11 @@ static inline __m512 codes_of_64(const float *s, __m512 r, __m512 top, size_t n,
 static void softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
                                   float *kept, float *added, void *weights)
 {
+    float block[VGQ_GROUP_MOST];
+    begin_rows(rows, n, s, r, to.top, block, kept, added);
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         uint8_t *const codes = (uint8_t *)weights + m * VGQ_KEYS;
-        const __m512 top = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
-        const __m512 factor = _mm512_set1_ps(r[m]);
+        const __m512 top = _mm512_set1_ps(block[m]), factor = _mm512_set1_ps(r[m]);
         __m512 sum = _mm512_setzero_ps();
         size_t j = 0;
         for (; j + 64 <= n; j += 64)
@@ -181,6 +182,20 @@ static void softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *
         if (j < n)
             sum = codes_of_64(s + j, factor, top, n - j, sum, codes + j);
         gather_lanes(to.lanes[m], sum, kept[m], added[m]);
+    }
+}
+
+/* o[64] = o * kept + (float)sum * (scale * added), the sums of a tile in memory: see join_floats.
+ */
+static inline void join_sums(size_t rows, size_t depth, const int32_t *sum, const float *scale,
+                             const float *kept, const float *added, float *o)
+{
+    for (size_t m = 0; m < rows; m++, o += depth) {
+        const __m512 before = _mm512_set1_ps(kept[m]), now = _mm512_set1_ps(added[m]);
+        for (size_t c = 0; c < 64; c += 16, sum += 16)
+            _mm512_storeu_ps(o + c, _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum)),
+                                                    _mm512_mul_ps(_mm512_loadu_ps(scale + c), now),
+                                                    _mm512_mul_ps(_mm512_loadu_ps(o + c), before)));
     }
 }
 
@@ -195,17 +210,8 @@ static void softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *
         a##r##2 = _mm512_dpbusd_epi32(a##r##2, x, w2);      \
         a##r##3 = _mm512_dpbusd_epi32(a##r##3, x, w3);      \
     }
-#define JOIN_ONE(r, c)                                                                      \
-    _mm512_storeu_ps(to + 16 * (c),                                                         \
-                     _mm512_fmadd_ps(_mm512_cvtepi32_ps(a##r##c),                           \
-                                     _mm512_mul_ps(_mm512_loadu_ps(scale + 16 * (c)), now), \
-                                     _mm512_mul_ps(_mm512_loadu_ps(to + 16 * (c)), before)));
-#define JOIN(r)                                                                        \
-    {                                                                                  \
-        const __m512 before = _mm512_set1_ps(kept[r]), now = _mm512_set1_ps(added[r]); \
-        float *const to = o + (r)*depth;                                               \
-        COLUMNS(JOIN_ONE, r)                                                           \
-    }
+#define SAVE_ONE(r, c) _mm512_store_si512(sums[r] + 16 * (c), a##r##c);
+#define SAVE(r) COLUMNS(SAVE_ONE, r)
 #define TILE(rows, EACH)                                                                          \
     static void values_i8_##rows##x64_avx512vnni(size_t keys, size_t depth, const uint8_t *p,     \
                                                  const int8_t *v, const float *scale,             \
@@ -217,7 +223,9 @@ static void softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *
             const __m512i w2 = _mm512_loadu_si512(v + 128), w3 = _mm512_loadu_si512(v + 192);     \
             EACH(STEP)                                                                            \
         }                                                                                         \
-        EACH(JOIN)                                                                                \
+        _Alignas(64) int32_t sums[rows][64];                                                      \
+        EACH(SAVE)                                                                                \
+        join_sums(rows, depth, sums[0], scale, kept, added, o);                                   \
     }
 TILE(6, EACH_6)
 TILE(2, EACH_2)
