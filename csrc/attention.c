@@ -142,7 +142,8 @@ static int is_bad(const vgq_attention_call *call)
     return !call || (unsigned)call->scores > VGQ_INT8_ACTIVATIONS ||
            (unsigned)call->values > VGQ_INT8_ACTIVATIONS || (unsigned)call->x_dtype >= VGQ_DTYPES ||
            (unsigned)call->y_dtype >= VGQ_DTYPES || !call->dim || call->dim % 8 ||
-           call->dim > VGQ_WIDEST || !isfinite(call->scale) || !call->cos != !call->sin ||
+           call->dim > VGQ_WIDEST || !(call->scale >= 0 && isfinite(call->scale)) ||
+           !call->cos != !call->sin ||
            (call->cos && (!call->rope_tokens || !call->rope_width || call->rope_width % 2 ||
                           call->dim % call->rope_width));
 }

@@ -113,6 +113,7 @@ int vgq_has_amx(void);
     X(linear, avx512vnni) \
     X(linear, avx512bf16) \
     X(linear, amx)        \
+    X(attention, avx2)    \
     X(attention, avx512)  \
     X(attention, avx512vnni)
 #elif defined(__aarch64__)

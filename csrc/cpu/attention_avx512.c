@@ -89,6 +89,8 @@ static inline void prepare_registers(const vgq_rows *rows, size_t first, size_t 
         mask[i] = first_lanes(16 * i < rows->dim ? rows->dim - 16 * i : 0);
     for (size_t t = first; t < first + n; t++, from += step, to += 16 * parts) {
         __m512 x[VGQ_WIDEST / 16];
+        for (size_t i = 0; i < VGQ_WIDEST / 16; i++)
+            x[i] = _mm512_setzero_ps(); /* gcc does not see that the others are not read */
         for (size_t i = 0; i < row_nbytes && t + AHEAD < first + n; i += 64)
             __builtin_prefetch(from + AHEAD * step + i);
         for (size_t i = 0; i < parts; i++)
