@@ -112,10 +112,7 @@ int vgq_has_amx(void);
     X(linear, avx512)     \
     X(linear, avx512vnni) \
     X(linear, avx512bf16) \
-    X(linear, amx)        \
-    X(attention, avx2)    \
-    X(attention, avx512)  \
-    X(attention, avx512vnni)
+    X(linear, amx)
 #elif defined(__aarch64__)
 int vgq_has_dotprod(void);
 int vgq_has_i8mm(void);

@@ -86,14 +86,14 @@ typedef struct vgq_attention_kernels {
 /* Scores, in units of log2 e, are taken between these. */
 #define VGQ_SCORE_MOST 0x1p21f
 #define VGQ_TOP_LEAST -0x1p23f
-/* 2^f, |f| <= 1/2, with a relative error of 1.02e-4, times 255, exact at 0; Horner, the highest
+/* 2^f, 0 <= f <= 1, with a relative error of 1.03e-4, times 255, exact at 0; Horner, the highest
  * power first. */
-#define VGQ_EXP2_CODES(TERM) TERM(61.7637978f) TERM(176.78714f) TERM(255.0f)
-#define VGQ_EXP2_CODES_FIRST 14.0272789f
-/* The same with 9.2e-8, times 1. */
+#define VGQ_EXP2_CODES(TERM) TERM(57.7084579f) TERM(177.333206f) TERM(255.0f)
+#define VGQ_EXP2_CODES_FIRST 19.9583321f
+/* The same with 7.5e-8, times 1. */
 #define VGQ_EXP2_FLOATS(TERM) \
-    TERM(0.00967151299f) TERM(0.0555073358f) TERM(0.240222424f) TERM(0.693147004f) TERM(1.0f)
-#define VGQ_EXP2_FLOATS_FIRST 0.00132647273f
+    TERM(0.00898934063f) TERM(0.0558263175f) TERM(0.240153611f) TERM(0.693153083f) TERM(0.99999994f)
+#define VGQ_EXP2_FLOATS_FIRST 0.00187757669f
 
 /* 2^e for an integer e <= 0, as a float; 0 where that would be below 2^-126. */
 VGQ_INLINE float vgq_power(float e)

@@ -30,7 +30,7 @@ import torch
 from vggtquant import UserError
 from vggtquant.checkpoint import inspection
 from vggtquant.checkpoint.storage import load
-from vggtquant.weights import sources
+from vggtquant.weights.tensors import open_weights
 
 CORPUS = Path(__file__).with_name("data") / "fuzz"
 NASTY: list[Any] = [
@@ -72,7 +72,7 @@ def main() -> int:
 def feed(path: Path) -> str:
     """What the readers make of a file; anything but a UserError comes through."""
     outcome = "refused"
-    for reader in (inspection.info, sources.open_checkpoint):
+    for reader in (inspection.info, open_weights):
         try:
             reader(path)
         except UserError as error:

@@ -20,7 +20,7 @@ from torch import nn
 
 import vggtquant as vq
 from vggtquant import QuantizedLinear, UserError, vggt
-from vggtquant.weights.models import parameters_without_memory
+from vggtquant.weights.architectures import parameters_without_memory
 
 INT8 = "INT8_Per_Channel_Symmetric"
 ALL_INT8 = replace(vq.CONFIGS[INT8], name="all", skip_first_last=False)

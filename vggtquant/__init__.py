@@ -12,7 +12,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .checkpoint.storage import load, save
+    from .checkpoint.storage import load, push_to_hub, save
+    from .checkpoint.streaming import quantize_file
     from .configs import CONFIGS, QuantizationConfig, Scheme, get_config
     from .errors import UserError
     from .linear import QuantizedLinear
@@ -29,7 +30,8 @@ _HOME = {
     "model": ("LayerReport", "ModelReport", "model_bytes", "quantize_model", "restore_model"),
     "ops": ("isa", "isas", "use_isa"),
     "qtensor": ("QTensor", "dequantize", "quantize"),
-    "checkpoint.storage": ("load", "save"),
+    "checkpoint.storage": ("load", "push_to_hub", "save"),
+    "checkpoint.streaming": ("quantize_file",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -51,7 +53,9 @@ __all__ = [
     "isas",
     "load",
     "model_bytes",
+    "push_to_hub",
     "quantize",
+    "quantize_file",
     "quantize_model",
     "restore_model",
     "save",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from .errors import UserError
+from .files import write_bytes
 
 Granularity = Literal["per_tensor", "per_channel", "per_group"]
 
@@ -313,3 +314,10 @@ def read_configs(path: str | Path) -> list[QuantizationConfig]:
             raise UserError(f"{path}: the name {config.name!r} is no text or stands there twice")
         found[config.name] = config
     return list(found.values())
+
+
+def write_config(path: str | Path, config: QuantizationConfig) -> None:
+    """Write a config as a .json file that read_configs reads; UserError when it cannot be."""
+    if Path(path).suffix != ".json":
+        raise UserError(f"{path} is no .json file, which a config is written to")
+    write_bytes(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())

@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from . import ops, vggt
+from . import ops
 from .configs import QuantizationConfig, get_config
 from .errors import UserError
 from .linear import QuantizedLinear
 from .qtensor import QTensor, quantize
+from .selection import PLAIN_LINEAR, Patterns, Request, choose, linears_of, obstacles
 
 Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[int, int, str], None]
@@ -118,14 +118,18 @@ def quantize_model(
     model: Model,
     config: str | QuantizationConfig,
     *,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    filter_fn: Callable[[nn.Linear, str], bool] | None = None,
+    configs: Mapping[str, str | QuantizationConfig | None] | None = None,
     keep_originals: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Model, ModelReport]:
     """Swap a model's Linear layers for quantized ones, in place.
 
-    include, exclude: fnmatch patterns of layer names. keep_originals: keep the float layers in the
+    include, exclude: fnmatch patterns of layer names. filter_fn: called with a Linear and its name;
+    False leaves it in float. configs: pattern to another config than `config`, or to None to leave
+    those layers in float; the first that fits holds. keep_originals: keep the float layers in the
     report, for restore_model. Nothing is swapped unless every layer can be.
 
     Raises:
@@ -142,23 +146,27 @@ def quantize_model(
         if not ops.serves(torch.device(config.device)):
             raise UserError(f"device {config.device!r} is not served here; 'cpu' is")
         model.to(config.device)
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linears = linears_of(model)
     if not linears:
         raise UserError(f"{type(model).__name__} has no nn.Linear layer to quantize")
-    skipped = _reasons(model, linears, config, include, exclude)
-    refuse_nonfinite({name: m for name, m in linears.items() if name not in skipped})
+
+    def admits(name: str) -> bool:
+        return filter_fn is None or filter_fn(linears[name], name)
+
+    choice = choose(obstacles(model), Request(config, include, exclude, admits, configs or {}))
+    refuse_nonfinite({name: linears[name] for name in choice.chosen})
 
     layers, originals = [], {}
-    wanted = len(linears) - len(skipped)
+    wanted = len(choice.chosen)
     done = 0
     for name in list(linears):
         linear = linears.pop(name)  # the model's alone: once it is swapped, its floats are free
-        if name in skipped:
-            layers.append(_row(name, linear, "float", skipped=skipped[name]))
+        if name in choice.skipped:
+            layers.append(_row(name, linear, "float", skipped=choice.skipped[name]))
             continue
         if progress:
             progress(done, wanted, name)
-        layers.append(_swap(model, name, linear, config))
+        layers.append(_swap(model, name, linear, choice.chosen[name]))
         if keep_originals:
             originals[name] = linear
         done += 1
@@ -199,12 +207,12 @@ def _swap(
         raise UserError(f"layer {name}: {error}") from error
     layer = QuantizedLinear(q, linear.bias, config, name)
     layer.train(linear.training)
-    own = {key: value for key, value in vars(linear).items() if key not in _PLAIN}
+    own = {key: value for key, value in vars(linear).items() if key not in PLAIN_LINEAR}
     vars(layer).update({key: value for key, value in own.items() if key not in vars(layer)})
     note = None
     if scheme.two_level and not q.scheme.two_level:
         note = "float group scales: two-level ones would cost more than 5 % in squared error"
-    sqnr_db, cosine = _weight_quality(weight, q)
+    sqnr_db, cosine = weight_quality(weight, q)
     _set(model, name, layer)
     label = (
         config.name
@@ -223,7 +231,8 @@ def _swap(
     )
 
 
-def _weight_quality(weight: torch.Tensor, q: QTensor) -> tuple[float | None, float | None]:
+def weight_quality(weight: torch.Tensor, q: QTensor) -> tuple[float | None, float | None]:
+    """SQNR in dB and cosine of a weight and what its codes stand for; None where there is none."""
     m = ops.moments(ops.values(weight), ops.values(q.dequantize()))
     # Near the largest float a code may stand for infinity, and sums are then none.
     ratio = m["rr"] / m["dd"] if m["dd"] else 0.0
@@ -240,151 +249,6 @@ def _nbytes(linear: nn.Linear) -> int:
 def _row(name: str, linear: nn.Linear, scheme: str, skipped: str) -> LayerReport:
     shape, nbytes = (linear.out_features, linear.in_features), _nbytes(linear)
     return LayerReport(name, shape, scheme, nbytes, nbytes, skipped=skipped)
-
-
-def _named(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _checked(what: str, patterns: Iterable[str] | None, names: Iterable[str]) -> tuple[str, ...]:
-    """The patterns, each of which names a layer."""
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
-    names = list(names)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"{what} pattern {pattern!r} matches no Linear layer of the model")
-    return patterns
-
-
-_PLAIN = vars(nn.Linear(1, 1, device="meta"))
-"""What an nn.Linear holds before anybody adds hooks, buffers or attributes."""
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A Linear of the model and what its surroundings say of it."""
-
-    name: str
-    linear: nn.Linear
-    parent: nn.Module
-    adapts: str
-    """The layer that this one belongs to as an adapter (peft's LoRA and its kin)."""
-    shared: list[str]
-    """Other modules that hold the same weight."""
-    named: Callable[[str], str]
-    """Why the caller's patterns leave out a layer of a name, or ""."""
-
-    @property
-    def additions(self) -> str:
-        """What somebody added to the layer that a swap would lose, in words."""
-        for key, plain in _PLAIN.items():
-            if isinstance(plain, dict) and not plain and vars(self.linear).get(key):
-                return key.strip("_").replace("_", " ")
-        return ", ".join(sorted(self.linear._parameters.keys() - {"weight", "bias"}))
-
-
-# Why a layer stays as it is, most general first: each gives words, or "" where it does not apply.
-_REASONS: tuple[Callable[[_Candidate], str], ...] = (
-    lambda c: (
-        "nn.MultiheadAttention uses its weight without calling it"
-        if isinstance(c.parent, nn.MultiheadAttention)
-        else ""
-    ),
-    lambda c: f"an adapter of {c.adapts}, which stays in float" if c.adapts else "",
-    lambda c: (
-        f"a subclass of nn.Linear ({type(c.linear).__name__})"
-        if type(c.linear) is not nn.Linear
-        else ""
-    ),
-    lambda c: "its forward was replaced" if "forward" in vars(c.linear) else "",
-    lambda c: (
-        "its weight is computed anew for each call" if "weight" not in c.linear._parameters else ""
-    ),
-    lambda c: (
-        f"its weight is a {type(c.linear.weight).__name__}, not a plain parameter"
-        if type(c.linear.weight) is not nn.Parameter
-        else ""
-    ),
-    lambda c: f"it has {c.additions}, which would be lost" if c.additions else "",
-    lambda c: f"its weight is shared with {c.shared[0] or 'the model itself'}" if c.shared else "",
-    lambda c: (
-        f"its weight is on {c.linear.weight.device}, which is not served here"
-        if not ops.serves(c.linear.weight.device)
-        else ""
-    ),
-    lambda c: "its weight is empty" if not c.linear.weight.numel() else "",
-    lambda c: (
-        f"its weight is {c.linear.weight.dtype}"
-        if str(c.linear.weight.dtype).removeprefix("torch.") not in ops.DTYPES
-        else ""
-    ),
-    lambda c: (
-        f"its rows are longer than {ops.DEEPEST}" if c.linear.in_features > ops.DEEPEST else ""
-    ),
-    lambda c: "it is the model itself; use QuantizedLinear.from_linear" if not c.name else "",
-    lambda c: c.named(c.name),
-)
-
-
-def _reasons(
-    model: nn.Module,
-    linears: dict[str, nn.Linear],
-    config: QuantizationConfig,
-    include: Iterable[str] | None,
-    exclude: Iterable[str] | None,
-) -> dict[str, str]:
-    """Why layers are not swapped, by name; the first reason that holds."""
-    excluded = _checked("exclude", exclude, linears)
-    included = _checked("include", include, linears) if include is not None else ("*",)
-    _checked("sensitive_layers", config.sensitive_layers, linears)
-    if not config.quantizes:
-        return dict.fromkeys(linears, f"{config.name} quantizes nothing")
-
-    def named(name: str) -> str:
-        if not _named(name, included):
-            return "not included"
-        return "excluded" if _named(name, excluded) else ""
-
-    owners: dict[int, list[str]] = {}
-    for owner, module in model.named_modules(remove_duplicate=False):
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(owner)
-
-    reasons: dict[str, str] = {}
-    candidates: dict[str, _Candidate] = {}
-    for name, linear in linears.items():
-        weight = linear._parameters.get("weight")
-        shared = [owner for owner in owners.get(id(weight), ()) if owner != name]
-        parent = model.get_submodule(name.rpartition(".")[0])
-        candidate = _Candidate(name, linear, parent, _adapted(model, name), shared, named)
-        candidates[name] = candidate
-        reason = next(filter(None, (reason(candidate) for reason in _REASONS)), "")
-        if reason:
-            reasons[name] = reason
-    if config.skip_first_last:
-        plain = [
-            name
-            for name, c in candidates.items()
-            if type(c.linear) is nn.Linear
-            and not isinstance(c.parent, nn.MultiheadAttention)
-            and not c.adapts
-        ]
-        edges = vggt.first_and_last(plain) or (plain[:1] + plain[-1:])
-        for name, which in zip(edges, ("first", "last"), strict=False):
-            reasons.setdefault(name, f"the {which} Linear (skip_first_last)")
-    return reasons
-
-
-def _adapted(model: nn.Module, name: str) -> str:
-    """The layer that a Linear adapts, or "": peft keeps what it adapts as `base_layer` and its own
-    layers beside it, in modules of modules."""
-    parts = name.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        above = model.get_submodule(".".join(parts[:depth]))
-        if isinstance(getattr(above, "base_layer", None), nn.Module):
-            return "" if parts[depth] == "base_layer" else ".".join(parts[:depth])
-    return ""
 
 
 def refuse_nonfinite(linears: Mapping[str, nn.Linear]) -> None:

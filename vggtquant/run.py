@@ -162,10 +162,10 @@ def run(
     >>> run("builtin:tiny", "builtin", "out", scheme="INT4_Group_128").frames   # doctest: +SKIP
     4
     """
+    from . import models
     from .configs import get_config
     from .data.images import check_mode, check_size, find_images
     from .model import quantize_model
-    from .weights import models
 
     config = get_config(scheme) if scheme is not None else None
     target = models.check_device(device)

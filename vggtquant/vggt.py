@@ -1,12 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is special to VGGT: its first and last Linear, what its layers see, its outputs."""
+"""What is special to VGGT: how it is built, its first and last Linear, what its layers see, its
+outputs, the licences of its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import importlib
+import inspect
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
+
+from .errors import UserError
+
+FRAME_SIZE = 518
+"""Width in pixels of the pictures that it was trained on."""
+
+LICENCES = {
+    "facebook/VGGT-1B": "CC BY-NC 4.0, as tagged on the hub: non-commercial use only",
+    "facebook/VGGT-1B-Commercial": "VGGT License: commercial use within its acceptable use policy",
+}
+FILE_LICENCE = (
+    "not stated in the file: VGGT-1B is non-commercial (CC BY-NC 4.0), VGGT-1B-Commercial is under "
+    "the VGGT License; a quantized copy stays under the licence of its source"
+)
+_INSTALL = (
+    "the vggt package is not installed, and its checkpoints need it: "
+    "pip install git+https://github.com/facebookresearch/vggt"
+)
 
 FIRST_LAST = ("aggregator.patch_embed.blocks.0.attn.qkv", "camera_head.pose_branch.fc2")
 """The first and the last Linear on VGGT's way from pixels to poses; its patch embedding is a
@@ -60,3 +82,52 @@ def split_outputs(predictions: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     if isinstance(pose, torch.Tensor):
         outputs |= {name: pose[..., start:end] for name, (start, end) in _POSE_PARTS.items()}
     return {name: outputs[name] for name in IMAGE_AXES if name in outputs}
+
+
+def build(settings: Mapping[str, Any], names: Collection[str]) -> nn.Module:
+    """VGGT as the installed package defines it, without the tracker where no name is one of its.
+
+    settings: arguments of its constructor; others are left out. names: the tensors to be loaded.
+
+    Raises:
+        UserError: the package is missing or broken, or takes no such settings.
+    """
+    try:
+        kind = importlib.import_module("vggt.models.vggt").VGGT
+    except ModuleNotFoundError as error:
+        missing = error.name or "vggt"
+        if missing.split(".")[0] == "vggt":
+            raise UserError(_INSTALL) from error
+        raise UserError(f"vggt needs {missing}, which is not installed") from error
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the installed vggt package does not work: {error}") from error
+    accepted = inspect.signature(kind.__init__).parameters
+    arguments = {key: value for key, value in settings.items() if key in accepted}
+    has_tracker = any(name.startswith("track_head.") for name in names)
+    if not has_tracker and "enable_track" in accepted:
+        arguments["enable_track"] = False
+    try:
+        model: nn.Module = kind(**arguments)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"VGGT cannot be built with {dict(settings)} ({error})") from error
+    if not has_tracker:
+        # Older copies know no enable_track, but check for None.
+        model.track_head = None  # type: ignore[assignment]
+    return model
+
+
+def drop_heads(model: nn.Module, names: Collection[str]) -> None:
+    """Take away the heads that none of the tensors belongs to; VGGT's forward checks for None."""
+    for head, _ in list(model.named_children()):
+        if head.endswith("_head") and not any(name.startswith(f"{head}.") for name in names):
+            setattr(model, head, None)
+
+
+def settings_of(model: nn.Module) -> dict[str, Any] | None:
+    """The arguments that a VGGT was built with; None for another model."""
+    kind = type(model)
+    if kind.__module__.partition(".")[0] != "vggt" or kind.__name__ != "VGGT":
+        return None
+    return dict(getattr(model, "_hub_mixin_config", None) or {})

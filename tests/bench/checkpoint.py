@@ -159,7 +159,7 @@ def make(path: Path, tracker: bool) -> None:
     """A float checkpoint of random weights, written tensor by tensor."""
     import torch
 
-    from vggtquant.checkpoint.container import Blob, Planned, Writer, header_bound
+    from vggtquant.weights.container import Blob, Planned, Writer, header_bound
 
     tensors = vggt(tracker)
     plan = [Planned(name, torch.float32, shape) for name, shape in tensors.items()]
@@ -220,7 +220,7 @@ def skeleton(path: str) -> object:
     import torch
     from torch import nn
 
-    from vggtquant.checkpoint.checkpoint import Checkpoint
+    from vggtquant.checkpoint.document import Checkpoint
 
     checkpoint = Checkpoint(path)
 

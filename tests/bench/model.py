@@ -74,7 +74,7 @@ def time_linears(model: nn.Module) -> list[float]:
 def child(args: argparse.Namespace) -> None:
     """One variant; prints its figures as JSON."""
     empty = rss()
-    from vggtquant.weights import models
+    from vggtquant import models
 
     how, autocast = VARIANTS[args.variant]
     model = changed(models.load_model(args.model).model, how)

@@ -21,10 +21,10 @@ from torch import nn
 
 import vggtquant as vq
 from vggtquant import UserError
-from vggtquant.checkpoint import container
-from vggtquant.checkpoint.checkpoint import Checkpoint
+from vggtquant.checkpoint.document import Checkpoint
 from vggtquant.checkpoint.storage import load, save
 from vggtquant.tiny.model import TinyVGGT
+from vggtquant.weights import container
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -160,7 +160,8 @@ def test_bfloat16_is_rounded_once_and_its_cost_is_told(tmp_path: Path) -> None:
     model = Zoo()
     with torch.no_grad():
         model.norm.weight[0] = 3.4e38  # bfloat16 has no such number
-    saved = save(quantized("INT4_Group_32", model), tmp_path / "a.safetensors")
+    quantized("INT4_Group_32", model)
+    saved = save(model, tmp_path / "a.safetensors", float_dtype="bfloat16")
     back = load(tmp_path / "a.safetensors", model=Zoo)
     assert torch.equal(back.pos_embed, model.pos_embed.bfloat16().float())
     assert torch.equal(back.norm.weight, model.norm.weight)
@@ -168,14 +169,14 @@ def test_bfloat16_is_rounded_once_and_its_cost_is_told(tmp_path: Path) -> None:
     assert saved.narrowed is not None and saved.narrowed.worst in model.state_dict()
     assert 1e-4 < saved.narrowed.relative_l2 < 4e-3
     assert "bfloat16" in str(saved)
-    assert save(model, tmp_path / "b.safetensors", float_dtype="float32").narrowed is None
+    assert save(model, tmp_path / "b.safetensors").narrowed is None
 
 
 def test_short_float_models_stay_short(tmp_path: Path) -> None:
     model = Zoo()
     model.norm.half()
     model.table.bfloat16()
-    save(quantized("INT4_Group_32", model), tmp_path / "a.safetensors")
+    save(quantized("INT4_Group_32", model), tmp_path / "a.safetensors", float_dtype="bfloat16")
     state = safetensors.torch.load_file(tmp_path / "a.safetensors")
     assert state["norm.weight"].dtype == torch.float16
     assert state["table.weight"].dtype == torch.bfloat16
@@ -218,7 +219,7 @@ def test_golden(name: str, isa: str) -> None:
 
 def test_golden_files_of_every_version() -> None:
     versions = {GOLDEN[name]["format"] for name in GOLDEN}
-    from vggtquant.checkpoint import checkpoint
+    from vggtquant.checkpoint import document as checkpoint
 
     assert versions == set(checkpoint._READERS)
 
@@ -449,7 +450,7 @@ def test_declared_headers(length: int, tmp_path: Path) -> None:
 
 def test_other_files(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "absent.safetensors")
-    assert "Is a directory" in refused(tmp_path)
+    assert "no weights in" in refused(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     assert "no regular file" in refused(tmp_path / "pipe")
     safetensors.torch.save_file({"a": torch.ones(3)}, tmp_path / "plain.safetensors")
@@ -542,8 +543,9 @@ def test_a_read_only_directory(tmp_path: Path) -> None:
 def test_places_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file or directory"):
         saves(tmp_path / "absent" / "a.safetensors")
+    (tmp_path / "d.safetensors").mkdir()
     with pytest.raises(UserError, match="is a directory"):
-        saves(tmp_path)
+        container.Writer(tmp_path / "d.safetensors", 100).__enter__()
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

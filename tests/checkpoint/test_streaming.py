@@ -20,12 +20,14 @@ from torch import nn
 import vggtquant as vq
 from vggtquant import UserError
 from vggtquant.checkpoint import budget, inspection
-from vggtquant.checkpoint.checkpoint import Checkpoint, tensors_of
+from vggtquant.checkpoint.document import Checkpoint, tensors_of
 from vggtquant.checkpoint.storage import load, save
 from vggtquant.checkpoint.streaming import quantize_file
 from vggtquant.commands import cli
+from vggtquant.selection import Request
 from vggtquant.tiny.model import TinyVGGT
-from vggtquant.weights import sources
+from vggtquant.weights import linears
+from vggtquant.weights.tensors import open_weights
 
 ASYMMETRIC = vq.QuantizationConfig(
     "asymmetric", "int4_group", bits=4, symmetric=False, group_size=32
@@ -69,8 +71,10 @@ def test_same_layers_and_codes_as_in_memory(
 def test_the_reasons_are_those_of_quantize_model(zoo: Path) -> None:
     kwargs = {"include": ["blocks.*", "wide", "last", "attn*"], "exclude": ["wide"]}
     _, report = vq.quantize_model(Zoo(), "INT4_Group_32", **kwargs)
-    choice = sources.choose(sources.open_checkpoint(zoo), vq.get_config("INT4_Group_32"), **kwargs)
+    request = Request(vq.get_config("INT4_Group_32"), **kwargs)
+    choice = linears.choose(open_weights(zoo), request)
     assert list(choice.chosen) == [layer.name for layer in report.quantized]
+    assert "embedding" in choice.skipped.pop("table")  # a file does not say what it is
     assert choice.skipped == {layer.name: layer.skipped for layer in report.skipped}
 
 
@@ -123,7 +127,7 @@ def test_shards(zoo: Path, tmp_path: Path) -> None:
         quantize_file(source, ALL, tmp_path / "out.safetensors")
         assert same(tmp_path / "out.safetensors", in_memory(Zoo(), ALL))
     index.write_text(json.dumps({"weight_map": {**where, "more": "a.safetensors"}}))
-    with pytest.raises(UserError, match="names tensor more"):
+    with pytest.raises(UserError, match="names tensor more, which no shard has"):
         quantize_file(folder, ALL, tmp_path / "out.safetensors")
     index.write_text(json.dumps({"weight_map": {"x": "../zoo.pt"}}))
     with pytest.raises(UserError, match="files beside it"):
@@ -221,9 +225,10 @@ def test_weights_near_the_largest_float(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_none(zoo: Path, tmp_path: Path) -> None:
-    assert "no checkpoint" in refused(tmp_path / "nothing", tmp_path)
+    assert "unknown model" in refused(tmp_path / "nothing", tmp_path)
     assert "No such file" in refused(tmp_path / "nothing.safetensors", tmp_path)
-    assert "no weights in" in refused(tmp_path, tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "no weights in" in refused(tmp_path / "empty", tmp_path)
     (tmp_path / "a.pt").write_bytes(b"nonsense")
     assert "no checkpoint" in refused(tmp_path / "a.pt", tmp_path)
     safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "no.safetensors")
@@ -309,12 +314,12 @@ def test_within_a_budget_everything_else_is_worse() -> None:
 
 def test_max_bytes(zoo: Path, tmp_path: Path) -> None:
     config = vq.get_config("INT4_Group_32_A8")
-    found = sources.open_checkpoint(zoo)
+    found = open_weights(zoo)
     small = quantize_file(found, config, tmp_path / "small.safetensors").nbytes
     most = small + 1000
     plan = budget.from_bytes(found, config, most)
     assert set(plan.bits.values()) == {4, 8}
-    done = quantize_file(found, plan.config, tmp_path / "mixed.safetensors", most=most)
+    done = quantize_file(found, plan.config, tmp_path / "mixed.safetensors", max_bytes=most)
     assert small < done.nbytes <= most
     layers = Checkpoint(tmp_path / "mixed.safetensors").document.layers
     assert {layer.name: layer.scheme.bits for layer in layers} == plan.bits
@@ -324,12 +329,12 @@ def test_max_bytes(zoo: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--max_bytes 2000: "):
         budget.from_bytes(found, config, 2000)
     with pytest.raises(UserError, match="not written"):
-        quantize_file(found, config, tmp_path / "x.safetensors", most=small - 1)
+        quantize_file(found, config, tmp_path / "x.safetensors", max_bytes=small - 1)
 
 
 def test_sensitivity_decides(zoo: Path) -> None:
-    found = sources.open_checkpoint(zoo)
-    names = list(sources.choose(found, vq.get_config("INT4_Group_32")).chosen)
+    found = open_weights(zoo)
+    names = list(linears.choose(found, Request(vq.get_config("INT4_Group_32"))).chosen)
     costs = dict.fromkeys(names, 1.0)
     small = budget.from_bytes(found, "INT4_Group_32", 34_500, sensitivity=costs | {"wide": 1e9})
     assert small.bits["wide"] == 8
@@ -340,7 +345,7 @@ def test_sensitivity_decides(zoo: Path) -> None:
 
 
 def test_bits_by_name(zoo: Path, tmp_path: Path) -> None:
-    found = sources.open_checkpoint(zoo)
+    found = open_weights(zoo)
     wanted = {"blocks.0": 8, "blocks.*": "float", "w*": 8}
     plan = budget.from_bits(found, "INT4_Group_32", wanted)
     quantize_file(found, plan.config, tmp_path / "a.safetensors", exclude=plan.exclude)
@@ -460,8 +465,8 @@ def test_command_for_models_that_code_builds(
     assert code == 0, err
     assert "5 layers quantized" in text
     assert same(out, in_memory(Zoo(), "INT4_Group_32"))
-    code, _, err = run(capsys, *words, "--max_bytes", "1M")
-    assert code == 2 and "weights file" in err
+    code, text, err = run(capsys, *words, "--max_bytes", "34.5k")
+    assert code == 0 and "at 8 bits" in text and out.stat().st_size <= 34_500, err
 
 
 def test_command_with_a_budget(
@@ -480,7 +485,7 @@ def test_command_with_a_budget(
 
 
 def test_packed_files_are_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from vggtquant.weights import models
+    from vggtquant import models
 
     model = TinyVGGT().eval()
     vq.quantize_model(model, "INT4_Group_64")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 from checkpoints import Zoo, small  # noqa: E402
 
 import vggtquant as vq  # noqa: E402
-from vggtquant.checkpoint.checkpoint import FORMAT_VERSION  # noqa: E402
+from vggtquant.checkpoint.document import FORMAT_VERSION  # noqa: E402
 
 MIXED = vq.QuantizationConfig(
     "mixed", "mixed_precision", group_size=32, symmetric=False, sensitive_layers=("wide",)

@@ -10,7 +10,7 @@ import vggtquant as vq
 from vggtquant.tiny.model import TinyVGGT
 from vggtquant.tiny.outliers import CHANNELS, FACTOR, add_outliers
 from vggtquant.vggt import split_outputs
-from vggtquant.weights import models
+from vggtquant.weights import names
 
 
 @pytest.fixture(scope="module")
@@ -64,4 +64,4 @@ def test_naive_int8_breaks_on_it(pair, images):
 
 
 def test_is_a_built_in_model():
-    assert "builtin:tiny-outliers" in models._BUILTIN
+    assert "builtin:tiny-outliers" in names.BUILTIN

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -16,8 +16,10 @@ import torch
 from .. import ops
 from ..configs import QuantizationConfig
 from ..errors import UserError
-from ..weights.sources import Choice, FloatCheckpoint, choose
-from .checkpoint import Layer
+from ..selection import Choice, Patterns, Request
+from ..weights import linears
+from ..weights.tensors import Weights
+from .document import Layer
 from .storage import one_thread_a_worker
 from .streaming import Progress, checked_config, code, fixed_nbytes, in_order
 
@@ -77,12 +79,12 @@ def within(costs: Mapping[str, Cost], nbytes: int) -> dict[str, int]:
 
 
 def from_bytes(
-    found: FloatCheckpoint,
+    found: Weights,
     config: str | QuantizationConfig,
     most: int,
     *,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
     float_dtype: str = "bfloat16",
     sensitivity: Mapping[str, float] | None = None,
     progress: Progress | None = None,
@@ -99,16 +101,17 @@ def from_bytes(
         UserError: another kind of scheme, a layer without sensitivity, too few bytes.
     """
     config = _base(config)
-    choice = choose(found, config, include=include, exclude=exclude)
+    choice = linears.choose(found, Request(config, include, exclude))
     if sensitivity is not None:
         unknown = [name for name in choice.chosen if name not in sensitivity]
         if unknown:
             raise UserError(f"the sensitivity of {len(unknown)} layers is missing ({unknown[0]})")
 
     mixed = _mixed(config, tuple(escape(name) for name in choice.chosen))
+    choice = Choice(dict.fromkeys(choice.chosen, mixed), choice.skipped)
 
     def job(name: str) -> Cost:
-        return _cost(found, mixed, name, choice, None if sensitivity is None else sensitivity[name])
+        return _cost(found, mixed, name, None if sensitivity is None else sensitivity[name])
 
     costs: dict[str, Cost] = {}
     with one_thread_a_worker():
@@ -124,19 +127,19 @@ def from_bytes(
 
 
 def from_bits(
-    found: FloatCheckpoint,
+    found: Weights,
     config: str | QuantizationConfig,
     bits: Mapping[str, Any],
     *,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
 ) -> Plan:
     """The bits that a mapping of layer names or fnmatch patterns says: 4, 8 or "float".
 
     The first pattern that fits a layer holds; a layer without one gets 4.
     """
     config = _base(config)
-    choice = choose(found, config, include=include, exclude=exclude)
+    choice = linears.choose(found, Request(config, include, exclude))
     for pattern, value in bits.items():
         if value not in (4, 8, "float") or isinstance(value, bool):
             raise UserError(f'bits of {pattern!r} are {value!r}; 4, 8 or "float" is wanted')
@@ -160,6 +163,9 @@ def read_json(path: str | Path, key: str) -> dict[str, Any]:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    if isinstance(values, dict) and key in values and "schema_version" in values:
+        if values[key] is None:
+            raise UserError(f"{path} has no {key}: evaluate was not asked for --{key}")
     if isinstance(values, dict) and isinstance(values.get(key), dict):
         values = values[key]
     if not isinstance(values, dict):
@@ -168,8 +174,18 @@ def read_json(path: str | Path, key: str) -> dict[str, Any]:
 
 
 def read_sensitivity(path: str | Path) -> dict[str, float]:
-    """Harm a layer, from JSON: {"layer": number, …}, or that under "sensitivity"."""
+    """Harm a layer, from JSON: {"layer": number, …}, or that under "sensitivity"; or the results of
+    `evaluate --sensitivity`, where it is the layer's share of the squared error.
+    """
     values = read_json(path, "sensitivity")
+    if isinstance(values.get("layers"), list):
+        try:
+            # A layer that the pictures did not reach did no harm.
+            values = dict.fromkeys(values["not_reached"], 0.0) | {
+                layer["name"]: layer["share"] or 0.0 for layer in values["layers"]
+            }
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} holds no sensitivity as evaluate writes it") from error
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
             raise UserError(
@@ -221,16 +237,15 @@ def _plan(config: QuantizationConfig, bits: dict[str, int], floats: tuple[str, .
 
 
 def _cost(
-    found: FloatCheckpoint,
+    found: Weights,
     config: QuantizationConfig,
     name: str,
-    choice: Choice,
     sensitivity: float | None,
 ) -> Cost:
     nbytes, error = {}, {}
     for bits in (4, 8):
-        q, weight = code(found, name, config, bits)
-        nbytes[bits] = Layer(name, choice.chosen[name], q.scheme).bytes
+        q, weight = code(found, name, config.scheme(bits))
+        nbytes[bits] = Layer(name, linears.shape_of(found, name), q.scheme).bytes
         if sensitivity is None:
             error[bits] = _squared_error(weight, q.dequantize())
     found.release(f"{name}.weight")

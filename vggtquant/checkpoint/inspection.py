@@ -14,9 +14,9 @@ import torch
 
 from .. import ops
 from ..errors import UserError
-from ..weights import sources
-from .checkpoint import Checkpoint, Layer, is_checkpoint
-from .container import Blob, Planned, Writer, header_bound
+from ..weights.container import Blob, Planned, Writer, header_bound
+from ..weights.tensors import open_weights
+from .document import Checkpoint, Layer, is_checkpoint
 from .storage import describe, one_thread_a_worker
 from .streaming import in_order
 
@@ -224,9 +224,8 @@ def _view(spec: str | Path) -> _View:
     if is_checkpoint(spec):
         packed = _Packed(Checkpoint(spec))
         return _View(packed.shapes, packed.checked, packed.release)
-    found = sources.open_checkpoint(spec)
-    shapes = {name: about.shape for name, about in found.tensors.items()}
-    return _View(shapes, found.tensor, found.release)
+    found = open_weights(spec)
+    return _View(found.shapes, found.tensor, found.release)
 
 
 class Row(NamedTuple):

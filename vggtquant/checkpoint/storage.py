@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""save and load: a quantized model to a packed checkpoint and back."""
+"""save, load and push_to_hub: a quantized model to a packed checkpoint and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from .. import ops
+from .. import files, ops, vggt
 from ..configs import QuantizationConfig
 from ..errors import UserError
 from ..linear import QuantizedLinear
-from ..weights import models
-from .checkpoint import (
+from ..weights import architectures, names
+from ..weights.container import Blob, Planned, Writer
+from .document import (
     Checkpoint,
     Cost,
     Document,
@@ -31,7 +35,17 @@ from .checkpoint import (
     stored,
     tensors_of,
 )
-from .container import Blob, Planned, Writer
+
+
+class Origin(Protocol):
+    """Where the float weights came from, as load_model says it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ class Saved:
     """A checkpoint that was written."""
 
     path: Path
+    """The file; in a directory, its model.safetensors."""
     nbytes: int
     layers: int
     """Quantized ones."""
@@ -65,13 +80,15 @@ def save(
     model: nn.Module,
     path: str | Path,
     *,
-    float_dtype: str = "bfloat16",
-    source: models.LoadedModel | None = None,
+    float_dtype: str = "float32",
+    source: Origin | None = None,
 ) -> Saved:
-    """Write a quantized model as one packed checkpoint.
+    """Write a quantized model as one packed checkpoint, which load gives back bit for bit.
 
-    float_dtype: "bfloat16" narrows what is not quantized, "float32" stores it as it is. source:
-    where the weights came from, as load_model says it; it goes into the file.
+    path: a .safetensors file; or a directory (any name without a suffix), which gets
+    model.safetensors and config.json. float_dtype: "float32" stores what is not quantized as it is,
+    "bfloat16" narrows it, which halves it and costs what the result says. source: where the
+    weights came from, as load_model says it; it goes into the file.
 
     Raises:
         UserError: no quantized layer, a full disk, a directory that cannot be written.
@@ -97,7 +114,7 @@ def save(
         shape = (module.out_features, module.in_features)
         layers.append(Layer(name, shape, module.scheme, configs.index(module.config)))
     floats = dict(_float_tensors(model))
-    architecture, settings = _architecture(model)
+    architecture, settings = architectures.of_model(model)
     document = Document(
         writer=writer(),
         architecture=architecture,
@@ -115,7 +132,8 @@ def save(
     planned += [Planned(n, *part) for layer in layers for n, part in layer.parts().items()]
     costs: dict[str, Cost] = {}
     sha256: dict[str, str] = {}
-    with Writer(path, room(document, planned)) as out:
+    file, folder = place(path)
+    with Writer(file, room(document, planned)) as out:
         for name, module in quantized.items():
             for part, x in tensors_of(name, module.qtensor()).items():
                 _add(out, Blob.of(part, x), sha256)
@@ -129,7 +147,9 @@ def save(
             narrowed=narrowing(costs),
         )
         nbytes = out.finish(document.to_metadata())
-    return Saved(Path(path), nbytes, len(layers), document.narrowed)
+    if folder is not None:
+        write_config(folder, document)
+    return Saved(file, nbytes, len(layers), document.narrowed)
 
 
 def writer() -> str:
@@ -137,6 +157,59 @@ def writer() -> str:
     import vggtquant
 
     return f"vggtquant {vggtquant.__version__}"
+
+
+def place(path: str | Path) -> tuple[Path, Path | None]:
+    """The file that a path means, and the directory around it where a directory is meant."""
+    path = Path(path)
+    if path.suffix and not os.path.isdir(path):
+        return path, None
+    files.writable_folder(path)
+    return path / names.WEIGHTS[0], path
+
+
+def write_config(folder: Path, document: Document) -> None:
+    """The config.json beside a packed checkpoint, for people and for other tools."""
+    about = {
+        "library_name": "vggtquant",
+        "architecture": document.architecture,
+        "settings": document.settings,
+        "quantization": [config.to_dict() for config in document.configs],
+        "licence": document.source.licence,
+    }
+    files.write_bytes(folder / names.CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+
+
+def push_to_hub(
+    model: nn.Module,
+    repository: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    float_dtype: str = "bfloat16",
+    source: Origin | None = None,
+) -> str:
+    """Upload a quantized model as save writes it into a directory; the address of the commit.
+
+    repository: owner/name, made where it is not there. The licence of the weights stays that of
+    their source. Needs the extra: pip install 'vggtquant[hub]'.
+
+    Raises:
+        UserError: no quantized layer, no huggingface_hub, or the hub refuses.
+
+    >>> vq.push_to_hub(model, "me/vggt-int4")   # doctest: +SKIP
+    'https://huggingface.co/me/vggt-int4/commit/…'
+    """
+    client = names.hub()
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder, float_dtype=float_dtype, source=source)
+        try:
+            api = client.HfApi(token=token)
+            api.create_repo(repository, private=private, exist_ok=True)
+            done = api.upload_folder(repo_id=repository, folder_path=folder)
+        except Exception as error:  # the hub's client raises many kinds, of several libraries
+            raise UserError(f"the hub refuses {repository}: {names.first_line(error)}") from error
+    return str(done.commit_url)
 
 
 def _add(out: Writer, blob: Blob, sha256: dict[str, str]) -> None:
@@ -154,21 +227,6 @@ def _float_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield dot + name, x
 
 
-def _architecture(model: nn.Module) -> tuple[str, dict[str, int | bool]]:
-    """What load can build again, and with which arguments."""
-    kind = type(model)
-    if (kind.__module__, kind.__name__) == ("vggtquant.tiny.model", "TinyVGGT"):
-        return "builtin:tiny", {}
-    if kind.__module__.partition(".")[0] == "vggt" and kind.__name__ == "VGGT":
-        return "vggt", plain_settings(getattr(model, "_hub_mixin_config", None) or {})
-    return "", {}
-
-
-def plain_settings(given: Mapping[str, Any]) -> dict[str, int | bool]:
-    """Sizes and switches among an architecture's arguments, which is all that VGGT has."""
-    return {k: v for k, v in given.items() if isinstance(v, int) and 0 <= v <= 65536}
-
-
 @contextmanager
 def one_thread_a_worker() -> Iterator[None]:
     """Whole tensors are dealt to threads here, so the kernels' own threads would only wait."""
@@ -183,21 +241,28 @@ def one_thread_a_worker() -> Iterator[None]:
 
 
 def load(
-    path: str | Path, *, model: nn.Module | Callable[[], nn.Module] | None = None
+    source: str | Path,
+    *,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The model of a packed checkpoint, in eval mode, its packed weights made for this machine.
 
-    model: the user's own, for architectures other than VGGT (through the user's `vggt` package) and
-    builtin:tiny; a class or function that builds it gets parameters without memory, so that float
-    weights are never allocated. The model stays as it was if anything is wrong. Every tensor's
-    checksum is verified; afterwards the file is not needed any more.
+    source: a packed file, a directory with one, or a hub id. model: the user's own, for
+    architectures other than VGGT (through the user's `vggt` package) and builtin:tiny; a class or
+    function that builds it gets parameters without memory, so that float weights are never
+    allocated. A model with memory keeps its devices, unless device says another. dtype: of what is
+    not quantized. The model stays as it was if anything is wrong. Every tensor's checksum is
+    verified; afterwards the file is not needed any more.
 
     Raises:
-        UserError: a damaged file, a newer format, tensors that do not fit the model.
+        UserError: nothing of that name, a damaged file, a newer format, tensors that do not fit the
+            model.
 
-    >>> model = vq.load("vggt-int4.safetensors")   # doctest: +SKIP
+    >>> model = vq.load("vggt-int4.safetensors", device="cuda")   # doctest: +SKIP
     """
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(_file_of(source))
     layers = checkpoint.document.layers
     pool = ThreadPoolExecutor(torch.get_num_threads(), "load")
     try:
@@ -212,6 +277,8 @@ def load(
     finally:
         pool.shutdown(cancel_futures=True)
 
+    for name, module in packed.items():
+        module.to(_device_of(target.get_submodule(name)))
     # From here on nothing can go wrong.
     for name, module in packed.items():
         old = target.get_submodule(name)
@@ -221,7 +288,18 @@ def load(
         setattr(target.get_submodule(parent), child, module)
     for name, x in read.items():
         _put(target, name, x)
+    target.to(device=device, dtype=dtype)
     return target if isinstance(model, nn.Module) else target.eval()
+
+
+def _file_of(source: str | Path) -> Path:
+    """The one file that a name means."""
+    if os.path.exists(source) and not os.path.isdir(source):
+        return Path(source)
+    place = names.resolve(source)
+    if len(place.files) != 1:
+        raise UserError(f"{place.name} is no packed checkpoint, which is one file")
+    return place.files[0]
 
 
 def _pack(checkpoint: Checkpoint, layer: Layer) -> QuantizedLinear:
@@ -245,35 +323,27 @@ def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 def _build(checkpoint: Checkpoint, factory: Callable[[], nn.Module] | None) -> nn.Module:
     """The checkpoint's architecture with parameters that have no memory yet."""
     if factory is not None:
-        with models.parameters_without_memory():
+        with architectures.parameters_without_memory():
             return factory()
     document = checkpoint.document
-    if document.architecture == "builtin:tiny":
-        from ..tiny.model import TinyVGGT
+    if document.architecture not in architectures.BY_NAME:
+        whose = document.architecture or document.source.name or "the user\u2019s own"
+        raise UserError(
+            f"{checkpoint.path} is of an architecture that cannot be built here ({whose}); "
+            "give the model: load(path, model=YourModel)"
+        )
+    try:
+        model = architectures.built(document.architecture, document.settings, checkpoint.entries)
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    vggt.drop_heads(model, checkpoint.entries)
+    return model
 
-        with models.parameters_without_memory():
-            return TinyVGGT()
-    if document.architecture == "vggt":
-        tracker = any(name.startswith("track_head.") for name in checkpoint.entries)
-        try:
-            model = models._build_vggt(document.settings, has_tracker=tracker)
-        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{checkpoint.path}: VGGT cannot be built with {document.settings} ({error})"
-            ) from error
-        for head, _ in list(model.named_children()):  # VGGT checks for None
-            if head.endswith("_head") and not any(
-                name.startswith(f"{head}.") for name in checkpoint.entries
-            ):
-                setattr(model, head, None)
-        return model
-    raise UserError(
-        f"{checkpoint.path} is of an architecture that cannot be built here "
-        f"({document.architecture or document.source.name or 'the user’s own'}); "
-        "give the model: load(path, model=YourModel)"
-    )
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a layer's memory is; the CPU for one that has none yet."""
+    held = next(iter([*module.parameters(), *module.buffers()]), None)
+    return torch.device("cpu") if held is None or held.is_meta else held.device
 
 
 def _check_fit(checkpoint: Checkpoint, model: nn.Module) -> None:
@@ -305,22 +375,10 @@ def _check_fit(checkpoint: Checkpoint, model: nn.Module) -> None:
         for name, x in _float_tensors(model)
         if not (name.endswith(".weight") and name.removesuffix(".weight") in layers)
     }
-    seen_shapes = {name: checkpoint.entries[name].shape for name in checkpoint.floats}
-    wrong = [
-        f"{name} {seen_shapes[name]} for {shape}"
-        for name, shape in wanted.items()
-        if name in seen_shapes and seen_shapes[name] != shape
-    ]
-    faults = [
-        ("missing", [name for name in wanted if name not in seen_shapes]),
-        ("unexpected", [name for name in seen_shapes if name not in wanted]),
-        ("of another shape", wrong),
-    ]
-    told = [f"{len(names)} {what} ({models._few(names)})" for what, names in faults if names]
-    if told:
-        raise UserError(
-            f"{checkpoint.path} does not fit {type(model).__name__}: tensors {', '.join(told)}"
-        )
+    shapes = {name: checkpoint.entries[name].shape for name in checkpoint.floats}
+    misfit = architectures.misfit(wanted, shapes)
+    if misfit:
+        raise UserError(f"{checkpoint.path} does not fit {type(model).__name__}: tensors {misfit}")
 
 
 def _put(model: nn.Module, name: str, x: torch.Tensor) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quantize_file: a float checkpoint to a packed one, tensor by tensor, never holding the model."""
+"""quantize_file: float weights to a packed checkpoint, tensor by tensor, without the model."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,13 +14,15 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from .. import model, vggt
+from .. import model
 from ..configs import QuantizationConfig, Scheme, get_config
 from ..errors import UserError
 from ..qtensor import QTensor, quantize
-from ..weights import models, sources
-from ..weights.sources import Choice, FloatCheckpoint
-from .checkpoint import (
+from ..selection import Choice, Patterns, Request
+from ..weights import architectures, linears
+from ..weights.container import Blob, Planned, Writer, header_nbytes
+from ..weights.tensors import Weights, open_weights
+from .document import (
     Cost,
     Document,
     Layer,
@@ -31,8 +33,7 @@ from .checkpoint import (
     stored,
     tensors_of,
 )
-from .container import Blob, Planned, Writer, header_nbytes
-from .storage import Saved, one_thread_a_worker, plain_settings, writer
+from .storage import Saved, one_thread_a_worker, place, write_config, writer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,71 +45,85 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Streamed(Saved):
-    """A checkpoint that was made from a file."""
+    """A checkpoint that was made tensor by tensor."""
 
     document: Document
     nbytes_before: int
     """Of the source."""
-    bits_per_weight: float
-    """Of the quantized layers, without their biases."""
+    prefix: str
+    """What stood before every name of the source."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the quantized layers, without their biases; NaN where there are none."""
+        return self.document.bits_per_weight
 
     @property
     def notes(self) -> list[str]:
         """What a user should know of this run."""
-        config = self.document.configs[0]
+        document = self.document
         plain = [
             layer.name
-            for layer in self.document.layers
+            for layer in document.layers
             if layer.scheme.bits == 4 and not layer.scheme.two_level
         ]
-        notes = [f"licence of the weights: {self.document.source.licence}"]
-        if plain and config.scheme(4).two_level:
+        notes = [f"licence of the weights: {document.source.licence}"]
+        if self.prefix:
+            notes.append(f"every name began with {self.prefix}, which is left out")
+        if plain and any(config.scheme(4).two_level for config in document.configs):
             notes.append(
-                f"float group scales in {len(plain)} of {len(self.document.layers)} layers, where "
+                f"float group scales in {len(plain)} of {len(document.layers)} layers, where "
                 f"two-level ones would cost more than 5 % in squared error: {', '.join(plain[:3])}"
                 + (", …" if len(plain) > 3 else "")
             )
+        if not document.architecture:
+            notes.append("the architecture is not known: load it with load(file, model=YourModel)")
         return notes
 
 
 def quantize_file(
-    source: str | Path | FloatCheckpoint,
+    source: str | Path | Weights,
     config: str | QuantizationConfig,
     out: str | Path,
     *,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    configs: Mapping[str, str | QuantizationConfig | None] | None = None,
     float_dtype: str = "bfloat16",
-    most: int | None = None,
+    max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Streamed:
-    """Quantize a weights file into a packed checkpoint, with the memory of a few tensors.
+    """Quantize weights into a packed checkpoint, with the memory of a few tensors.
 
-    source: what sources.open_checkpoint takes. include, exclude: fnmatch patterns of layer names.
-    The codes are those of quantize_model on the instantiated model, bit for bit. most: bytes that
-    the file may have. Until the new file is whole, whatever stood at `out` stays.
+    source: any name that weights.names.resolve takes: a file, a directory, a hub id, shards,
+    module:function. out: a .safetensors file, or a directory as for save. include, exclude,
+    configs: as for quantize_model, whose codes these are, bit for bit, on the instantiated model.
+    max_bytes: that the file may have (budget.from_bytes plans for it). Until the new file is whole,
+    whatever stood at `out` stays.
 
     Raises:
         UserError: no such source, a damaged one, NaN or infinite weights (the layer is named), an
             unknown scheme, a full disk, a directory that cannot be written.
 
-    >>> quantize_file("model.safetensors", "INT4_Group_128", "packed.safetensors")  # doctest: +SKIP
+    >>> vq.quantize_file("facebook/VGGT-1B", "INT4_Group_128", "vggt.safetensors")  # doctest: +SKIP
     """
     config = checked_config(config)
     check_float_dtype(float_dtype)
-    found = source if isinstance(source, FloatCheckpoint) else sources.open_checkpoint(source)
+    found = source if isinstance(source, Weights) else open_weights(source)
     check_output(found, out)
-    choice = sources.choose(found, config, include=include, exclude=exclude)
+    request = Request(config, include, exclude, configs=configs or {})
+    choice = linears.choose(found, request)
     document = _planned_document(found, choice, config)
 
     def job(name: str) -> _Made:
-        return _make(found, choice, config, float_dtype, name)
+        return _make(found, choice, document.configs, float_dtype, name)
 
     layers: list[Layer] = []
     costs: dict[str, Cost] = {}
     sha256: dict[str, str] = {}
-    done, total = 0, sum(_nbytes(found, name) for name in found.tensors)
-    with Writer(out, room(document, planned(found, choice, config))) as file:
+    done, total = 0, sum(about.nbytes for about in found.tensors.values())
+    path, folder = place(out)
+    with Writer(path, room(document, planned(found, choice))) as file:
         with _digest(found) as digest, one_thread_a_worker():
             for name, made in in_order(job, found.tensors):
                 for blob in made.blobs:
@@ -119,7 +134,7 @@ def quantize_file(
                 else:
                     costs[name] = made.cost
                 found.release(name)
-                done += _nbytes(found, name)
+                done += found.tensors[name].nbytes
                 if progress:
                     progress(done, total, name)
             document = replace(
@@ -130,18 +145,15 @@ def quantize_file(
                 dtypes={name: cost.was for name, cost in costs.items() if cost.was},
                 narrowed=narrowing(costs),
             )
-        if most is not None and file.nbytes > most:
-            raise UserError(f"{out} would have {file.nbytes} bytes, more than {most}; not written")
+        if max_bytes is not None and file.nbytes > max_bytes:
+            raise UserError(
+                f"{out} would have {file.nbytes} bytes, more than {max_bytes}; not written"
+            )
         nbytes = file.finish(document.to_metadata())
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    if folder is not None:
+        write_config(folder, document)
     return Streamed(
-        Path(out),
-        nbytes,
-        len(layers),
-        document.narrowed,
-        document,
-        found.nbytes,
-        8 * sum(layer.bytes for layer in layers) / weights if weights else 0.0,
+        path, nbytes, len(layers), document.narrowed, document, found.nbytes, found.prefix
     )
 
 
@@ -154,31 +166,30 @@ class _Made(NamedTuple):
 
 
 def _make(
-    found: FloatCheckpoint,
+    found: Weights,
     choice: Choice,
-    config: QuantizationConfig,
+    configs: list[QuantizationConfig],
     float_dtype: str,
     name: str,
 ) -> _Made:
     layer_name = name.removesuffix(".weight")
     if name == layer_name or layer_name not in choice.chosen:
-        tensor, cost = stored(found.tensor(name), float_dtype)
+        tensor, cost = stored(found.tensor(name).cpu(), float_dtype)
         return _Made([Blob.of(name, tensor)], None, cost)
-    q, weight = code(found, layer_name, config)
-    sqnr_db, _ = model._weight_quality(weight, q)
-    layer = Layer(layer_name, choice.chosen[layer_name], q.scheme, 0, sqnr_db)
+    config = choice.chosen[layer_name]
+    q, weight = code(found, layer_name, config.layer_scheme(layer_name))
+    sqnr_db, _ = model.weight_quality(weight, q)
+    shape = linears.shape_of(found, layer_name)
+    layer = Layer(layer_name, shape, q.scheme, configs.index(config), sqnr_db)
     blobs = [Blob.of(part, tensor) for part, tensor in tensors_of(layer_name, q).items()]
     return _Made(blobs, layer, Cost())
 
 
-def code(
-    found: FloatCheckpoint, layer: str, config: QuantizationConfig, bits: int | None = None
-) -> tuple[QTensor, torch.Tensor]:
+def code(found: Weights, layer: str, scheme: Scheme) -> tuple[QTensor, torch.Tensor]:
     """A layer's codes and its weight; UserError naming the layer where it cannot be coded."""
-    weight = found.tensor(f"{layer}.weight")
+    weight = found.tensor(f"{layer}.weight").cpu()
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         weight = weight.float()
-    scheme = config.layer_scheme(layer) if bits is None else config.scheme(bits)
     try:
         return quantize(weight, scheme), weight
     except UserError as error:
@@ -188,32 +199,30 @@ def code(
 def checked_config(config: str | QuantizationConfig) -> QuantizationConfig:
     """The config; UserError for one that makes no packed file."""
     config = get_config(config)
-    if not config.quantizes:
-        raise UserError(f"{config.name} quantizes nothing; a scheme of integers is wanted")
+    config.layer_scheme()
     return config
 
 
-def check_output(found: FloatCheckpoint, out: str | Path) -> None:
+def check_output(found: Weights, out: str | Path) -> None:
     """UserError when the result would replace its own source."""
-    if Path(out).exists() and any(Path(out).samefile(path) for path in found.files):
+    if Path(out).exists() and any(Path(out).samefile(path) for path in found.place.files):
         raise UserError(f"--out {out} is the source itself; another name is wanted")
 
 
-def planned(
-    found: FloatCheckpoint, choice: Choice, config: QuantizationConfig
-) -> Iterator[Planned]:
+def planned(found: Weights, choice: Choice) -> Iterator[Planned]:
     """Every tensor that may be written; both kinds of group scales where both are possible."""
-    for name, (dtype, shape) in found.tensors.items():
+    for name, about in found.tensors.items():
         layer = name.removesuffix(".weight")
         if name == layer or layer not in choice.chosen:
-            yield Planned(name, dtype, shape)
+            yield Planned(name, about.dtype, about.shape)
             continue
         parts: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        for scheme in _possible_schemes(config, layer):
-            for part, about in Layer(layer, choice.chosen[layer], scheme).parts().items():
-                parts[part] = max(parts.get(part, about), about, key=lambda a: len(str(a)))
-        for part, about in parts.items():
-            yield Planned(part, *about)
+        shape = linears.shape_of(found, layer)
+        for scheme in _possible_schemes(choice.chosen[layer], layer):
+            for part, kind in Layer(layer, shape, scheme).parts().items():
+                parts[part] = max(parts.get(part, kind), kind, key=lambda a: len(str(a)))
+        for part, kind in parts.items():
+            yield Planned(part, *kind)
 
 
 def _possible_schemes(config: QuantizationConfig, layer: str) -> list[Scheme]:
@@ -225,52 +234,41 @@ def _possible_schemes(config: QuantizationConfig, layer: str) -> list[Scheme]:
 
 
 def fixed_nbytes(
-    found: FloatCheckpoint, choice: Choice, config: QuantizationConfig, float_dtype: str
+    found: Weights, choice: Choice, config: QuantizationConfig, float_dtype: str
 ) -> int:
     """Bytes of a file beside the quantized weights: the header and what stays float."""
     document = _planned_document(found, choice, config)
-    total = header_nbytes(room(document, planned(found, choice, config)))
-    for name, (dtype, _) in found.tensors.items():
+    total = header_nbytes(room(document, planned(found, choice)))
+    for name, about in found.tensors.items():
         layer = name.removesuffix(".weight")
         if name == layer or layer not in choice.chosen:
-            narrow = float_dtype == "bfloat16" and dtype in (torch.float32, torch.float64)
-            total += _nbytes(found, name) * (2 if narrow else dtype.itemsize) // dtype.itemsize
+            narrow = float_dtype == "bfloat16" and about.dtype in (torch.float32, torch.float64)
+            total += about.nbytes * (2 if narrow else about.dtype.itemsize) // about.dtype.itemsize
     return total
 
 
-def _planned_document(
-    found: FloatCheckpoint, choice: Choice, config: QuantizationConfig
-) -> Document:
+def _planned_document(found: Weights, choice: Choice, config: QuantizationConfig) -> Document:
     """What is known of a file before anything is computed."""
+    settings = architectures.plain(found.place.settings)
+    known = architectures.recognised(found.shapes, settings)
+    architecture = known.name if known else ""
+    if found.model is not None:
+        architecture, settings = architectures.of_model(found.model)
+    configs = list(dict.fromkeys([config, *choice.chosen.values()]))
     return Document(
         writer=writer(),
-        architecture=_architecture(found),
-        settings=plain_settings(found.settings),
-        configs=[config],
+        architecture=architecture,
+        settings=settings,
+        configs=configs,
         layers=[
-            Layer(name, shape, config.layer_scheme(name)) for name, shape in choice.chosen.items()
+            Layer(
+                layer, linears.shape_of(found, layer), own.layer_scheme(layer), configs.index(own)
+            )
+            for layer, own in choice.chosen.items()
         ],
         skipped=choice.skipped,
-        source=Source(found.name, "", found.licence, found.nbytes),
+        source=Source(found.place.name, "", found.place.licence, found.nbytes),
     )
-
-
-def _nbytes(found: FloatCheckpoint, name: str) -> int:
-    about = found.tensors[name]
-    return torch.Size(about.shape).numel() * about.dtype.itemsize
-
-
-def _architecture(found: FloatCheckpoint) -> str:
-    """What load can build for these names and shapes."""
-    from ..tiny.model import TinyVGGT
-
-    with models.parameters_without_memory():
-        tiny = TinyVGGT().state_dict()
-    if {name: about.shape for name, about in found.tensors.items()} == {
-        name: tuple(x.shape) for name, x in tiny.items()
-    }:
-        return "builtin:tiny"
-    return "vggt" if vggt.first_and_last(sources.linear_layers(found.tensors)) else ""
 
 
 # ---- work shared out -----------------------------------------------------------------------------
@@ -295,7 +293,7 @@ def in_order(job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[t
 
 
 @contextmanager
-def _digest(found: FloatCheckpoint) -> Iterator[Future[str]]:
+def _digest(found: Weights) -> Iterator[Future[str]]:
     """The source's SHA-256, computed beside the rest."""
     stop = Event()
     pool = ThreadPoolExecutor(1, "sha256")

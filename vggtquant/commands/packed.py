@@ -17,9 +17,8 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..checkpoint import budget
-    from ..checkpoint.storage import Saved
     from ..configs import QuantizationConfig
-    from ..weights.sources import FloatCheckpoint
+    from ..weights.tensors import Weights
 
 Progress = Callable[[int, int, str], None]
 
@@ -38,12 +37,19 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .safetensors, .pt or .bin file, a directory with one or with shards, a hub id "
         "such as facebook/VGGT-1B (through the local cache), builtin:tiny, or module:function",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="the packed checkpoint")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the packed checkpoint; a name without a suffix is a directory, which gets "
+        "model.safetensors and config.json",
+    )
     parser.add_argument(
         "--scheme",
         default="INT4_Group_128",
         metavar="NAME",
-        help="default %(default)s; `vggtquant schemes` lists them",
+        help="default %(default)s; `vggtquant schemes` lists them; a .toml or .json file with a "
+        "config of your own",
     )
     parser.add_argument(
         "--float_dtype",
@@ -70,71 +76,46 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
     mixed.add_argument(
         "--sensitivity",
         metavar="JSON",
-        help='with --max_bytes: {"layer": harm of 4 bits, ...} instead of the squared error',
+        help="with --max_bytes: the comprehensive_results.json of `evaluate --sensitivity`, or "
+        '{"layer": harm of 4 bits, ...}, instead of the squared error of the weights',
     )
     mixed.add_argument(
         "--bits", metavar="JSON", help='{"layer or pattern": 4, 8 or "float", ...}; others get 4'
+    )
+    mixed.add_argument(
+        "--config_out",
+        metavar="FILE",
+        help="also write the config that was used, which evaluate takes, as .json",
     )
 
 
 def quantize(args: argparse.Namespace) -> int:
     """Runs `vggtquant quantize`; the result goes to stdout, progress to stderr."""
-    from ..checkpoint import streaming
-    from ..weights import models
+    from dataclasses import replace
 
-    config = streaming.checked_config(args.scheme)
+    from ..checkpoint import budget, streaming
+    from ..configs import write_config
+    from ..weights.tensors import open_weights
+
+    start = time.perf_counter()
+    config = streaming.checked_config(_config(args.scheme))
     if args.all_layers:
-        from dataclasses import replace
-
         config = replace(config, skip_first_last=False)
     if args.sensitivity and not args.max_bytes:
         raise UserError("--sensitivity is for --max_bytes, which is not given")
     if args.bits and args.max_bytes:
         raise UserError("--bits and --max_bytes were both given; wanted one of them")
-    start = time.perf_counter()
-    if models.is_code(args.source):
-        saved, notes = _in_memory(args, config)
-    else:
-        saved, notes = _streamed(args, config)
-    seconds = time.perf_counter() - start
-    print(f"wrote {saved}")
-    for note in notes:
-        print(note)
-    print(f"{seconds:.1f} s")
-    return 0
-
-
-def _in_memory(args: argparse.Namespace, config: QuantizationConfig) -> tuple[Saved, list[str]]:
-    """A model that code builds has no file to read tensor by tensor."""
-    from .. import model
-    from ..checkpoint import storage
-    from ..weights import models
-
-    if args.bits or args.max_bytes:
-        raise UserError(f"mixed precision needs a weights file, not {args.source}")
-    loaded = models.load_model(args.source)
-    _, report = model.quantize_model(
-        loaded.model, config, include=args.include, exclude=args.exclude
-    )
-    saved = storage.save(loaded.model, args.out, float_dtype=args.float_dtype, source=loaded)
-    return saved, [
-        f"licence of the weights: {loaded.licence}",
-        f"{report.bits_per_weight:.2f} bits a weight in the quantized layers",
-    ]
-
-
-def _streamed(args: argparse.Namespace, config: QuantizationConfig) -> tuple[Saved, list[str]]:
-    from ..checkpoint import budget, streaming
-    from ..weights import sources
-
-    found = sources.open_checkpoint(args.source)
+    most = budget.parse_bytes(args.max_bytes) if args.max_bytes else None
+    found = open_weights(args.source)
     streaming.check_output(found, args.out)
     notes, exclude = [], list(args.exclude or ())
-    most = budget.parse_bytes(args.max_bytes) if args.max_bytes else None
     plan = _plan(args, found, config, most)
     if plan is not None:
         config, exclude = plan.config, [*exclude, *plan.exclude]
         notes.append(str(plan))
+    if args.config_out:
+        write_config(args.config_out, config)
+        notes.append(f"wrote {args.config_out}: the config, for evaluate --config")
     with _Bar(lambda done, total: f"{done / 1e9:.2f} of {total / 1e9:.2f} GB") as bar:
         done = streaming.quantize_file(
             found,
@@ -143,27 +124,42 @@ def _streamed(args: argparse.Namespace, config: QuantizationConfig) -> tuple[Sav
             include=args.include,
             exclude=exclude,
             float_dtype=args.float_dtype,
-            most=most,
+            max_bytes=most,
             progress=bar,
         )
-    return done, [
-        *notes,
-        *done.notes,
-        f"{done.bits_per_weight:.2f} bits a weight in the quantized layers",
+    print(f"wrote {done}")
+    for note in (*notes, *done.notes):
+        print(note)
+    print(f"{done.bits_per_weight:.2f} bits a weight in the quantized layers")
+    print(
         f"{done.nbytes_before / 1e6:.1f} MB before, {done.nbytes / 1e6:.1f} MB now "
-        f"({done.nbytes_before / done.nbytes:.2f}x smaller)",
-    ]
+        f"({done.nbytes_before / done.nbytes:.2f}x smaller)"
+    )
+    print(f"{time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def _config(words: str) -> str | QuantizationConfig:
+    """A scheme's name, or the one config of a file."""
+    from ..configs import CONFIG_SUFFIXES, read_configs
+
+    if Path(words).suffix not in CONFIG_SUFFIXES:
+        return words
+    configs = read_configs(words)
+    if len(configs) != 1:
+        raise UserError(f"{words} holds {len(configs)} configs; a file of one is wanted")
+    return configs[0]
 
 
 def _plan(
-    args: argparse.Namespace, found: FloatCheckpoint, config: QuantizationConfig, most: int | None
+    args: argparse.Namespace, found: Weights, config: QuantizationConfig, most: int | None
 ) -> budget.Plan | None:
     """Which layers get how many bits, where that was asked for."""
     from ..checkpoint import budget
 
+    patterns = {"include": args.include, "exclude": args.exclude}
     if args.bits:
-        bits = budget.read_json(args.bits, "bits")
-        return budget.from_bits(found, config, bits, include=args.include, exclude=args.exclude)
+        return budget.from_bits(found, config, budget.read_json(args.bits, "bits"), **patterns)
     if most is None:
         return None
     sensitivity = budget.read_sensitivity(args.sensitivity) if args.sensitivity else None
@@ -172,11 +168,10 @@ def _plan(
             found,
             config,
             most,
-            include=args.include,
-            exclude=args.exclude,
             float_dtype=args.float_dtype,
             sensitivity=sensitivity,
             progress=bar,
+            **patterns,
         )
 
 

@@ -33,8 +33,8 @@ from .measure.scores import Row
 from .present.text import duration
 
 if TYPE_CHECKING:
+    from ..models import LoadedModel
     from ..progress import Progress
-    from ..weights.models import LoadedModel
 
 
 # Reports in the course of a run wait for so many times as long as the last ones took.
@@ -76,7 +76,7 @@ def evaluate(settings: Settings, progress: Progress) -> Result:
     Raises UserError for bad input, before any work where that can be known, and Interrupted (a
     KeyboardInterrupt that carries what was kept) when it is stopped.
     """
-    from ..weights import models
+    from .. import models
 
     plan.check(settings)
     configs = plan.configs_of(settings.schemes)
@@ -95,7 +95,7 @@ def _evaluate(
     folder: Path,
     progress: Progress,
 ) -> Result:
-    from ..weights import models
+    from .. import models
 
     _check_unfinished(settings, folder / journal.NAME)
     posed = inputs.posed(settings.images, settings.layout)

@@ -195,6 +195,15 @@ class TinyVGGT(nn.Module):
         grid: int = 8,
     ) -> None:
         super().__init__()
+        self.settings = {
+            "dim": dim,
+            "heads": heads,
+            "depth": depth,
+            "embed_depth": embed_depth,
+            "trunk_depth": trunk_depth,
+            "features": features,
+            "grid": grid,
+        }
         self.aggregator = Aggregator(dim, heads, depth, embed_depth, grid)
         self.camera_head = CameraHead(2 * dim, 2 * heads, trunk_depth)
         self.point_head = DPTHead(2 * dim, depth, features, 4)

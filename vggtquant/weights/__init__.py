@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a name, a file or a function to a model and its weights."""
+"""Float weights: where a name has them (names), its tensors one by one (tensors), which of them are
+Linear layers (linears), the models that they belong to (architectures); container is the file.
+"""

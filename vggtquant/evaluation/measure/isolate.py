@@ -71,8 +71,8 @@ class Isolation:
 
 
 def _load(request: dict[str, Any]) -> nn.Module:
-    from ...checkpoint.checkpoint import Checkpoint
-    from ...weights import models
+    from ... import models
+    from ...checkpoint.document import Checkpoint
 
     if request["packed"] is None:
         return models.load_model(request["spec"]).model

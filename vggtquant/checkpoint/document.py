@@ -21,11 +21,10 @@ from .. import ops
 from ..configs import QuantizationConfig, Scheme
 from ..errors import UserError
 from ..qtensor import QTensor
-from .container import SEAL, Container, Entry, Planned, header_bound
+from ..weights.container import SEAL, Container, Entry, Planned, header_bound
+from ..weights.tensors import PACKED_KEY as KEY
 
 FORMAT_VERSION = 1
-KEY = "vggtquant"
-"""The metadata key of the document."""
 FLOAT_DTYPES = ("bfloat16", "float32")
 """How the tensors that stay float are stored: narrowed to bfloat16, or as they were."""
 _FLOATS = {
@@ -129,6 +128,12 @@ class Document:
     dtypes: dict[str, str] = field(default_factory=dict, repr=False)
     """What the tensors were that are stored narrower than they were."""
     narrowed: Narrowed | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the quantized layers, without their biases; NaN where there are none."""
+        weights = sum(math.prod(layer.shape) for layer in self.layers)
+        return 8 * sum(layer.bytes for layer in self.layers) / weights if weights else math.nan
 
     def to_metadata(self) -> dict[str, str]:
         """The file's metadata; the seal is still to be filled in."""

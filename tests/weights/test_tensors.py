@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float weights under every name that they have in the field."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from checkpoints import Zoo
+from torch import Tensor, nn
+
+import vggtquant as vq
+from vggtquant import UserError, models, tiny
+from vggtquant.checkpoint.document import Checkpoint
+from vggtquant.tiny.model import TinyVGGT
+from vggtquant.weights import tensors
+from vggtquant.weights.tensors import open_weights
+
+INT4 = "INT4_Group_32"
+ALL = replace(vq.get_config(INT4), skip_first_last=False)
+
+
+def sharded(state: dict[str, Tensor], folder: Path, *, suffix: str) -> Path:
+    """Two shards and their index, as transformers writes them."""
+    folder.mkdir()
+    keys = list(state)
+    write = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
+    where = {}
+    for number, held in enumerate((keys[::2], keys[1::2]), 1):
+        shard = f"model-{number:05}-of-00002{suffix}"
+        write({key: state[key] for key in held}, folder / shard)
+        where |= dict.fromkeys(held, shard)
+    index = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}[suffix]
+    path = folder / f"{index}.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_read_wherever_weights_are(suffix: str, tmp_path: Path) -> None:
+    model = tiny.build()
+    index = sharded(model.state_dict(), tmp_path / "sharded", suffix=suffix)
+    for name in (index, index.parent):
+        found = open_weights(name)
+        assert found.shapes == {k: tuple(x.shape) for k, x in model.state_dict().items()}
+        assert torch.equal(found.tensor("aggregator.camera_token"), model.aggregator.camera_token)
+        vq.quantize_file(name, INT4, tmp_path / "a.safetensors")
+        assert type(vq.load(tmp_path / "a.safetensors")) is TinyVGGT
+        loaded = models.load_model(name)
+        assert type(loaded.model) is TinyVGGT and loaded.image_size == 112
+        state = loaded.model.state_dict()
+        assert all(torch.equal(x, state[k]) for k, x in model.state_dict().items())
+    assert loaded.sha256 == Checkpoint(tmp_path / "a.safetensors").document.source.sha256
+    (index.parent / index.name.replace("index.json", "more")).write_bytes(b"")
+    with pytest.raises(UserError, match="No such file"):
+        next(index.parent.glob(f"*-00001-*{suffix}")).unlink()
+        open_weights(index)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "module.model."]
+)
+def test_prefixes_are_recognised_and_said(
+    prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.build()
+    torch.save({prefix + k: x for k, x in model.state_dict().items()}, tmp_path / "p.pt")
+    done = vq.quantize_file(tmp_path / "p.pt", INT4, tmp_path / "q.safetensors")
+    assert type(vq.load(tmp_path / "q.safetensors")) is TinyVGGT
+    assert f"every name began with {prefix}, which is left out" in done.notes
+    loaded = models.load_model(tmp_path / "p.pt")
+    assert type(loaded.model) is TinyVGGT and prefix in loaded.source
+    assert torch.equal(loaded.model.state_dict()["aggregator.camera_token"],
+                       model.state_dict()["aggregator.camera_token"])  # fmt: skip
+
+
+def test_a_model_whose_only_part_is_called_model(tmp_path: Path) -> None:
+    """What stands before all names is the user's own there, and load must find it again."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Zoo()
+
+    torch.save(Wrapped().state_dict(), tmp_path / "w.pt")
+    assert open_weights(tmp_path / "w.pt").prefix == ""
+    vq.quantize_file(tmp_path / "w.pt", ALL, tmp_path / "a.safetensors")
+    vq.load(tmp_path / "a.safetensors", model=Wrapped)
+
+
+def test_one_file_of_another_name_in_a_directory(tmp_path: Path) -> None:
+    torch.save(tiny.build().state_dict(), tmp_path / "epoch_12.pt")
+    assert type(models.load_model(tmp_path).model) is TinyVGGT
+    torch.save(tiny.build().state_dict(), tmp_path / "epoch_13.pt")
+    with pytest.raises(UserError, match="holds 2 weights files; name the file"):
+        models.load_model(tmp_path)
+
+
+def test_kinds_are_told_by_content(tmp_path: Path) -> None:
+    state = Zoo().state_dict()
+    safetensors.torch.save_file(state, tmp_path / "a.bin")
+    assert open_weights(tmp_path / "a.bin").shapes.keys() == state.keys()
+
+
+def test_a_model_that_code_builds_has_weights_too(tmp_path: Path) -> None:
+    found = open_weights("builtin:tiny")
+    assert found.ordered and found.nbytes == sum(
+        x.numel() * x.element_size() for x in tiny.build().state_dict().values()
+    )
+    assert found.sha256() == tensors.state_hash(tiny.build())
+    done = vq.quantize_file("builtin:tiny", INT4, tmp_path / "a.safetensors")
+    assert done.document.architecture == "builtin:tiny"
+    model, report = vq.quantize_model(tiny.build(), INT4)
+    assert [row.name for row in done.document.layers] == [row.name for row in report.quantized]
+    assert done.document.skipped == {row.name: row.skipped for row in report.skipped}
+
+
+def test_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sandbox without /proc pages are not given back, and everything else works."""
+    torch.save(Zoo().state_dict(), tmp_path / "w.pt")
+    vq.quantize_file(tmp_path / "w.pt", INT4, tmp_path / "a.safetensors")
+    read_text = Path.read_text
+
+    def absent(path: Path, *args: object, **kwargs: object) -> str:
+        if str(path).startswith("/proc"):
+            raise FileNotFoundError(2, "No such file or directory")
+        return read_text(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    vq.quantize_file(tmp_path / "w.pt", INT4, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_the_command_without_proc(tmp_path: Path) -> None:
+    torch.save(Zoo().state_dict(), tmp_path / "w.pt")
+    command = f"{sys.executable} -m vggtquant quantize {tmp_path / 'w.pt'} --all_layers"
+    command = f"mount -t tmpfs none /proc && {command} --out {tmp_path / 'a.safetensors'}"
+    try:
+        run = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("unshare is not here")
+    if b"mount" in run.stderr or b"unshare" in run.stderr:
+        pytest.skip("mounting over /proc is not permitted here")
+    assert run.returncode == 0, run.stderr
+
+
+def test_names_without_a_bias_are_linear_or_named(tmp_path: Path) -> None:
+    known = ("q_proj", "v_proj", "o_proj", "gate_proj")
+    model = nn.ModuleDict({n: nn.Linear(64, 64, bias=False) for n in (*known, "mystery")})
+    torch.save(model.state_dict(), tmp_path / "n.pt")
+    config = vq.QuantizationConfig("a", "int8_per_channel_sym", skip_first_last=False)
+    document = vq.quantize_file(tmp_path / "n.pt", config, tmp_path / "n.safetensors").document
+    assert [layer.name for layer in document.layers] == list(known)
+    assert "include it by its name" in document.skipped["mystery"]
+    document = vq.quantize_file(
+        tmp_path / "n.pt", config, tmp_path / "n.safetensors", include=["mystery"]
+    ).document
+    assert [layer.name for layer in document.layers] == ["mystery"]
+
+
+def test_adapters_are_left_alone_and_named(tmp_path: Path) -> None:
+    state = {
+        "a.base_layer.weight": torch.randn(64, 64),
+        "a.base_layer.bias": torch.zeros(64),
+        "a.lora_A.default.weight": torch.randn(8, 64),
+        "a.lora_B.default.weight": torch.randn(64, 8),
+    }
+    torch.save(state, tmp_path / "n.pt")
+    config = vq.QuantizationConfig("a", "int8_per_channel_sym", skip_first_last=False)
+    document = vq.quantize_file(tmp_path / "n.pt", config, tmp_path / "n.safetensors").document
+    assert [layer.name for layer in document.layers] == ["a.base_layer"]
+    assert all("an adapter" in document.skipped[f"a.lora_{x}.default"] for x in "AB")
+
+
+def test_a_hub_repository_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--me--tiny"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    sharded(tiny.build().state_dict(), snapshot, suffix=".safetensors")
+    assert type(models.load_model("me/tiny").model) is TinyVGGT
+    next(snapshot.glob("*00002*.safetensors")).unlink()
+    with pytest.raises(UserError, match="no copy in the hub cache"):
+        models.load_model("me/tiny")

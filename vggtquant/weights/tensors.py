@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float weights as tensors by name, one at a time: of mapped files, or of a model in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from . import architectures
+from .container import Container
+from .names import Place, first_line, resolve
+
+PACKED_KEY = "vggtquant"
+"""The metadata key of a safetensors file that is quantized already."""
+_WRAPPERS = ("_orig_mod.", "module.")
+"""What torch.compile and DataParallel put before every name."""
+
+
+class About(NamedTuple):
+    """What a file says of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class _Holder(Protocol):
+    def tensor(self, name: str) -> Tensor: ...
+    def release(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class _State:
+    """A state dict in memory, or on a file that torch has mapped."""
+
+    tensors: Mapping[str, Tensor]
+    mapped: list[range] = field(default_factory=list)
+    """Addresses of the mapping; none where the system does not tell (no /proc)."""
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def release(self, name: str) -> None:
+        _release(self.tensors[name], self.mapped)
+
+
+@dataclass
+class Weights:
+    """The float tensors of one or several files, or of a model."""
+
+    place: Place
+    tensors: dict[str, About] = field(repr=False)
+    ordered: bool
+    """Whether tensors stand in the order of the model's modules."""
+    twins: dict[str, str]
+    """Tensors that are another one's memory."""
+    prefix: str
+    """What stood before every name in the file, and is left out here."""
+    model: nn.Module | None
+    """The model, where the tensors are one's."""
+    _held: dict[str, tuple[_Holder, str]] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the files, or of the tensors where there are none."""
+        if self.place.files:
+            return sum(path.stat().st_size for path in self.place.files)
+        return sum(about.nbytes for name, about in self.tensors.items() if name not in self.twins)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: about.shape for name, about in self.tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor on the file's pages."""
+        holder, inner = self._held[name]
+        return holder.tensor(inner)
+
+    def release(self, name: str) -> None:
+        """Give the tensor's pages back to the system."""
+        holder, inner = self._held[name]
+        holder.release(inner)
+
+    def sha256(self, stop: Event | None = None) -> str:
+        """Of the file; of several, over a line "digest  name" each, as sha256sum prints them; of a
+        model, state_hash.
+
+        "" as soon as `stop` is set.
+        """
+        if self.model is not None:
+            return state_hash(self.model)
+        return file_hash(self.place.files, stop)
+
+
+def open_weights(spec: str | Path) -> Weights:
+    """The float weights that `spec` names, whatever kind of name it is (see names.resolve).
+
+    Raises:
+        UserError: nothing of that name, a damaged file, one that is quantized already.
+
+    >>> len(open_weights("builtin:tiny").tensors) > 100
+    True
+    """
+    return read(resolve(spec))
+
+
+def read(place: Place) -> Weights:
+    """The float weights of a place."""
+    if place.build is not None:
+        return of_model(place.build(), place)
+    held: dict[str, tuple[_Holder, str]] = {}
+    tensors: dict[str, About] = {}
+    twins: dict[str, str] = {}
+    ordered = True
+    for path in place.files:
+        holder, found, shared, in_order = _read_file(path)
+        ordered &= in_order and len(place.files) == 1
+        twins |= shared
+        for name, about in found.items():
+            if name in tensors:
+                raise UserError(f"{path} holds tensor {name}, which another shard holds too")
+            tensors[name], held[name] = about, (holder, name)
+    missing = sorted(place.weight_map.keys() - tensors.keys())
+    if missing:
+        raise UserError(f"the index of {place.name} names tensor {missing[0]}, which no shard has")
+    prefix = _prefix({name: about.shape for name, about in tensors.items()}, place.settings)
+    cut = len(prefix)
+    return Weights(
+        place,
+        {name[cut:]: about for name, about in tensors.items()},
+        ordered,
+        {a[cut:]: b[cut:] for a, b in twins.items()},
+        prefix,
+        None,
+        {name[cut:]: where for name, where in held.items()},
+    )
+
+
+def of_model(model: nn.Module, place: Place) -> Weights:
+    """The weights of a model in memory."""
+    state = {k: x.detach() for k, x in model.state_dict().items() if isinstance(x, Tensor)}
+    holder = _State(state)
+    about = {name: About(x.dtype, tuple(x.shape)) for name, x in state.items()}
+    held: dict[str, tuple[_Holder, str]] = {name: (holder, name) for name in state}
+    return Weights(place, about, True, _twins(state), "", model, held)
+
+
+def _prefix(shapes: architectures.Shapes, settings: Mapping[str, Any]) -> str:
+    """What stands before every name and is no part of the model's own names."""
+    prefix, more = "", True
+    while more:
+        more = False
+        for wrapper in _WRAPPERS:
+            if shapes and all(name.startswith(prefix + wrapper) for name in shapes):
+                prefix, more = prefix + wrapper, True
+    # A model may well call its only part "model"; a known one below it says that it does not.
+    inner = prefix + "model."
+    if shapes and all(name.startswith(inner) for name in shapes):
+        below = {name[len(inner) :]: shape for name, shape in shapes.items()}
+        if architectures.recognised(below, settings):
+            return inner
+    return prefix
+
+
+def _read_file(path: Path) -> tuple[_Holder, dict[str, About], dict[str, str], bool]:
+    """A file's tensors, which of them share memory, and whether they have the modules' order."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not head:
+        raise UserError(f"{path} is empty (0 bytes)")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not the weights: run git lfs pull there")
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        container = Container(path)
+        if PACKED_KEY in container.metadata:
+            raise UserError(f"{path} is quantized already; the float weights are wanted")
+        # In the order of the file, so that a disk is read as it likes to be.
+        entries = sorted(container.entries.items(), key=lambda item: item[1].start)
+        return container, {name: About(e.dtype, e.shape) for name, e in entries}, {}, False
+    state = _read_torch(path)
+    found = {name: About(x.dtype, tuple(x.shape)) for name, x in state.items()}
+    return _State(state, _mappings(path)), found, _twins(state), True
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """A state dict as torch.save writes it, memory-mapped."""
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # Files of torch before 1.6 cannot be mapped.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than tensors, or is no checkpoint: refused") from error
+    except Exception as error:  # truncated and foreign files fail in many ways
+        raise UserError(f"cannot read the weights {path}: {first_line(error)}") from error
+    for key in ("model", "state_dict"):  # training checkpoints keep the weights beside the rest
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise UserError(f"{path} holds no state dict: wanted tensors by name")
+    return {str(name): x for name, x in state.items()}
+
+
+def _twins(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tensors that are the memory of one before them."""
+    twins: dict[str, str] = {}
+    seen: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, x in state.items():
+        place = (x.data_ptr(), tuple(x.shape))
+        if x.numel() and seen.setdefault(place, name) != name:
+            twins[name] = seen[place]
+    return twins
+
+
+# ---- hashes --------------------------------------------------------------------------------------
+
+
+def file_hash(files: Iterable[Path], stop: Event | None = None) -> str:
+    """SHA-256 of a file; of several, over a line "digest  name" each, in the order of the names."""
+    digests = [(_sha256(path, stop), path.name) for path in files]
+    if len(digests) == 1 or (stop is not None and stop.is_set()):
+        return digests[0][0]
+    lines = "".join(f"{digest}  {name}\n" for digest, name in digests)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _sha256(path: Path, stop: Event | None) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            if stop is not None and stop.is_set():
+                return ""
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def state_hash(model: nn.Module) -> str:
+    """SHA-256 over name, type, shape and bytes of a state dict, in the order of the names.
+
+    >>> state_hash(torch.nn.Identity())[:8]
+    'e3b0c442'
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):  # a layer may keep extra state that is no tensor
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None)
+
+
+def _release(x: Tensor, mapped: list[range]) -> None:
+    """madvise(MADV_DONTNEED) on a tensor of a mapped file; other memory would lose its values."""
+    start, end = x.data_ptr(), x.data_ptr() + x.untyped_storage().nbytes()
+    if not any(start in place and end - 1 in place for place in mapped):
+        return
+    start = start // mmap.PAGESIZE * mmap.PAGESIZE
+    advice = ctypes.c_int(mmap.MADV_DONTNEED)
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+
+
+def _mappings(path: Path) -> list[range]:
+    """Where this process has mapped a file; nothing where there is no /proc to say it."""
+    real, found = os.path.realpath(path), []
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] == real:
+            start, end = (int(address, 16) for address in fields[0].split("-"))
+            found.append(range(start, end))
+    return found
