@@ -16,7 +16,7 @@ from .configs import QuantizationConfig, get_config
 from .errors import UserError
 from .linear import QuantizedLinear
 from .qtensor import QTensor, quantize
-from .selection import PLAIN_LINEAR, Patterns, Request, choose, linears_of, obstacles
+from .selection import PLAIN_LINEAR, Choice, Patterns, Request, choose, linears_of, obstacles
 
 Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[int, int, str], None]
@@ -51,8 +51,8 @@ class ModelReport:
     config: QuantizationConfig
     layers: list[LayerReport]
     notes: list[str]
-    originals: dict[str, nn.Linear] = field(default_factory=dict, repr=False)
-    """The layers that were swapped out, where keep_originals asked for them."""
+    originals: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    """The modules that were swapped out, where keep_originals asked for them."""
 
     @property
     def quantized(self) -> list[LayerReport]:
@@ -142,27 +142,15 @@ def quantize_model(
     ['1']
     """
     config = get_config(config)
-    if config.device != "cpu":
-        if not ops.serves(torch.device(config.device)):
-            raise UserError(f"device {config.device!r} is not served here; 'cpu' is")
-        model.to(config.device)
-    linears = linears_of(model)
-    if not linears:
-        raise UserError(f"{type(model).__name__} has no nn.Linear layer to quantize")
-
-    def admits(name: str) -> bool:
-        return filter_fn is None or filter_fn(linears[name], name)
-
-    choice = choose(obstacles(model), Request(config, include, exclude, admits, configs or {}))
-    refuse_nonfinite({name: linears[name] for name in choice.chosen})
-
-    layers, originals = [], {}
+    linears, choice = select(model, config, include, exclude, filter_fn, configs)
+    layers: list[LayerReport] = []
+    originals: dict[str, nn.Module] = {}
     wanted = len(choice.chosen)
     done = 0
     for name in list(linears):
         linear = linears.pop(name)  # the model's alone: once it is swapped, its floats are free
         if name in choice.skipped:
-            layers.append(_row(name, linear, "float", skipped=choice.skipped[name]))
+            layers.append(left_in_float(name, linear, choice.skipped[name]))
             continue
         if progress:
             progress(done, wanted, name)
@@ -176,6 +164,37 @@ def quantize_model(
     return model, ModelReport(config, layers, _notes(config), originals)
 
 
+def select(
+    model: nn.Module,
+    config: QuantizationConfig,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    filter_fn: Callable[[nn.Linear, str], bool] | None = None,
+    configs: Mapping[str, str | QuantizationConfig | None] | None = None,
+) -> tuple[dict[str, nn.Linear], Choice]:
+    """The model's Linear layers by name, and each one's config or why it stays as it is.
+
+    Moves the model to the config's device.
+
+    Raises:
+        UserError: as quantize_model does.
+    """
+    if config.device != "cpu":
+        if not ops.serves(torch.device(config.device)):
+            raise UserError(f"device {config.device!r} is not served here; 'cpu' is")
+        model.to(config.device)
+    linears = linears_of(model)
+    if not linears:
+        raise UserError(f"{type(model).__name__} has no nn.Linear layer to quantize")
+
+    def admits(name: str) -> bool:
+        return filter_fn is None or filter_fn(linears[name], name)
+
+    choice = choose(obstacles(model), Request(config, include, exclude, admits, configs or {}))
+    refuse_nonfinite({name: linears[name] for name in choice.chosen})
+    return linears, choice
+
+
 def restore_model(model: nn.Module, report: ModelReport) -> None:
     """Set the float layers back that quantize_model(…, keep_originals=True) swapped out.
 
@@ -187,8 +206,8 @@ def restore_model(model: nn.Module, report: ModelReport) -> None:
             f"the report holds none of the {len(report.quantized)} float layers; "
             "quantize_model(…, keep_originals=True) keeps them"
         )
-    for name, linear in report.originals.items():
-        _set(model, name, linear)
+    for name, module in report.originals.items():
+        _set(model, name, module)
 
 
 def _set(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -199,36 +218,33 @@ def _set(model: nn.Module, name: str, module: nn.Module) -> None:
 def _swap(
     model: nn.Module, name: str, linear: nn.Linear, config: QuantizationConfig
 ) -> LayerReport:
-    scheme = config.layer_scheme(name)
-    weight = linear.weight.detach()
     try:
-        q = quantize(weight, scheme)
+        q = quantize(linear.weight.detach(), config.layer_scheme(name))
     except UserError as error:
         raise UserError(f"layer {name}: {error}") from error
-    layer = QuantizedLinear(q, linear.bias, config, name)
+    layer, row = replacement(name, linear, q, linear.bias, config)
+    _set(model, name, layer)
+    return row
+
+
+def replacement(
+    name: str, linear: nn.Linear, q: QTensor, bias: nn.Parameter | None, config: QuantizationConfig
+) -> tuple[QuantizedLinear, LayerReport]:
+    """The layer that takes a Linear's place with the weight q and this bias, and its report."""
+    layer = QuantizedLinear(q, bias, config, name)
     layer.train(linear.training)
     own = {key: value for key, value in vars(linear).items() if key not in PLAIN_LINEAR}
     vars(layer).update({key: value for key, value in own.items() if key not in vars(layer)})
     note = None
-    if scheme.two_level and not q.scheme.two_level:
+    if config.layer_scheme(name).two_level and not q.scheme.two_level:
         note = "float group scales: two-level ones would cost more than 5 % in squared error"
-    sqnr_db, cosine = weight_quality(weight, q)
-    _set(model, name, layer)
-    label = (
-        config.name
-        if config.quant_type != "mixed_precision"
-        else f"{config.name}, INT{scheme.bits}"
-    )
-    return LayerReport(
-        name,
-        (linear.out_features, linear.in_features),
-        label,
-        _nbytes(linear),
-        layer.nbytes,
-        sqnr_db,
-        cosine,
-        note=note,
-    )
+    sqnr_db, cosine = weight_quality(linear.weight.detach(), q)
+    label = config.name
+    if config.quant_type == "mixed_precision":
+        label = f"{config.name}, INT{q.scheme.bits}"
+    shape = (linear.out_features, linear.in_features)
+    nbytes = _nbytes(linear), layer.nbytes
+    return layer, LayerReport(name, shape, label, *nbytes, sqnr_db, cosine, note=note)
 
 
 def weight_quality(weight: torch.Tensor, q: QTensor) -> tuple[float | None, float | None]:
@@ -246,9 +262,10 @@ def _nbytes(linear: nn.Linear) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _row(name: str, linear: nn.Linear, scheme: str, skipped: str) -> LayerReport:
+def left_in_float(name: str, linear: nn.Linear, reason: str) -> LayerReport:
+    """The row of a layer that stays as it is."""
     shape, nbytes = (linear.out_features, linear.in_features), _nbytes(linear)
-    return LayerReport(name, shape, scheme, nbytes, nbytes, skipped=skipped)
+    return LayerReport(name, shape, "float", nbytes, nbytes, skipped=reason)
 
 
 def refuse_nonfinite(linears: Mapping[str, nn.Linear]) -> None:

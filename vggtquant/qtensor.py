@@ -179,6 +179,36 @@ def dequantize(q: QTensor) -> Any:
     return q.dequantize()
 
 
+def grid(q: QTensor) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """Each value's scale and zero point (rows, cols), float32, and the lowest and highest code.
+
+    A weight's values can then stand at (code - zero point) * scale.
+    """
+    layout = q.layout
+    zero = q.stored_zero
+    zero = ops.filled(layout.groups, 0, "int8", q.packed) if zero is None else zero
+    whole = []
+    for part in (q._group_scale(), zero):
+        row = ops.tensor_like(part, "").float().reshape(layout.rows, layout.row_groups)
+        row = row.repeat_interleave(layout.group, 1)[:, : layout.cols]
+        whole.append(row.reshape(q.shape))
+    lowest, highest = (-128, 127) if q.scheme.bits == 8 else (-8, 7)
+    return whole[0], whole[1], lowest, highest
+
+
+def recode(q: QTensor, x: torch.Tensor) -> QTensor:
+    """Other values, float32 in q's shape, coded with q's scales and zero points.
+
+    Raises:
+        UserError: x of another shape.
+    """
+    if tuple(x.shape) != q.shape:
+        raise UserError(f"values of shape {tuple(x.shape)} are given; {q.shape} is wanted")
+    scale = q._group_scale()
+    packed = ops.quantize(q.scheme.bits, q.layout, ops.values(x), scale, q.stored_zero)
+    return replace(q, packed=packed)
+
+
 def _layout(shape: tuple[int, ...], scheme: Scheme) -> ops.Shape:
     rows = shape[0] if len(shape) > 1 else 1
     cols = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of calibration methods against FP32, on rendered scenes that calibration does not see.
+
+    python tests/bench/methods.py --models builtin:tiny builtin:tiny-outliers --scenes 64 --seeds 3
+
+E is the geometric mean of the relative L2 errors of depth, points and pose (means over scenes),
+in percent. The interval is the 95 % bootstrap interval over scenes of the mean over seeds; "seeds"
+is the lowest and the highest E of one seed. "x RTN" divides by round to nearest with the same bits
+on the same scenes, with a paired interval. Results go to --out line by line, and rows that stand
+there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import vggtquant as vq
+from vggtquant.data import scenes
+from vggtquant.weights import models
+
+OUTPUTS = ("depth", "world_points", "pose_enc")
+RESAMPLES = 2000
+
+ROWS = {  # name in the table: (config, method)
+    "INT4 g128, rtn": ("INT4_Group_128", "rtn"),
+    "INT4 g128, folds": ("INT4_Group_128", "folds"),
+    "INT4 g128, bias": ("INT4_Group_128", "bias"),
+    "INT4 g128, gptq": ("INT4_Group_128", "gptq"),
+    "INT8 per channel, rtn": ("INT8_Per_Channel_Symmetric", "rtn"),
+    "INT8 per channel, gptq": ("INT8_Per_Channel_Symmetric", "gptq"),
+}
+
+
+def pictures(first: int, count: int) -> torch.Tensor:
+    """Rendered scenes (count, 4, 3, 112, 112)."""
+    found = [scenes.make_scene(seed, 4, 112).images for seed in range(first, first + count)]
+    return torch.from_numpy(np.stack(found)).permute(0, 1, 4, 2, 3).contiguous().float() / 255
+
+
+def outputs(model: torch.nn.Module, images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Of each scene, computed four at a time."""
+    with torch.inference_mode():
+        batches = [model(batch) for batch in images.split(4)]
+    return [
+        {name: batch[name][i] for name in OUTPUTS}
+        for batch in batches
+        for i in range(len(batch[OUTPUTS[0]]))
+    ]
+
+
+def errors(wanted: list[Any], got: list[Any]) -> list[list[float]]:
+    """Relative L2 errors in percent, a row a scene, a column an output."""
+    return [
+        [100 * float((w[name] - g[name]).norm() / w[name].norm()) for name in OUTPUTS]
+        for w, g in zip(wanted, got, strict=True)
+    ]
+
+
+def score(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """E of errors (..., scenes, outputs)."""
+    return np.exp(np.log(rows.mean(-2)).mean(-1))
+
+
+def interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A record a model, row and seed."""
+    there = (
+        [json.loads(line) for line in args.out.read_text().splitlines()]
+        if args.out.exists()
+        else []
+    )
+    known = {(r["model"], r["row"], r["seed"]): r for r in there}
+    images = pictures(scenes.HELD_OUT + args.first, args.scenes)
+    for spec in args.models:
+        model = models.load_model(spec).model
+        wanted = outputs(model, images)
+        for row in args.rows:
+            config, method = ROWS[row]
+            for seed in range(1 if method in ("rtn", "folds") else args.seeds):
+                key = (spec, row, seed)
+                if key not in known:
+                    start = time.perf_counter()
+                    _, report = vq.calibrate(
+                        model,
+                        config=config,
+                        method=method,
+                        seed=seed,
+                        samples=args.pictures,
+                        keep_originals=True,
+                    )
+                    seconds = time.perf_counter() - start
+                    known[key] = {
+                        "model": spec,
+                        "row": row,
+                        "seed": seed,
+                        "seconds": seconds,
+                        "bits": report.bits_per_weight,
+                        "notes": report.notes,
+                        "errors": errors(wanted, outputs(model, images)),
+                    }
+                    vq.restore_model(model, report)
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(known[key]) + "\n")
+                yield known[key]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["builtin:tiny"])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--first", type=int, default=0, help="first held-out scene")
+    parser.add_argument("--seeds", type=int, default=3, help="calibration seeds")
+    parser.add_argument("--pictures", type=int, default=100, help="calibration pictures")
+    parser.add_argument("--out", type=Path, default=Path("methods.jsonl"))
+    args = parser.parse_args()
+
+    draw = np.random.default_rng(0).integers(0, args.scenes, (RESAMPLES, args.scenes))
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in measured(args):
+        found.setdefault((record["model"], record["row"]), []).append(record)
+    print("| model | row | bits | E, % | 95 % interval | seeds | x RTN | 95 % interval | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (spec, row), records in found.items():
+        rows = np.array([record["errors"] for record in records])  # (seeds, scenes, outputs)
+        mean, per_seed = score(rows).mean(), score(rows)
+        drawn = score(rows[:, draw]).mean(0)
+        low, high = interval(drawn)
+        beside = found.get((spec, row.rpartition(", ")[0] + ", rtn"))
+        ratio = ""
+        if beside and beside is not records:
+            base = np.array(beside[0]["errors"])
+            of = interval(drawn / score(base[draw]))
+            ratio = f"{mean / score(base):.3f} | {of[0]:.3f} .. {of[1]:.3f}"
+        print(
+            f"| {spec} | {row} | {records[0]['bits']:.2f} | {mean:.3f} | {low:.3f} .. {high:.3f} | "
+            f"{per_seed.min():.3f} .. {per_seed.max():.3f} | {ratio or '1 |'} | "
+            f"{np.mean([record['seconds'] for record in records]):.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""calibrate on builtin:tiny and on small models: what it keeps, refuses, resumes and repeats."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vggtquant as vq
+from vggtquant import tiny
+from vggtquant.calibration import METHODS, capture, data
+from vggtquant.calibration.capture import Replay, Store
+
+CONFIG = "INT4_Group_128"
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 2, 3, 28, 42, generator=torch.Generator().manual_seed(0))
+
+
+def codes(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in model.state_dict().items() if "weight_" in k or k.endswith("bias")}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Blocks(nn.Module):
+    """Elements of a ModuleList, one that is called twice, one that no sample reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(3)
+        )
+        self.head = nn.ModuleDict({"twice": nn.Sequential(nn.Linear(16, 16), nn.ReLU())})
+        self.lost = nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        twice = self.head["twice"]
+        out: torch.Tensor = twice(twice(x))
+        return out
+
+
+def blocks() -> Blocks:
+    torch.manual_seed(0)
+    return Blocks()
+
+
+def whole(name: str) -> vq.QuantizationConfig:
+    from dataclasses import replace
+
+    return replace(vq.get_config(name), name="whole", skip_first_last=False)
+
+
+def test_segments_are_what_a_forward_calls_once() -> None:
+    model = blocks()
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    plan = capture.segments(model, names, torch.ones(1, 16))
+    assert [s.name for s in plan] == [""]  # the head is called twice: all belongs to the model
+    net = tiny.build()
+    names = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
+    plan = capture.segments(net, names, torch.rand(1, 2, 3, 28, 28))
+    assert [s.name for s in plan][:4] == [
+        "aggregator.patch_embed.blocks.0",
+        "aggregator.patch_embed.blocks.1",
+        "aggregator.frame_blocks.0",
+        "aggregator.global_blocks.0",
+    ]
+    assert plan[-1].name == "camera_head" and plan[-1].calls["camera_head.embed_pose"] == 4
+    assert sum(len(s.layers) for s in plan) == len(names)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["memory", "folder"])
+def test_replayed_outputs_are_those_of_whole_forwards(
+    images: torch.Tensor, tmp_path: Path, folder: bool
+) -> None:
+    net = tiny.build()
+    names = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
+    plan = capture.segments(net, names, images)
+    replay = Replay(net, plan, [images], Store(tmp_path if folder else None))
+    for index in range(len(plan)):
+        (arguments,) = replay.arguments(index, "float")
+        replay.store.put(replay.key(index, "float", 0), replay.outputs(index, arguments))
+    with torch.no_grad():
+        wanted = net(images)["pose_enc_list"]
+    got = replay.store.get(replay.key(len(plan) - 1, "float", 0))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_repeatable_and_restorable(method: str, images: torch.Tensor) -> None:
+    nets = [tiny.build() for _ in range(2)]
+    with torch.inference_mode():
+        wanted = nets[0](images)["depth"]
+    reports = [
+        vq.calibrate(net, images, config=CONFIG, method=method, keep_originals=True)[1]
+        for net in nets
+    ]
+    assert same(codes(nets[0]), codes(nets[1]))
+    assert len(reports[0].quantized) == 50
+    assert method in reports[0].notes[0]
+    with torch.inference_mode():
+        assert not torch.equal(nets[0](images)["depth"], wanted)
+        vq.restore_model(nets[0], reports[0])
+        assert torch.equal(nets[0](images)["depth"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("config", "most"), [("INT4_Group_64", 0.7), ("INT8_Per_Channel_Asymmetric", 1.0)]
+)
+def test_gptq_is_nearer_to_the_float_model(config: str, most: float, images: torch.Tensor) -> None:
+    """On other pictures than those of the calibration, whose 44 tokens are fewer than inputs."""
+    other = torch.rand(2, 2, 3, 28, 42, generator=torch.Generator().manual_seed(1))
+    errors = {}
+    for method in ("rtn", "gptq"):
+        net = tiny.build()
+        with torch.inference_mode():
+            wanted = net(other)["world_points"]
+            vq.calibrate(net, images, config=config, method=method)
+            errors[method] = float((net(other)["world_points"] - wanted).norm())
+    assert errors["gptq"] < most * errors["rtn"]
+
+
+def test_rtn_is_quantize_model(images: torch.Tensor) -> None:
+    a, b = tiny.build(), tiny.build()
+    vq.calibrate(a, config=CONFIG, method="rtn")
+    vq.quantize_model(b, CONFIG)
+    assert same(codes(a), codes(b))
+
+
+def test_one_picture_is_enough() -> None:
+    net = tiny.build()
+    picture = torch.rand(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    _, report = vq.calibrate(net, picture, config=CONFIG)
+    with torch.inference_mode():
+        assert torch.isfinite(net(picture)["depth"]).all()
+    assert "1 pictures" in report.notes[0]
+
+
+def test_layers_that_no_sample_reaches_are_named_and_rounded_to_nearest() -> None:
+    model, plain = blocks(), blocks()
+    config = whole("INT4_Group_32")
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    _, report = vq.calibrate(model, [x], config=config)
+    vq.quantize_model(plain, config)
+    assert same(codes(model.lost), codes(plain.lost))
+    assert any("lost" in note and "no sample reaches" in note for note in report.notes)
+    row = next(layer for layer in report.layers if layer.name == "lost")
+    assert row.note == "round to nearest: no sample reaches it"
+
+
+def test_layers_without_bias() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
+    x = torch.randn(64, 16)
+    vq.calibrate(model, [x], config=whole("INT8_Per_Channel_Symmetric"))
+    assert model[0].bias is None and model(x).shape == (64, 4)
+
+
+def test_a_saved_file_is_the_model_bit_for_bit(images: torch.Tensor, tmp_path: Path) -> None:
+    net = tiny.build()
+    vq.calibrate(net, images, config=CONFIG)
+    vq.save(net, tmp_path / "packed.safetensors", float_dtype="float32")
+    loaded = vq.load(tmp_path / "packed.safetensors")
+    with torch.inference_mode():
+        wanted, got = net(images), loaded(images)
+    assert all(torch.equal(got[k], wanted[k]) for k in ("depth", "world_points", "pose_enc"))
+
+
+def test_a_killed_calibration_goes_on(images: torch.Tensor, tmp_path: Path) -> None:
+    def kill(done: int, of: int, name: str) -> None:
+        if done == 30:
+            raise KeyboardInterrupt
+
+    def run(folder: Path | None, progress: Any = None) -> nn.Module:
+        net = tiny.build()
+        vq.calibrate(net, images, config=CONFIG, folder=folder, progress=progress)
+        return net
+
+    whole_run = run(None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, kill)
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.done.pt")}
+    assert len(done) == 7  # 30 layers: the first is skipped, seven blocks are complete
+    resumed = run(tmp_path)
+    assert same(codes(resumed), codes(whole_run))
+    assert all(path.stat().st_mtime_ns == at for path, at in done.items())
+
+
+def test_a_folder_of_another_calibration_is_refused(images: torch.Tensor, tmp_path: Path) -> None:
+    vq.calibrate(tiny.build(), images, config=CONFIG, folder=tmp_path)
+    with pytest.raises(vq.UserError, match="another config"):
+        vq.calibrate(tiny.build(), images, config="INT4_Group_64", folder=tmp_path)
+    with pytest.raises(vq.UserError, match="another pictures"):
+        vq.calibrate(tiny.build(), images / 2, config=CONFIG, folder=tmp_path)
+
+
+def test_an_error_leaves_the_model_as_it_was_where_originals_are_kept(
+    images: torch.Tensor,
+) -> None:
+    def fail(done: int, of: int, name: str) -> None:
+        if done == 20:
+            raise RuntimeError("here")
+
+    net = tiny.build()
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(RuntimeError, match="here"):
+        vq.calibrate(net, images, config=CONFIG, keep_originals=True, progress=fail)
+    assert same(net.state_dict(), state)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"data": torch.full((2, 3, 28, 28), torch.nan)}, "sample 0: 4704 values are NaN"),
+        ({"data": []}, "no calibration sample"),
+        ({"data": torch.rand(1, 3, 28, 28), "samples": 0}, "samples is 0"),
+        ({"data": torch.rand(1, 3, 28, 28), "method": "magic"}, "method 'magic' is unknown"),
+        ({"data": "no/such/folder"}, "no/such/folder"),
+        ({"data": None, "seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_changes(given: Any, words: str) -> None:
+    net = tiny.build()
+    with pytest.raises(vq.UserError, match=words):
+        vq.calibrate(net, given.pop("data"), config=CONFIG, **given)
+    assert all(not isinstance(m, vq.QuantizedLinear) for m in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(1e30, "squares overflow"), (3e38, "inputs are NaN or infinite")]
+)
+def test_activations_out_of_range_name_the_layer(size: float, words: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    with torch.no_grad():
+        model[0].weight.fill_(size)
+        model[0].bias.fill_(0)
+    with pytest.raises(vq.UserError, match=f"layer 2, sample 0: .*{words}"):
+        vq.calibrate(model, [torch.ones(4, 8)], config=whole("INT8_Per_Channel_Symmetric"))
+
+
+def test_rendered_scenes_are_in_no_evaluation() -> None:
+    from vggtquant.data import scenes
+
+    assert data._FIRST_SEED + 1000 * 100_000 <= scenes.HELD_OUT
+    first, again = (data.load(None, 6, 0, 56) for _ in range(2))
+    assert first.pictures == 6 and first.sha256 == again.sha256
+    assert data.load(None, 6, 1, 56).sha256 != first.sha256
+
+
+def test_a_folder_is_read_in_scenes_of_neighbours(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for i in range(10):
+        Image.fromarray(np.full((56, 56, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    shown = data.load(tmp_path, 8, 0, 56)
+    assert shown.pictures == 8
+    assert [tuple(b.shape) for b in shown.batches] == [(2, 4, 3, 56, 56)]
+
+
+def test_threads_give_the_same_codes(images: torch.Tensor) -> None:
+    """torch's products may be summed otherwise; then few codes differ, by one step."""
+    nets, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            nets.append(tiny.build())
+            vq.calibrate(nets[-1], images, config=CONFIG)
+    finally:
+        torch.set_num_threads(before)
+    a, b = (
+        torch.cat(
+            [
+                m.qtensor().codes.reshape(-1)
+                if isinstance(m.qtensor().codes, torch.Tensor)
+                else torch.from_numpy(m.qtensor().codes.reshape(-1))
+                for m in net.modules()
+                if isinstance(m, vq.QuantizedLinear)
+            ]
+        )
+        for net in nets
+    )
+    assert (a != b).float().mean() < 0.02

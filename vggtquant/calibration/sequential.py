@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""calibrate: quantize a model with the help of pictures, segment by segment, layer by layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import model as walk
+from .. import ops
+from ..configs import QuantizationConfig, Scheme, get_config
+from ..errors import UserError
+from ..model import LayerReport, Model, ModelReport, Progress
+from ..qtensor import QTensor, quantize
+from ..selection import Patterns
+from . import data as inputs
+from . import folds
+from .capture import Replay, Segment, Store, segments
+from .methods import Method, corrected_bias, get_method
+from .statistics import Statistics
+
+
+def calibrate(
+    model: Model,
+    data: inputs.Data = None,
+    *,
+    config: str | QuantizationConfig = "INT4_Group_128",
+    method: str = "gptq",
+    samples: int | None = None,
+    seed: int = 0,
+    size: int = 112,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    configs: Mapping[str, str | QuantizationConfig | None] | None = None,
+    keep_originals: bool = False,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Model, ModelReport]:
+    """Swap a model's Linear layers for quantized ones whose codes were chosen with pictures.
+
+    data: pictures in [0, 1], a tensor (S, 3, H, W) or (B, S, 3, H, W), several of them, a folder,
+    or None for rendered scenes of size x size, drawn by seed. method: a name of METHODS. samples:
+    pictures to use, by default the config's calibration_samples. include, exclude, configs,
+    keep_originals and progress as in quantize_model. folder: where activations are kept as memory-mapped files
+    and finished segments stay, so that a killed calibration goes on there; None keeps activations
+    in memory. Layers that no sample reaches are rounded to nearest.
+
+    The result has the same files, kernels and speed as quantize_model's. Without keep_originals
+    float layers are freed as they are swapped, and a model is half swapped after an error.
+
+    Raises:
+        UserError: whatever quantize_model refuses, an unknown method, no picture, NaN or infinite
+            pictures or activations, a folder that belongs to another calibration.
+
+    >>> import vggtquant as vq
+    >>> from vggtquant import tiny
+    >>> model, report = vq.calibrate(tiny.build(), torch.rand(2, 3, 28, 28), method="gptq")
+    """
+    config = get_config(config)
+    how = get_method(method)
+    linears, choice = walk.select(model, config, include, exclude, configs=configs)
+    off = {p.device.type for p in model.parameters()} - {"cpu"}
+    if off:
+        raise UserError(f"the model is on {', '.join(sorted(off))}; calibrate on the CPU")
+    pictures = config.calibration_samples if samples is None else samples
+    shown = inputs.load(data, pictures, seed, size) if how.looks else inputs.NOTHING
+    training = model.training
+    model.eval()
+    edits = folds.Edits(model, keep_originals)
+    try:
+        job = _Job(model, config, how, edits, shown, choice.chosen)
+        if folder is not None:
+            job.keep_in(Path(folder), {"method": method, "seed": seed})
+        rows = job.run(progress)
+    except BaseException:
+        edits.undo()
+        raise
+    finally:
+        model.train(training)
+    layers = [
+        rows[name] if name in rows else walk.left_in_float(name, layer, choice.skipped[name])
+        for name, layer in linears.items()
+    ]
+    ops.trim()
+    seen = f" with {shown.pictures} pictures: {shown.source}" if how.looks else ""
+    notes = [f"method {method} ({how.words}){seen}", *job.notes]
+    return model, ModelReport(config, layers, notes, dict(edits.originals))
+
+
+@dataclass
+class _Coded:
+    """A layer's codes and bias, and what is said of them."""
+
+    q: QTensor
+    bias: torch.Tensor | None
+    note: str | None
+
+
+class _Job:
+    """One calibration: its plan, its store, and what became of each layer."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: QuantizationConfig,
+        how: Method,
+        edits: folds.Edits,
+        shown: inputs.Calibration,
+        wanted: Mapping[str, QuantizationConfig],
+    ) -> None:
+        self.model, self.config, self.how, self.edits = model, config, how, edits
+        self.shown, self.wanted = shown, wanted
+        self.floats = {name: model.get_submodule(name) for name in wanted}
+        self.identity = _identity(model)
+        if how.folds:
+            folds.fold(edits, config.group_size if config.bits == 4 else None)
+        self.plan = segments(model, sorted(wanted), shown.batches[0]) if how.looks else []
+        self.store = Store(None)
+        self.notes: list[str] = []
+
+    def keep_in(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Takes a folder for the store; UserError for another calibration's."""
+        about = settings | {
+            "config": self.config.to_dict(),
+            "layers": {name: config.to_dict() for name, config in sorted(self.wanted.items())},
+            "model": self.identity,
+            "pictures": self.shown.sha256,
+        }
+        path = folder / "calibration.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                there = json.loads(path.read_text())
+                differ = [key for key in about if there.get(key) != about[key]]
+                if differ:
+                    raise UserError(
+                        f"{folder} belongs to a calibration with another {differ[0]}; "
+                        "give another folder, or delete this one"
+                    )
+            path.write_text(json.dumps(about, indent=1))
+        except (OSError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{folder} cannot be used for a calibration: {error}") from error
+        self.store = Store(folder)
+
+    def run(self, progress: Progress | None) -> dict[str, LayerReport]:
+        """Codes all layers; the reports of those that were wanted, by name."""
+        replay = Replay(self.model, self.plan, self.shown.batches, self.store)
+        rows: dict[str, LayerReport] = {}
+        reached = [name for segment in self.plan for name in segment.layers]
+
+        def swap(name: str, coded: _Coded) -> None:
+            if progress:
+                progress(len(rows), len(self.wanted), name)
+            rows[name] = self._swap(name, coded)
+
+        for index, segment in enumerate(self.plan):
+            key = f"segment{index:04d}.done"
+            if self.store.has(key):
+                for name, held in self.store.get(key).items():
+                    swap(name, self._restored(name, held))
+                continue
+            done = self._segment(replay, index, segment, swap)
+            self.store.put(key, done)
+        missed = sorted(set(self.wanted) - set(reached))
+        note = "round to nearest: no sample reaches it" if self.how.looks else None
+        for name in missed:
+            swap(name, _Coded(self._nearest(name), self._float(name).bias, note))
+        if missed and self.how.looks:
+            self.notes.append(f"no sample reaches these, rounded to nearest: {', '.join(missed)}")
+        if progress:
+            progress(len(rows), len(self.wanted), "")
+        return rows
+
+    def _segment(self, replay: Replay, index: int, segment: Segment, swap: Any) -> dict[str, Any]:
+        """Codes the layers of a segment and stores its outputs in both models."""
+        count = len(self.shown.batches)
+        for sample, arguments in enumerate(replay.arguments(index, "float")):
+            self.store.put(f"inputs.{sample:05d}", replay.inputs(index, arguments, segment.layers))
+            self.store.put(replay.key(index, "float", sample), replay.outputs(index, arguments))
+        quantized = replay.arguments(index, "quantized")
+        done: dict[str, Any] = {}
+        for name in segment.layers:
+            s = Statistics(self._float(name).in_features)
+            for sample in range(count):
+                x = replay.inputs(index, quantized[sample], [name])[name]
+                try:
+                    s.add(x, self.store.get(f"inputs.{sample:05d}")[name])
+                except UserError as error:
+                    raise UserError(f"layer {name}, sample {sample}: {error}") from error
+            coded = self._code(name, s)
+            swap(name, coded)
+            done[name] = _held(coded)
+        for sample in range(count):
+            self.store.drop(f"inputs.{sample:05d}")
+            out = replay.outputs(index, quantized[sample])
+            self.store.put(replay.key(index, "quantized", sample), out)
+        return done
+
+    def _float(self, name: str) -> nn.Linear:
+        layer = self.model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def _scheme(self, name: str) -> Scheme:
+        return self.wanted[name].layer_scheme(name)
+
+    def _nearest(self, name: str) -> QTensor:
+        return quantize(self._float(name).weight.detach(), self._scheme(name))
+
+    def _code(self, name: str, s: Statistics) -> _Coded:
+        """The method's codes, or the nearest ones where these have the smaller error."""
+        layer = self._float(name)
+        weight, bias = layer.weight.detach().float(), layer.bias
+        nearest, note = self._nearest(name), None
+        q = self.how.code(weight, s, self._scheme(name))
+        values = q.dequantize().float()
+        centred = self.how.bias and bias is not None
+        if q is not nearest and s.error(weight, values, centred) > s.error(
+            weight, nearest.dequantize().float(), centred
+        ):
+            q, note = nearest, "round to nearest: the method is no better"
+            values = q.dequantize().float()
+            self.notes.append(f"{name} is rounded to nearest: the method is no better")
+        if self.how.bias and bias is not None:
+            bias = nn.Parameter(
+                corrected_bias(bias.detach(), weight, values, s), bias.requires_grad
+            )
+        return _Coded(q, bias, note)
+
+    def _swap(self, name: str, coded: _Coded) -> LayerReport:
+        before = self._float(name)
+        bias = coded.bias
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            bias = nn.Parameter(bias, before.weight.requires_grad)
+        layer, row = walk.replacement(name, before, coded.q, bias, self.wanted[name])
+        self.edits.set(name, layer)
+        return replace(row, note="; ".join(filter(None, (row.note, coded.note))) or None)
+
+    def _restored(self, name: str, held: dict[str, Any]) -> _Coded:
+        scheme = replace(self._scheme(name), two_level=held["factor"] is not None)
+        parts = [None if held[k] is None else held[k].numpy() for k in _PARTS]
+        shape = tuple(self._float(name).weight.shape)
+        return _Coded(
+            QTensor(scheme, shape, held["dtype"], True, *parts), held["bias"], held["note"]
+        )
+
+
+_PARTS = ("packed", "scale", "factor", "zero")
+
+
+def _held(coded: _Coded) -> dict[str, Any]:
+    """What a store keeps of a layer."""
+    q = coded.q
+    parts = (q.packed, q.stored_scale, q.factor, q.stored_zero)
+    tensors = {
+        name: None if part is None else torch.from_numpy(part)
+        for name, part in zip(_PARTS, parts, strict=True)
+    }
+    bias = None if coded.bias is None else coded.bias.detach()
+    return {**tensors, "dtype": q.dtype, "bias": bias, "note": coded.note}
+
+
+def _identity(model: nn.Module) -> str:
+    """SHA-256 of names, shapes and a few values of every tensor; all would be the whole file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // 64)].contiguous()
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
