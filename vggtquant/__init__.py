@@ -13,4 +13,85 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .calibration import calibrate
-    from .checkpoint.storage import load, save
+    from .checkpoint.storage import load, push_to_hub, save
+    from .checkpoint.streaming import quantize_file
+    from .configs import CONFIGS, QuantizationConfig, Scheme, get_config
+    from .errors import UserError
+    from .linear import QuantizedLinear
+    from .metrics import METRICS, Metric, compare, ssim
+    from .model import LayerReport, ModelReport, model_bytes, quantize_model, restore_model
+    from .ops import isa, isas, use_isa
+    from .qtensor import QTensor, dequantize, quantize
+
+_HOME = {
+    "calibration": ("calibrate",),
+    "configs": ("CONFIGS", "QuantizationConfig", "Scheme", "get_config"),
+    "errors": ("UserError",),
+    "linear": ("QuantizedLinear",),
+    "metrics": ("METRICS", "Metric", "compare", "ssim"),
+    "model": ("LayerReport", "ModelReport", "model_bytes", "quantize_model", "restore_model"),
+    "ops": ("isa", "isas", "use_isa"),
+    "qtensor": ("QTensor", "dequantize", "quantize"),
+    "checkpoint.storage": ("load", "push_to_hub", "save"),
+    "checkpoint.streaming": ("quantize_file",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "CONFIGS",
+    "METRICS",
+    "LayerReport",
+    "Metric",
+    "ModelReport",
+    "QTensor",
+    "QuantizationConfig",
+    "QuantizedLinear",
+    "Scheme",
+    "UserError",
+    "calibrate",
+    "compare",
+    "dequantize",
+    "get_config",
+    "isa",
+    "isas",
+    "load",
+    "model_bytes",
+    "push_to_hub",
+    "quantize",
+    "quantize_file",
+    "quantize_model",
+    "restore_model",
+    "save",
+    "ssim",
+    "use_isa",
+]
+
+try:
+    __version__ = _version("vggtquant")
+except _NotFound:  # run from a checkout that was never installed
+    __version__ = "0+unknown"
+
+_forked = False
+"""Whether this process was forked after the package was imported. The C core sees forks by itself
+once it is loaded; until then the package does, because a child that starts threads of a pool which
+stayed behind with its parent would wait for them for ever."""
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = True
+
+
+_os.register_at_fork(after_in_child=_in_child)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'vggtquant' has no attribute {name!r}")
+    value = getattr(_import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

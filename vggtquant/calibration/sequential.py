@@ -48,9 +48,9 @@ def calibrate(
     data: pictures in [0, 1], a tensor (S, 3, H, W) or (B, S, 3, H, W), several of them, a folder,
     or None for rendered scenes of size x size, drawn by seed. method: a name of METHODS. samples:
     pictures to use, by default the config's calibration_samples. include, exclude, configs,
-    keep_originals and progress as in quantize_model. folder: where activations are kept as memory-mapped files
-    and finished segments stay, so that a killed calibration goes on there; None keeps activations
-    in memory. Layers that no sample reaches are rounded to nearest.
+    keep_originals and progress as in quantize_model. folder: where activations are kept as
+    memory-mapped files and finished segments stay, so that a killed calibration goes on there;
+    None keeps activations in memory. Layers that no sample reaches are rounded to nearest.
 
     The result has the same files, kernels and speed as quantize_model's. Without keep_originals
     float layers are freed as they are swapped, and a model is half swapped after an error.
