@@ -2,14 +2,21 @@
 """Fixtures over the tables: instruction sets that run here, thread counts, configs, dtypes."""
 
 import importlib.util
+import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
+# pytest-xdist keeps every core busy with a process of its own: one thread in each, and in what they
+# start, and no spinning. A test of threads says how many it wants. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import vggtquant as vq
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import vggtquant as vq  # noqa: E402
 
 # A shell that puts the tests in the background has them ignore Ctrl-C, and so the programs that
 # they start and interrupt.
@@ -35,6 +42,13 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, common to all processes of pytest-xdist: for what once.py makes."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def binding(out: Path, stride: int) -> None:
         run("gcc", "-shared", "--coverage", *objects, "-o", target, *LIBRARIES)
     files = [ROOT / "tests" / f"test_{name}.py" for name in BINDING]
     os.chdir(ROOT)
-    pytest = [sys.executable, "-Pm", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-Pm", "pytest", "-q", "-p", "no:cacheprovider"]
     slow = "tests/test_signals.py::test_ctrl_c_ends_a_long_call[render]"  # without optimization
     # safe path: the programs that the tests start import these modules too, not the folder's
     run(*pytest, "--deselect", slow, *files, PYTHONPATH=str(out / "lib"), PYTHONSAFEPATH="1")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds tests/core.c with the C core, without Python, and runs it: sanitized, and optimized."""
 
+import hashlib
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import coverage
 import pytest
+from once import once
 
 ROOT = Path(__file__).parents[1]
 CORE = [*sorted((ROOT / "csrc").glob("*.c")), *sorted((ROOT / "csrc" / "cpu").glob("*.c"))]
@@ -17,10 +19,12 @@ SOURCES = [*sorted((ROOT / "tests").glob("core*.c")), *CORE]
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g"]
 FLAGS += ["-Wno-missing-field-initializers"]  # a call's last fields are 0 where they are not named
+SERIAL = [*FLAGS, "-Wno-unknown-pragmas"]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
 SANITIZERS = [
     "-O1", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"
 ]  # fmt: skip
+MODELS = f'-DVGQ_MODELS="{ROOT / "tests" / "models.h"}"'
 
 needs_sources = pytest.mark.skipif(
     not (ROOT / "csrc").is_dir(), reason="the C sources are not beside the tests"
@@ -29,69 +33,93 @@ needs_compiler = pytest.mark.skipif(
     COMPILER is None, reason="no C compiler: neither cc nor what CC names"
 )
 pytestmark = [needs_sources, needs_compiler]
+# Of the lengths that core.c tries, every fifth by default: each code path, in a third of the time.
+every_length = pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
 
 
-def shell(*command: object, cwd: Path) -> str:
-    done = subprocess.run(
-        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def core_folder(shared: Path) -> Path:
+    """What this module builds, in all processes."""
+    folder = shared / "core"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def shell(*command: object) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{command[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 
 
-def run(program: Path) -> str:
+def built(
+    folder: Path, flags: list[str], sources: list[Path], *defines: str, compiler: object = COMPILER
+) -> Path:
+    """A program of the sources, each compiled once in `folder` by all processes.
+
+    A definition is given to the sources that hold its name, so that others serve several programs.
+    """
+
+    def made(what: str, *words: object) -> Path:
+        key = hashlib.sha256(repr((compiler, words)).encode()).hexdigest()[:16]
+        return once(folder / f"{what}-{key}", lambda part: shell(compiler, *words, "-o", part))
+
+    def compiled(source: Path) -> Path:
+        text = source.read_text()
+        told = [d for d in defines if d.removeprefix("-D").partition("=")[0] in text]
+        return made(f"{source.stem}.o", *flags, *told, "-c", source)
+
+    linking = [flag for flag in flags if flag != "-fopenmp"]  # the core finds its runtime itself
+    return made("program", *linking, *map(compiled, sources), *LIBRARIES)
+
+
+def sanitized(folder: Path, sources: list[Path], *defines: str) -> Path:
+    """With the address and undefined-behaviour sanitizers, one thread: their OpenMP would be
+    unknown."""
+    trial = [str(COMPILER), *SANITIZERS, "-xc", "-", "-o", str(folder / f"trial-{os.getpid()}")]
+    if subprocess.run(trial, input=b"int main(void) { return 0; }", capture_output=True).returncode:
+        pytest.skip(f"{COMPILER} has no sanitizers")
+    return built(folder, [*SERIAL, *SANITIZERS], sources, *defines)
+
+
+def run(program: Path, stride: int) -> str:
     """Its last line."""
-    closing = shell(program, cwd=program.parent).splitlines()[-1]
+    closing = shell(program, stride).splitlines()[-1]
     print(closing)
     assert closing.startswith("core: ") and closing.endswith(": all passed")
     assert int(closing.split()[1]) > 10_000
     return closing
 
 
-def sanitized(program: Path, *sources: Path, define: str = "PLAIN") -> Path:
-    """The core and a test of it with the address and undefined-behaviour sanitizers, one thread
-    (their OpenMP would be unknown)."""
-    folder = program.parent
-    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
-    trial = [COMPILER, *SANITIZERS, "empty.c", "-o", "empty"]
-    if subprocess.run([*map(str, trial)], cwd=folder, capture_output=True).returncode:
-        pytest.skip(f"{COMPILER} has no sanitizers")
-    flags = [*FLAGS, *SANITIZERS, "-Wno-unknown-pragmas", f"-D{define}"]
-    shell(COMPILER, *flags, *sources, "-o", program, *LIBRARIES, cwd=folder)
-    return program
+@every_length
+def test_sanitized(core_folder: Path, stride: int) -> None:
+    run(sanitized(core_folder, SOURCES), stride)
 
 
-def test_sanitized(tmp_path: Path) -> None:
-    run(sanitized(tmp_path / "core", *SOURCES))
-
-
-def test_the_fuzzer_s_corpus_replays(tmp_path: Path) -> None:
+def test_the_fuzzer_s_corpus_replays(core_folder: Path) -> None:
     """What the fuzzer has found, and what it reached: no finding, all tables equal to scalar."""
     tests = [ROOT / "tests" / name for name in ("fuzz_core.c", "fuzz_render.c")]
     render = sorted((ROOT / "csrc" / "render").glob("*.c"))
-    program = sanitized(tmp_path / "replay", *tests, *CORE, *render, define="REPLAY")
-    told = shell(program, ROOT / "tests" / "data" / "fuzz" / "core.bin", cwd=tmp_path)
+    program = sanitized(core_folder, [*tests, *CORE, *render], "-DREPLAY")
+    told = shell(program, ROOT / "tests" / "data" / "fuzz" / "core.bin")
     assert int(told.split()[1]) > 500 and told.endswith("all passed\n")
 
 
-def test_optimized_with_threads(tmp_path: Path) -> None:
+@every_length
+def test_optimized_with_threads(core_folder: Path, stride: int) -> None:
     """As it ships: -O3, OpenMP regions compiled, no OpenMP library linked."""
-    for source in SOURCES:
-        shell(COMPILER, *FLAGS, "-O3", "-fopenmp", "-c", source, cwd=tmp_path)
-    program = tmp_path / "core"
-    shell(COMPILER, *sorted(tmp_path.glob("*.o")), "-o", program, *LIBRARIES, cwd=tmp_path)
-    run(program)
+    run(built(core_folder, [*FLAGS, "-O3", "-fopenmp"], SOURCES), stride)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
-def test_instructions_that_this_cpu_may_lack(tmp_path: Path) -> None:
+@every_length
+def test_instructions_that_this_cpu_may_lack(core_folder: Path, stride: int) -> None:
     """AMX and AVX-VNNI kernels on models of those instructions in plain C, sanitized."""
-    models = f'VGQ_MODELS="{ROOT / "tests" / "models.h"}"'
-    program = sanitized(tmp_path / "core", *SOURCES, define=models)
-    assert re.search(r"\(scalar, (avx2, avxvnni, )?.*amx\)", run(program))
+    told = run(sanitized(core_folder, SOURCES, MODELS), stride)
+    assert re.search(r"\(scalar, (avx2, avxvnni, )?.*amx\)", told)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="a counting build for x86-64")
+@pytest.mark.slow
 def test_every_branch_of_the_core_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     """But those of instruction sets that are not here, and of lines that say why nothing can."""
     if not (shutil.which("gcc") and shutil.which("gcov")):
@@ -101,29 +129,25 @@ def test_every_branch_of_the_core_is_taken(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("cpu", ["Nehalem", "max,-fma", "max,-f16c", "qemu64,level=6"])
-def test_a_cpu_without_avx2(tmp_path: Path, cpu: str) -> None:
+def test_a_cpu_without_avx2(core_folder: Path, cpu: str) -> None:
     """Each lacks something that AVX2's kernels need; the choice falls to scalar."""
     emulator = shutil.which("qemu-x86_64")
     if not emulator or platform.machine() != "x86_64":
         pytest.skip("no qemu-x86_64 to try another CPU with")
-    program = tmp_path / "core"
-    flags = [*FLAGS, "-O1", "-Wno-unknown-pragmas"]
-    shell(COMPILER, *flags, *SOURCES, "-o", program, *LIBRARIES, cwd=tmp_path)
-    told = shell(emulator, "-cpu", cpu, program, "0", cwd=tmp_path)
+    told = shell(emulator, "-cpu", cpu, built(core_folder, [*SERIAL, "-O1"], SOURCES), 0)
     assert "1 instruction sets (scalar)" in told
 
 
 @pytest.mark.parametrize(
     ("cpu", "best"), [("max", "neoni8mm"), ("neoverse-n1", "neondot"), ("cortex-a53", "neon")]
 )
-def test_arm_under_emulation(tmp_path: Path, cpu: str, best: str) -> None:
+@every_length
+def test_arm_under_emulation(core_folder: Path, cpu: str, best: str, stride: int) -> None:
     """The Arm tables against the scalar one, on a machine that is none."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if not compiler or not emulator:
         pytest.skip("no aarch64-linux-gnu-gcc, or no qemu-aarch64, to try Arm with")
-    program = tmp_path / "core"
-    flags = [*FLAGS, "-O2", "-Wno-unknown-pragmas"]
-    shell(compiler, *flags, *SOURCES, "-o", program, *LIBRARIES, cwd=tmp_path)
+    program = built(core_folder, [*SERIAL, "-O2"], SOURCES, compiler=compiler)
     root = "/usr/aarch64-linux-gnu"
-    closing = shell(emulator, "-L", root, "-cpu", cpu, program, cwd=tmp_path).splitlines()[-1]
+    closing = shell(emulator, "-L", root, "-cpu", cpu, program, stride).splitlines()[-1]
     assert f"{best})" in closing and closing.endswith(": all passed")

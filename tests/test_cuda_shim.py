@@ -5,7 +5,6 @@ Each program runs twice: under the address and undefined-behaviour sanitizers, a
 access watched for races between threads. Its results must equal the scalar core's, bit for bit.
 """
 
-import collections
 import contextlib
 import copy
 import importlib.machinery
@@ -17,15 +16,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import linears
 import numpy as np
 import pytest
 import torch
+from once import once
 
 import vggtquant as vq
 from vggtquant import ops
@@ -76,19 +74,14 @@ def shell(*command: object) -> None:
 
 
 class Workshop:
-    """Compiles each file once a kind; may be asked by several threads."""
+    """Compiles each file once a kind, for all processes of pytest-xdist."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.locks: dict[Path, threading.Lock] = collections.defaultdict(threading.Lock)
 
     def make(self, target: Path, *command: object) -> Path:
         """target, from command and `-o target`."""
-        with self.locks[target]:
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shell(*command, "-o", target)
-        return target
+        return once(target, lambda part: shell(*command, "-o", part))
 
     def core(self) -> list[Path]:
         """The C core, whose scalar table is the reference; core.c sees to its own faults."""
@@ -120,28 +113,9 @@ class Workshop:
         return self.make(program, COMPILER, *KINDS[kind][1], *objects, *self.core(), *libraries)
 
 
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("cuda"))
-
-
-Job = Callable[..., tuple[int, str]]
-Outcomes = Callable[..., tuple[int, str]]
-"""(job, its arguments) to a program's status and words."""
-
-
-@pytest.fixture(scope="module")
-def outcomes(workshop: Workshop, request: pytest.FixtureRequest) -> Iterator[Outcomes]:
-    """Starts the programs of all selected tests, two at a time; each test asks for its own."""
-    selected: list[tuple[Job, tuple[str, ...]]] = []
-    for item in request.session.items:
-        call = getattr(item, "callspec", None)
-        if item.path == request.path and call is not None and "outcomes" in item.fixturenames:
-            fault = call.params.get("fault")
-            selected.append((seeded, (fault,)) if fault else (sound, call.params["case"]))
-    with ThreadPoolExecutor(2) as pool:
-        jobs = {job: pool.submit(job[0], workshop, *job[1]) for job in selected}
-        yield lambda job, *arguments: jobs[job, arguments].result()
+@pytest.fixture
+def workshop(shared: Path) -> Workshop:
+    return Workshop(shared / "cuda")
 
 
 def run(program: Path, *arguments: str) -> tuple[int, str]:
@@ -167,8 +141,8 @@ EVERY = [
 
 
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: "-".join(case))
-def test_every_kernel_equals_the_scalar_core(outcomes: Outcomes, case: tuple[str, ...]) -> None:
-    status, output = outcomes(sound, *case)
+def test_every_kernel_equals_the_scalar_core(workshop: Workshop, case: tuple[str, ...]) -> None:
+    status, output = sound(workshop, *case)
     print(output.splitlines()[-1] if output else "")
     assert status == 0 and "checks: all passed" in output, output
     assert "WARNING" not in output, output
@@ -382,8 +356,8 @@ def seeded(workshop: Workshop, fault: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_seeded_fault_is_caught(outcomes: Outcomes, fault: str) -> None:
-    status, output = outcomes(seeded, fault)
+def test_a_seeded_fault_is_caught(workshop: Workshop, fault: str) -> None:
+    status, output = seeded(workshop, fault)
     print(output[-300:])
     assert status != 0 and FAULTS[fault][4] in output, output
 
@@ -391,7 +365,7 @@ def test_a_seeded_fault_is_caught(outcomes: Outcomes, fault: str) -> None:
 # ---- the Python layer, on a _cuda whose device is this CPU ---------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def module_on_shim(workshop: Workshop) -> Path:
     """_cuda, whose device is this CPU."""
     cuda = sorted(CUDA.glob("*.cu"))
@@ -421,7 +395,7 @@ def pretended(module_on_shim: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 PRETENDING = {
-    "tests": ["-m", "pytest", "-q", "-p", "pretended_gpu", "test_cuda_gpu.py"],
+    "tests": ["-m", "pytest", "-q", "-n", "0", "-p", "pretended_gpu", "test_cuda_gpu.py"],
     "bench": ["pretended_gpu.py"],
 }
 
