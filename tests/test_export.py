@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from vggtquant import export
+from vggtquant.data import datasets
 from vggtquant.errors import UserError
 from vggtquant.scoring import geometry
 
@@ -82,7 +84,7 @@ def test_colmap_text_is_read_back(tmp_path: Path, points: export.Points) -> None
     for i, row in enumerate(read_colmap(paths[0])):
         assert row[:4] == [str(i + 1), "PINHOLE", "28", "21"]
         k = intrinsics[i]
-        expected = [k[0, 0], k[1, 1], 14, 10.5]
+        expected = [k[0, 0], k[1, 1], 14.5, 11]  # COLMAP's first pixel has its middle at 0.5
         np.testing.assert_allclose(np.array(row[4:], float), expected, rtol=1e-8)
 
     lines = read_colmap(paths[1])
@@ -93,10 +95,10 @@ def test_colmap_text_is_read_back(tmp_path: Path, points: export.Points) -> None
         rotation = geometry.quaternion_to_matrix([x, y, z, w])
         np.testing.assert_allclose(rotation, extrinsics[i, :, :3], atol=1e-8)
         np.testing.assert_allclose(t, extrinsics[i, :, 3], atol=1e-8)
-        u, v, number = np.array(seen, int).reshape(-1, 3).T
+        u, v, number = np.array(seen, float).reshape(-1, 3).T
         expected_numbers = 1 + np.flatnonzero(points.frame == i)
         assert np.array_equal(number, expected_numbers)
-        assert np.array_equal(np.stack([u, v], 1), points.uv[points.frame == i])
+        assert np.array_equal(np.stack([u, v], 1) - 0.5, points.uv[points.frame == i])
 
     for i, row in enumerate(read_colmap(paths[2])):
         assert row[0] == str(i + 1)
@@ -104,7 +106,7 @@ def test_colmap_text_is_read_back(tmp_path: Path, points: export.Points) -> None
         assert np.array_equal(np.array(row[4:7], int), points.rgb[i])
         image, index = int(row[8]), int(row[9])
         assert image == points.frame[i] + 1
-        track = np.array(lines[2 * image - 1], int).reshape(-1, 3)
+        track = np.array(lines[2 * image - 1], float).reshape(-1, 3)
         assert track[index, 2] == i + 1
 
 
@@ -123,6 +125,29 @@ def test_colmap_points_project_to_their_observations(tmp_path: Path) -> None:
     u, v, _ = np.array(seen, float).reshape(-1, 3).T
     np.testing.assert_allclose(fx * camera[:, 0] / camera[:, 2] + cx, u, atol=1e-4)
     np.testing.assert_allclose(fy * camera[:, 1] / camera[:, 2] + cy, v, atol=1e-4)
+
+
+def test_our_reader_of_colmap_gives_back_what_was_written(tmp_path: Path) -> None:
+    """Cameras, poses and the depth of every point, not half a pixel off."""
+    encoded = np.array([[0.1, -0.2, 0.3, 0.1, 0.2, -0.1, 1.0, 0.9, 1.1], [0.0] * 6 + [1, 1, 1]])
+    extrinsics, intrinsics = geometry.decode_pose(encoded, (14, 28))
+    depth = np.linspace(1, 2, 2 * 14 * 28).reshape(2, 14, 28)
+    points = export.select_points(
+        geometry.unproject(depth, extrinsics, intrinsics), np.zeros((2, 3, 14, 28))
+    )
+    names = ["a.png", "b.png"]
+    export.write_colmap(tmp_path / "sparse", names, extrinsics, intrinsics, (14, 28), points)
+    (tmp_path / "images").mkdir()
+    for name in names:
+        Image.new("RGB", (28, 14)).save(tmp_path / "images" / name)
+    found = datasets.find(tmp_path)
+    assert found is not None and found[0] == "colmap"
+    for i, view in enumerate(found[1][0].views):
+        np.testing.assert_allclose(view.intrinsics, intrinsics[i], rtol=1e-8)
+        np.testing.assert_allclose(view.extrinsics, extrinsics[i], atol=1e-8)
+        assert view.points is not None
+        u, v, z = view.points.T
+        np.testing.assert_allclose(z, depth[i][v.astype(int), u.astype(int)], rtol=1e-5)
 
 
 def test_selection_by_confidence_mask_and_finiteness() -> None:

@@ -2,6 +2,7 @@
 """`vggtquant run` from pictures to files, with a model that knows the answer."""
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class Oracle(nn.Module):
     def forward(self, images):
         images = images if images.ndim == 5 else images[None]
         b, s, _, h, w = images.shape
-        seed = list(scenes.scene_seeds(3, 0))[2]
+        seed = scenes.scene_seeds(3, 0)[2]
         zero = self.layers(torch.zeros(1, 32)).sum() * 0
         pose = torch.tensor([0, 0, 0, 0, 0, 0, 2.0, 1.0, 1.0]).expand(b, s, 9)
         depth = torch.full((b, s, h, w), 2.0)
@@ -100,7 +101,7 @@ def test_a_built_in_scene_is_reconstructed(here: Path, points: str, scheme: str 
         conf_percentile=0,
         say=said.append,
     )
-    truth = scenes.make_scene(list(scenes.scene_seeds(3, 0))[2], FRAMES, SIZE)
+    truth = scenes.make_scene(scenes.scene_seeds(3, 0)[2], FRAMES, SIZE)
     found = ply_points(here / "out" / "reconstruction.ply")
     np.testing.assert_allclose(found, truth.world_points.reshape(-1, 3), atol=2e-5)
     assert (done.frames, done.points) == (FRAMES, FRAMES * SIZE * SIZE)
@@ -227,6 +228,58 @@ def test_results_are_not_written_among_the_pictures(here: Path) -> None:
     assert len(list((here / "scene").rglob("*"))) == 2
 
 
+def test_a_folder_of_rendered_scenes_is_no_scene(here: Path) -> None:
+    """Its contact sheet is no photograph."""
+    scenes.write_dataset("scenes", count=2, frames=2, size=56)
+    with pytest.raises(
+        UserError, match="scenes holds several rendered scenes; wanted one, such as"
+    ):
+        run.run("no_such_module:build", "scenes", "out")
+    one = min((here / "scenes").glob("scene_*"))
+    assert run.run("oracle_of_a_test:build", one, "out").frames == 2
+
+
+def test_results_of_another_run_are_not_mixed_in(here: Path) -> None:
+    run.run("oracle_of_a_test:build", "builtin:2", "out", max_images=3)
+    before = {path: path.read_bytes() for path in (here / "out").rglob("*") if path.is_file()}
+    (here / "mine").mkdir()
+    Image.new("RGB", (56, 56)).save(here / "mine" / "a.png")
+    for images, most in (("mine", None), ("builtin:2", 2)):
+        with pytest.raises(UserError, match=r"--out out holds files of another run \(images/00"):
+            run.run("no_such_module:build", images, "out", max_images=most)
+    assert before == {p: p.read_bytes() for p in (here / "out").rglob("*") if p.is_file()}
+    again = run.run("oracle_of_a_test:no_depth", "builtin:2", "out", max_images=3, points="map")
+    assert again.frames == 3 and not list((here / "out" / "depth").iterdir())
+
+
+def test_a_built_in_scene_of_any_number(here: Path) -> None:
+    done = run.run("oracle_of_a_test:build", "builtin:1000000000", "out", max_images=1)
+    assert done.frames == 1
+
+
+def test_notes_on_pictures_are_told(here: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (here / "phone").mkdir()
+    Image.new("RGB", (56, 56)).save(here / "phone" / "a.jpg", exif=exif)
+    (here / "phone" / "b.mp4").write_bytes(b"x")
+    said: list[str] = []
+    run.run("oracle_of_a_test:build", "phone", "out", say=said.append)
+    notes = [line for line in said if line.startswith("note: ")]
+    assert "not taken of phone: 1 .mp4" in notes[0]
+    assert "1 of 1 pictures carry an EXIF tag" in notes[1]
+    with pytest.raises(UserError, match="b.mp4 is a video; wanted pictures: `mkdir .* ffmpeg"):
+        run.run("oracle_of_a_test:build", "phone/b.mp4", "out")
+
+
+def test_names_that_are_no_utf_8(here: Path) -> None:
+    (here / "odd").mkdir()
+    Image.new("RGB", (56, 56)).save(here / "odd" / os.fsdecode(b"caf\xe9 1.png"))
+    run.run("oracle_of_a_test:build", "odd", "out")
+    (name,) = (path.name for path in (here / "out" / "images").iterdir())
+    assert name == "000_caf_xe9_1.png" and name in (here / "out/sparse/images.txt").read_text()
+
+
 def test_a_model_without_depth_still_gives_its_point_map(here: Path) -> None:
     done = run.run("oracle_of_a_test:no_depth", "builtin:2", "out", points="map")
     assert done.points > 0
@@ -254,7 +307,7 @@ def test_the_oracle_is_the_truth(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(str(here))
     import oracle_of_a_test
 
-    scene = scenes.make_scene(list(scenes.scene_seeds(3, 0))[2], FRAMES, SIZE)
+    scene = scenes.make_scene(scenes.scene_seeds(3, 0)[2], FRAMES, SIZE)
     images = torch.from_numpy(scene.images).permute(0, 3, 1, 2) / 255
     out = oracle_of_a_test.build().eval()(images)
     outputs = {name: x.detach().numpy() for name, x in out.items() if not isinstance(x, list)}

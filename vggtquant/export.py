@@ -110,9 +110,9 @@ def write_colmap(
 
     One PINHOLE camera a frame; `names` are the pictures' file names, of `image_size` (height,
     width); extrinsics (S,3,4) are camera from world, as COLMAP wants them, intrinsics (S,3,3).
-    Every point is an observation of one frame. Pixel coordinates and principal point are VGGT's
-    (integers at the pixels), which its own COLMAP export keeps too. UserError for a name with a
-    space in it: COLMAP would cut it there.
+    Every point is an observation of one frame. Pixel coordinates and principal point are COLMAP's,
+    whose first pixel has its middle at 0.5: half a pixel more than VGGT's, which are given.
+    UserError for a name with a space in it: COLMAP would cut it there.
     """
     folder = writable_folder(folder)
     spaced = [name for name in names if len(name.split()) != 1]
@@ -122,7 +122,7 @@ def write_colmap(
     height, width = image_size
     cameras = [f"# {len(k)} cameras: CAMERA_ID MODEL WIDTH HEIGHT FX FY CX CY"]
     for i, m in enumerate(k, 1):
-        focal = _numbers([m[0, 0], m[1, 1], m[0, 2], m[1, 2]])
+        focal = _numbers([m[0, 0], m[1, 1], m[0, 2] + 0.5, m[1, 2] + 0.5])
         cameras.append(f"{i} PINHOLE {width} {height} {focal}")
 
     order = np.arange(len(points))
@@ -134,7 +134,7 @@ def write_colmap(
         images.append(f"{i + 1} {_numbers([w, x, y, z, *pose[:, 3]])} {i + 1} {name}")
         seen = order[points.frame == i]
         place[seen] = np.arange(len(seen))
-        pairs = zip(points.uv[seen].tolist(), (seen + 1).tolist(), strict=True)
+        pairs = zip((points.uv[seen] + 0.5).tolist(), (seen + 1).tolist(), strict=True)
         images.append(" ".join(f"{u} {v} {number}" for (u, v), number in pairs))
 
     cloud = [f"# {len(points)} points: POINT3D_ID X Y Z R G B ERROR (IMAGE_ID POINT2D_IDX)"]

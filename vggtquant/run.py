@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UserError
 from .files import writable_folder
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .data.images import Frames
     from .data.scenes import Scene
     from .model import ModelReport
+
+T = TypeVar("T")
 
 CONF_PERCENTILE = 25.0
 COLMAP_POINTS = (
@@ -164,7 +166,7 @@ def run(
     """
     from . import models
     from .configs import get_config
-    from .data.images import check_mode, check_size, find_images
+    from .data.images import check_mode, check_size, load_frames
     from .model import quantize_model
 
     config = get_config(scheme) if scheme is not None else None
@@ -180,7 +182,12 @@ def run(
         raise UserError(f"max_images must be 1 or more, got {max_images}")
     scene_number = _scene_number(images)
     if scene_number is None:
-        _keep_apart(find_images(images), Path(out))
+        paths = _find(images, say)[:max_images]
+        names = _file_names(paths)
+        _keep_apart(paths, names, Path(out))
+    else:
+        names = [f"{i:03d}_rendered.png" for i in range(max_images or BUILTIN_FRAMES)]
+        _keep_apart([], names, Path(out))
     folder = writable_folder(out)
 
     say(f"loading {model}")
@@ -188,9 +195,9 @@ def run(
     say(f"licence of the weights: {loaded.licence}")
     width = size or loaded.image_size
     if scene_number is None:
-        frames, names, scene = (*_pictures(images, mode, width, max_images, say), None)
+        frames, scene = _told(say, load_frames, paths, check_mode(mode), size=width), None
     else:
-        frames, names, scene = _rendered(scene_number, width, max_images)
+        frames, scene = _rendered(scene_number, width, names)
     done = Reconstruction(frames=len(names))
     expected = _forecast(loaded.model, frames.images.shape, config)
     if config is not None and config.quant_type not in ("fp32", "bf16"):
@@ -225,41 +232,61 @@ def _scene_number(images: str | Path) -> int | None:
     return int(number or 0)
 
 
-def _keep_apart(pictures: list[Path], out: Path) -> None:
-    """UserError when results would be written among the pictures, to be read by the next run."""
-    for name in ("images", "depth"):
-        if pictures[0].resolve().parent == (out / name).resolve():
-            raise UserError(f"--out {out} holds the pictures in {name}/: wanted another folder")
+def _find(images: str | Path, say: Callable[[str], None]) -> list[Path]:
+    """The pictures of a folder; UserError for a folder of rendered scenes, which is no scene."""
+    from .data.datasets import rendered
+    from .data.images import find_images
+
+    folder = Path(images)
+    if folder.is_dir() and rendered.detect(folder) and not (folder / rendered.TRUTH).is_file():
+        first = min(path.parent for path in folder.glob(f"*/{rendered.TRUTH}"))
+        raise UserError(f"{folder} holds several rendered scenes; wanted one, such as {first}")
+    return _told(say, find_images, folder)
 
 
-def _pictures(
-    images: str | Path, mode: str, size: int, most: int | None, say: Callable[[str], None]
-) -> tuple[Frames, list[str]]:
-    """The frames of a folder, and names for their files."""
-    from .data.images import check_mode, load_frames
-
+def _told(say: Callable[[str], None], function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """What a function returns; `say` is told what it warns of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        frames = load_frames(images, check_mode(mode), most, size=size)
+        value = function(*args, **options)
     for warning in caught:
         say(f"note: {warning.message}")
-    stems = [re.sub(r"\s+", "_", path.stem) for path in frames.paths]
-    return frames, [f"{i:03d}_{stem}.png" for i, stem in enumerate(stems)]
+    return value
 
 
-def _rendered(number: int, size: int, most: int | None) -> tuple[Frames, list[str], Scene]:
-    """A built-in scene that no training of ours has seen, its frames and names for their files."""
+def _file_names(pictures: list[Path]) -> list[str]:
+    """Names for the files of each picture, without spaces, which COLMAP's text cannot hold."""
+    from .data.picture import shown
+
+    stems = [re.sub(r"[\s/\\]+", "_", shown(path.stem)) for path in pictures]
+    return [f"{i:03d}_{stem}.png" for i, stem in enumerate(stems)]
+
+
+def _keep_apart(pictures: list[Path], names: list[str], out: Path) -> None:
+    """UserError when results would be written among the pictures, to be read by the next run, or
+    among those of a run with other pictures."""
+    for name in ("images", "depth"):
+        if pictures and pictures[0].resolve().parent == (out / name).resolve():
+            raise UserError(f"--out {out} holds the pictures in {name}/: wanted another folder")
+        there = {path.name for path in (out / name).iterdir()} if (out / name).is_dir() else set()
+        if others := sorted(there - set(names)):
+            raise UserError(
+                f"--out {out} holds files of another run ({name}/{others[0]}, {len(others)} in "
+                "all): wanted another folder, or that one removed"
+            )
+
+
+def _rendered(number: int, size: int, names: list[str]) -> tuple[Frames, Scene]:
+    """A built-in scene that no training of ours has seen, with a frame for each name."""
     import torch
 
     from .data import scenes
     from .data.images import Frames
 
-    *_, seed = scenes.scene_seeds(number + 1, 0)
-    scene = scenes.make_scene(seed, most or BUILTIN_FRAMES, size)
+    scene = scenes.make_scene(scenes.HELD_OUT + number, len(names), size)
     pixels = torch.from_numpy(scene.images).permute(0, 3, 1, 2).contiguous().float() / 255
-    names = [f"{i:03d}_rendered.png" for i in range(len(pixels))]
     frames = Frames(pixels, torch.from_numpy(scene.mask), [Path(name) for name in names])
-    return frames, names, scene
+    return frames, scene
 
 
 def _forecast(model: Any, shape: torch.Size, config: QuantizationConfig | None) -> float:
@@ -348,6 +375,9 @@ def _write(
         for name, picture in zip(names, shown, strict=True):
             export.write_picture(previews / name, picture)
         done.files.append(previews)
+    else:  # of an earlier run, whose model had depth
+        for name in names:
+            (folder / "depth" / name).unlink(missing_ok=True)
     done.files.append(export.write_npz(folder / "predictions.npz", arrays))
 
 

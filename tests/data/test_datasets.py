@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from PIL import Image
 
 from vggtquant.data import datasets, images, scenes
-from vggtquant.data.datasets import colmap, eth3d, views
+from vggtquant.data.datasets import colmap_model, eth3d, views
 from vggtquant.data.scenes import Scene
 from vggtquant.errors import UserError
 from vggtquant.evaluation import evaluate
@@ -151,7 +154,9 @@ def test_of_points_in_one_pixel_the_nearest_is_seen(scene: Scene, tmp_path: Path
 
 def test_distortion_by_hand() -> None:
     """A ray of 45 degrees: the fisheye bends it to pi / 4, k1 adds k1 r^3, sx1 adds sx1 r^2."""
-    camera = colmap.Camera("THIN_PRISM_FISHEYE", (100, 100), (10, 20, 50, 40, 0.1, *[0.0] * 7))
+    camera = colmap_model.Camera(
+        "THIN_PRISM_FISHEYE", (100, 100), (10, 20, 50, 40, 0.1, *[0.0] * 7)
+    )
     bent = np.pi / 4
     np.testing.assert_allclose(
         eth3d.distort(np.array([[1.0, 0.0], [0.0, 0.0]]), camera),
@@ -269,15 +274,19 @@ def test_counts_that_differ_are_named(scene: Scene, tmp_path: Path) -> None:
 
 def test_a_damaged_model_is_told(scene: Scene, tmp_path: Path) -> None:
     folder = layouts.colmap(scene, tmp_path)
-    cameras, model = folder / "sparse" / "0" / "cameras.txt", folder / "sparse" / "0"
-    _edit(cameras, "1 PINHOLE", "1 FOV")
-    _refused(folder, "camera 1 is FOV", "image_undistorter")
-    _edit(cameras, "1 FOV", "7 PINHOLE")
+    model = folder / "sparse" / "0"
+    cameras = model / "cameras.txt"
+    _edit(cameras, "1 PINHOLE", "1 FISHEYE")
+    _refused(folder, "camera 1 is FISHEYE", "image_undistorter")
+    _edit(cameras, "1 FISHEYE", "1 OPENCV")
+    _refused(folder, "cannot understand", "4 parameters, wanted 8")
+    _edit(cameras, "1 OPENCV", "7 PINHOLE")
     _refused(folder, "has camera 1, which cameras.txt lacks")
     _edit(cameras, "7 PINHOLE 28", "1 PINHOLE wide")
     _refused(folder, "cannot understand", "PINHOLE wide")
-    (model / "cameras.txt").unlink()
-    _refused(folder, "cannot read", "cameras.txt")
+    _edit(cameras, "1 PINHOLE wide", "1 PINHOLE 28")
+    (model / "points3D.txt").write_text("1 2 3")
+    _refused(folder, "points3D.txt: cannot understand '1 2 3'")
 
 
 def test_distortion_is_ignored_aloud(scene: Scene, tmp_path: Path) -> None:
@@ -287,13 +296,16 @@ def test_distortion_is_ignored_aloud(scene: Scene, tmp_path: Path) -> None:
         datasets.find(folder)
 
 
-def test_a_binary_model_is_mentioned(scene: Scene, tmp_path: Path) -> None:
-    layouts.npz(scene, tmp_path)
-    (tmp_path / "truth.npz").unlink()
-    (tmp_path / "sparse").mkdir()
-    (tmp_path / "sparse" / "images.bin").write_bytes(b"")
-    with pytest.warns(UserWarning, match="model_converter"):
+@pytest.mark.parametrize(("kind", "words"), [("bin", "binary"), ("txt", "text")])
+def test_half_a_model_is_mentioned(scene: Scene, tmp_path: Path, kind: str, words: str) -> None:
+    Image.fromarray(scene.images[0]).save(tmp_path / "0.png")
+    (tmp_path / f"images.{kind}").write_bytes(b"1 0.png")
+    with pytest.warns(
+        UserWarning, match=f"images.{kind} but no cameras.{kind}, so it is no {words}"
+    ):
         assert datasets.find(tmp_path) is None
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="COLMAP model, text or binary"):
+        datasets.find(tmp_path, "colmap")
 
 
 def test_damaged_annotations_are_told(scene: Scene, tmp_path: Path) -> None:
@@ -302,9 +314,101 @@ def test_damaged_annotations_are_told(scene: Scene, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     _refused(folder, "cannot read", "apple_test.jgz")
     path.write_text(json.dumps({"1_2_3": [{"filepath": "x.png"}]}))
-    _refused(folder, "x.png", "there is no")
-    path.write_text("3")
-    _refused(folder, "holds a int")
+    _refused(folder, "missing required field `R`")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[{}]", "missing required field `sequence_name`"),
+        ("3", "Expected `array`, got `int`"),
+        ("[", "cannot read"),
+        ('{"1": {}}', "Expected `array`, got `object`"),
+        ("[]", "no frame with a camera"),
+        ("[" * 100_000, "cannot read"),
+        ('[{"sequence_name": "a", "image": {"path": 3}}]', "Expected `str`, got `int`"),
+        ('[{"sequence_name": "a", "image": {"path": "x.png"}}]', "no frame with a camera"),
+    ],
+)
+def test_annotations_of_another_form_are_told(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "frame_annotations.json").write_text(content)
+    _refused(tmp_path, "frame_annotations.json" if "camera" not in words else "", words)
+
+
+def _annotated(scene: Scene, folder: Path, **changes: object) -> Path:
+    """CO3D's own annotations with other values of their cameras."""
+    folder = layouts.co3d(scene, folder)
+    path = folder / "frame_annotations.jgz"
+    frames = json.loads(gzip.decompress(path.read_bytes()))
+    for frame in frames:
+        frame["viewpoint"] |= changes
+        frame["viewpoint"] = {k: v for k, v in frame["viewpoint"].items() if v is not None}
+    path.write_text(json.dumps(frames))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"R": [[1, 0], [0, 1]]}, "Expected `array` of length 3"),
+        ({"R": "x"}, "Expected `array`"),
+        ({"T": [1, 2, None]}, "Expected `float`"),
+        ({"intrinsics_format": "pixels"}, "Invalid enum value 'pixels'"),
+        ({"R": [[2, 0, 0], [0, 1, 0], [0, 0, 1]]}, "not a rigid pose"),
+        ({"T": [float("nan"), 0, 0]}, "a pose with nan in it"),
+        ({"focal_length": [float("inf"), 1]}, "intrinsics with inf in them"),
+    ],
+)
+def test_misstated_cameras_are_told(
+    scene: Scene, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    _refused(_annotated(scene, tmp_path, **changes), "frame_annotations.jgz", words)
+
+
+def test_old_annotations_scale_each_axis_by_its_own_half(scene: Scene, tmp_path: Path) -> None:
+    """CO3D's first version says no intrinsics_format; data_types.py has ndc_norm_image_bounds."""
+    wide = replace(
+        scene,
+        images=np.ascontiguousarray(scene.images[:, :14]),
+        depth=np.ascontiguousarray(scene.depth[:, :14]),
+    )
+    k = wide.intrinsics.astype(float)
+    camera = {
+        "focal_length": [k[0, 0, 0] / 14, k[0, 1, 1] / 7],
+        "principal_point": [1 - (k[0, 0, 2] + 0.5) / 14, 1 - (k[0, 1, 2] + 0.5) / 7],
+        "intrinsics_format": None,
+    }
+    found = datasets.find(_annotated(wide, tmp_path, **camera))
+    assert found is not None
+    np.testing.assert_allclose(found[1][0].views[0].intrinsics, k[0], rtol=1e-6, atol=1e-6)
+
+
+def test_frames_without_a_camera_are_passed_over(scene: Scene, tmp_path: Path) -> None:
+    folder = layouts.co3d(scene, tmp_path)
+    path = folder / "frame_annotations.jgz"
+    frames = json.loads(gzip.decompress(path.read_bytes()))
+    frames[1]["viewpoint"] = None
+    path.write_bytes(gzip.compress(json.dumps(frames).encode()))
+    found = datasets.find(folder)
+    assert found is not None and len(found[1][0].views) == 2
+
+
+def test_a_file_s_name_alone_makes_no_layout(scene: Scene, tmp_path: Path) -> None:
+    Image.fromarray(scene.images[0]).save(tmp_path / "0.png")
+    for content in ('{"camera_angle_x": 0.7, "frames": []}', "", "\0\x1f\x8b", "[1]"):
+        (tmp_path / "transforms_test.json").write_text(content)
+        assert datasets.find(tmp_path) is None
+    (tmp_path / "transforms_test.json").write_bytes(b"\x1f\x8b damaged")
+    assert datasets.find(tmp_path) is None
+
+
+def test_pictures_may_be_taken_alone(scene: Scene, tmp_path: Path) -> None:
+    """Whatever lies beside them, damaged or not; what is wrong there names this way out."""
+    folder = layouts.colmap(scene, tmp_path)
+    assert datasets.find(folder, "pictures") is None
+    (folder / "sparse" / "0" / "cameras.txt").write_text("nonsense")
+    _refused(folder, "cannot understand 'nonsense'", "--layout pictures takes the pictures alone")
+    assert datasets.find(folder, "pictures") is None
 
 
 def test_a_layout_must_be_known_and_there(tmp_path: Path) -> None:
@@ -312,7 +416,260 @@ def test_a_layout_must_be_known_and_there(tmp_path: Path) -> None:
     _refused(tmp_path, "is not laid out as colmap", layout="colmap")
 
 
+def _look_up(found: datasets.PosedScene) -> None:
+    for view in found.views:
+        assert view.depth is not None
+        view.depth(np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize("write", [layouts.sevenscenes, layouts.co3d])
+def test_depth_of_another_form_is_told(
+    scene: Scene, tmp_path: Path, write: Callable[[Scene, Path], Path]
+) -> None:
+    folder = write(scene, tmp_path)
+    root = folder if write is layouts.sevenscenes else folder.parent
+    depth = next(
+        path for path in sorted(root.rglob("*.png")) if "depth" in str(path.relative_to(root))
+    )
+    found = datasets.find(folder)
+    assert found is not None
+    Image.new("RGB", (SIZE, SIZE)).save(depth)
+    with pytest.raises(UserError, match=f"{depth.name} is a picture in colour"):
+        _look_up(found[1][0])
+    depth.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{depth.name} is empty"):
+        _look_up(found[1][0])
+
+
+@pytest.mark.parametrize("write", [layouts.sevenscenes, layouts.co3d])
+def test_an_empty_picture_is_told(
+    scene: Scene, tmp_path: Path, write: Callable[[Scene, Path], Path]
+) -> None:
+    folder = write(scene, tmp_path)
+    root = folder if write is layouts.sevenscenes else folder.parent
+    picture = next(
+        path for path in sorted(root.rglob("*.png")) if "depth" not in str(path.relative_to(root))
+    )
+    picture.write_bytes(b"")
+    _refused(folder, picture.name, "is empty (0 bytes)")
+
+
+@pytest.mark.parametrize("value", ["-inf", "nan", "inf"])
+def test_a_frame_without_a_pose_is_told(scene: Scene, tmp_path: Path, value: str) -> None:
+    """ScanNet writes -inf where its tracking was lost."""
+    folder = layouts.sevenscenes(scene, tmp_path)
+    pose = folder / "seq-01" / "frame-000001.pose.txt"
+    pose.write_text(f"{value} {value} {value} {value}\n" * 4)
+    _refused(folder, "frame-000001.pose.txt", f"a pose with {value} in it")
+
+
+def test_frames_of_other_kinds(scene: Scene, tmp_path: Path) -> None:
+    """3RScan's frames are 7-Scenes' but for the kinds of their pictures."""
+    folder = layouts.sevenscenes(scene, tmp_path)
+    for path in folder.rglob("*.png"):
+        kind = "jpg" if "color" in path.name else "pgm"
+        with Image.open(path) as picture:
+            picture.save(path.with_suffix(f".{kind}"))
+        path.unlink()
+    found = datasets.find(folder)
+    assert found is not None and found[0] == "7scenes"
+    np.testing.assert_allclose(_truth(found[1][0])[1].depth, scene.depth, rtol=3e-3)
+
+
 def test_a_depth_map_of_another_size_is_told(scene: Scene, tmp_path: Path) -> None:
     folder = layouts.eth3d(scene, tmp_path)
     (folder / "ground_truth_depth" / "dslr_images" / "frame_00.png").write_bytes(b"1234")
     _refused(folder, "holds 4 bytes; wanted 28 x 28 of float32")
+
+
+# ---- COLMAP's files: text as people keep it, binary as COLMAP writes it --------------------------
+
+
+def _binary(folder: Path) -> None:
+    """Puts binary files in the place of a text model's, by the description of the format."""
+    model = folder / "sparse" / "0"
+    numbers = {name: number for number, (name, _) in colmap_model.MODELS.items()}
+    cameras, pictures, points = (
+        [line.split() for line in (model / f"{name}.txt").read_text().splitlines()[1:]]
+        for name in ("cameras", "images", "points3D")
+    )
+    blob = struct.pack("<Q", len(cameras))
+    for number, name, width, height, *values in cameras:
+        blob += struct.pack("<IiQQ", int(number), numbers[name], int(width), int(height))
+        blob += struct.pack(f"<{len(values)}d", *map(float, values))
+    (model / "cameras.bin").write_bytes(blob)
+    blob = struct.pack("<Q", len(pictures) // 2)
+    for (number, *pose, camera, name), seen in zip(pictures[::2], pictures[1::2], strict=True):
+        blob += struct.pack("<I7dI", int(number), *map(float, pose), int(camera))
+        blob += name.encode() + b"\0" + struct.pack("<Q", len(seen) // 3 + 1)
+        blob += struct.pack("<ddQ", 1.5, 2.5, 2**64 - 1)  # an observation of no point
+        for u, v, point in zip(seen[::3], seen[1::3], seen[2::3], strict=True):
+            blob += struct.pack("<ddQ", float(u), float(v), int(point))
+    (model / "images.bin").write_bytes(blob)
+    blob = struct.pack("<Q", len(points))
+    for number, x, y, z, r, g, b, error, *track in points:
+        blob += struct.pack("<Q3d3Bd", int(number), *map(float, (x, y, z)), *map(int, (r, g, b)),
+                            float(error))  # fmt: skip
+        blob += struct.pack(f"<Q{len(track)}I", len(track) // 2, *map(int, track))
+    (model / "points3D.bin").write_bytes(blob)
+    for path in model.glob("*.txt"):
+        path.unlink()
+
+
+def test_a_binary_model_is_the_text_one(scene: Scene, tmp_path: Path) -> None:
+    text = datasets.find(layouts.colmap(scene, tmp_path / "text"))
+    folder = layouts.colmap(scene, tmp_path / "binary")
+    _binary(folder)
+    for name in ("rigs.bin", "frames.bin"):  # beside them since COLMAP 3.12
+        (folder / "sparse" / "0" / name).write_bytes(b"unread")
+    found = datasets.find(folder)
+    assert text is not None and found is not None and found[0] == "colmap"
+    for a, b in zip(text[1][0].views, found[1][0].views, strict=True):
+        assert a.image.name == b.image.name
+        np.testing.assert_array_equal(a.intrinsics, b.intrinsics)
+        np.testing.assert_array_equal(a.extrinsics, b.extrinsics)
+        np.testing.assert_array_equal(a.points, b.points)
+
+
+def test_every_camera_model_has_its_parameters_read(scene: Scene, tmp_path: Path) -> None:
+    """As pinholes, with their distortion ignored aloud; those of fisheyes are refused by name."""
+    for number, (name, count) in colmap_model.MODELS.items():
+        folder = layouts.colmap(scene, tmp_path / name)
+        values = [20.0, 21.0, 13.0, 14.0, *[0.01] * 12][:count]
+        if name.startswith(("SIMPLE", "RADIAL")):
+            values = [20.0, 13.0, 14.0, *[0.01] * 12][:count]
+        words = " ".join(map(str, values))
+        text = "".join(f"{i} {name} {SIZE} {SIZE} {words}\n" for i in (1, 2, 3))
+        (folder / "sparse" / "0" / "cameras.txt").write_text(f"# cameras\n{text}")
+        _binary(folder)
+        model = colmap_model.read(folder / "sparse" / "0")
+        assert model.cameras[3] == colmap_model.Camera(name, (SIZE, SIZE), tuple(values)), number
+        if "FISHEYE" in name or name in ("FOV", "EUCM", "EQUIRECTANGULAR"):
+            _refused(folder, f"cameras.bin: camera 1 is {name}", "image_undistorter")
+        elif count > 4 or name in ("SIMPLE_RADIAL", "SIMPLE_DIVISION"):
+            with pytest.warns(UserWarning, match=f"{name}. has distortion"):
+                datasets.find(folder)
+        else:
+            assert datasets.find(folder) is not None
+
+
+@pytest.mark.parametrize("file", ["cameras", "images", "points3D"])
+def test_a_binary_file_that_is_cut_short_is_told(scene: Scene, tmp_path: Path, file: str) -> None:
+    folder = layouts.colmap(scene, tmp_path)
+    _binary(folder)
+    path = folder / "sparse" / "0" / f"{file}.bin"
+    whole = path.read_bytes()
+    for length in (0, 5, 8, 11, 40, 61, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        _refused(folder, path.name, "is cut short or no COLMAP model")
+    path.write_bytes(b"\xff" * len(whole))
+    _refused(folder, path.name)
+
+
+def test_an_unknown_camera_model_is_told(scene: Scene, tmp_path: Path) -> None:
+    folder = layouts.colmap(scene, tmp_path)
+    _binary(folder)
+    path = folder / "sparse" / "0" / "cameras.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:12] + struct.pack("<i", 99) + whole[16:])
+    _refused(folder, "camera 1 is of model 99; known are 0 to 17")
+
+
+def _same(folder: Path, scene: Scene) -> None:
+    found = datasets.find(folder)
+    assert found is not None and found[0] == "colmap" and len(found[1][0].views) == 3
+    np.testing.assert_allclose(_truth(found[1][0])[1].depth, scene.depth, rtol=1e-5)
+
+
+def test_text_as_people_keep_it(scene: Scene, tmp_path: Path) -> None:
+    """A byte order mark, indented comments, blank lines, Windows' line ends, names with spaces."""
+    folder = layouts.colmap(scene, tmp_path)
+    model = folder / "sparse" / "0"
+    for path in (folder / "images").iterdir():
+        path.rename(path.with_name(path.name.replace("frame_", "my frame ")))
+    for path in model.iterdir():
+        text = path.read_text().replace("frame_", "my frame ")
+        text = "\n  # made by hand\n" + text.replace("# ", "\t# ")
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    _same(folder, scene)
+
+
+def test_names_that_begin_with_the_folder(scene: Scene, tmp_path: Path) -> None:
+    folder = layouts.colmap(scene, tmp_path)
+    path = folder / "sparse" / "0" / "images.txt"
+    path.write_text(path.read_text().replace("frame_", "images/frame_"))
+    _same(folder, scene)
+
+
+@pytest.mark.parametrize("on_disk", ["utf-8", "latin-1"])
+def test_names_in_latin_1(scene: Scene, tmp_path: Path, on_disk: str) -> None:
+    folder = layouts.colmap(scene, tmp_path)
+    for path in (folder / "images").iterdir():
+        name = os.fsdecode(path.name.replace("frame", "caf\xe9").encode(on_disk))
+        path.rename(path.with_name(name))
+    path = folder / "sparse" / "0" / "images.txt"
+    path.write_bytes(path.read_text().replace("frame", "caf\xe9").encode("latin-1"))
+    _same(folder, scene)
+
+
+def test_records_without_their_second_line(scene: Scene, tmp_path: Path) -> None:
+    """Poses alone, as some tools write them: no observations, so no depth; no line is blamed."""
+    folder = layouts.colmap(scene, tmp_path)
+    path = folder / "sparse" / "0" / "images.txt"
+    lines = path.read_text().splitlines()
+    for kept in (lines[1::2], [lines[1], "", lines[3], lines[5], ""]):
+        path.write_text("\n".join(kept))
+        found = datasets.find(folder)
+        assert found is not None
+        _, truth = _truth(found[1][0])
+        assert truth.depth is None and len(truth.extrinsics) == 3
+    path.write_text("\n".join([lines[1], "1 2 x", *lines[3:]]))
+    _refused(folder, "cannot understand '1 2 x'")
+    path.write_text(lines[1].replace("frame_00.png", "17"))  # a picture whose name is a number
+    (folder / "images" / "frame_00.png").rename(folder / "images" / "17")
+    with pytest.warns(UserWarning, match="the model holds 1 pictures; 2 others"):
+        assert datasets.find(folder) is not None
+
+
+def test_numbers_that_are_no_pose_or_camera_are_told(scene: Scene, tmp_path: Path) -> None:
+    folder = layouts.colmap(scene, tmp_path)
+    model = folder / "sparse" / "0"
+    images, cameras = (model / "images.txt").read_text(), (model / "cameras.txt").read_text()
+    (model / "images.txt").write_text(f"1 0 0 0 0 0 0 0 1 frame_00.png\n\n{images}")
+    _refused(folder, "images.txt: frame_00.png", "(0, 0, 0, 0) is no rotation's quaternion")
+    (model / "images.txt").write_text(f"1 nan 0 0 1 0 0 0 1 frame_00.png\n\n{images}")
+    _refused(folder, "images.txt: frame_00.png", "no rotation's quaternion")
+    (model / "images.txt").write_text(f"1 1 0 0 0 inf 0 0 1 frame_00.png\n\n{images}")
+    _refused(folder, "images.txt: frame_00.png", "a pose with inf in it")
+    (model / "images.txt").write_text(images)
+    words = cameras.split()
+    for value in ("0", "nan", "-20", "inf"):
+        (model / "cameras.txt").write_text(cameras.replace(words[7], value))
+        _refused(folder, "cameras.txt: camera 1: intrinsics with", "focal lengths above 0")
+
+
+def test_of_several_models_the_largest_is_taken_aloud(scene: Scene, tmp_path: Path) -> None:
+    layouts.colmap(scene, tmp_path, model="sparse/10")
+    layouts.colmap(scene, tmp_path, model="sparse/0")
+    path = tmp_path / "sparse" / "0" / "images.txt"
+    path.write_text("\n".join(path.read_text().splitlines()[:3]) + "\n")
+    said = r"holds 2 models \(0 of 1, 10 of 3 pictures\); 10 is taken"
+    with pytest.warns(UserWarning, match=said):
+        found = datasets.find(tmp_path)
+    assert found is not None and len(found[1][0].views) == 3
+
+
+def test_pictures_without_a_pose_are_told(scene: Scene, tmp_path: Path) -> None:
+    folder = layouts.colmap(scene, tmp_path)
+    Image.new("RGB", (SIZE, SIZE)).save(folder / "images" / "extra.jpg")
+    with pytest.warns(UserWarning, match="holds 3 pictures; 1 others of .*images have no pose"):
+        assert datasets.find(folder) is not None
+
+
+def test_intrinsics_that_are_none_are_told_by_every_layout(scene: Scene, tmp_path: Path) -> None:
+    bad = replace(scene, intrinsics=scene.intrinsics.copy())
+    for value, words in ((np.nan, "nan in them"), (0.0, "focal lengths 0, ")):
+        bad.intrinsics[:, 0, 0] = value
+        for name, (write, _) in WRITERS.items():
+            folder = write(bad, tmp_path / f"{name}{value}")
+            _refused(folder, "intrinsics with", words)

@@ -118,7 +118,7 @@ def test_pictures_hold_something_to_see() -> None:
 def test_files_come_back(tmp_path: Path) -> None:
     folders = scenes.write_dataset(tmp_path, count=2, frames=3, seed=4, size=28)
     assert [scenes.load_scene(f).seed for f in folders] == list(scenes.scene_seeds(2, 4))
-    made = scenes.make_scene(next(scenes.scene_seeds(1, 4)), 3, 28)
+    made = scenes.make_scene(scenes.scene_seeds(1, 4)[0], 3, 28)
     assert digest(scenes.load_scene(folders[0])) == digest(made)
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.size == (4 * 28, 2 * 28)
@@ -127,6 +127,16 @@ def test_files_come_back(tmp_path: Path) -> None:
 def test_evaluation_seeds_are_held_out() -> None:
     assert min(scenes.scene_seeds(64, 0)) == scenes.HELD_OUT
     assert min(scenes.scene_seeds(3, 7)) >= scenes.HELD_OUT
+
+
+def test_a_seed_below_0_would_be_of_the_training(tmp_path: Path) -> None:
+    for call in (
+        lambda: scenes.scene_seeds(1, -1),
+        lambda: scenes.write_dataset(tmp_path / "out", 1, seed=-1),
+    ):
+        with pytest.raises(UserError, match="seed must be 0 or more, got -1"):
+            call()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 """Finds pictures and prepares them as VGGT's own loader does, bit for bit, without torchvision.
 
 The rules are those of `load_and_preprocess_images` in VGGT's `vggt/utils/load_fn.py`: Pillow's
-bicubic resize, RGBA on white, EXIF rotation not applied. The frame size is a parameter here.
+bicubic resize, RGBA on white, EXIF rotation not applied (but told). The frame size is a parameter
+here, and pictures of more than 8 bits are scaled, where VGGT's loader clips them to white.
 """
 
 import hashlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UserError
-
-try:
-    from PIL import Image
-except ModuleNotFoundError as error:
-    raise UserError("reading pictures needs Pillow: pip install 'vggtquant[eval]'") from error
+from . import picture
 
 Mode = Literal["crop", "pad"]
 MODES: tuple[Mode, ...] = ("crop", "pad")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = tuple(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split())
+# Pictures of kinds that are not taken from a folder by themselves; a warning names them.
+_OTHERS = frozenset(".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .jxl .exr .hdr .jp2 .svg".split())
 FRAME_SIZE = 518  # the width VGGT was trained at
 PATCH = 14
 
@@ -88,7 +88,8 @@ def find_images(folder: str | Path) -> list[Path]:
     """Pictures of a folder in natural order (`2.png` before `10.png`); a picture stands for itself.
 
     Looks into `images/` and ETH3D's `dslr_images_undistorted/` when the folder itself has none.
-    UserError when the folder is missing or holds no picture.
+    UserError when the folder is missing or holds no picture; a warning for what lies beside the
+    pictures and is not taken: other kinds of pictures, videos, folders of pictures.
 
     >>> find_images("examples/kitchen")[0].name                            # doctest: +SKIP
     '00.png'
@@ -99,11 +100,42 @@ def find_images(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"no such image folder: {folder}")
     for sub in _SUBFOLDERS:
-        found = [path for path in _listing(folder / sub) if _is_picture(path)]
-        if found:
-            return sorted(found, key=_natural)
+        if found := pictures_in(folder / sub):
+            if left := _left_out(_listing(folder / sub)):
+                warnings.warn(f"not taken of {folder / sub}: {left}", stacklevel=2)
+            return found
     wanted = ", ".join(SUFFIXES)
-    raise UserError(f"no picture in {folder} (looked for {wanted}, also in images/ and ETH3D's)")
+    left = _left_out(_listing(folder))
+    there = f"; it holds {left}" if left else " (looked in images/ and ETH3D's folders, too)"
+    raise UserError(f"no picture in {folder}: wanted {wanted}{there}")
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder itself in natural order; none where there is no such folder."""
+    return sorted(filter(_is_picture, _listing(folder)), key=_natural)
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """A name for each picture: its file's, with as many folders before it as tell it from others.
+
+    A picture that is there twice is numbered. Bytes that are no UTF-8 are written as \\xNN.
+
+    >>> labels([Path("cam0/1.png"), Path("cam1/1.png"), Path("2.png")])
+    ['cam0/1.png', 'cam1/1.png', '2.png']
+    """
+    different = list(dict.fromkeys(paths))
+    length = dict.fromkeys(different, 1)
+    for _ in range(max((len(path.parts) for path in different), default=0)):
+        names = {path: "/".join(path.parts[-length[path] :]) for path in different}
+        counts = Counter(names.values())
+        length = {path: n + (counts[names[path]] > 1) for path, n in length.items()}
+    seen: Counter[Path] = Counter()
+    found = []
+    for path in paths:
+        seen[path] += 1
+        again = f" ({seen[path]})" if seen[path] > 1 else ""
+        found.append(picture.shown("/".join(path.parts[-length[path] :])) + again)
+    return found
 
 
 def load_images(
@@ -134,7 +166,8 @@ def load_frames(
     """As `load_images`, with a mask that tells picture from padding.
 
     UserError for an unknown mode, `max_images` below 1, a size that is no multiple of 14, and a
-    picture that cannot be read (named). Different shapes are padded to the largest, with a warning.
+    picture that cannot be read (named). Different shapes are padded to the largest, with a warning;
+    another tells of pictures that are turned by EXIF, deeper than 8 bits, or of several frames.
     """
     check_mode(mode)
     if max_images is not None and max_images < 1:
@@ -147,7 +180,13 @@ def load_frames(
     if not paths:
         raise UserError("no pictures given: at least one is needed")
     paths = paths[:max_images]
-    prepared = [_prepare(path, mode, size) for path in paths]
+    prepared, notes = [], Counter[str]()
+    for path in paths:
+        x, place, told = _prepare(path, mode, size)
+        prepared.append((x, place))
+        notes.update(told)
+    for words, count in notes.items():
+        warnings.warn(f"{count} of {len(paths)} pictures {words}", stacklevel=2)
     pictures = [x for x, _ in prepared]
 
     shapes = {(x.shape[-2], x.shape[-1]) for x in pictures}
@@ -184,17 +223,17 @@ def check_size(size: int) -> int:
 
 
 def image_hashes(paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file under its name, for a report that says what was looked at."""
+    """SHA-256 of each file under its label, for a report that says what was looked at."""
     hashes = {}
-    for path in paths:
+    for label, path in zip(labels(paths), paths, strict=True):
         with open(path, "rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[label] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 
-def _prepare(path: Path, mode: Mode, size: int) -> tuple[Tensor, Placement]:
-    """One picture, resized and cropped but not padded: (3,H,W), and its place in that."""
-    image = _read(path)
+def _prepare(path: Path, mode: Mode, size: int) -> tuple[Tensor, Placement, list[str]]:
+    """One picture, resized and cropped but not padded: (3,H,W), its place in that, and notes."""
+    image, notes = picture.rgb(path)
     width, height = image.size
     # Python's round and this order of operations are VGGT's; both decide ties.
     if mode == "pad" and width < height:
@@ -206,31 +245,13 @@ def _prepare(path: Path, mode: Mode, size: int) -> tuple[Tensor, Placement]:
             f"{path} is too narrow: {width}x{height} px scaled to {size} leaves less than a "
             f"{PATCH} px patch"
         )
-    pixels = np.array(image.resize(to, Image.Resampling.BICUBIC))
+    pixels = np.array(image.resize(to, picture.BICUBIC))
     x = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
     top = 0
     if mode == "crop" and to[1] > size:
         top = (to[1] - size) // 2
         x = x[:, top : top + size]
-    return x, Placement((width, height), to, (0, -top))
-
-
-def _read(path: Path) -> Image.Image:
-    """The picture as RGB, transparent RGBA on white."""
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes)")
-        with Image.open(path) as image:
-            if image.mode == "RGBA":
-                white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-                return Image.alpha_composite(white, image).convert("RGB")
-            return image.convert("RGB")
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"no such picture: {path}") from None
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and more
-        raise UserError(f"cannot read the picture {path}: {_first_line(error)}") from error
+    return x, Placement((width, height), to, (0, -top)), notes
 
 
 def _pad(x: Tensor, height: int, width: int, value: float) -> Tensor:
@@ -251,18 +272,34 @@ def _listing(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
-        raise UserError(f"cannot list {folder}: {_first_line(error)}") from error
+        raise UserError(f"cannot list {folder}: {error.strerror or error}") from error
 
 
 def _is_picture(path: Path) -> bool:
     hidden = path.name.startswith(".")  # macOS leaves ._IMG.jpg beside IMG.jpg
-    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+    kind = path.suffix.lower()
+    taken = kind in SUFFIXES or (kind in picture.HEIF and picture.heif_is_read())
+    return taken and not hidden and path.is_file()
+
+
+def _left_out(listing: Sequence[Path]) -> str:
+    """What of a folder's files and folders looks like pictures and is not taken: "3 .heic, …"."""
+    kinds = picture.HEIF | picture.VIDEOS | _OTHERS
+    other = Counter(
+        path.suffix.lower()
+        for path in listing
+        if path.suffix.lower() in kinds and not _is_picture(path) and path.is_file()
+    )
+    words = [f"{count} {kind}" for kind, count in sorted(other.items())]
+    if not picture.HEIF.isdisjoint(other):
+        words.append("HEIC needs `pip install pillow-heif`")
+    below = [path for path in listing if path.is_dir() and any(map(_is_picture, _listing(path)))]
+    if below:
+        names = [f"{path.name}/" for path in sorted(below, key=_natural)]
+        words.append(f"pictures in {', '.join(names[:3])}{' …' if len(names) > 3 else ''}")
+    return ", ".join(words)
 
 
 def _natural(path: Path) -> tuple[list[int | str], str]:
     parts = re.split(r"(\d+)", path.name.casefold())
     return [int(part) if part.isdecimal() else part for part in parts], path.name
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

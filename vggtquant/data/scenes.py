@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggtquant import _render
+from vggtquant.data import picture
 from vggtquant.errors import UserError
 
 HELD_OUT = 1_000_000_000
@@ -533,7 +534,7 @@ def load_scene(folder: str | Path) -> Scene:
         with open(folder / "truth.npz", "rb") as file, np.load(file) as truth:
             parts = {name: truth[name] for name in truth.files}
         images = [
-            np.asarray(Image.open(folder / f"frame_{i:02d}.png").convert("RGB"))
+            np.asarray(picture.rgb(folder / f"frame_{i:02d}.png")[0])
             for i in range(len(parts["depth"]))
         ]
         return Scene(np.stack(images), seed=int(parts.pop("seed")), **parts)
@@ -552,10 +553,15 @@ def contact_sheet(scenes: Sequence[Scene]) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0))
 
 
-def scene_seeds(count: int, seed: int) -> Iterator[int]:
-    """Seeds of an evaluation set: count of them, held out of training, from a small number."""
+def scene_seeds(count: int, seed: int) -> range:
+    """Seeds of an evaluation set: count of them, held out of training, from a small number.
+
+    UserError for a number below 0, which would name scenes of the training.
+    """
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, got {seed}")
     start = seed if seed >= HELD_OUT else HELD_OUT + seed * 1_000_000
-    yield from range(start, start + count)
+    return range(start, start + count)
 
 
 def write_dataset(

@@ -11,25 +11,100 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+import re
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
 import numpy as np
-from PIL import Image
 
 from ...errors import UserError
-from .views import Array, PosedScene, View, nearest, picture, pinhole, rigid
+from ..picture import numbers, size_of
+from .views import Array, Lookup, PosedScene, View, finite, nearest, picture, pinhole, rigid
 
-_NAMES = ("frame_annotations.jgz", "frame_annotations.json", "*_test.jgz", "*_test.json")
+_OWN = ("frame_annotations.jgz", "frame_annotations.json")
+_CATEGORIES = ("*_test.jgz", "*_test.json")
+_BEGINNING = 1 << 16  # bytes of a file that tell what it is
+_GZIP, _GZIP_FORMAT = b"\x1f\x8b", 31  # how a file begins, and what zlib calls it
+_ENTRY = re.compile(rb'^\s*\{\s*"[^"]*"\s*:\s*\[\s*\{[^}]*"filepath"\s*:')
 _FLIP = np.diag([-1.0, -1.0, 1.0])
+
+Three = tuple[float, float, float]
+Rotation = tuple[Three, Three, Three]
+# Scales of normalised coordinates: the shorter half of the picture for both axes, or half of each.
+Format = Literal["ndc_isotropic", "ndc_norm_image_bounds"]
+
+
+# ---- what the files hold (co3d/dataset/data_types.py); other fields are passed over --------------
+
+
+class Image(msgspec.Struct):
+    path: str
+
+
+class Depth(msgspec.Struct):
+    path: str
+    scale_adjustment: float = 1.0
+    mask_path: str | None = None
+
+
+class Viewpoint(msgspec.Struct):
+    R: Rotation
+    T: Three
+    focal_length: float | tuple[float, float]
+    principal_point: tuple[float, float]
+    intrinsics_format: Format = "ndc_norm_image_bounds"  # before CO3Dv2 the only one, and unsaid
+
+
+class Frame(msgspec.Struct):
+    sequence_name: str
+    image: Image
+    frame_number: int = 0
+    depth: Depth | None = None
+    viewpoint: Viewpoint | None = None
+
+
+class Entry(msgspec.Struct):
+    """A frame of a category's file, which is made of CO3Dv2."""
+
+    filepath: str
+    R: Rotation
+    T: Three
+    focal_length: float | tuple[float, float]
+    principal_point: tuple[float, float]
+    intrinsics_format: Format = "ndc_isotropic"
+
+    def frame(self, sequence: str) -> Frame:
+        camera = Viewpoint(
+            self.R, self.T, self.focal_length, self.principal_point, self.intrinsics_format
+        )
+        return Frame(sequence, Image(self.filepath), viewpoint=camera)
+
+
+# ---- the layout ----------------------------------------------------------------------------------
 
 
 def _annotations(folder: Path) -> list[Path]:
-    for name in _NAMES:
-        if found := sorted(folder.glob(name)):
+    for name in _OWN:
+        if (folder / name).is_file():
+            return [folder / name]
+    for name in _CATEGORIES:
+        if found := sorted(path for path in folder.glob(name) if _is_category(path)):
             return found
     return []
+
+
+def _is_category(path: Path) -> bool:
+    """Whether a file begins as a category's: transforms_test.json, say, is something else."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_BEGINNING)
+        if start.startswith(_GZIP):
+            start = zlib.decompressobj(_GZIP_FORMAT).decompress(start, _BEGINNING)
+    except (OSError, zlib.error):
+        return False
+    return _ENTRY.match(start) is not None
 
 
 def detect(folder: Path) -> bool:
@@ -42,84 +117,73 @@ def read(folder: Path) -> list[PosedScene]:
     scenes = []
     for path in _annotations(folder):
         for name, frames in _sequences(path).items():
-            try:
-                views = [_view(frame, folder, path) for frame in frames]
-            except (KeyError, TypeError, ValueError) as error:
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(f"{path}: sequence {name} lacks or misstates {error}") from error
-            scenes.append(PosedScene(name, views))
+            views = [view for frame in frames if (view := _view(frame, folder, path)) is not None]
+            if views:
+                scenes.append(PosedScene(name, views))
+    if not scenes:
+        raise UserError(f"the annotations in {folder} hold no frame with a camera")
     return scenes
 
 
-def _sequences(path: Path) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """The frames of each sequence, in the form of CO3D's own annotations."""
+def _sequences(path: Path) -> dict[str, list[Frame]]:
+    """The frames of each sequence, in their order."""
     try:
         raw = path.read_bytes()
-        content = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if isinstance(content, dict):
-        return {name: [_as_frame(entry) for entry in entries] for name, entries in content.items()}
-    if not isinstance(content, list):
-        raise UserError(f"{path} holds a {type(content).__name__}; wanted a list or an object")
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for frame in content:
-        found.setdefault(str(frame["sequence_name"]), []).append(frame)
-    return {
-        name: sorted(frames, key=lambda frame: int(frame.get("frame_number", 0)))
-        for name, frames in found.items()
-    }
+        content = json.loads(gzip.decompress(raw) if raw.startswith(_GZIP) else raw)
+        if isinstance(content, dict):
+            entries = msgspec.convert(content, dict[str, list[Entry]])
+            return {name: [e.frame(name) for e in sequence] for name, sequence in entries.items()}
+        frames = msgspec.convert(content, list[Frame])
+    except (OSError, ValueError, EOFError, RecursionError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    found: dict[str, list[Frame]] = {}
+    for frame in sorted(frames, key=lambda frame: frame.frame_number):
+        found.setdefault(frame.sequence_name, []).append(frame)
+    return dict(sorted(found.items()))
 
 
-def _as_frame(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"image": {"path": entry["filepath"]}, "depth": None, "viewpoint": entry}
-
-
-def _view(frame: Mapping[str, Any], folder: Path, path: Path) -> View:
-    name = str(frame["image"]["path"])
+def _view(frame: Frame, folder: Path, path: Path) -> View | None:
+    """None for a frame without a camera, of which CO3D has some."""
+    camera = frame.viewpoint
+    if camera is None:
+        return None
+    name = frame.image.path
     root = next((r for r in (folder, folder.parent) if (r / name).is_file()), folder)
     image = picture(root / name, path)
-    with Image.open(image) as opened:
-        size = opened.size
-    camera = frame["viewpoint"]
-    rotation, shift = np.array(camera["R"], float), np.array(camera["T"], float)
+    size = size_of(image)
+    rotation, shift = np.array(camera.R), np.array(camera.T)
     pose = np.concatenate([_FLIP @ rotation.T, (_FLIP @ shift)[:, None]], axis=1)
     return View(
         image,
         rigid(pose, f"{path}: {name}"),
-        _intrinsics(camera, size),
-        _depth(frame.get("depth"), root, size, path),
+        finite(_intrinsics(camera, size), f"{path}: {name}"),
+        None if frame.depth is None else _depth(frame.depth, root, size, path),
     )
 
 
-def _intrinsics(camera: Mapping[str, Any], size: tuple[int, int]) -> Array:
+def _intrinsics(camera: Viewpoint, size: tuple[int, int]) -> Array:
     """Pixels from PyTorch3D's normalised coordinates, which run to the left and up."""
-    form = camera.get("intrinsics_format", "ndc_isotropic")
-    if form not in ("ndc_isotropic", "ndc_norm_image_bounds"):
-        raise ValueError(f"intrinsics_format {form}")
     half = np.array(size) / 2
-    unit = half if form == "ndc_norm_image_bounds" else np.full(2, half.min())
-    fx, fy = np.broadcast_to(np.array(camera["focal_length"], float), 2) * unit
-    cx, cy = half - np.array(camera["principal_point"], float) * unit - 0.5
+    bounds = camera.intrinsics_format == "ndc_norm_image_bounds"
+    unit = half if bounds else np.full(2, half.min())
+    fx, fy = np.broadcast_to(np.array(camera.focal_length), 2) * unit
+    cx, cy = half - np.array(camera.principal_point) * unit - 0.5
     return pinhole(fx, fy, cx, cy)
 
 
-def _depth(depth: Mapping[str, Any] | None, root: Path, size: tuple[int, int], path: Path) -> Any:
+def _depth(depth: Depth, root: Path, size: tuple[int, int], path: Path) -> Lookup:
     """CO3D keeps float16 depths as the bits of a 16-bit PNG, up to a factor; a mask beside them."""
-    if not depth:
-        return None
-    source = picture(root / str(depth["path"]), path)
-    factor = float(depth.get("scale_adjustment", 1.0))
-    mask = picture(root / str(depth["mask_path"]), path) if depth.get("mask_path") else None
+    source = picture(root / depth.path, path)
+    mask = picture(root / depth.mask_path, path) if depth.mask_path else None
 
     def load() -> Array:
-        with Image.open(source) as image:
-            bits = np.asarray(image).astype(np.uint16)
-        metres = bits.view(np.float16).astype(np.float64) * factor
+        bits = numbers(source).astype(np.uint16)
+        metres = bits.view(np.float16).astype(np.float64) * depth.scale_adjustment
         if mask is not None:
-            with Image.open(mask) as image:
-                metres = np.where(np.asarray(image) > 0, metres, 0.0)
+            known = numbers(mask)
+            if known.shape != metres.shape:
+                raise UserError(f"{mask} is {known.shape}; its depth map is {metres.shape}")
+            metres = np.where(known > 0, metres, 0.0)
         return metres
 
     return nearest(load, size)

@@ -1,202 +1,155 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COLMAP's text model (cameras.txt, images.txt, points3D.txt) beside a folder of pictures.
+"""COLMAP's sparse model, text or binary, beside a folder of pictures.
 
-Format: https://colmap.github.io/format.html#text-format. Depth is that of the 3D points at their
-observations. Lens distortion is ignored, with a warning.
+Depth is that of the 3D points at their observations. Lens distortion is ignored, with a warning.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import UserError
-from ...scoring import geometry
-from .views import Array, PosedScene, View, folders, picture, pinhole, rigid
+from .. import images
+from ..picture import shown
+from . import colmap_model
+from .colmap_model import Camera, Model, Picture
+from .views import Array, PosedScene, View, finite, folders, pinhole
 
-_PLACES = ("sparse/0", "sparse", "")
 # Places of fx, fy, cx, cy among a model's parameters; what follows is distortion.
-_MODELS = {
+_PINHOLES = {
     "SIMPLE_PINHOLE": (0, 0, 1, 2),
     "PINHOLE": (0, 1, 2, 3),
     "SIMPLE_RADIAL": (0, 0, 1, 2),
     "RADIAL": (0, 0, 1, 2),
     "OPENCV": (0, 1, 2, 3),
+    "FULL_OPENCV": (0, 1, 2, 3),
+    "SIMPLE_DIVISION": (0, 0, 1, 2),
+    "DIVISION": (0, 1, 2, 3),
 }
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A row of cameras.txt."""
-
-    model: str
-    size: tuple[int, int]  # width, height
-    parameters: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Two rows of images.txt."""
-
-    name: str
-    camera: int
-    extrinsics: Array
-    points: Array  # (N,3): column and row from the pixel's corner, POINT3D_ID or -1
 
 
 def detect(folder: Path) -> bool:
     """Whether the folder, or folders in it, hold a model."""
-    return next(folders(folder, lambda sub: _model(sub) is not None), None) is not None
+    return next(folders(folder, lambda sub: bool(_models(sub))), None) is not None
 
 
 def read(folder: Path) -> list[PosedScene]:
     """A scene a model; UserError for missing pictures and for what is not understood."""
     found = []
-    for scene in folders(folder, lambda sub: _model(sub) is not None):
-        model = _model(scene)
-        assert model is not None
+    for scene in folders(folder, lambda sub: bool(_models(sub))):
         pictures = scene / "images" if (scene / "images").is_dir() else scene
+        model = colmap_model.read(_largest(_models(scene)))
         found.append(PosedScene(scene.resolve().name, views(model, pictures)))
     return found
 
 
-def _model(folder: Path) -> Path | None:
-    """The folder of the model that belongs to a scene."""
-    for place in _PLACES:
-        if (folder / place / "images.txt").is_file():
-            return folder / place
-        if (folder / place / "images.bin").is_file():
-            warnings.warn(
-                f"the binary model in {folder / place} is not read; `colmap model_converter "
-                "--output_type TXT` makes text of it",
-                stacklevel=2,
-            )
-    return None
+def _models(folder: Path) -> list[Path]:
+    """The folders of a scene's models: sparse/0, sparse/1, …, otherwise sparse, or itself."""
+    numbered = [sub for sub in folder.glob("sparse/*") if sub.name.isdecimal() and sub.is_dir()]
+    for places in (sorted(numbered, key=lambda sub: int(sub.name)), [folder / "sparse"], [folder]):
+        if there := [place for place in places if colmap_model.is_model(place)]:
+            return there
+        for place in places:
+            for kind, words in ((".bin", "binary"), (".txt", "text")):
+                if (place / f"images{kind}").is_file():
+                    warnings.warn(
+                        f"{place} holds images{kind} but no cameras{kind}, so it is no {words} "
+                        "COLMAP model and is passed over",
+                        stacklevel=2,
+                    )
+    return []
 
 
-def views(model: Path, pictures: Path) -> list[View]:
-    """The views of a model, in the order of their names."""
-    cameras, images, points = cameras_of(model), images_of(model), _points_of(model)
+def _largest(models: list[Path]) -> Path:
+    """Of several models, which COLMAP makes of pictures that it cannot connect, the largest."""
+    if len(models) == 1:
+        return models[0]
+    counts = {model: colmap_model.count(model) for model in models}
+    chosen = max(models, key=lambda model: counts[model])
+    words = ", ".join(f"{model.name} of {counts[model]}" for model in models)
+    warnings.warn(
+        f"{chosen.parent} holds {len(models)} models ({words} pictures); {chosen.name} is taken",
+        stacklevel=2,
+    )
+    return chosen
+
+
+def views(model: Model, pictures: Path) -> list[View]:
+    """The views of a model, in the order of their names, whose files lie in or below a folder."""
     found = []
-    for image in sorted(images, key=lambda image: image.name):
-        if image.camera not in cameras:
+    for image in sorted(model.pictures, key=lambda image: image.name):
+        if image.camera not in model.cameras:
             raise UserError(
-                f"{model / 'images.txt'}: {image.name} has camera {image.camera}, which "
-                "cameras.txt lacks"
+                f"{model.file}: {shown(image.name)} has camera {image.camera}, which "
+                f"cameras{model.file.suffix} lacks"
             )
         found.append(
             View(
-                picture(pictures / image.name, model / "images.txt"),
+                _picture(image.name, pictures, model.file),
                 image.extrinsics,
-                _intrinsics(cameras[image.camera], image.camera, model),
-                points=_observed(image, points),
+                _intrinsics(model.cameras[image.camera], image.camera, model.file),
+                points=_observed(image, model.points),
             )
         )
     if not found:
-        raise UserError(f"{model / 'images.txt'} names no picture")
+        raise UserError(f"{model.file} names no picture")
+    _warn_of_others(found, pictures)
     return found
 
 
-def _intrinsics(camera: Camera, number: int, model: Path) -> Array:
-    if camera.model not in _MODELS:
-        raise UserError(
-            f"{model / 'cameras.txt'}: camera {number} is {camera.model}; wanted one of "
-            f"{', '.join(_MODELS)} (`colmap image_undistorter` makes PINHOLE)"
+def _picture(name: str, pictures: Path, where: Path) -> Path:
+    """The file of a picture: names may begin with the folder's, and be in another encoding."""
+    names = [name]
+    if (latin := os.fsencode(name).decode("latin-1")) != name:
+        names.append(latin)
+    for form in names:
+        for path in (pictures / form, pictures.parent / form):
+            if path.is_file():
+                return path
+    raise UserError(f"{where} names {shown(name)}, but there is no {shown(pictures / name)}")
+
+
+def _warn_of_others(found: list[View], pictures: Path) -> None:
+    """Says how many pictures of the folder the model does not hold."""
+    posed = {view.image for view in found}
+    others = [path for path in images.pictures_in(pictures) if path not in posed]
+    if others:
+        warnings.warn(
+            f"the model holds {len(found)} pictures; {len(others)} others of {pictures} have no "
+            "pose and are left out",
+            stacklevel=2,
         )
-    fx, fy, cx, cy = (camera.parameters[i] for i in _MODELS[camera.model])
-    distortion = camera.parameters[max(_MODELS[camera.model]) + 1 :]
+
+
+def _intrinsics(camera: Camera, number: int, where: Path) -> Array:
+    if camera.model not in _PINHOLES:
+        raise UserError(
+            f"{where.with_stem('cameras')}: camera {number} is {camera.model}; wanted one of "
+            f"{', '.join(_PINHOLES)} (`colmap image_undistorter` makes PINHOLE)"
+        )
+    fx, fy, cx, cy = (camera.parameters[i] for i in _PINHOLES[camera.model])
+    k = finite(
+        pinhole(fx, fy, cx - 0.5, cy - 0.5), f"{where.with_stem('cameras')}: camera {number}"
+    )
+    distortion = camera.parameters[max(_PINHOLES[camera.model]) + 1 :]
     if any(distortion):
         warnings.warn(
             f"camera {number} ({camera.model}) has distortion {distortion}, which is ignored",
             stacklevel=2,
         )
-    return pinhole(fx, fy, cx - 0.5, cy - 0.5)
+    return k
 
 
 def _observed(image: Picture, points: Mapping[int, Array]) -> Array:
     """Column, row and depth of the 3D points that a picture observes."""
-    seen = [(u, v, points[int(p)]) for u, v, p in image.points if int(p) in points]
-    if not seen:
+    seen = np.array([number in points for number in image.points.tolist()], bool)
+    if not seen.any():
         return np.zeros((0, 3))
-    world = np.array([point for _, _, point in seen])
+    world = np.array([points[number] for number in image.points[seen].tolist()])
     depth = world @ image.extrinsics[2, :3] + image.extrinsics[2, 3]
-    pixels = np.array([(u, v) for u, v, _ in seen]) - 0.5
-    return np.concatenate([pixels, depth[:, None]], axis=1)
-
-
-# ---- the three files -----------------------------------------------------------------------------
-
-
-def cameras_of(model: Path) -> dict[int, Camera]:
-    """cameras.txt by CAMERA_ID."""
-    found = {}
-    for line in filter(str.strip, _lines(model / "cameras.txt")):
-        with _understood(model / "cameras.txt", line):
-            number, name, width, height, *parameters = line.split()
-            size, values = (int(width), int(height)), tuple(map(float, parameters))
-            found[int(number)] = Camera(name, size, values)
-            needed = max(_MODELS.get(name, (0,))) + 1
-            if len(values) < needed:
-                raise ValueError(f"{len(values)} parameters, wanted {needed} or more")
-    return found
-
-
-def images_of(model: Path) -> list[Picture]:
-    """images.txt: every second line holds the observations, and may be empty."""
-    path = model / "images.txt"
-    lines = _lines(path)
-    while lines and not lines[0].strip():
-        lines.pop(0)
-    found = []
-    for first, second in zip(lines[::2], [*lines[1::2], ""], strict=False):
-        if not first.strip():
-            continue
-        with _understood(path, first):
-            _, qw, qx, qy, qz, tx, ty, tz, camera, name = first.split(maxsplit=9)
-            w, x, y, z = (float(q) for q in (qw, qx, qy, qz))
-            rotation = geometry.quaternion_to_matrix([x, y, z, w])
-            shift = np.array([float(t) for t in (tx, ty, tz)])
-            pose = rigid(np.concatenate([rotation, shift[:, None]], axis=1), f"{path}: {name}")
-            points = np.array(second.split(), float).reshape(-1, 3)
-            found.append(Picture(name.strip(), int(camera), pose, points))
-    return found
-
-
-def _points_of(model: Path) -> dict[int, Array]:
-    """points3D.txt by POINT3D_ID; nothing where the file is missing."""
-    path = model / "points3D.txt"
-    if not path.is_file():
-        return {}
-    found = {}
-    for line in filter(str.strip, _lines(path)):
-        with _understood(path, line):
-            number, x, y, z, *_ = line.split()
-            found[int(number)] = np.array([float(x), float(y), float(z)])
-    return found
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    return [line for line in text.splitlines() if not line.startswith("#")]
-
-
-class _understood:
-    """Turns what a line's parsing raises into one UserError that shows the line."""
-
-    def __init__(self, path: Path, line: str) -> None:
-        self.path, self.line = path, line
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError) and not isinstance(error, UserError):
-            shown = self.line if len(self.line) < 60 else self.line[:57] + "..."
-            raise UserError(f"{self.path}: cannot understand {shown!r} ({error})") from error
+    return np.concatenate([image.pixels[seen] - 0.5, depth[:, None]], axis=1)

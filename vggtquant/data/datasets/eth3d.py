@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from . import colmap
+from . import colmap, colmap_model
 from .views import Array, Lookup, PosedScene, View, folders
 
 _CALIBRATION = "dslr_calibration_undistorted"
@@ -23,7 +23,7 @@ _DEPTH = "ground_truth_depth/dslr_images"
 
 
 def _is_scene(folder: Path) -> bool:
-    return (folder / _CALIBRATION / "images.txt").is_file()
+    return colmap_model.is_model(folder / _CALIBRATION)
 
 
 def detect(folder: Path) -> bool:
@@ -37,15 +37,18 @@ def read(folder: Path) -> list[PosedScene]:
 
 
 def _views(scene: Path) -> list[View]:
-    views = colmap.views(scene / _CALIBRATION, scene / "images")
+    views = colmap.views(colmap_model.read(scene / _CALIBRATION), scene / "images")
     if not (scene / _DEPTH).is_dir():
         return views
-    if not (scene / _DISTORTED / "images.txt").is_file():
+    if not colmap_model.is_model(scene / _DISTORTED):
         raise UserError(
             f"{scene / _DEPTH} belongs to distorted pictures; {scene / _DISTORTED} is wanted"
         )
-    cameras = colmap.cameras_of(scene / _DISTORTED)
-    by_name = {Path(p.name).name: cameras[p.camera] for p in colmap.images_of(scene / _DISTORTED)}
+    distorted = colmap_model.read(scene / _DISTORTED, points=False)
+    cameras = distorted.cameras
+    by_name = {
+        Path(p.name).name: cameras[p.camera] for p in distorted.pictures if p.camera in cameras
+    }
     found = []
     for view in views:
         path = scene / _DEPTH / view.image.name
@@ -56,7 +59,7 @@ def _views(scene: Path) -> list[View]:
     return found
 
 
-def _lookup(path: Path, camera: colmap.Camera, k: Array) -> Lookup:
+def _lookup(path: Path, camera: colmap_model.Camera, k: Array) -> Lookup:
     """Depth of an undistorted pixel, with intrinsics k, in the map of the distorted picture."""
     width, height = camera.size
     if path.stat().st_size != 4 * width * height:
@@ -75,7 +78,7 @@ def _lookup(path: Path, camera: colmap.Camera, k: Array) -> Lookup:
     return lookup
 
 
-def distort(rays: Array, camera: colmap.Camera) -> Array:
+def distort(rays: Array, camera: colmap_model.Camera) -> Array:
     """Pixels (N,2), counted from the first one's corner, of rays (N,2) at depth 1.
 
     COLMAP's THIN_PRISM_FISHEYE (src/colmap/sensor/models.h): the equidistant fisheye of the ray,

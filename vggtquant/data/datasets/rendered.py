@@ -10,11 +10,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ...errors import UserError
-from .views import Array, PosedScene, View, folders, nearest, picture, rigid
+from .views import Array, PosedScene, View, finite, folders, nearest, picture, rigid
+
+TRUTH = "truth.npz"
 
 
 def _is_scene(folder: Path) -> bool:
-    return (folder / "truth.npz").is_file()
+    return (folder / TRUTH).is_file()
 
 
 def detect(folder: Path) -> bool:
@@ -28,7 +30,7 @@ def read(folder: Path) -> list[PosedScene]:
 
 
 def _views(scene: Path) -> list[View]:
-    path = scene / "truth.npz"
+    path = scene / TRUTH
     try:
         with np.load(path) as truth:
             parts = {
@@ -45,7 +47,7 @@ def _views(scene: Path) -> list[View]:
         View(
             picture(scene / f"frame_{i:02d}.png", path),
             rigid(parts["extrinsics"][i], f"{path}: frame {i}"),
-            parts["intrinsics"][i],
+            finite(parts["intrinsics"][i], f"{path}: frame {i}"),
             nearest(partial(_map, parts["depth"][i]), (width, height)),
         )
         for i in range(counts["depth"])

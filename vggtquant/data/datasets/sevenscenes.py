@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Microsoft's 7-Scenes: frame-*.color.png, .depth.png (mm) and .pose.txt (world from camera).
+Frames of the same form as .color.jpg and .depth.pgm (3RScan) are read, too.
 
 Layout and intrinsics (585, 585, 320, 240 for 640 x 480) are those of the release (Shotton et al.
 2013); a camera-intrinsics.txt beside the frames or above them takes their place. Colour and depth
@@ -12,14 +13,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ...errors import UserError
 from ...scoring import geometry
-from .views import Array, PosedScene, View, folders, nearest, numbers, pinhole, rigid
+from .. import picture
+from .views import Array, PosedScene, View, finite, folders, nearest, numbers, pinhole, rigid
 
 _FOCAL, _WIDTH = 585.0, 640
 _UNKNOWN = 65535
+_COLOURS, _DEPTHS = (".png", ".jpg"), (".png", ".pgm")
 
 
 def _is_sequence(folder: Path) -> bool:
@@ -43,24 +45,25 @@ def read(folder: Path) -> list[PosedScene]:
 
 
 def _views(sequence: Path) -> list[View]:
-    pictures = sorted(sequence.glob("frame-*.color.png"))
+    pictures = sorted(path for kind in _COLOURS for path in sequence.glob(f"frame-*.color{kind}"))
     poses = sorted(sequence.glob("frame-*.pose.txt"))
     if len(pictures) != len(poses):
         raise UserError(f"{sequence} holds {len(pictures)} pictures and {len(poses)} poses")
     found = []
-    for picture in pictures:
-        stem = picture.name.removesuffix(".color.png")
-        pose, depth = sequence / f"{stem}.pose.txt", sequence / f"{stem}.depth.png"
+    for path in pictures:
+        stem = path.name.partition(".")[0]
+        pose = sequence / f"{stem}.pose.txt"
         if not pose.is_file():
-            raise UserError(f"{picture} has no {pose.name}")
-        with Image.open(picture) as image:
-            size = image.size
+            raise UserError(f"{path} has no {pose.name}")
+        depths = [sequence / f"{stem}.depth{kind}" for kind in _DEPTHS]
+        depth = next(filter(Path.is_file, depths), None)
+        size = picture.size_of(path)
         found.append(
             View(
-                picture,
+                path,
                 geometry.invert_pose(rigid(numbers(pose, (4, 4)), str(pose))),
                 _intrinsics(sequence, size),
-                nearest(partial(_metres, depth), size) if depth.is_file() else None,
+                None if depth is None else nearest(partial(_metres, depth), size),
             )
         )
     return found
@@ -68,16 +71,13 @@ def _views(sequence: Path) -> list[View]:
 
 def _intrinsics(sequence: Path, size: tuple[int, int]) -> Array:
     for folder in (sequence, sequence.parent):
-        if (folder / "camera-intrinsics.txt").is_file():
-            return numbers(folder / "camera-intrinsics.txt", (3, 3))
+        path = folder / "camera-intrinsics.txt"
+        if path.is_file():
+            return finite(numbers(path, (3, 3)), str(path))
     focal = _FOCAL * size[0] / _WIDTH
     return pinhole(focal, focal, size[0] / 2, size[1] / 2)
 
 
 def _metres(path: Path) -> Array:
-    try:
-        with Image.open(path) as image:
-            millimetres = np.asarray(image, dtype=np.float64)
-    except OSError as error:
-        raise UserError(f"cannot read the depth map {path}: {error}") from error
+    millimetres = picture.numbers(path).astype(np.float64)
     return np.where(millimetres == _UNKNOWN, 0.0, millimetres / 1000)

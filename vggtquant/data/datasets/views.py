@@ -119,8 +119,11 @@ def nearest(depth: Callable[[], Array], size: tuple[int, int]) -> Lookup:
 def rigid(matrix: Array, where: str) -> Array:
     """The pose (3,4) of a matrix (3,4) or (4,4); UserError, naming `where`, when it is none."""
     pose = matrix[:3]
-    if pose.shape != (3, 4) or not np.isfinite(pose).all():
-        raise UserError(f"{where}: no 3x4 or 4x4 matrix of numbers, but {matrix.shape}")
+    if pose.shape != (3, 4):
+        raise UserError(f"{where}: {matrix.shape} values; wanted a 3x4 or 4x4 matrix")
+    if not np.isfinite(pose).all():
+        bad = pose[~np.isfinite(pose)][0]
+        raise UserError(f"{where}: a pose with {bad:g} in it; wanted finite numbers")
     rotation = pose[:, :3]
     off = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
     if off > _RIGID or np.linalg.det(rotation) < 0:
@@ -130,6 +133,17 @@ def rigid(matrix: Array, where: str) -> Array:
         )
     u, _, vt = np.linalg.svd(rotation)
     return np.concatenate([u @ vt, pose[:, 3:]], axis=1)
+
+
+def finite(k: Array, where: str) -> Array:
+    """Intrinsics (3,3) themselves; UserError, naming `where`, for those of no possible camera."""
+    if not np.isfinite(k).all() or k[0, 0] <= 0 or k[1, 1] <= 0:
+        bad = k[~np.isfinite(k)]
+        what = f"{bad[0]:g} in them" if bad.size else f"focal lengths {k[0, 0]:g}, {k[1, 1]:g}"
+        raise UserError(
+            f"{where}: intrinsics with {what}; wanted finite ones, focal lengths above 0"
+        )
+    return k
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> Array:
