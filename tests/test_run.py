@@ -269,7 +269,7 @@ def test_notes_on_pictures_are_told(here: Path) -> None:
     assert "not taken of phone: 1 .mp4" in notes[0]
     assert "1 of 1 pictures carry an EXIF tag" in notes[1]
     with pytest.raises(UserError, match="b.mp4 is a video; wanted pictures: `mkdir .* ffmpeg"):
-        run.run("oracle_of_a_test:build", "phone/b.mp4", "out")
+        run.run("oracle_of_a_test:build", "phone/b.mp4", "other")
 
 
 def test_names_that_are_no_utf_8(here: Path) -> None:
