@@ -101,6 +101,8 @@ def posed(source: Sequence[str], layout: str | None) -> Posed | None:
         warnings.simplefilter("always")
         found = datasets.find(source[0], layout)
     if found is None:
+        for warning in caught:  # of what looks like ground truth and is none
+            warnings.warn(warning.message, stacklevel=2)
         return None
     words = dict.fromkeys(str(warning.message) for warning in caught)
     return Posed(found[0], found[1], tuple(words))
@@ -140,8 +142,7 @@ def _load_posed(scene: PosedScene, mode: str, size: int) -> Sample:
     frames = images.load_frames(paths, images.check_mode(mode), size=size)
     height, width = frames.images.shape[-2:]
     truth = datasets.truth(scene.views, frames.placements, (height, width))
-    hashes = {f"{i:03d} {p.name}": images.image_hashes([p])[p.name] for i, p in enumerate(paths)}
-    return Sample(scene.name, frames.images, hashes, truth)
+    return Sample(scene.name, frames.images, images.image_hashes(paths), truth)
 
 
 def find(source: Sequence[str]) -> list[Path]:
@@ -167,7 +168,7 @@ def pictures(paths: Sequence[Path], mode: str, most: int | None, size: int) -> I
     name = Path(paths[0]).resolve().parent.name
 
     def take(n: int) -> list[Sample]:
-        return [Sample(name, tensor[:n], {path.name: hashes[path.name] for path in used[:n]})]
+        return [Sample(name, tensor[:n], dict(list(hashes.items())[:n]))]
 
     height, width = tensor.shape[-2:]
     return Inputs(
