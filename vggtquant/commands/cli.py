@@ -84,8 +84,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--layout",
         metavar="NAME",
-        help="how a folder with ground truth is laid out: npz, eth3d, 7scenes, co3d or colmap "
-        "(default: by what is in it)",
+        help="how a folder with ground truth is laid out: npz, eth3d, 7scenes, co3d or colmap; "
+        "pictures takes its pictures alone (default: by what is in it)",
     )
     what.add_argument(
         "--mode",
