@@ -5,15 +5,12 @@
  * packs each block's k and v for the kernels into scratch that stays in the cache, and brings every
  * row of the span on by it: scores, softmax, product with v. So no scratch grows with the number of
  * tokens. A row's result depends on its own q and on the blocks in order, not on its span. */
-#include "kernels.h"
-
-#include <stdatomic.h>
+#include "tasks.h"
 
 enum {
     SPAN_MOST = 2048 * 64, /* rows of a task times depth: packing the keys is a small part then */
     SPAN_LEAST = 64,
-    TASKS = 4, /* a thread, so that the last ones do not wait for each other */
-    ALIGN = 64
+    TASKS = 4 /* a thread, so that the last ones do not wait for each other */
 };
 
 /* One call, cut up. */
@@ -27,9 +24,7 @@ typedef struct vgq_plan {
     size_t depth;              /* channels, padded */
     float factor;              /* what makes scores the exponents of 2 */
     size_t span, spans, tasks; /* rows of a task; of a head; tasks of all */
-    int team;
-    size_t own_nbytes;
-    unsigned char *own; /* the first thread's scratch */
+    vgq_crew crew;
 } vgq_plan;
 
 /* A thread's scratch. */
@@ -62,7 +57,7 @@ static vgq_own own_at(const vgq_plan *plan, unsigned char *at)
     vgq_own own;
 #define TAKE(member, nbytes) \
     own.member = (void *)at; \
-    at += vgq_round_up((nbytes), ALIGN);
+    at += vgq_round_up((nbytes), VGQ_ALIGN);
     TAKE(x, VGQ_KEYS * depth * sizeof(float))
     TAKE(mean, depth * sizeof(float))
     TAKE(k_scale, VGQ_KEYS * sizeof(float))
@@ -124,9 +119,9 @@ static vgq_plan plan_of(const vgq_attention_call *call)
         plan.part[part] = rows_of(call, part, plan.depth);
     const size_t all = call->batch * call->heads;
     /* a product of 64 x 64 channels for each pair of tokens would be 64 elements of other work */
-    plan.team = vgq_team(now.threads,
-                         vgq_min(all * call->tokens, SIZE_MAX / call->tokens / 4) * call->tokens);
-    const size_t wanted = TASKS * (size_t)plan.team;
+    plan.crew.team = vgq_team(
+        now.threads, vgq_min(all * call->tokens, SIZE_MAX / call->tokens / 4) * call->tokens);
+    const size_t wanted = TASKS * (size_t)plan.crew.team;
     plan.spans = (call->tokens * plan.depth + SPAN_MOST - 1) / SPAN_MOST;
     if (all * plan.spans < wanted)
         plan.spans = (wanted + all - 1) / all;
@@ -135,23 +130,20 @@ static vgq_plan plan_of(const vgq_attention_call *call)
         plan.span = vgq_min(SPAN_LEAST, call->tokens);
     plan.spans = (call->tokens + plan.span - 1) / plan.span;
     plan.tasks = all * plan.spans;
-    if ((size_t)plan.team > plan.tasks)
-        plan.team = (int)plan.tasks;
-    plan.own_nbytes = (size_t)own_at(&plan, NULL).end;
+    plan.crew.team = (int)vgq_min((size_t)plan.crew.team, plan.tasks);
+    plan.crew.own_nbytes = (size_t)own_at(&plan, NULL).end;
     return plan;
 }
 
-static size_t plan_nbytes(const vgq_plan *plan)
-{
-    return ALIGN + (size_t)plan->team * plan->own_nbytes;
-}
+static size_t plan_nbytes(const vgq_plan *plan) { return VGQ_ALIGN + vgq_crew_nbytes(&plan->crew); }
 
 static int is_bad(const vgq_attention_call *call)
 {
     return !call || (unsigned)call->scores > VGQ_INT8_ACTIVATIONS ||
            (unsigned)call->values > VGQ_INT8_ACTIVATIONS || (unsigned)call->x_dtype >= VGQ_DTYPES ||
            (unsigned)call->y_dtype >= VGQ_DTYPES || !call->dim || call->dim % 8 ||
-           call->dim > VGQ_WIDEST || !isfinite(call->scale) || !call->cos != !call->sin ||
+           call->dim > VGQ_WIDEST || !(call->scale >= 0 && isfinite(call->scale)) ||
+           !call->cos != !call->sin ||
            (call->cos && (!call->rope_tokens || !call->rope_width || call->rope_width % 2 ||
                           call->dim % call->rope_width));
 }
@@ -275,8 +267,9 @@ static void store_span(const vgq_plan *plan, vgq_task *task, int bad)
     }
 }
 
-static void run_task(const vgq_plan *plan, size_t index, unsigned char *own)
+static void run_task(const void *job, size_t index, unsigned char *own)
 {
+    const vgq_plan *const plan = job;
     const vgq_attention_call *const call = &plan->call;
     const size_t span = index % plan->spans, head = index / plan->spans % call->heads;
     const size_t batch = index / plan->spans / call->heads;
@@ -301,8 +294,6 @@ static void run_task(const vgq_plan *plan, size_t index, unsigned char *own)
     store_span(plan, &task, bad);
 }
 
-int omp_get_thread_num(void); /* of openmp.c */
-
 vgq_status vgq_attention(const vgq_attention_call *call, void *scratch, size_t scratch_nbytes)
 {
     if (is_bad(call) || (!is_empty(call) && (!call->qkv || !call->y)))
@@ -312,16 +303,7 @@ vgq_status vgq_attention(const vgq_attention_call *call, void *scratch, size_t s
     vgq_plan plan = plan_of(call);
     if (!scratch || scratch_nbytes < plan_nbytes(&plan))
         return VGQ_EINVAL;
-    plan.own = (unsigned char *)scratch + (ALIGN - (uintptr_t)scratch % ALIGN) % ALIGN;
-    _Atomic size_t next = 0;
-#pragma omp parallel num_threads(plan.team)
-    {
-        vgq_float_mode mode;
-        vgq_float_enter(&mode);
-        unsigned char *const own = plan.own + (size_t)omp_get_thread_num() * plan.own_nbytes;
-        for (size_t i; (i = atomic_fetch_add(&next, 1)) < plan.tasks && !vgq_stopped();)
-            run_task(&plan, i, own);
-        vgq_float_leave(&mode);
-    }
-    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
+    const size_t beyond = (uintptr_t)scratch % VGQ_ALIGN;
+    vgq_crew_place(&plan.crew, (unsigned char *)scratch + (beyond ? VGQ_ALIGN - beyond : 0));
+    return vgq_run_tasks(&plan.crew, plan.crew.team, plan.tasks, run_task, &plan);
 }

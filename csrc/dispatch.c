@@ -24,7 +24,8 @@ int vgq_has_f16c(void)
 #if defined(VGQ_MODELS) /* a build of the tests: the instructions are modelled, so they are here \
                          */
 int vgq_has_avxvnni(void) { return 1; }
-int vgq_has_amx(void) { return 1; }
+/* attention_amx.c has instructions beside the tiles' that are not modelled */
+int vgq_has_amx(void) { return VGQ_HAS_VNNI && VGQ_HAS_BF16; }
 #else
 int vgq_has_avxvnni(void)
 {
@@ -36,12 +37,16 @@ int vgq_has_avxvnni(void)
 /* The tiles' state is large, so Linux wants to be asked before a process may use it. */
 int vgq_has_amx(void)
 {
-    enum { OSXSAVE = 1 << 27, TILE_AND_INT8 = 3 << 24, TILE_STATE = 3 << 17 };
+    enum {
+        OSXSAVE = 1 << 27,
+        TILES = 3 << 24 | 1 << 22 /* tiles, INT8, BF16 */,
+        TILE_STATE = 3 << 17
+    };
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
     unsigned a, b, c = 0, d = 0, low, high;
     /* uncovered: no emulator that we run has tiles */
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE) ||
-        !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & TILE_AND_INT8) != TILE_AND_INT8)
+        !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & TILES) != TILES)
         return 0;
     /* uncovered: likewise */
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

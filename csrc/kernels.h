@@ -99,20 +99,24 @@ int vgq_has_amx(void);
 #define VGQ_CONFIRMED_AVXVNNI 1
 #define VGQ_CONFIRMED_AMX 1
 #endif
-#define VGQ_TABLES(X)     \
-    X(quantize, scalar)   \
-    X(metrics, scalar)    \
-    X(linear, scalar)     \
-    X(attention, scalar)  \
-    X(quantize, avx2)     \
-    X(metrics, avx2)      \
-    X(linear, avx2)       \
-    X(linear, avxvnni)    \
-    X(quantize, avx512)   \
-    X(linear, avx512)     \
-    X(linear, avx512vnni) \
-    X(linear, avx512bf16) \
-    X(linear, amx)
+#define VGQ_TABLES(X)        \
+    X(quantize, scalar)      \
+    X(metrics, scalar)       \
+    X(linear, scalar)        \
+    X(attention, scalar)     \
+    X(quantize, avx2)        \
+    X(metrics, avx2)         \
+    X(linear, avx2)          \
+    X(linear, avxvnni)       \
+    X(quantize, avx512)      \
+    X(linear, avx512)        \
+    X(linear, avx512vnni)    \
+    X(linear, avx512bf16)    \
+    X(linear, amx)           \
+    X(attention, avx2)       \
+    X(attention, avx512)     \
+    X(attention, avx512vnni) \
+    X(attention, amx)
 #elif defined(__aarch64__)
 int vgq_has_dotprod(void);
 int vgq_has_i8mm(void);

@@ -34,23 +34,17 @@ typedef struct vgq_rows {
 /* to[n][depth]: rows first.. of `rows`, widened, normalized, rotated, padded with zeros. */
 typedef void vgq_prepare_fn(const vgq_rows *rows, size_t first, size_t n, float *to);
 
-/* How q and k are multiplied. */
-typedef struct vgq_scores_gemm {
-    size_t rows;     /* of a group; at most VGQ_GROUP_MOST */
-    size_t q_nbytes; /* of a channel of an operand */
-    size_t k_nbytes;
-    /* q, [n][depth] in the table's form, from rows x[n][depth]. r[n]: what the scores of each row
-     * are multiplied with, its own scale times `factor`; NaN for a row that is not finite.
-     * first[n]: what integer sums begin with. */
-    void (*code_queries)(size_t n, size_t depth, const float *x, float factor, void *q, float *r,
-                         int32_t *first);
-    /* A panel of VGQ_PANEL keys in the table's form, from n rows, zeros after them; a scale a key.
-     * Whether a value is not finite. */
-    int (*pack_keys)(size_t n, size_t depth, const float *x, void *panel, float *scale);
-    /* s[rows][VGQ_KEYS] of whole panels; keys: a multiple of VGQ_PANEL. */
-    void (*tile)(size_t keys, size_t depth, const void *q, const int32_t *first, const void *panels,
-                 const float *scale, float *s);
-} vgq_scores_gemm;
+/* q, [n][depth] in the table's form, from rows x[n][depth]. r[n]: what the scores of each row are
+ * multiplied with, its own scale times `factor`; NaN for a row that is not finite. first[n]: what
+ * integer sums begin with. */
+typedef void vgq_code_queries_fn(size_t n, size_t depth, const float *x, float factor, void *q,
+                                 float *r, int32_t *first);
+/* A panel of VGQ_PANEL keys in the table's form, from n rows, zeros after them; a scale a key.
+ * Whether a value is not finite. */
+typedef int vgq_pack_keys_fn(size_t n, size_t depth, const float *x, void *panel, float *scale);
+/* A block of v in the table's form, from n rows, zeros after them up to a multiple of VGQ_PANEL; a
+ * scale a channel. Whether a value is not finite. */
+typedef int vgq_pack_values_fn(size_t n, size_t depth, const float *x, void *block, float *scale);
 
 /* What rows of q have gathered from the blocks before: for each its top, and 16 sums of p. */
 typedef struct vgq_gathered {
@@ -58,15 +52,27 @@ typedef struct vgq_gathered {
     float (*lanes)[VGQ_LANES]; /* [rows] */
 } vgq_gathered;
 
+/* p of n keys, zeros after them up to a multiple of VGQ_PANEL. s is scratch then. */
+typedef void vgq_weigh_fn(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
+                          float *kept, float *added, void *p);
+
+/* How q and k are multiplied. */
+typedef struct vgq_scores_gemm {
+    size_t rows;     /* of a group; at most VGQ_GROUP_MOST */
+    size_t q_nbytes; /* of a channel of an operand */
+    size_t k_nbytes;
+    vgq_code_queries_fn *code_queries;
+    vgq_pack_keys_fn *pack_keys;
+    /* s[rows][VGQ_KEYS] of whole panels; keys: a multiple of VGQ_PANEL. */
+    void (*tile)(size_t keys, size_t depth, const void *q, const int32_t *first, const void *panels,
+                 const float *scale, float *s);
+} vgq_scores_gemm;
+
 /* How the softmax and v are multiplied. */
 typedef struct vgq_values_gemm {
     size_t p_nbytes, v_nbytes;
-    /* A block in the table's form, from n rows, zeros after them up to a multiple of VGQ_PANEL; a
-     * scale a channel. Whether a value is not finite. */
-    int (*pack_values)(size_t n, size_t depth, const float *x, void *block, float *scale);
-    /* p of n keys, zeros after them up to a multiple of VGQ_PANEL. s is scratch then. */
-    void (*softmax)(size_t rows, size_t n, float *s, const float *r, vgq_gathered to, float *kept,
-                    float *added, void *p);
+    vgq_pack_values_fn *pack_values;
+    vgq_weigh_fn *softmax;
     /* keys: a multiple of VGQ_PANEL; rows: any up to VGQ_GROUP_MOST. */
     void (*tile)(size_t rows, size_t keys, size_t depth, const void *p, const void *block,
                  const float *scale, const float *kept, const float *added, float *o);
@@ -79,6 +85,13 @@ typedef struct vgq_attention_kernels {
     const vgq_values_gemm *values[VGQ_ACTIVATIONS];
 } vgq_attention_kernels;
 
+#if defined(__x86_64__) /* of the table for VNNI, for AMX too */
+vgq_code_queries_fn vgq_code_queries_i8_avx512vnni;
+vgq_pack_keys_fn vgq_pack_keys_i8_avx512vnni;
+vgq_pack_values_fn vgq_pack_values_i8_avx512vnni;
+vgq_weigh_fn vgq_softmax_u8_avx512vnni;
+#endif
+
 /* ---- what every table computes alike ----------------------------------------------------------
  */
 
@@ -86,14 +99,14 @@ typedef struct vgq_attention_kernels {
 /* Scores, in units of log2 e, are taken between these. */
 #define VGQ_SCORE_MOST 0x1p21f
 #define VGQ_TOP_LEAST -0x1p23f
-/* 2^f, 0 <= f <= 1, with a relative error of 1.03e-4, times 255, exact at 0; Horner, the highest
+/* 2^f, |f| <= 1/2, with a relative error of 1.02e-4, times 255, exact at 0; Horner, the highest
  * power first. */
-#define VGQ_EXP2_CODES(TERM) TERM(57.7084579f) TERM(177.333206f) TERM(255.0f)
-#define VGQ_EXP2_CODES_FIRST 19.9583321f
-/* The same with 7.5e-8, times 1. */
+#define VGQ_EXP2_CODES(TERM) TERM(61.7637978f) TERM(176.78714f) TERM(255.0f)
+#define VGQ_EXP2_CODES_FIRST 14.0272789f
+/* The same with 9.2e-8, times 1. */
 #define VGQ_EXP2_FLOATS(TERM) \
-    TERM(0.00898934063f) TERM(0.0558263175f) TERM(0.240153611f) TERM(0.693153083f) TERM(0.99999994f)
-#define VGQ_EXP2_FLOATS_FIRST 0.00187757669f
+    TERM(0.00967151299f) TERM(0.0555073358f) TERM(0.240222424f) TERM(0.693147004f) TERM(1.0f)
+#define VGQ_EXP2_FLOATS_FIRST 0.00132647273f
 
 /* 2^e for an integer e <= 0, as a float; 0 where that would be below 2^-126. */
 VGQ_INLINE float vgq_power(float e)

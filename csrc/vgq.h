@@ -329,8 +329,8 @@ typedef struct vgq_attention_call {
 size_t vgq_attention_nbytes(const vgq_attention_call *call);
 /* A value that is NaN or infinite, in q: its row of y is NaN; in k or v: all rows of that batch and
  * head are. INT8 scores and values: the same bits on every instruction set and with any number of
- * threads. VGQ_EINVAL: a null pointer, 16 bits, a dim, a rope_width or a scale (not finite) that
- * does not fit. */
+ * threads. VGQ_EINVAL: a null pointer, 16 bits, a scale that is negative or not finite, a
+ * dim or a rope_width that does not fit. */
 vgq_status vgq_attention(const vgq_attention_call *call, void *scratch, size_t scratch_nbytes);
 
 /* ---- CUDA (cuda/) ---------------------------------------------------------------------------

@@ -94,20 +94,55 @@ __attribute__((unused)) static void tile_store(int tile, void *to, size_t stride
         memcpy((unsigned char *)to + r * stride, t->at[r], t->row_nbytes);
 }
 
-/* tdpbsud: sums[m][n] += the products of signed a[m][4 k..] and unsigned b[k][4 n..]. */
-__attribute__((unused)) static void tile_multiply(int sums, int codes, int bytes)
+/* Whether the tiles fit, as in every product. */
+__attribute__((unused)) static void model_must_multiply(int sums, int rows, int columns)
 {
-    model_tile *const c = model_at(sums);
-    const model_tile *const a = model_at(codes), *const b = model_at(bytes);
+    const model_tile *const c = model_at(sums), *const a = model_at(rows),
+                            *const b = model_at(columns);
     model_must(a->rows == c->rows && b->row_nbytes == c->row_nbytes && a->row_nbytes == 4 * b->rows,
                "shapes that do not multiply");
-    model_must(sums != codes && sums != bytes && codes != bytes, "a tile named twice");
+    model_must(sums != rows && sums != columns && rows != columns, "a tile named twice");
+}
+
+/* sums[m][n] += the products of a[m][4 k..] and b[k][4 n..], modulo 2^32. tdpbsud: signed and
+ * unsigned; tdpbusd: unsigned and signed. */
+#define MODEL_PRODUCT(name, a_type, b_type)                                                       \
+    __attribute__((unused)) static void name(int sums, int rows, int columns)                     \
+    {                                                                                             \
+        model_must_multiply(sums, rows, columns);                                                 \
+        model_tile *const c = model_at(sums);                                                     \
+        const model_tile *const a = model_at(rows), *const b = model_at(columns);                 \
+        for (size_t m = 0; m < c->rows; m++)                                                      \
+            for (size_t n = 0; n < c->row_nbytes / 4; n++) {                                      \
+                uint32_t sum;                                                                     \
+                memcpy(&sum, &c->at[m][4 * n], sizeof(sum));                                      \
+                for (size_t k = 0; k < a->row_nbytes; k++)                                        \
+                    sum += (uint32_t)((a_type)a->at[m][k] * (b_type)b->at[k / 4][4 * n + k % 4]); \
+                memcpy(&c->at[m][4 * n], &sum, sizeof(sum));                                      \
+            }                                                                                     \
+    }
+MODEL_PRODUCT(tile_multiply, int8_t, uint8_t)
+MODEL_PRODUCT(tile_multiply_unsigned, uint8_t, int8_t)
+#undef MODEL_PRODUCT
+
+/* tdpbf16ps: the even of two products first, but for its rounding: that of float, at each step. */
+__attribute__((unused)) static void tile_multiply_bf16(int sums, int rows, int columns)
+{
+    model_must_multiply(sums, rows, columns);
+    model_tile *const c = model_at(sums);
+    const model_tile *const a = model_at(rows), *const b = model_at(columns);
     for (size_t m = 0; m < c->rows; m++)
         for (size_t n = 0; n < c->row_nbytes / 4; n++) {
-            uint32_t sum;
+            float sum;
             memcpy(&sum, &c->at[m][4 * n], sizeof(sum));
-            for (size_t k = 0; k < a->row_nbytes; k++)
-                sum += (uint32_t)((int8_t)a->at[m][k] * b->at[k / 4][4 * n + k % 4]);
+            for (size_t k = 0; k < a->row_nbytes; k += 2) {
+                uint32_t bits[2] = {0};
+                float x[2];
+                memcpy((char *)&bits[0] + 2, &a->at[m][k], 2);
+                memcpy((char *)&bits[1] + 2, &b->at[k / 4][4 * n + k % 4], 2);
+                memcpy(x, bits, sizeof(x));
+                sum += x[0] * x[1];
+            }
             memcpy(&c->at[m][4 * n], &sum, sizeof(sum));
         }
 }

@@ -572,7 +572,7 @@ def attention(
             the same shape, what the channels they turn with are. None: no rotation.
         rope_width: channels that turn together, the first half with the second: `dim`, or by
             default `dim // 2`, for positions in a plane.
-        scale: of the scores; None: dim ** -0.5.
+        scale: of the scores, not negative; None: dim ** -0.5.
         mode: how q and k are multiplied: "float", "bf16" (as "float" where the CPU has no
             instruction for it) or "int8", with a scale for each row of q and of k.
         pv: how the softmax and v are multiplied; None: as `mode`.
@@ -583,7 +583,7 @@ def attention(
         of k or v, NaN for all rows of its head.
 
     Raises:
-        UserError: shapes or devices that do not fit.
+        UserError: shapes, devices or a scale that do not fit.
 
     >>> attention(torch.ones(1, 5, 3, 2, 32), mode="int8").shape
     torch.Size([1, 5, 64])
@@ -606,6 +606,9 @@ def attention(
     width = dim // 2 if rope_width is None else rope_width
     if cos is not None and (width < 2 or width % 2 or dim % width):
         raise UserError(f"rope_width {width} is given; an even divisor of {dim} is wanted")
+    factor = dim**-0.5 if scale is None else float(scale)
+    if not 0 <= factor < math.inf:
+        raise UserError(f"scale {scale} is given; a finite one that is not negative is wanted")
     source = qkv.detach().resolve_neg()
     y = _room((batch, tokens, heads * dim), dtype or qkv.dtype)
     into = _array(y.view(torch.uint16) if y.dtype == torch.bfloat16 else y)
@@ -619,7 +622,7 @@ def attention(
         _norm(q_norm),
         _norm(k_norm),
         (_floats(cos), _floats(sin), width),
-        dim**-0.5 if scale is None else scale,
+        factor,
         into,
         scratch,
     )

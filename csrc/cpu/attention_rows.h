@@ -118,10 +118,11 @@ static inline float code_row(size_t depth, const float *x, int32_t *codes)
 }
 
 /* A scale of keys without its lowest two bits: 1.5 * 2^23 times it is a float then, which lets a
- * product with integers that stand that much too high lose it exactly. */
-static inline float short_scale(float scale)
+ * product with integers that stand that much too high lose it exactly. So that this is finite, keys
+ * beyond 2^100 count as infinite. */
+static inline float key_scale(float scale)
 {
-    return vgq_float_of_bits(vgq_bits_of_float(scale) & ~3u);
+    return scale < 0x1p93f ? vgq_float_of_bits(vgq_bits_of_float(scale) & ~3u) : NAN;
 }
 
 /* largest[depth] of n rows, one a channel. */

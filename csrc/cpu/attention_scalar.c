@@ -69,7 +69,7 @@ static float exp2_float(float x)
 {
     if (!(x >= -126.0f))
         return x != x ? x : 0;
-    const float whole = floorf(x), f = x - whole;
+    const float whole = rintf(x), f = x - whole;
     float p = VGQ_EXP2_FLOATS_FIRST;
 #define TERM(t) p = fmaf(p, f, t);
     VGQ_EXP2_FLOATS(TERM)
@@ -142,7 +142,7 @@ static int pack_keys_i8_scalar(size_t n, size_t depth, const float *x, void *pan
     for (size_t j = 0; j < VGQ_PANEL; j++)
         scale[j] = 0;
     for (size_t j = 0; j < n; j++) {
-        scale[j] = short_scale(code_row(depth, x + j * depth, codes));
+        scale[j] = key_scale(code_row(depth, x + j * depth, codes));
         finite &= scale[j] == scale[j];
         for (size_t i = 0; i < depth; i++)
             k[j * depth + i] = (int8_t)codes[i];
@@ -180,7 +180,7 @@ static float exp2_code(float x)
 {
     if (!(x >= -126.0f))
         return x != x ? x : 0;
-    const float whole = floorf(x), f = x - whole;
+    const float whole = rintf(x), f = x - whole;
     float p = VGQ_EXP2_CODES_FIRST;
 #define TERM(t) p = fmaf(p, f, t);
     VGQ_EXP2_CODES(TERM)

@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Attention for AVX2 and FMA, in float and in INT8. Tiles are 6 x 16: 12 sums, each a variable of
+ * its own. k is cut into blocks of 16 keys, [channel][16], as float; INT8 is multiplied as int16,
+ * two channels or two keys at a time (vpmaddwd): k [channel / 2][16][2], p a code of two bytes, v
+ * [key / 2][channel][2]. */
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+
+#include "isa.h"
+
+ISA_BEGIN("avx2,fma,f16c")
+
+#include "attention_rows.h"
+
+#include <immintrin.h>
+
+enum { ROWS = 6, BLOCK = 16 };
+
+static void prepare_avx2(const vgq_rows *rows, size_t first, size_t n, float *to)
+{
+    prepare_rows(rows, first, n, to);
+}
+
+/* The first n of 8 lanes. */
+static inline __m256 first_lanes(size_t n)
+{
+    static const int32_t lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_ps((const float *)(const void *)(lanes + (n < 8 ? 8 - n : 0)));
+}
+
+/* to[width][BLOCK] of 32-bit items = from[BLOCK][width], for each block of a panel. */
+static void transpose_panel(const void *rows, size_t width, void *panel)
+{
+    const uint32_t *from = rows;
+    uint32_t *to = panel;
+    for (size_t b = 0; b < VGQ_PANEL; b += BLOCK, from += BLOCK * width, to += BLOCK * width)
+        for (size_t i = 0; i < width; i++)
+            for (size_t j = 0; j < BLOCK; j++)
+                to[i * BLOCK + j] = from[j * width + i];
+}
+
+#define EACH_1(X) X(0)
+#define EACH_2(X) EACH_1(X) X(1)
+#define EACH_6(X) EACH_2(X) X(2) X(3) X(4) X(5)
+
+/* ---- softmax ----------------------------------------------------------------------------------
+ */
+
+static inline float largest_score(size_t n, const float *s)
+{
+    const __m256 least = _mm256_set1_ps(-INFINITY);
+    __m256 a = least, b = least;
+    size_t j = 0;
+    for (; j + 16 <= n; j += 16) {
+        a = _mm256_max_ps(a, _mm256_loadu_ps(s + j));
+        b = _mm256_max_ps(b, _mm256_loadu_ps(s + j + 8));
+    }
+    for (; j < n; j += 8)
+        a = _mm256_max_ps(a, _mm256_blendv_ps(least, _mm256_loadu_ps(s + j), first_lanes(n - j)));
+    a = _mm256_max_ps(a, b);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+/* A row whose scores leave the range: seldom, so it stands apart. */
+__attribute__((noinline, cold)) static float far_row_top(size_t n, float *s, float max, float r)
+{
+    return vgq_row_top(n, s, max, r);
+}
+
+/* What comes before the p of a row: its top and the factors. */
+static inline __m256 begin_row(size_t n, float *s, float r, float *top, float *kept, float *added)
+{
+    const float max = largest_score(n, s);
+    const float block =
+        fabsf(max * r) <= VGQ_SCORE_MOST ? ceilf(max * r) : far_row_top(n, s, max, r);
+    vgq_join_top(block, top, kept, added);
+    return _mm256_set1_ps(block);
+}
+
+/* The exponents of 8 scores, not below -127, split into integers, which stand in the low bits of
+ * *whole, and what is left. A NaN stays one. */
+static inline __m256 split(__m256 s, __m256 r, __m256 top, __m256i *whole)
+{
+    const __m256 above = _mm256_set1_ps(0x1.8p23f);
+    const __m256 x = _mm256_max_ps(_mm256_set1_ps(-127.0f), _mm256_fmsub_ps(s, r, top));
+    const __m256 high = _mm256_add_ps(x, above);
+    *whole = _mm256_castps_si256(high);
+    return _mm256_sub_ps(x, _mm256_sub_ps(high, above));
+}
+
+/* 255 * 2^(s r - top). Below 2^-126 it is anything that small: the codes are 0, and beside the lane
+ * of the largest, which is above 127, it is lost. */
+static inline __m256 exp2_codes(__m256 s, __m256 r, __m256 top)
+{
+    __m256i whole;
+    const __m256 f = split(s, r, top, &whole);
+    __m256 p = _mm256_set1_ps(VGQ_EXP2_CODES_FIRST);
+#define TERM(t) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(t));
+    VGQ_EXP2_CODES(TERM)
+#undef TERM
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(whole, 23)));
+}
+
+/* 2^(s r - top), 0 below 2^-126.5. */
+static inline __m256 exp2_floats(__m256 s, __m256 r, __m256 top)
+{
+    __m256i whole;
+    const __m256 f = split(s, r, top, &whole);
+    __m256 p = _mm256_set1_ps(VGQ_EXP2_FLOATS_FIRST);
+#define TERM(t) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(t));
+    VGQ_EXP2_FLOATS(TERM)
+#undef TERM
+    const __m256i power =
+        _mm256_add_epi32(_mm256_slli_epi32(whole, 23), _mm256_set1_epi32(127 << 23));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+}
+
+/* to[8] = to * kept + x * added */
+static inline void join(float *to, __m256 x, float kept, __m256 added)
+{
+    const __m256 before = _mm256_mul_ps(_mm256_loadu_ps(to), _mm256_set1_ps(kept));
+    _mm256_storeu_ps(to, _mm256_fmadd_ps(x, added, before));
+}
+
+/* The same of a row's sums. */
+static inline void gather_lanes(float *lanes, __m256 low, __m256 high, float kept, float added)
+{
+    join(lanes, low, kept, _mm256_set1_ps(added));
+    join(lanes + 8, high, kept, _mm256_set1_ps(added));
+}
+
+static void softmax_f32_avx2(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
+                             float *kept, float *added, void *weights)
+{
+    for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
+        float *const p = (float *)weights + m * VGQ_KEYS;
+        const __m256 top = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
+        const __m256 factor = _mm256_set1_ps(r[m]);
+        __m256 low = _mm256_setzero_ps(), high = low;
+        for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 16) {
+            __m256 a = exp2_floats(_mm256_loadu_ps(s + j), factor, top);
+            __m256 b = exp2_floats(_mm256_loadu_ps(s + j + 8), factor, top);
+            if (j + 16 > n) {
+                a = _mm256_and_ps(a, first_lanes(j < n ? n - j : 0));
+                b = _mm256_and_ps(b, first_lanes(j + 8 < n ? n - j - 8 : 0));
+            }
+            low = _mm256_add_ps(low, a);
+            high = _mm256_add_ps(high, b);
+            _mm256_storeu_ps(p + j, a);
+            _mm256_storeu_ps(p + j + 8, b);
+        }
+        gather_lanes(to.lanes[m], low, high, kept[m], added[m]);
+    }
+}
+
+static void softmax_i16_avx2(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
+                             float *kept, float *added, void *weights)
+{
+    for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
+        int16_t *const p = (int16_t *)weights + m * VGQ_KEYS;
+        const __m256 top = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
+        const __m256 factor = _mm256_set1_ps(r[m]);
+        __m256 low = _mm256_setzero_ps(), high = low;
+        for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 16) {
+            __m256 a = exp2_codes(_mm256_loadu_ps(s + j), factor, top);
+            __m256 b = exp2_codes(_mm256_loadu_ps(s + j + 8), factor, top);
+            if (j + 16 > n) {
+                a = _mm256_and_ps(a, first_lanes(j < n ? n - j : 0));
+                b = _mm256_and_ps(b, first_lanes(j + 8 < n ? n - j - 8 : 0));
+            }
+            low = _mm256_add_ps(low, a);
+            high = _mm256_add_ps(high, b);
+            const __m256i codes =
+                _mm256_min_epi16(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)),
+                                 _mm256_set1_epi16(255));
+            _mm256_storeu_si256((void *)(p + j), _mm256_permute4x64_epi64(codes, 0xd8));
+        }
+        if (r[m] != r[m]) /* what integers were added to need be no NaN any more */
+            low = _mm256_set1_ps(NAN);
+        gather_lanes(to.lanes[m], low, high, kept[m], added[m]);
+    }
+}
+
+/* ---- float ------------------------------------------------------------------------------------
+ */
+
+static void code_queries_f32_avx2(size_t n, size_t depth, const float *x, float factor, void *q,
+                                  float *r, int32_t *first)
+{
+    memcpy(q, x, n * depth * sizeof(*x));
+    for (size_t i = 0; i < n; i++) {
+        r[i] = not_finite(depth, x + i * depth) ? NAN : factor;
+        first[i] = 0;
+    }
+}
+
+static int pack_keys_f32_avx2(size_t n, size_t depth, const float *x, void *panel, float *scale)
+{
+    float all[VGQ_PANEL * VGQ_WIDEST];
+    memcpy(all, x, n * depth * sizeof(*x));
+    memset(all + n * depth, 0, (VGQ_PANEL - n) * depth * sizeof(*x));
+    transpose_panel(all, depth, panel);
+    for (size_t i = 0; i < VGQ_PANEL; i++)
+        scale[i] = 1;
+    return not_finite(n * depth, x);
+}
+
+/* sums[rows][16] = q w, of n items of q, lines ld apart, and of w, `step` apart. A function of its
+ * own, which ends with its sums in memory: else gcc keeps them there in the loop. */
+#define ZERO(r) __m256 a##r##0 = _mm256_setzero_ps(), a##r##1 = a##r##0;
+#define STEP(r)                                               \
+    {                                                         \
+        const __m256 x = _mm256_broadcast_ss(q + (r)*ld + i); \
+        a##r##0 = _mm256_fmadd_ps(w0, x, a##r##0);            \
+        a##r##1 = _mm256_fmadd_ps(w1, x, a##r##1);            \
+    }
+#define SAVE(r)                                  \
+    _mm256_storeu_ps(sums + (r)*BLOCK, a##r##0); \
+    _mm256_storeu_ps(sums + (r)*BLOCK + 8, a##r##1);
+#define TILE(rows, EACH)                                                               \
+    __attribute__((noinline)) static void sums_f32_##rows##x16_avx2(                   \
+        size_t n, const float *q, size_t ld, const float *w, size_t step, float *sums) \
+    {                                                                                  \
+        EACH(ZERO)                                                                     \
+        for (size_t i = 0; i < n; i++, w += step) {                                    \
+            const __m256 w0 = _mm256_loadu_ps(w), w1 = _mm256_loadu_ps(w + 8);         \
+            EACH(STEP)                                                                 \
+        }                                                                              \
+        EACH(SAVE)                                                                     \
+    }
+TILE(6, EACH_6)
+TILE(2, EACH_2)
+TILE(1, EACH_1)
+#undef TILE
+#undef SAVE
+#undef STEP
+#undef ZERO
+
+typedef void sums_f32_fn(size_t n, const float *q, size_t ld, const float *w, size_t step,
+                         float *sums);
+
+static void scores_f32_6x16_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
+                                 const void *panels, const float *scale, float *s)
+{
+    const float *k = panels;
+    (void)first, (void)scale;
+    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK) {
+        float sums[ROWS][BLOCK];
+        sums_f32_6x16_avx2(depth, q, depth, k, BLOCK, sums[0]);
+        for (size_t r = 0; r < ROWS; r++)
+            memcpy(s + r * VGQ_KEYS, sums[r], sizeof(sums[r]));
+    }
+}
+
+static int pack_values_f32_avx2(size_t n, size_t depth, const float *x, void *block, float *scale)
+{
+    const size_t padded = vgq_round_up(n, VGQ_PANEL);
+    memcpy(block, x, n * depth * sizeof(*x));
+    memset((float *)block + n * depth, 0, (padded - n) * depth * sizeof(*x));
+    for (size_t c = 0; c < depth; c++)
+        scale[c] = 1;
+    return not_finite(n * depth, x);
+}
+
+static void values_f32_avx2(size_t rows, size_t keys, size_t depth, const void *weights,
+                            const void *block, const float *scale, const float *kept,
+                            const float *added, float *o)
+{
+    const float *const p = weights, *const v = block;
+    (void)scale;
+    for (size_t m = 0, n; m < rows; m += n) {
+        n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
+        sums_f32_fn *const tile = n == 6   ? sums_f32_6x16_avx2
+                                  : n == 2 ? sums_f32_2x16_avx2
+                                           : sums_f32_1x16_avx2;
+        for (size_t c = 0; c < depth; c += BLOCK) {
+            float sums[ROWS][BLOCK];
+            tile(keys, p + m * VGQ_KEYS, VGQ_KEYS, v + c, depth, sums[0]);
+            for (size_t i = 0; i < n; i++) {
+                float *const to = o + (m + i) * depth + c;
+                const __m256 now = _mm256_set1_ps(added[m + i]);
+                join(to, _mm256_loadu_ps(sums[i]), kept[m + i], now);
+                join(to + 8, _mm256_loadu_ps(sums[i] + 8), kept[m + i], now);
+            }
+        }
+    }
+}
+
+/* ---- INT8 -------------------------------------------------------------------------------------
+ */
+
+static void code_queries_i16_avx2(size_t n, size_t depth, const float *x, float factor, void *q,
+                                  float *r, int32_t *first)
+{
+    int32_t codes[VGQ_WIDEST];
+    int16_t *to = q;
+    for (size_t m = 0; m < n; m++, to += depth) {
+        r[m] = code_row(depth, x + m * depth, codes) * factor;
+        first[m] = 0;
+        for (size_t i = 0; i < depth; i++)
+            to[i] = (int16_t)codes[i];
+    }
+}
+
+static int pack_keys_i16_avx2(size_t n, size_t depth, const float *x, void *panel, float *scale)
+{
+    int16_t all[VGQ_PANEL * VGQ_WIDEST];
+    int32_t codes[VGQ_WIDEST];
+    int finite = 1;
+    for (size_t j = 0; j < n; j++) {
+        scale[j] = key_scale(code_row(depth, x + j * depth, codes));
+        finite &= scale[j] == scale[j];
+        for (size_t i = 0; i < depth; i++)
+            all[j * depth + i] = (int16_t)codes[i];
+    }
+    memset(all + n * depth, 0, (VGQ_PANEL - n) * depth * sizeof(*all));
+    for (size_t j = n; j < VGQ_PANEL; j++)
+        scale[j] = 0;
+    transpose_panel(all, depth / 2, panel);
+    return !finite;
+}
+
+static inline __m256i two_codes(const int16_t *q)
+{
+    int32_t bits;
+    memcpy(&bits, q, sizeof(bits));
+    return _mm256_set1_epi32(bits);
+}
+
+/* As for floats: of n items, taken in pairs. */
+#define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
+#define STEP(r)                                                        \
+    {                                                                  \
+        const __m256i x = two_codes(q + (r)*ld + i);                   \
+        a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(w0, x)); \
+        a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(w1, x)); \
+    }
+#define SAVE(r)                                               \
+    _mm256_storeu_si256((void *)(sums + (r)*BLOCK), a##r##0); \
+    _mm256_storeu_si256((void *)(sums + (r)*BLOCK + 8), a##r##1);
+#define TILE(rows, EACH)                                                                     \
+    __attribute__((noinline)) static void sums_i16_##rows##x16_avx2(                         \
+        size_t n, const int16_t *q, size_t ld, const int16_t *w, size_t step, int32_t *sums) \
+    {                                                                                        \
+        EACH(ZERO)                                                                           \
+        for (size_t i = 0; i < n; i += 2, w += step) {                                       \
+            const __m256i w0 = _mm256_loadu_si256((const void *)w);                          \
+            const __m256i w1 = _mm256_loadu_si256((const void *)(w + 16));                   \
+            EACH(STEP)                                                                       \
+        }                                                                                    \
+        EACH(SAVE)                                                                           \
+    }
+TILE(6, EACH_6)
+TILE(2, EACH_2)
+TILE(1, EACH_1)
+#undef TILE
+#undef SAVE
+#undef STEP
+#undef ZERO
+
+typedef void sums_i16_fn(size_t n, const int16_t *q, size_t ld, const int16_t *w, size_t step,
+                         int32_t *sums);
+
+static void scores_i16_6x16_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
+                                 const void *panels, const float *scale, float *s)
+{
+    const int16_t *k = panels;
+    (void)first;
+    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK) {
+        int32_t sums[ROWS][BLOCK];
+        sums_i16_6x16_avx2(depth, q, depth, k, 2 * BLOCK, sums[0]);
+        const __m256 k0 = _mm256_loadu_ps(scale + j), k1 = _mm256_loadu_ps(scale + j + 8);
+        for (size_t r = 0; r < ROWS; r++) {
+            const __m256i *const from = (const void *)sums[r];
+            _mm256_storeu_ps(s + r * VGQ_KEYS,
+                             _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), k0));
+            _mm256_storeu_ps(s + r * VGQ_KEYS + 8,
+                             _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1)), k1));
+        }
+    }
+}
+
+static int pack_values_i16_avx2(size_t n, size_t depth, const float *x, void *block, float *scale)
+{
+    float inverse[VGQ_WIDEST];
+    const int finite = column_scales(n, depth, x, scale, inverse);
+    uint32_t *v = block;
+    for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 2, v += depth)
+        for (size_t c = 0; c < depth; c++) {
+            const float *const at = x + j * depth + c;
+            const int32_t first = j < n ? (int32_t)rintf(at[0] * inverse[c]) : 0;
+            const int32_t second = j + 1 < n ? (int32_t)rintf(at[depth] * inverse[c]) : 0;
+            v[c] = ((uint32_t)first & 0xffffu) | (uint32_t)second << 16;
+        }
+    return !finite;
+}
+
+static void values_i16_avx2(size_t rows, size_t keys, size_t depth, const void *weights,
+                            const void *block, const float *scale, const float *kept,
+                            const float *added, float *o)
+{
+    const int16_t *const p = weights, *const v = block;
+    for (size_t m = 0, n; m < rows; m += n) {
+        n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
+        sums_i16_fn *const tile = n == 6   ? sums_i16_6x16_avx2
+                                  : n == 2 ? sums_i16_2x16_avx2
+                                           : sums_i16_1x16_avx2;
+        for (size_t c = 0; c < depth; c += BLOCK) {
+            int32_t sums[ROWS][BLOCK];
+            tile(keys, p + m * VGQ_KEYS, VGQ_KEYS, v + 2 * c, 2 * depth, sums[0]);
+            for (size_t i = 0; i < n; i++) {
+                float *const to = o + (m + i) * depth + c;
+                for (size_t l = 0; l < BLOCK; l++)
+                    to[l] =
+                        fmaf((float)sums[i][l], scale[c + l] * added[m + i], to[l] * kept[m + i]);
+            }
+        }
+    }
+}
+
+ISA_END
+
+static const vgq_scores_gemm scores_f32 = {.rows = ROWS,
+                                           .q_nbytes = sizeof(float),
+                                           .k_nbytes = sizeof(float),
+                                           .code_queries = code_queries_f32_avx2,
+                                           .pack_keys = pack_keys_f32_avx2,
+                                           .tile = scores_f32_6x16_avx2};
+static const vgq_values_gemm values_f32 = {.p_nbytes = sizeof(float),
+                                           .v_nbytes = sizeof(float),
+                                           .pack_values = pack_values_f32_avx2,
+                                           .softmax = softmax_f32_avx2,
+                                           .tile = values_f32_avx2};
+static const vgq_scores_gemm scores_i8 = {.rows = ROWS,
+                                          .q_nbytes = sizeof(int16_t),
+                                          .k_nbytes = sizeof(int16_t),
+                                          .code_queries = code_queries_i16_avx2,
+                                          .pack_keys = pack_keys_i16_avx2,
+                                          .tile = scores_i16_6x16_avx2};
+static const vgq_values_gemm values_i8 = {.p_nbytes = sizeof(int16_t),
+                                          .v_nbytes = sizeof(int16_t),
+                                          .pack_values = pack_values_i16_avx2,
+                                          .softmax = softmax_i16_avx2,
+                                          .tile = values_i16_avx2};
+
+const vgq_attention_kernels vgq_attention_avx2 = {
+    .prepare = prepare_avx2,
+    .scores = {[VGQ_FLOAT_ACTIVATIONS] = &scores_f32, [VGQ_INT8_ACTIVATIONS] = &scores_i8},
+    .values = {[VGQ_FLOAT_ACTIVATIONS] = &values_f32, [VGQ_INT8_ACTIVATIONS] = &values_i8},
+};
+
+#endif
