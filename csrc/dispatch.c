@@ -176,6 +176,7 @@ vgq_context vgq_context_now(void) { return (vgq_context){choice(), vgq_threads()
 #define FOUND_quantize(name)
 #define FOUND_metrics(name)
 #define FOUND_attention(name)
+#define FOUND_conv(name)
 #define X(subject, name) FOUND_##subject(name)
 
 const char *vgq_linear_isa(vgq_activations *activations)

@@ -55,6 +55,7 @@ typedef struct vgq_quantize_kernels {
 #include "kernels_metrics.h"
 #include "kernels_linear.h"
 #include "kernels_attention.h"
+#include "kernels_conv.h"
 
 /* ---- an instruction set's table ---------------------------------------------------------------
  */
@@ -66,6 +67,7 @@ typedef struct vgq_kernels {
     vgq_metrics_kernels metrics;
     vgq_linear_kernels linear;
     vgq_attention_kernels attention;
+    vgq_conv_kernels conv;
 } vgq_kernels;
 
 #ifdef __cplusplus
@@ -113,6 +115,9 @@ int vgq_has_amx(void);
     X(linear, avx512vnni)    \
     X(linear, avx512bf16)    \
     X(linear, amx)           \
+    X(conv, scalar)          \
+    X(conv, avx2)            \
+    X(conv, avx512)          \
     X(attention, avx2)       \
     X(attention, avx512)     \
     X(attention, avx512vnni) \
@@ -130,12 +135,14 @@ int vgq_has_i8mm(void);
     X(metrics, scalar)   \
     X(linear, scalar)    \
     X(attention, scalar) \
+    X(conv, scalar)      \
     X(linear, neon)      \
     X(linear, neondot)   \
     X(linear, neoni8mm)
 #else
 #define VGQ_ISAS(X) X(scalar, 1, 1)
-#define VGQ_TABLES(X) X(quantize, scalar) X(metrics, scalar) X(linear, scalar) X(attention, scalar)
+#define VGQ_TABLES(X) \
+    X(quantize, scalar) X(metrics, scalar) X(linear, scalar) X(attention, scalar) X(conv, scalar)
 #endif
 
 #define X(subject, isa) extern const vgq_##subject##_kernels vgq_##subject##_##isa;

@@ -332,6 +332,59 @@ size_t vgq_attention_nbytes(const vgq_attention_call *call);
  * threads. VGQ_EINVAL: a null pointer, 16 bits, a scale that is negative or not finite, a
  * dim or a rope_width that does not fit. */
 vgq_status vgq_attention(const vgq_attention_call *call, void *scratch, size_t scratch_nbytes);
+/* ---- convolution (conv.c) -------------------------------------------------------------------- */
+
+/* A convolution of pictures that lie with their channels last, with INT8 weights and activations.
+ * The weight is one of vgq_pack: INT8, a scale a row, symmetric, n outputs, and
+ * k = kernel_height * kernel_width * vgq_conv_channels(channels) inputs, in that order; what stands
+ * beyond `channels` must be 0. Each picture has one scale. Sums are exact: the same bits everywhere.
+ *
+ * The convolution sees pictures x of height x width. They are what x holds where source_height and
+ * source_width are the same, and else what bilinear interpolation, corners aligned, makes of it;
+ * outside there are zeros. Output (i, j) is the sum over the kernel's (u, v) of input
+ * (i * stride + u - padding, j * stride + v - padding). */
+typedef struct vgq_conv_call {
+    size_t pictures, height, width, channels;
+    size_t source_height, source_width;
+    size_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;
+    size_t out_height, out_width;
+    vgq_dtype x_dtype, y_dtype;
+    const void *x; /* [pictures][source_height][source_width][channels] */
+    int relu_x;    /* x counts as relu(x), and has unsigned codes 0..254; else -127..127 */
+    const float *x_largest; /* [pictures][2]: no |x|, and no relu(x), is larger; NULL: looked for */
+    /* Added to x: the first half of a pixel's channels gets its column's row, the rest its row's.
+     * Each [width or height][channels / 2]; both NULL: nothing. */
+    const float *column_embedding, *row_embedding;
+    const int32_t *weight_sums; /* [n]: the sum of each output's weights; used with relu_x */
+    const float *bias;          /* [n]; NULL: none */
+    int relu_y;                 /* y = relu(y), before the residual */
+    const void *residual;       /* of y's shape and dtype, added; NULL: none */
+    void *y;                    /* [pictures][out_height][out_width][n or outputs] */
+    float *y_largest;           /* [pictures][2], before y is rounded to its dtype; NULL: not told */
+    /* A second product, of a pixel's n <= 64 outputs with `outputs` float rows of 64, of which n
+     * count; then y holds its results, and a residual is added before it. 0: none. */
+    size_t outputs;
+    const float *last_weight, *last_bias; /* [outputs][64], [outputs] */
+} vgq_conv_call;
+
+/* Channels of a pixel's codes: `channels` padded to whole steps of the kernels. */
+size_t vgq_conv_channels(size_t channels);
+/* Bytes of scratch that vgq_conv2d wants for that call, at the present thread count; 0 where the
+ * call or the weight does not fit. */
+size_t vgq_conv2d_nbytes(const vgq_weight *weight, const vgq_conv_call *call);
+/* A picture with a NaN or an infinity gives a picture of NaN. */
+vgq_status vgq_conv2d(const void *packed, size_t nbytes, const vgq_conv_call *call, void *scratch,
+                      size_t scratch_nbytes);
+
+/* y = x resized as vgq_conv_call says, plus added (of y's shape and dtype; NULL: nothing). */
+typedef struct vgq_resize_call {
+    size_t pictures, channels, source_height, source_width, height, width;
+    vgq_dtype x_dtype, y_dtype;
+    const void *x, *added;
+    void *y;
+} vgq_resize_call;
+size_t vgq_resize_nbytes(const vgq_resize_call *call);
+vgq_status vgq_resize(const vgq_resize_call *call, void *scratch, size_t scratch_nbytes);
 
 /* ---- CUDA (cuda/) ---------------------------------------------------------------------------
  */

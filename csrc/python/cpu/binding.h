@@ -58,7 +58,7 @@ PyObject *vgq_regain(vgq_released *released, vgq_status status);
 int vgq_has(PyArrayObject *array, size_t elements);
 
 /* The module's files: <part>.c has vgq_<part>_methods, ended by NULL. */
-#define VGQ_BINDINGS(X) X(quantize) X(linear) X(metrics) X(attention)
+#define VGQ_BINDINGS(X) X(quantize) X(linear) X(metrics) X(attention) X(conv)
 #define X(part) extern PyMethodDef vgq_##part##_methods[];
 VGQ_BINDINGS(X)
 #undef X
