@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QuantizedConv2d: nn.Conv2d and nn.ConvTranspose2d on packed INT8 weights, channels last inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import ops
+from .configs import CONFIGS, QuantizationConfig
+from .errors import UserError
+from .linear import QuantizedLinear
+from .qtensor import quantize
+
+Conv = nn.Conv2d | nn.ConvTranspose2d
+
+_CONFIG = CONFIGS["INT8_Per_Channel_Symmetric_A8"]
+"""Weights of a convolution are INT8 with a scale an output, its activations INT8."""
+
+LEAST_CHANNELS = 8
+"""Of a convolution's input, that INT8 pays for: a picture's three stay in float."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a convolution is, apart from its numbers."""
+
+    inputs: int
+    outputs: int
+    window: ops.Window
+    transposed: bool
+
+    @property
+    def by_pixel(self) -> bool:
+        """Whether it is a Linear of each pixel, so that each pixel has a scale of its own."""
+        w = self.window
+        return self.transposed or (w.kernel == w.stride == (1, 1) and w.padding == (0, 0))
+
+
+def reason_against(conv: nn.Module) -> str | None:
+    """Why a convolution stays in float; None: QuantizedConv2d can take its place."""
+    if type(conv) not in (nn.Conv2d, nn.ConvTranspose2d):
+        return f"a {type(conv).__name__}"
+    assert isinstance(conv, Conv)
+    pad = conv.padding
+    checks = (
+        (conv.groups != 1, f"it has {conv.groups} groups"),
+        (conv.dilation != (1, 1), f"its dilation is {conv.dilation}"),
+        (conv.padding_mode != "zeros", f"its padding is {conv.padding_mode}"),
+        (isinstance(pad, str), f"its padding is {pad!r}"),
+        (conv.in_channels < LEAST_CHANNELS, f"it has {conv.in_channels} input channels"),
+        (bool(conv._forward_hooks or conv._forward_pre_hooks), "it has forward hooks"),
+        ("weight" not in conv._parameters, "its weight is computed anew for each call"),
+        (conv.weight.device.type != "cpu", f"its weight is on {conv.weight.device}"),
+        (not conv.weight.is_floating_point(), f"its weight is {conv.weight.dtype}"),
+    )
+    for holds, reason in checks:
+        if holds:
+            return reason
+    if isinstance(conv, nn.ConvTranspose2d) and (
+        conv.kernel_size != conv.stride or any(pad) or any(conv.output_padding)
+    ):
+        return "it is transposed, and its kernel is not its stride"
+    if conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1] > ops.DEEPEST:
+        return f"its rows are longer than {ops.DEEPEST}"
+    return None
+
+
+def _shape(conv: Conv) -> Shape:
+    window = ops.Window(conv.kernel_size, conv.stride, conv.padding)  # type: ignore[arg-type]
+    transposed = isinstance(conv, nn.ConvTranspose2d)
+    return Shape(conv.in_channels, conv.out_channels, window, transposed)
+
+
+def _rows(conv: Conv, shape: Shape) -> torch.Tensor:
+    """The weight as (outputs, inputs) of a product: channels are the innermost of the inputs."""
+    weight = conv.weight.detach().float()
+    if shape.transposed:  # (in, out, high, wide): each place of the kernel has outputs of its own
+        return weight.permute(2, 3, 1, 0).reshape(-1, shape.inputs)
+    if shape.by_pixel:
+        return weight.reshape(shape.outputs, shape.inputs)
+    padded = weight.new_zeros(
+        shape.outputs, *shape.window.kernel, ops.conv_channels(shape.inputs)
+    )
+    padded[..., : shape.inputs] = weight.permute(0, 2, 3, 1)
+    return padded.reshape(shape.outputs, -1)
+
+
+class QuantizedConv2d(QuantizedLinear):
+    """A convolution whose INT8 weights are packed and multiplied as they are.
+
+    x (n, in_channels, height, width) of float32, float16 or bfloat16 gives (n, out_channels, …) of
+    the same dtype; under CPU autocast, of autocast's. Memory is channels last. A picture's
+    activations are coded with one scale, those of a 1x1 or a transposed convolution with one a
+    pixel. Sums are exact integers: the same bits on every instruction set and thread count.
+
+    >>> layer = QuantizedConv2d.from_conv(nn.Conv2d(16, 4, 3, padding=1))
+    >>> layer(torch.ones(2, 16, 5, 7)).shape
+    torch.Size([2, 4, 5, 7])
+    """
+
+    def __init__(
+        self, q: Any, bias: nn.Parameter | None, config: QuantizationConfig, name: str, shape: Shape
+    ) -> None:
+        super().__init__(q, bias, config, name)
+        self.shape = shape
+
+    @classmethod
+    def from_conv(cls, conv: Conv, *, name: str = "") -> QuantizedConv2d:
+        """Quantize a convolution's weight; the bias is shared with it.
+
+        Raises:
+            UserError: a convolution that reason_against refuses, NaN or infinite weights.
+        """
+        if reason := reason_against(conv):
+            raise UserError(f"the convolution {name or 'given'} cannot be quantized: {reason}")
+        shape = _shape(conv)
+        q = quantize(_rows(conv, shape), _CONFIG.scheme(8))
+        return cls(q, conv.bias, _CONFIG, name, shape)
+
+    def sums(self) -> torch.Tensor:
+        """The sum of each output's codes, int32: what unsigned activations want. Made once."""
+        known = self.__dict__.get("_sums")
+        if known is None or known[0] is not self.packed:
+            codes = torch.from_numpy(self.qtensor().codes).to(torch.int32)
+            known = (self.packed, codes.sum(1, dtype=torch.int32))
+            self.__dict__["_sums"] = known
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_sums"}
+
+    def by_pixel(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """x (n, height, width, in) as a Linear of each pixel; (n, height, width, out)."""
+        n, high, wide, _ = x.shape
+        up, across = self.shape.window.kernel
+        bias = self.bias
+        if bias is not None and self.shape.transposed:
+            bias = bias.detach().repeat(up * across)  # type: ignore[assignment]
+        rows = x.reshape(-1, self.shape.inputs)
+        y = ops.linear(self.packed, self._about, "int8", rows, bias, dtype)
+        self.__dict__["last_kernel"] = ops.kernel_name("int8", 8, rows)
+        if not self.shape.transposed:
+            return y.reshape(n, high, wide, self.shape.outputs)
+        y = y.reshape(n, high, wide, up, across, self.shape.outputs)
+        return y.permute(0, 1, 3, 2, 4, 5).reshape(n, high * up, wide * across, self.shape.outputs)
+
+    def pictures(
+        self, x: torch.Tensor, dtype: torch.dtype, *, relu_x: bool = False, **rest: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (n, height, width, in) with a scale a picture; relu_x: of relu(x). rest: of ops.conv2d."""
+        bias = None if self.bias is None else self.bias.detach().float()
+        found = ops.conv2d(
+            self.packed,
+            self._about,
+            self.shape.window,
+            x,
+            bias,
+            dtype,
+            relu_sums=self.sums() if relu_x else None,
+            **rest,
+        )
+        self.__dict__["last_kernel"] = ops.kernel_name("int8", 8, x)
+        return found
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """forward of x (n, in, height, width) without autograd."""
+        dtype = self._call(x)[1]
+        inside = x.permute(0, 2, 3, 1)
+        y = self.by_pixel(inside, dtype) if self.shape.by_pixel else self.pictures(inside, dtype)[0]
+        return y.permute(0, 3, 1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n, in, height, width) to (n, out, …)."""
+        if x.ndim != 4 or x.shape[1] != self.shape.inputs or 0 in x.shape:
+            raise UserError(
+                f"x has shape {tuple(x.shape)}; (n, {self.shape.inputs}, height, width) is wanted"
+            )
+        return self.product(x, self.bias)
+
+    def extra_repr(self) -> str:
+        kernel, stride, padding = self.shape.window
+        kind = "transposed, " if self.shape.transposed else ""
+        return (
+            f"{self.shape.inputs}, {self.shape.outputs}, {kind}kernel_size={kernel}, "
+            f"stride={stride}, padding={padding}, bias={self.bias is not None}, INT8"
+        )

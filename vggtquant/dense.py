@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QuantizedDPTHead: VGGT's dense head as one module, channels last, with INT8 convolutions.
+
+It keeps the original's modules under their names, with QuantizedConv2d in the place of
+convolutions, and replaces what lies between them: a ReLU is part of the codes that a convolution
+reads, a residual part of what it writes, the last upsampling and position embedding are computed
+where the convolution codes its input, and the last 1x1 convolution where it writes its output. A
+fusion block's 1x1 convolution comes before the upsampling, with which it commutes, at a quarter of
+the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import ops
+from .conv import QuantizedConv2d
+
+LARGEST_ERROR = 0.1
+"""Relative error of the outputs before their activation, on random tokens, up to which a head
+counts as the one that was recognised. INT8 makes about 0.02."""
+
+_BUDGET = 256 << 20
+"""Bytes of pictures' maps at a time."""
+
+
+def _uv(width: int, height: int, aspect: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture's columns and rows on the unit diagonal, pixels' centres."""
+    diagonal = math.hypot(aspect, 1.0)
+
+    def axis(span: float, n: int) -> torch.Tensor:
+        return torch.linspace(-span * (n - 1) / n, span * (n - 1) / n, n)
+
+    return axis(aspect / diagonal, width), axis(1 / diagonal, height)
+
+
+def _waves(at: torch.Tensor, channels: int) -> torch.Tensor:
+    """(n, channels) of sines, then cosines, of the positions `at` (n); base 100, times 0.1."""
+    steps = torch.arange(channels // 2, dtype=torch.float64) / (channels / 2)
+    angles = at.double()[:, None] / 100**steps[None]
+    return (0.1 * torch.cat([angles.sin(), angles.cos()], 1)).float()
+
+
+class QuantizedDPTHead(nn.Module):
+    """What `DPTHead` computes, from its own modules; see the top of this file.
+
+    tokens, a list of (batch, pictures, tokens, dim), images (batch, pictures, 3, height, width) and
+    the index of the first patch token give predictions and their confidence. Pictures are computed
+    some at a time, as many as `budget` bytes hold; results are the same for any number.
+    """
+
+    budget = _BUDGET
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        for name, child in head.named_children():
+            self.add_module(name, child)
+        for name in ("patch_size", "activation", "conf_activation", "pos_embed", "down_ratio"):
+            setattr(self, name, getattr(head, name))
+        self.intermediate_layer_idx = list(head.intermediate_layer_idx)  # type: ignore[arg-type]
+        self.activate = sys.modules[type(head).__module__].activate_head
+        self._tables: dict[tuple[int, int, float, int], ops.Tables] = {}
+        self.train(head.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": {}}
+
+    def tables(self, width: int, height: int, aspect: float, channels: int) -> ops.Tables | None:
+        """The position embedding of maps of that size, made once."""
+        if not self.pos_embed:
+            return None
+        key = (width, height, aspect, channels)
+        if key not in self._tables:
+            columns, rows = _uv(width, height, aspect)
+            half = channels // 2
+            self._tables[key] = ops.Tables(_waves(columns, half), _waves(rows, half))
+        return self._tables[key]
+
+    def forward(
+        self,
+        aggregated_tokens_list: list[torch.Tensor],
+        images: torch.Tensor,
+        patch_start_idx: int,
+        frames_chunk_size: int | None = 8,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions (batch, pictures, height, width, n) and confidence (batch, pictures, …)."""
+        batch, pictures, _, height, width = images.shape
+        taps = [aggregated_tokens_list[i] for i in self.intermediate_layer_idx]
+        for i, tokens in zip(self.intermediate_layer_idx, taps, strict=True):
+            if tokens is None:
+                raise ValueError(f"the aggregator did not keep the outputs of its layer {i}")
+        taps = [t[:, :, patch_start_idx:].flatten(0, 1) for t in taps]
+        size = (height // self.patch_size, width // self.patch_size)
+        step = max(1, min(self.budget // self.picture_nbytes(size), frames_chunk_size or pictures))
+        found = [
+            self._pictures([t[i : i + step] for t in taps], size, width / height)
+            for i in range(0, batch * pictures, step)
+        ]
+        values, confidence = (torch.cat(part) if len(part) > 1 else part[0] for part in zip(*found))
+        return (
+            values.reshape(batch, pictures, *values.shape[1:]),
+            confidence.reshape(batch, pictures, *confidence.shape[1:]),
+        )
+
+    def picture_nbytes(self, size: tuple[int, int]) -> int:
+        """About the most bytes of maps that one picture of so many patches has at a time."""
+        first: Any = self.scratch.layer1_rn  # type: ignore[union-attr]
+        maps = 4 * first.shape.outputs * 4  # four float maps at four times the patches' grid
+        return size[0] * size[1] * (16 * maps + 4 * first.shape.outputs * 2)
+
+    def _pictures(
+        self, taps: list[torch.Tensor], size: tuple[int, int], aspect: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        scratch: Any = self.scratch
+        maps = []
+        largest = []
+        for i, tokens in enumerate(taps):
+            x = self._resized(i, self._projected(i, tokens, size, aspect))
+            layer: QuantizedConv2d = getattr(scratch, f"layer{i + 1}_rn")
+            y, most = layer.pictures(x, torch.float32)
+            maps.append(y)
+            largest.append(most)
+        out = None
+        while maps:
+            block = getattr(scratch, f"refinenet{len(maps)}")
+            out = self._fused(block, out, maps.pop(), largest.pop())
+        assert out is not None
+        double = (2 * out.shape[1], 2 * out.shape[2])
+        y, most = scratch.output_conv1.pictures(out, torch.float32, size=double)
+        whole = tuple(int(n * self.patch_size / self.down_ratio) for n in size)
+        conv, _, last = scratch.output_conv2
+        logits, _ = conv.pictures(
+            y,
+            torch.float32,
+            size=whole,
+            embedding=self.tables(whole[1], whole[0], aspect, y.shape[3]),
+            largest=most,
+            relu=True,
+            projection=_projection(last),
+        )
+        return self.activate(  # type: ignore[no-any-return]
+            logits.permute(0, 3, 1, 2),
+            activation=self.activation,
+            conf_activation=self.conf_activation,
+        )
+
+    def _projected(
+        self, i: int, tokens: torch.Tensor, size: tuple[int, int], aspect: float
+    ) -> torch.Tensor:
+        """Tokens (n, patches, dim), normed, as a map (n, high, wide, channels)."""
+        normed = self.norm(tokens)  # type: ignore[operator]
+        project: QuantizedConv2d = self.projects[i]  # type: ignore[index,assignment]
+        x = project.by_pixel(normed.reshape(len(tokens), *size, -1), torch.float32)
+        tables = self.tables(size[1], size[0], aspect, x.shape[3])
+        if tables:
+            half = x.shape[3] // 2
+            x[..., :half] += tables.columns
+            x[..., half:] += tables.rows[:, None]
+        return x
+
+    def _resized(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        resize: Any = self.resize_layers[i]  # type: ignore[index]
+        if isinstance(resize, nn.Identity):
+            return x
+        if resize.shape.by_pixel:
+            return resize.by_pixel(x, torch.float32)  # type: ignore[no-any-return]
+        return resize.pictures(x, torch.float32)[0]  # type: ignore[no-any-return]
+
+    def _fused(
+        self, block: Any, out: torch.Tensor | None, skip: torch.Tensor, most: torch.Tensor
+    ) -> torch.Tensor:
+        """A fusion block up to its upsampling, which the next step does."""
+        if out is not None:
+            # skip + residual unit of skip + the map below, made as large
+            added = ops.resize(out, (skip.shape[1], skip.shape[2]), skip)
+            skip, most = self._unit(block.resConfUnit1, skip, most, added)
+        skip, _ = self._unit(block.resConfUnit2, skip, most, skip)
+        return block.out_conv.by_pixel(skip, torch.float32)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _unit(
+        unit: Any, x: torch.Tensor, most: torch.Tensor, added: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """conv2(relu(conv1(relu(x)))) + added, and its largest values."""
+        inner, most = unit.conv1.pictures(x, torch.float32, relu_x=True, relu=True, largest=most)
+        return unit.conv2.pictures(  # type: ignore[no-any-return]
+            inner, torch.float32, relu_x=True, largest=most, residual=added
+        )
+
+
+def _projection(last: nn.Conv2d) -> ops.Projection:
+    """The last 1x1 convolution, in float, as the convolution before it applies it."""
+    outputs, inputs = last.weight.shape[:2]
+    weight = torch.zeros(outputs, 64)
+    weight[:, :inputs] = last.weight.detach().reshape(outputs, inputs)
+    bias = torch.zeros(outputs) if last.bias is None else last.bias.detach().float()
+    return ops.Projection(weight, bias)
