@@ -324,7 +324,7 @@ static void store_pixel(vgq_conv_task *task, size_t pixel, size_t p, float *y)
             residual = widened;
         }
     }
-    plan->kernels->conv.last(n, y, call->relu_y, residual, task->most);
+    plan->kernels->conv.last(n, y, call->relu_y, residual, call->relu_sum, task->most);
     if (!call->outputs) {
         quantize->store[call->y_dtype](n, y, (char *)call->y + first * nbytes);
         return;

@@ -24,10 +24,10 @@ typedef void vgq_unsigned_fn(size_t n, const float *x, float inverse, float *cod
 typedef void vgq_conv_finish_fn(size_t rows, size_t segments, size_t apart, const int32_t *acc,
                                 const vgq_conv_columns *columns, const int32_t *sums, float x_scale,
                                 float *y);
-/* The last step of n outputs of one pixel: y = relu(y) where `relu`, plus residual (NULL: none);
- * most[0] and most[1] grow to the largest magnitude of y and of relu(y), as the integers that
- * their bits are. */
-typedef void vgq_conv_last_fn(size_t n, float *y, int relu, const float *residual,
+/* The last step of n outputs of one pixel: y = relu(y) where `relu`, plus residual (NULL: none),
+ * relu of that where `relu_sum`; most[0] and most[1] grow to the largest magnitude of y and of
+ * relu(y), as the integers that their bits are. */
+typedef void vgq_conv_last_fn(size_t n, float *y, int relu, const float *residual, int relu_sum,
                               uint32_t most[2]);
 /* The products of y (n, padded with zeros to 64) with `outputs` rows of 64 weights, plus bias:
  * 16 lanes, lane i + 16 j in the order of j, added by a fixed tree. */

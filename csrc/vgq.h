@@ -359,6 +359,7 @@ typedef struct vgq_conv_call {
     const float *bias;          /* [n]; NULL: none */
     int relu_y;                 /* y = relu(y), before the residual */
     const void *residual;       /* of y's shape and dtype, added; NULL: none */
+    int relu_sum;               /* y = relu(y), after it */
     void *y;                    /* [pictures][out_height][out_width][n or outputs] */
     float *y_largest;           /* [pictures][2], before y is rounded to its dtype; NULL: not told */
     /* A second product, of a pixel's n <= 64 outputs with `outputs` float rows of 64, of which n

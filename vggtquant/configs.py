@@ -118,7 +118,12 @@ class QuantizationConfig:
     """What quantize_activations codes to: 8, or 16 with an error 256 times smaller at twice the
     cost; exact sums, so the same bits on every machine, either way."""
 
+    convolutions: Literal["float", "int8"] = "float"
+    """float: convolutions stay as they are. int8: INT8 weights and activations, but for the last
+    convolution of each head; VGGT's dense heads then run as one module each."""
+
     def __post_init__(self) -> None:
+        _one_of("convolutions", self.convolutions, ("float", "int8"))
         patterns = self.sensitive_layers
         patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         object.__setattr__(self, "sensitive_layers", patterns)

@@ -11,22 +11,37 @@ the pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from . import ops
-from .conv import QuantizedConv2d
+from .conv import Conv, QuantizedConv2d, reason_against
 
-LARGEST_ERROR = 0.1
-"""Relative error of the outputs before their activation, on random tokens, up to which a head
-counts as the one that was recognised. INT8 makes about 0.02."""
+LARGEST_ERROR = 0.25
+"""Error of the outputs before their activation, as a share of their deviation, on random tokens, up
+to which a head counts as the one that was recognised. INT8 makes about 0.05 with random weights."""
 
 _BUDGET = 256 << 20
 """Bytes of pictures' maps at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Swapped:
+    """One convolution of a model and what became of it."""
+
+    name: str
+    conv: Conv
+    layer: QuantizedConv2d | None
+    """What took its place; None: it stays, for the reason in `skipped`."""
+    skipped: str | None
+    note: str | None
+    """Why the head around it is not computed as one module."""
 
 
 def _uv(width: int, height: int, aspect: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +137,7 @@ class QuantizedDPTHead(nn.Module):
         for i, tokens in enumerate(taps):
             x = self._resized(i, self._projected(i, tokens, size, aspect))
             layer: QuantizedConv2d = getattr(scratch, f"layer{i + 1}_rn")
-            y, most = layer.pictures(x, torch.float32)
+            y, most = layer.pictures(x, torch.float32, relu=True)
             maps.append(y)
             largest.append(most)
         out = None
@@ -174,22 +189,31 @@ class QuantizedDPTHead(nn.Module):
     def _fused(
         self, block: Any, out: torch.Tensor | None, skip: torch.Tensor, most: torch.Tensor
     ) -> torch.Tensor:
-        """A fusion block up to its upsampling, which the next step does."""
+        """A fusion block up to its upsampling, which the next step does.
+
+        A unit's first ReLU works in place: what it adds is relu(x) too. So x comes without its
+        negative values (relu, relu_sum), and one map serves both.
+        """
         if out is not None:
             # skip + residual unit of skip + the map below, made as large
             added = ops.resize(out, (skip.shape[1], skip.shape[2]), skip)
-            skip, most = self._unit(block.resConfUnit1, skip, most, added)
-        skip, _ = self._unit(block.resConfUnit2, skip, most, skip)
+            skip, most = self._unit(block.resConfUnit1, skip, most, added, relu_sum=True)
+        skip, _ = self._unit(block.resConfUnit2, skip, most, skip, relu_sum=False)
         return block.out_conv.by_pixel(skip, torch.float32)  # type: ignore[no-any-return]
 
     @staticmethod
     def _unit(
-        unit: Any, x: torch.Tensor, most: torch.Tensor, added: torch.Tensor
+        unit: Any, x: torch.Tensor, most: torch.Tensor, added: torch.Tensor, *, relu_sum: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """conv2(relu(conv1(relu(x)))) + added, and its largest values."""
+        """conv2(relu(conv1(x))) + added, and its largest values."""
         inner, most = unit.conv1.pictures(x, torch.float32, relu_x=True, relu=True, largest=most)
         return unit.conv2.pictures(  # type: ignore[no-any-return]
-            inner, torch.float32, relu_x=True, largest=most, residual=added
+            inner,
+            torch.float32,
+            relu_x=True,
+            largest=most,
+            residual=added,
+            relu_sum=relu_sum,
         )
 
 
@@ -200,3 +224,157 @@ def _projection(last: nn.Conv2d) -> ops.Projection:
     weight[:, :inputs] = last.weight.detach().reshape(outputs, inputs)
     bias = torch.zeros(outputs) if last.bias is None else last.bias.detach().float()
     return ops.Projection(weight, bias)
+
+
+# ---- the swap ------------------------------------------------------------------------------------
+
+_CHILDREN = {"norm", "projects", "resize_layers", "scratch"}
+_SCRATCH = {
+    *(f"layer{i}_rn" for i in range(1, 5)),
+    *(f"refinenet{i}" for i in range(1, 5)),
+    *("output_conv1", "output_conv2"),
+}
+
+
+def is_dense_head(module: nn.Module) -> bool:
+    """Whether a module is of VGGT's DPTHead and of its kin, by the name of its class."""
+    return any(kind.__name__ == "DPTHead" for kind in type(module).__mro__) and {
+        name for name, _ in module.named_children()
+    } == _CHILDREN
+
+
+def reason_against_head(head: nn.Module) -> str | None:
+    """Why the parts of a dense head stay as they are and only its convolutions change."""
+    scratch: Any = head.scratch
+    parts = {name for name, _ in scratch.named_children()}
+    if parts != _SCRATCH:
+        return f"its scratch has other parts: {', '.join(sorted(parts ^ _SCRATCH))}"
+    units = [
+        unit
+        for i in range(1, 5)
+        for name, unit in getattr(scratch, f"refinenet{i}").named_children()
+        if name.startswith("resConfUnit")
+    ]
+    convolutions = [m for m in head.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    last = scratch.output_conv2[-1]
+    checks = (
+        (getattr(head, "feature_only", True), "it gives features only"),
+        (len(units) != 7, f"it has {len(units)} residual units; 7 are known"),
+        (any(getattr(unit, "bn", True) for unit in units), "its units normalize their batch"),
+        (
+            not all(getattr(unit.activation, "inplace", False) for unit in units),
+            "its units' ReLU is not in place",
+        ),
+        (
+            [type(m) for m in scratch.output_conv2] != [nn.Conv2d, nn.ReLU, nn.Conv2d],
+            "its last convolutions are others",
+        ),
+        (last.in_channels > 64 or last.kernel_size != (1, 1), "its last convolution is another"),
+        (not hasattr(sys.modules[type(head).__module__], "activate_head"), "no activate_head"),
+        (any(m._forward_hooks or m._forward_pre_hooks for m in head.modules()), "it has hooks"),
+        (head.training, "it is in training mode"),
+    )
+    for holds, reason in checks:
+        if holds:
+            return reason
+    for conv in convolutions:
+        if conv is not last and (reason := reason_against(conv)):
+            return f"one of its convolutions stays in float: {reason}"
+    return None
+
+
+def swap_convolutions(
+    model: nn.Module, left_out: Callable[[str], str]
+) -> tuple[list[Swapped], dict[str, nn.Module]]:
+    """Put QuantizedConv2d and QuantizedDPTHead in place; what became of each convolution.
+
+    left_out: why a layer of a name stays, or "". The last convolution of each part of the model
+    stays in float: it would make most of the error (docs/performance.md). The second result holds
+    what was swapped out, in the order in which setting it back restores the model.
+    """
+    convolutions = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
+    }
+    last_of = {name.partition(".")[0]: name for name in convolutions}
+    reasons = {
+        name: left_out(name)
+        or ("the last convolution of its head" if last_of[name.partition(".")[0]] == name else "")
+        or reason_against(conv)
+        or ""
+        for name, conv in convolutions.items()
+    }
+    heads = {name: m for name, m in model.named_modules() if is_dense_head(m)}
+    notes = {}
+    originals: dict[str, nn.Module] = {}
+    rows = []
+    for name, head in heads.items():
+        inside = [n for n in convolutions if n.startswith(f"{name}.")]
+        stays = next((reasons[n] for n in inside[:-1] if reasons[n]), None)
+        notes[name] = stays or reason_against_head(head)
+        if notes[name] is None:
+            originals[name] = head
+    for name, conv in convolutions.items():
+        note = next((f"{h}: {n}" for h, n in notes.items() if n and name.startswith(f"{h}.")), None)
+        if reasons[name]:
+            rows.append(Swapped(name, conv, None, reasons[name], note))
+            continue
+        layer = QuantizedConv2d.from_conv(conv, name=name)
+        layer.train(conv.training)
+        originals[name] = conv
+        rows.append(Swapped(name, conv, layer, None, note))
+    references = {name: _answers(head) for name, head in heads.items() if name in originals}
+    for row in rows:
+        if row.layer is not None:
+            set_module(model, row.name, row.layer)
+    for name, expected in references.items():
+        fused = QuantizedDPTHead(heads[name])
+        error = _error(expected, _answers(fused))
+        if error <= LARGEST_ERROR:
+            set_module(model, name, fused)
+            continue
+        originals.pop(name)
+        reason = f"{name}: its answer to random tokens differs by {error:.2f}, so it keeps its own"
+        rows = [
+            dataclasses.replace(r, note=reason) if r.name.startswith(f"{name}.") else r for r in rows
+        ]
+    return rows, originals
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _answers(head: Any) -> tuple[torch.Tensor, ...]:
+    """A head's outputs before their activations, for two small pictures of random tokens."""
+    random = torch.Generator().manual_seed(0)
+    high, wide, start = 3, 4, 1
+    taps = range(max(head.intermediate_layer_idx) + 1)
+    shape = (1, 2, start + high * wide, head.norm.normalized_shape[0])
+    tokens = [torch.randn(shape, generator=random) for _ in taps]
+    images = torch.zeros(1, 2, 3, high * head.patch_size, wide * head.patch_size)
+    before = head.activation, head.conf_activation
+    head.activation, head.conf_activation = "linear", "expp0"
+    try:
+        with torch.inference_mode():
+            values, confidence = head(tokens, images, start)
+    finally:
+        head.activation, head.conf_activation = before
+    return values, confidence.log()
+
+
+def _error(expected: tuple[torch.Tensor, ...], found: tuple[torch.Tensor, ...]) -> float:
+    """The largest error of a channel, of its deviation from its mean; infinite: other shapes."""
+    if any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
+        return math.inf
+    return max(
+        float((a - b).norm() / (a - a.mean()).norm().clamp(min=1e-30))
+        for whole, other in zip(expected, found, strict=True)
+        for a, b in zip(_channels(whole), _channels(other), strict=True)
+    )
+
+
+def _channels(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return x.unbind(-1) if x.ndim == 5 else (x,)

@@ -693,6 +693,7 @@ def conv2d(
     out_size: tuple[int, int] | None = None,
     relu_sums: torch.Tensor | None = None,
     relu: bool = False,
+    relu_sum: bool = False,
     largest: torch.Tensor | None = None,
     embedding: Tables | None = None,
     residual: torch.Tensor | None = None,
@@ -702,7 +703,7 @@ def conv2d(
 
     y (n, height, width, outputs) of `dtype`, and its largest magnitudes (n, 2) as vgq_conv_call
     in csrc/vgq.h has them. size: x is resized to it first. relu_sums: x counts as relu(x); the sums
-    of each output's weights. largest: those of x, where they are known.
+    of each output's weights. relu, relu_sum: before and after the residual is added. largest: those of x, where they are known.
     """
     size = size or (x.shape[1], x.shape[2])
     high, wide = out_size or window.outputs(size)
@@ -718,6 +719,7 @@ def conv2d(
         *window,
         relu_sums is not None,
         relu,
+        relu_sum,
         *map(_into, (largest, columns, rows, relu_sums, bias, residual, *last, y, found)),
     )
     scratch = _room(_cpu.conv2d(*args, None), torch.uint8).numpy()

@@ -58,7 +58,7 @@ static void OWN(finish)(size_t rows, size_t segments, size_t apart, const int32_
 }
 
 static void OWN(last)(size_t n, float *restrict y, int relu, const float *restrict residual,
-                      uint32_t most[2])
+                      int relu_sum, uint32_t most[2])
 {
     if (relu)
         for (size_t i = 0; i < n; i++)
@@ -66,6 +66,9 @@ static void OWN(last)(size_t n, float *restrict y, int relu, const float *restri
     if (residual)
         for (size_t i = 0; i < n; i++)
             y[i] += residual[i];
+    if (relu_sum)
+        for (size_t i = 0; i < n; i++)
+            y[i] = y[i] <= 0 ? 0 : y[i];
     uint32_t magnitude = most[0], positive = most[1];
     for (size_t i = 0; i < n; i++) {
         const uint32_t bits = vgq_bits_of_float(y[i]) & 0x7fffffffu;
