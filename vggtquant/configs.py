@@ -162,6 +162,8 @@ class QuantizationConfig:
             raise UserError(
                 f"activation_bits is {self.activation_bits}, but quantize_activations is False"
             )
+        if not self.quantizes and self.convolutions != "float":
+            raise UserError(f"{self.quant_type} quantizes nothing, so no convolutions either")
         if not self.quantizes and self.quantize_activations:
             raise UserError(f"{self.quant_type} quantizes nothing, so no activations either")
 
@@ -197,12 +199,14 @@ class QuantizationConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able fields; from_dict is the inverse.
 
-        activation_bits stands there only where it is not 8, so that readers who do not know it
-        go on reading what they can compute.
+        activation_bits stands there only where it is not 8, convolutions where they are not float,
+        so that readers who do not know them go on reading what they can compute.
         """
         values = {**asdict(self), "sensitive_layers": list(self.sensitive_layers)}
         if self.activation_bits == 8:
             del values["activation_bits"]
+        if self.convolutions == "float":
+            del values["convolutions"]
         return values
 
     @classmethod
@@ -251,6 +255,13 @@ CONFIGS |= {
     f"{config.name}_A8": replace(config, name=f"{config.name}_A8", quantize_activations=True)
     for config in CONFIGS.values()
     if config.quantizes
+}
+CONFIGS |= {  # everything in integers, not the Linear layers alone
+    name: replace(CONFIGS[linears], name=name, convolutions="int8")
+    for name, linears in (
+        ("INT8_Fast", "INT8_Per_Channel_Symmetric_A8"),
+        ("INT4_Fast", "INT4_Group_128_A8"),
+    )
 }
 
 

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole model's forward and memory: FP32, BF16 autocast, torch's dynamic INT8, and ours.
+"""A whole model's forward and memory: torch, OpenVINO with --peers openvino, and ours.
 
-    OMP_PROC_BIND=close OMP_PLACES={0},{1} python tests/bench/model.py \\
-        --model vggt.models.vggt:VGGT --frames 1 --size 350x518
+    OMP_PROC_BIND=close OMP_PLACES={0},{1} python tests/bench/model.py --peers openvino \\
+        --model vggt.models.vggt:VGGT --frames 1 --size 350x518 --isa avx512bf16
 
 The model may have random weights: speed and memory do not depend on them. Each variant runs in a
 fresh process, and the variants take turns for --rounds rounds; the fastest forward counts, since
-what else runs on the machine can only add. "Linear" is the time in Linear layers, measured in a
-forward of its own, the limit is the ratio that Linear layers of no cost would give (Amdahl), and
-the share is how much of that is reached. RSS is held against a process that has imported torch and
-nothing else: "at rest" after the swap, "peak" in the forwards after it.
+what else runs on the machine can only add. "Linear" is the time in Linear layers and convolutions
+that are modules of torch or ours, measured in a forward of its own. RSS is held against a process
+that has imported torch and nothing else: "at rest" after the swap, "peak" in the forwards after it.
+
+--isa lowers torch, OpenVINO and our kernels to the same instruction set. OpenVINO's model is
+converted once (14 GB, minutes) and quantized by NNCF (longer); both are kept in --cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -23,20 +26,63 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import openvino_model
 import torch
 from torch import nn
 
-VARIANTS = {  # name: (how the model is changed, whether under bfloat16 autocast)
-    "FP32": ("none", False),
-    "BF16 autocast": ("none", True),
-    "torch dynamic INT8": ("torch", False),
-    "W8A8": ("INT8_Per_Channel_Symmetric_A8", False),
-    "W4A8": ("INT4_Group_128_A8", False),
-    "W8A8, BF16 autocast": ("INT8_Per_Channel_Symmetric_A8", True),
-    "W4A8, BF16 autocast": ("INT4_Group_128_A8", True),
-    "W4, float activations": ("INT4_Group_128", False),
+Forward = Callable[[torch.Tensor], Any]
+
+
+class Variant(NamedTuple):
+    """One row: what runs the model, what becomes of it first, and how the rest is computed."""
+
+    engine: str
+    change: str  # torch: "none" or "dynamic"; OpenVINO: the file; ours: the config
+    bf16: bool
+
+
+VARIANTS = {
+    "torch FP32": Variant("torch", "none", False),
+    "torch BF16 autocast": Variant("torch", "none", True),
+    "torch dynamic INT8": Variant("torch", "dynamic", False),
+    "OpenVINO FP32": Variant("openvino", "fp32", False),
+    "OpenVINO BF16": Variant("openvino", "fp32", True),
+    "OpenVINO INT8": Variant("openvino", "int8", False),
+    "OpenVINO INT8 + BF16": Variant("openvino", "int8", True),
+    "W8A8 Linears": Variant("ours", "INT8_Per_Channel_Symmetric_A8", False),
+    "W8A8 Linears, BF16": Variant("ours", "INT8_Per_Channel_Symmetric_A8", True),
+    "W4A8 Linears": Variant("ours", "INT4_Group_128_A8", False),
+    "W4A8 Linears, BF16": Variant("ours", "INT4_Group_128_A8", True),
+    "INT8_Fast": Variant("ours", "INT8_Fast", False),
+    "INT8_Fast, BF16": Variant("ours", "INT8_Fast", True),
+    "INT4_Fast": Variant("ours", "INT4_Fast", False),
+    "INT4_Fast, BF16": Variant("ours", "INT4_Fast", True),
+    "W4, float activations": Variant("ours", "INT4_Group_128", False),
 }
+ISAS = {  # ours: (oneDNN's, which OpenVINO has too; torch's own kernels)
+    "avx2": ("AVX2", "avx2"),
+    "avx512": ("AVX512_CORE", "avx512"),
+    "avx512vnni": ("AVX512_CORE_VNNI", "avx512"),
+    "avx512bf16": ("AVX512_CORE_BF16", "avx512"),
+    "amx": ("DEFAULT", "avx512"),
+}
+REFERENCES = ("torch FP32", "OpenVINO INT8 + BF16", "OpenVINO INT8")
+
+
+def lowered(isa: str | None) -> dict[str, str]:
+    """The environment of a process that goes no higher than that instruction set."""
+    if isa is None:
+        return {}
+    onednn, aten = ISAS[isa]
+    return {
+        "VGGTQUANT_ISA": isa,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "ATEN_CPU_CAPABILITY": aten,
+    }
 
 
 def rss(field: str = "VmRSS") -> float:
@@ -46,24 +92,51 @@ def rss(field: str = "VmRSS") -> float:
     return int(line.split()[1]) / 1e6
 
 
-def changed(model: nn.Module, how: str) -> nn.Module:
-    if how == "none":
-        return model
-    if how == "torch":
+def changed(model: nn.Module, variant: Variant) -> nn.Module:
+    if variant.engine == "ours":
+        import vggtquant as vq
+
+        return vq.quantize_model(model, variant.change)[0]
+    if variant.change == "dynamic":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
+    return model
+
+
+def prepared(args: argparse.Namespace) -> tuple[Forward, nn.Module | None]:
+    """The forward of args.variant, and the module that computes it, where it is one of torch."""
+    variant = VARIANTS[args.variant]
+    if variant.engine == "openvino":
+        path = openvino_model.place(args.cache, args.model, args.frames, args.size)
+        precision = "bf16" if variant.bf16 else "f32"
+        file = path / f"{variant.change}.xml"
+        return openvino_model.forward_of(file, precision, torch.get_num_threads()), None
     import vggtquant as vq
+    from vggtquant.weights import models
 
-    return vq.quantize_model(model, how)[0]
+    if isa := os.environ.get("VGGTQUANT_ISA"):
+        vq.use_isa(isa)
+    model = models.load_model(args.model).model
+    if hasattr(model, "track_head"):
+        model.track_head = None  # the tracker: without points to follow it does not run
+    model = changed(model, variant)
+    gc.collect()
+
+    def forward(images: torch.Tensor) -> Any:
+        cast = torch.autocast("cpu", torch.bfloat16) if variant.bf16 else nullcontext()
+        with torch.inference_mode(), cast:
+            return model(images)
+
+    return forward, model
 
 
-def time_linears(model: nn.Module) -> list[float]:
-    """A list that the time of each Linear's call, ours and torch's, is appended to."""
+def time_products(model: nn.Module) -> list[float]:
+    """A list that the time of each Linear's and convolution's call is appended to."""
     seconds: list[float] = []
     started: list[float] = []
     for module in model.modules():
-        if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        if hasattr(module, "in_features") or isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
             module.register_forward_hook(
                 lambda *_: seconds.append(time.perf_counter() - started.pop())
@@ -71,99 +144,150 @@ def time_linears(model: nn.Module) -> list[float]:
     return seconds
 
 
-def child(args: argparse.Namespace) -> None:
-    """One variant; prints its figures as JSON."""
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of args.variant, in this process."""
     empty = rss()
-    from vggtquant import models
-
-    how, autocast = VARIANTS[args.variant]
-    model = changed(models.load_model(args.model).model, how)
-    height, width = map(int, args.size.split("x"))
-    images = torch.rand(args.frames, 3, height, width, generator=torch.Generator().manual_seed(0))
+    forward, model = prepared(args)
+    images = openvino_model.random_images(args.frames, args.size)
     rest = rss() - empty
     with open("/proc/self/clear_refs", "w") as refs:  # 5: forget the peak so far
         refs.write("5")
     seconds = []
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
-    with torch.inference_mode():
-        for _ in range(args.runs + 1):
-            start = time.perf_counter()
-            with cast:
-                model(images)
-            seconds.append(time.perf_counter() - start)
-        peak = rss("VmHWM") - empty
-        linear = time_linears(model)
-        with cast:
-            model(images)
-    print(json.dumps({"s": seconds[1:], "linear": sum(linear), "rest": rest, "peak": peak}))
+    for _ in range(args.runs + 1):
+        start = time.perf_counter()
+        forward(images)
+        seconds.append(time.perf_counter() - start)
+    figures = {"s": seconds[1:], "rest": rest, "peak": rss("VmHWM") - empty, "products": None}
+    if model is not None and args.products:
+        products = time_products(model)
+        forward(images)
+        figures["products"] = sum(products)
+    return figures
 
 
 def every_core() -> None:
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
-def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
-    found: dict[str, list[dict[str, float]]] = {}
-    names = args.only or list(VARIANTS)
+def command(args: argparse.Namespace, *more: str) -> list[str]:
+    flags = ("model", "frames", "size", "runs", "cache")
+    pairs = [(f"--{flag}", str(getattr(args, flag))) for flag in flags]
+    products = ["--products"] if args.products else []
+    return [sys.executable, __file__, *sum(pairs, ()), *products, *more]
+
+
+def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(args.rounds):
-        for name in names:
-            command = [sys.executable, __file__, "--variant", name]
-            for flag in ("model", "frames", "size", "runs"):
-                command += [f"--{flag}", str(getattr(args, flag))]
+        for name in args.only:
             # OpenMP pins the thread that loads it; a child would inherit that one core.
             done = subprocess.run(
-                command, capture_output=True, text=True, check=False, preexec_fn=every_core
+                command(args, "--variant", name),
+                env={**os.environ, **lowered(args.isa)},
+                capture_output=True,
+                text=True,
+                check=False,
+                preexec_fn=every_core,
             )
             if done.returncode:
-                say(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+                say(f"{name}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
                 continue
             found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
             say(f"round {turn + 1}, {name}: {found[name][-1]}")
+    return {name: summary(runs) for name, runs in found.items()}
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The best times and the largest memory of one variant's processes."""
+    products = [one["products"] for one in runs if one["products"] is not None]
     return {
-        name: {
-            "s": min(s for one in runs for s in one["s"]),
-            "linear": min(one["linear"] for one in runs),
-            "rest": max(one["rest"] for one in runs),
-            "peak": max(one["peak"] for one in runs),
-        }
-        for name, runs in found.items()
+        "s": min(s for one in runs for s in one["s"]),
+        "products": min(products, default=None),
+        "rest": max(one["rest"] for one in runs),
+        "peak": max(one["peak"] for one in runs),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="builtin:tiny", help="as vggtquant evaluate takes it")
-    parser.add_argument("--frames", type=int, default=1)
-    parser.add_argument("--size", default="112x112", metavar="HxW")
-    parser.add_argument("--runs", type=int, default=2, help="timed forwards a process")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated")
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.variant:
-        child(args)
-        return
-    found = measure(args, lambda line: print(line, file=sys.stderr))
+def table(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The rows in Markdown."""
+    references = [name for name in REFERENCES if name in found]
+    head = ["variant", "seconds", "Linear, convolutions"]
+    head += [f"against {name}" for name in references] + ["RSS at rest, GB", "RSS at peak, GB"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, row in found.items():
+        products = "" if row["products"] is None else f"{row['products']:.3g}"
+        cells = [name, f"{row['s']:.3g}", products]
+        cells += [f"{found[reference]['s'] / row['s']:.2f}x" for reference in references]
+        cells += [f"{row['rest']:.2f}", f"{row['peak']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def heading(args: argparse.Namespace) -> str:
+    """What was measured where, with what."""
     import vggtquant as vq
 
     with open("/proc/cpuinfo") as info:
         cpu = next((line.split(":")[1].strip() for line in info if "model name" in line), "?")
-    print(
-        f"{args.model}, {args.frames} frames of {args.size}; {cpu}, {platform.machine()}, "
-        f"kernels {vq.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    versions = f"torch {torch.__version__}, vggtquant {vq.__version__}"
+    if any(VARIANTS[name].engine == "openvino" for name in args.only):
+        import nncf
+        import openvino
+
+        versions += f", OpenVINO {openvino.__version__.split('-')[0]}, NNCF {nncf.__version__}"
+    return (
+        f"{args.model}, {args.frames} pictures of {args.size}; {cpu}, {platform.machine()}, "
+        f"at most {args.isa or vq.isa()}, {torch.get_num_threads()} threads; {versions}"
     )
-    head = "| seconds | Linear | against FP32 | limit | share | RSS at rest, GB | RSS at peak, GB |"
-    print(f"| {head}\n{'|---' * head.count('|')}|")
-    for name, row in found.items():
-        against = " | | "
-        if "FP32" in found:
-            fp32 = found["FP32"]["s"]
-            limit, ratio = fp32 / max(row["s"] - row["linear"], 1e-9), fp32 / row["s"]
-            against = f"{ratio:.2f}x | {limit:.2f}x | {ratio / limit:.0%}"
-        print(
-            f"| {name} | {row['s']:.3g} | {row['linear']:.3g} | {against} | "
-            f"{row['rest']:.2f} | {row['peak']:.2f} |"
+
+
+def cache_folder() -> Path:
+    """Where conversions are kept: the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vggtquant" / "openvino"
+
+
+def parser() -> argparse.ArgumentParser:
+    said = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    said.add_argument("--model", default="builtin:tiny", help="as vggtquant evaluate takes it")
+    said.add_argument("--frames", type=int, default=1, help="pictures")
+    said.add_argument("--size", default="112x112", metavar="HxW")
+    said.add_argument("--runs", type=int, default=2, help="timed forwards a process")
+    said.add_argument("--rounds", type=int, default=1)
+    said.add_argument("--isa", choices=ISAS, help="no engine goes higher than this")
+    said.add_argument("--peers", action="append", choices=["openvino"], default=[])
+    said.add_argument("--cache", type=Path, default=cache_folder(), help="of OpenVINO's models")
+    said.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated")
+    said.add_argument("--products", action="store_true", help="time products, in one forward more")
+    said.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+
+    return said
+
+
+def main() -> None:
+    args = parser().parse_args()
+    if args.variant:
+        print(json.dumps(measured(args)))
+        return
+    if not args.only:
+        args.only = [
+            name
+            for name, variant in VARIANTS.items()
+            if variant.engine != "openvino" or "openvino" in args.peers
+        ]
+    changes = {VARIANTS[n].change for n in args.only if VARIANTS[n].engine == "openvino"}
+    if changes:  # in a process of its own, for it takes 14 GB
+        subprocess.run(
+            [
+                *(sys.executable, openvino_model.__file__, args.cache, args.model),
+                *(str(args.frames), args.size, str(int("int8" in changes))),
+            ],
+            check=True,
+            preexec_fn=every_core,
         )
+    found = measure(args, lambda line: print(line, file=sys.stderr))
+    print(f"{heading(args)}\n")
+    print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

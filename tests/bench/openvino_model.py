@@ -95,7 +95,7 @@ def prepare(cache: Path, model: str, frames: int, size: str, quantized: bool) ->
     images = random_images(frames, size)
     floats, integers = folder / "fp32.xml", folder / "int8.xml"
     if not floats.exists():
-        from vggtquant import models
+        from vggtquant.weights import models
 
         start = time.perf_counter()
         whole = models.load_model(model).model
@@ -111,7 +111,7 @@ def prepare(cache: Path, model: str, frames: int, size: str, quantized: bool) ->
         _replace(folder, "fp32", lambda to: ov.save_model(converted, to, compress_to_fp16=False))
         print(f"converted in {time.perf_counter() - start:.0f} s", file=sys.stderr)
         if quantized:  # in a process of its own: this one holds the floats twice
-            command = [sys.executable, __file__, str(cache), model, str(frames), size]
+            command = [sys.executable, __file__, str(cache), model, str(frames), size, "1"]
             os.execv(sys.executable, command)
     if quantized and not integers.exists():
         import nncf
@@ -158,4 +158,4 @@ def forward_of(path: Path, precision: str, threads: int) -> Callable[[torch.Tens
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4], True)
+    prepare(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5] == "1")
