@@ -17,6 +17,7 @@ F64: TypeAlias = NDArray[np.float64]
 U8: TypeAlias = NDArray[np.uint8]
 I8: TypeAlias = NDArray[np.int8]
 U64: TypeAlias = NDArray[np.uint64]
+I32: TypeAlias = NDArray[np.int32]
 Norm: TypeAlias = tuple[F32 | None, F32 | None, float]
 
 def use(isa: str | None, /) -> None: ...
@@ -92,6 +93,30 @@ def attention(
     scratch: U8,
     /,
 ) -> None: ...
+def conv2d(
+    packed: U8,
+    x: Values,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    relu_x: bool,
+    relu_y: bool,
+    relu_sum: bool,
+    x_largest: F32 | None,
+    column_embedding: F32 | None,
+    row_embedding: F32 | None,
+    weight_sums: I32 | None,
+    bias: F32 | None,
+    residual: Values | None,
+    last_weight: F32 | None,
+    last_bias: F32 | None,
+    y: Values,
+    y_largest: F32,
+    scratch: U8 | None,
+    /,
+) -> Any: ...
+def resize(x: Values, added: Values | None, y: Values, scratch: U8 | None, /) -> Any: ...
 def compare(reference: Values, candidate: Values, parts: F64, /) -> None: ...
 def compare_parts(n: int, /) -> int: ...
 def cross_entropy(reference: Values, candidate: Values, parts: F64, /) -> None: ...

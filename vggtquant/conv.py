@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QuantizedConv2d: nn.Conv2d and nn.ConvTranspose2d on packed INT8 weights, channels last inside."""
+"""QuantizedConv2d: a convolution on packed INT8 weights, channels last inside."""
 
 from __future__ import annotations
 
@@ -75,16 +75,14 @@ def _shape(conv: Conv) -> Shape:
     return Shape(conv.in_channels, conv.out_channels, window, transposed)
 
 
-def _rows(conv: Conv, shape: Shape) -> torch.Tensor:
+def weight_rows(conv: Conv) -> torch.Tensor:
     """The weight as (outputs, inputs) of a product: channels are the innermost of the inputs."""
-    weight = conv.weight.detach().float()
+    shape, weight = _shape(conv), conv.weight.detach().float()
     if shape.transposed:  # (in, out, high, wide): each place of the kernel has outputs of its own
         return weight.permute(2, 3, 1, 0).reshape(-1, shape.inputs)
     if shape.by_pixel:
         return weight.reshape(shape.outputs, shape.inputs)
-    padded = weight.new_zeros(
-        shape.outputs, *shape.window.kernel, ops.conv_channels(shape.inputs)
-    )
+    padded = weight.new_zeros(shape.outputs, *shape.window.kernel, ops.conv_channels(shape.inputs))
     padded[..., : shape.inputs] = weight.permute(0, 2, 3, 1)
     return padded.reshape(shape.outputs, -1)
 
@@ -103,7 +101,7 @@ class QuantizedConv2d(QuantizedLinear):
     """
 
     def __init__(
-        self, q: Any, bias: nn.Parameter | None, config: QuantizationConfig, name: str, shape: Shape
+        self, q: Any, bias: Any, config: QuantizationConfig, name: str, shape: Shape
     ) -> None:
         super().__init__(q, bias, config, name)
         self.shape = shape
@@ -118,7 +116,7 @@ class QuantizedConv2d(QuantizedLinear):
         if reason := reason_against(conv):
             raise UserError(f"the convolution {name or 'given'} cannot be quantized: {reason}")
         shape = _shape(conv)
-        q = quantize(_rows(conv, shape), _CONFIG.scheme(8))
+        q = quantize(weight_rows(conv), _CONFIG.scheme(8))
         return cls(q, conv.bias, _CONFIG, name, shape)
 
     def sums(self) -> torch.Tensor:
@@ -137,9 +135,9 @@ class QuantizedConv2d(QuantizedLinear):
         """x (n, height, width, in) as a Linear of each pixel; (n, height, width, out)."""
         n, high, wide, _ = x.shape
         up, across = self.shape.window.kernel
-        bias = self.bias
+        bias = None if self.bias is None else self.bias.detach()
         if bias is not None and self.shape.transposed:
-            bias = bias.detach().repeat(up * across)  # type: ignore[assignment]
+            bias = bias.repeat(up * across)
         rows = x.reshape(-1, self.shape.inputs)
         y = ops.linear(self.packed, self._about, "int8", rows, bias, dtype)
         self.__dict__["last_kernel"] = ops.kernel_name("int8", 8, rows)
@@ -151,7 +149,10 @@ class QuantizedConv2d(QuantizedLinear):
     def pictures(
         self, x: torch.Tensor, dtype: torch.dtype, *, relu_x: bool = False, **rest: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (n, height, width, in) with a scale a picture; relu_x: of relu(x). rest: of ops.conv2d."""
+        """x (n, height, width, in) with a scale a picture, of relu(x) with relu_x.
+
+        y and its largest magnitudes; `rest` goes to ops.conv2d.
+        """
         bias = None if self.bias is None else self.bias.detach().float()
         found = ops.conv2d(
             self.packed,

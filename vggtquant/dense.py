@@ -57,7 +57,7 @@ def _uv(width: int, height: int, aspect: float) -> tuple[torch.Tensor, torch.Ten
 def _waves(at: torch.Tensor, channels: int) -> torch.Tensor:
     """(n, channels) of sines, then cosines, of the positions `at` (n); base 100, times 0.1."""
     steps = torch.arange(channels // 2, dtype=torch.float64) / (channels / 2)
-    angles = at.double()[:, None] / 100**steps[None]
+    angles = at.double()[:, None] / 100 ** steps[None]
     return (0.1 * torch.cat([angles.sin(), angles.cos()], 1)).float()
 
 
@@ -75,9 +75,13 @@ class QuantizedDPTHead(nn.Module):
         super().__init__()
         for name, child in head.named_children():
             self.add_module(name, child)
-        for name in ("patch_size", "activation", "conf_activation", "pos_embed", "down_ratio"):
-            setattr(self, name, getattr(head, name))
-        self.intermediate_layer_idx = list(head.intermediate_layer_idx)  # type: ignore[arg-type]
+        of: Any = head
+        self.patch_size: int = of.patch_size
+        self.down_ratio: int = of.down_ratio
+        self.pos_embed: bool = of.pos_embed
+        self.activation: str = of.activation
+        self.conf_activation: str = of.conf_activation
+        self.intermediate_layer_idx: list[int] = list(of.intermediate_layer_idx)
         self.activate = sys.modules[type(head).__module__].activate_head
         self._tables: dict[tuple[int, int, float, int], ops.Tables] = {}
         self.train(head.training)
@@ -116,7 +120,9 @@ class QuantizedDPTHead(nn.Module):
             self._pictures([t[i : i + step] for t in taps], size, width / height)
             for i in range(0, batch * pictures, step)
         ]
-        values, confidence = (torch.cat(part) if len(part) > 1 else part[0] for part in zip(*found))
+        values, confidence = (
+            torch.cat(part) if len(part) > 1 else part[0] for part in zip(*found, strict=True)
+        )
         return (
             values.reshape(batch, pictures, *values.shape[1:]),
             confidence.reshape(batch, pictures, *confidence.shape[1:]),
@@ -126,7 +132,7 @@ class QuantizedDPTHead(nn.Module):
         """About the most bytes of maps that one picture of so many patches has at a time."""
         first: Any = self.scratch.layer1_rn  # type: ignore[union-attr]
         maps = 4 * first.shape.outputs * 4  # four float maps at four times the patches' grid
-        return size[0] * size[1] * (16 * maps + 4 * first.shape.outputs * 2)
+        return int(size[0] * size[1] * (16 * maps + 4 * first.shape.outputs * 2))
 
     def _pictures(
         self, taps: list[torch.Tensor], size: tuple[int, int], aspect: float
@@ -238,9 +244,10 @@ _SCRATCH = {
 
 def is_dense_head(module: nn.Module) -> bool:
     """Whether a module is of VGGT's DPTHead and of its kin, by the name of its class."""
-    return any(kind.__name__ == "DPTHead" for kind in type(module).__mro__) and {
-        name for name, _ in module.named_children()
-    } == _CHILDREN
+    return (
+        any(kind.__name__ == "DPTHead" for kind in type(module).__mro__)
+        and {name for name, _ in module.named_children()} == _CHILDREN
+    )
 
 
 def reason_against_head(head: nn.Module) -> str | None:
@@ -298,15 +305,13 @@ def swap_convolutions(
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
     }
     last_of = {name.partition(".")[0]: name for name in convolutions}
-    reasons = {
-        name: left_out(name)
-        or ("the last convolution of its head" if last_of[name.partition(".")[0]] == name else "")
-        or reason_against(conv)
-        or ""
-        for name, conv in convolutions.items()
-    }
+    reasons: dict[str, str] = {}
+    for name, conv in convolutions.items():
+        is_last = last_of[name.partition(".")[0]] == name
+        kept = "the last convolution of its head" if is_last else ""
+        reasons[name] = left_out(name) or kept or reason_against(conv) or ""
     heads = {name: m for name, m in model.named_modules() if is_dense_head(m)}
-    notes = {}
+    notes: dict[str, str | None] = {}
     originals: dict[str, nn.Module] = {}
     rows = []
     for name, head in heads.items():
@@ -337,7 +342,8 @@ def swap_convolutions(
         originals.pop(name)
         reason = f"{name}: its answer to random tokens differs by {error:.2f}, so it keeps its own"
         rows = [
-            dataclasses.replace(r, note=reason) if r.name.startswith(f"{name}.") else r for r in rows
+            dataclasses.replace(r, note=reason) if r.name.startswith(f"{name}.") else r
+            for r in rows
         ]
     return rows, originals
 

@@ -6,17 +6,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from . import ops
 from .configs import QuantizationConfig, get_config
+from .conv import Conv, weight_rows
+from .dense import Swapped, convolutions_of, set_module, swap_convolutions
 from .errors import UserError
 from .linear import QuantizedLinear
 from .qtensor import QTensor, quantize
-from .selection import PLAIN_LINEAR, Choice, Patterns, Request, choose, linears_of, obstacles
+from .selection import (
+    PLAIN_LINEAR,
+    Choice,
+    Patterns,
+    Request,
+    choose,
+    linears_of,
+    named,
+    obstacles,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[int, int, str], None]
@@ -25,11 +36,11 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One Linear of the model and what became of it."""
+    """One layer of the model and what became of it."""
 
     name: str
     shape: tuple[int, int]
-    """(out_features, in_features)"""
+    """(out_features, in_features); of a convolution, those of the product that computes it."""
     scheme: str
     bytes_before: int
     """Of weight and bias."""
@@ -42,6 +53,7 @@ class LayerReport:
     skipped: str | None = None
     """Why it stays as it was."""
     note: str | None = None
+    kind: Literal["linear", "conv"] = "linear"
 
 
 @dataclass(frozen=True)
@@ -158,10 +170,17 @@ def quantize_model(
         if keep_originals:
             originals[name] = linear
         done += 1
+    notes = _notes(config)
+    if config.convolutions == "int8":
+        rows, replaced, said = _swap_convolutions(model, include, exclude)
+        layers += rows
+        notes += said
+        if keep_originals:
+            originals |= replaced
     ops.trim()
     if progress:
         progress(done, wanted, "")
-    return model, ModelReport(config, layers, _notes(config), originals)
+    return model, ModelReport(config, layers, notes, originals)
 
 
 def select(
@@ -190,7 +209,9 @@ def select(
     def admits(name: str) -> bool:
         return filter_fn is None or filter_fn(linears[name], name)
 
-    choice = choose(obstacles(model), Request(config, include, exclude, admits, configs or {}))
+    beside = convolutions_of(model) if config.convolutions == "int8" else ()
+    request = Request(config, include, exclude, admits, configs or {}, beside)
+    choice = choose(obstacles(model), request)
     refuse_nonfinite({name: linears[name] for name in choice.chosen})
     return linears, choice
 
@@ -207,12 +228,7 @@ def restore_model(model: nn.Module, report: ModelReport) -> None:
             "quantize_model(…, keep_originals=True) keeps them"
         )
     for name, module in report.originals.items():
-        _set(model, name, module)
-
-
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+        set_module(model, name, module)
 
 
 def _swap(
@@ -223,7 +239,7 @@ def _swap(
     except UserError as error:
         raise UserError(f"layer {name}: {error}") from error
     layer, row = replacement(name, linear, q, linear.bias, config)
-    _set(model, name, layer)
+    set_module(model, name, layer)
     return row
 
 
@@ -247,6 +263,36 @@ def replacement(
     return layer, LayerReport(name, shape, label, *nbytes, sqnr_db, cosine, note=note)
 
 
+def _swap_convolutions(
+    model: nn.Module, include: Patterns, exclude: Patterns
+) -> tuple[list[LayerReport], dict[str, nn.Module], list[str]]:
+    """Rows of the convolutions, what was swapped out, and notes on heads that stay in parts."""
+
+    def patterns(given: Patterns) -> tuple[str, ...]:
+        return (given,) if isinstance(given, str) else tuple(given or ())
+
+    def left_out(name: str) -> str:
+        if include is not None and not named(name, patterns(include)):
+            return "not included"
+        return "excluded" if named(name, patterns(exclude)) else ""
+
+    swapped, originals = swap_convolutions(model, left_out)
+    rows = [_convolution_row(row) for row in swapped]
+    return rows, originals, sorted({row.note for row in swapped if row.note})
+
+
+def _convolution_row(row: Swapped) -> LayerReport:
+    name, conv, layer, before = row.name, row.conv, row.layer, _nbytes(row.conv)
+    if layer is None:
+        shape = conv.out_channels, conv.weight[0].numel()
+        return LayerReport(name, shape, "float", before, before, skipped=row.skipped, kind="conv")
+    quality = weight_quality(weight_rows(conv), layer.qtensor())
+    shape, label = (layer.out_features, layer.in_features), "INT8, activations INT8"
+    return LayerReport(
+        name, shape, label, before, layer.nbytes, *quality, note=row.note, kind="conv"
+    )
+
+
 def weight_quality(weight: torch.Tensor, q: QTensor) -> tuple[float | None, float | None]:
     """SQNR in dB and cosine of a weight and what its codes stand for; None where there is none."""
     m = ops.moments(ops.values(weight), ops.values(q.dequantize()))
@@ -257,7 +303,7 @@ def weight_quality(weight: torch.Tensor, q: QTensor) -> tuple[float | None, floa
     return sqnr, m["rc"] / norm if 0 < norm < math.inf else None
 
 
-def _nbytes(linear: nn.Linear) -> int:
+def _nbytes(linear: nn.Linear | Conv) -> int:
     tensors = [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
     return sum(t.numel() * t.element_size() for t in tensors)
 

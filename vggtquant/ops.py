@@ -703,7 +703,8 @@ def conv2d(
 
     y (n, height, width, outputs) of `dtype`, and its largest magnitudes (n, 2) as vgq_conv_call
     in csrc/vgq.h has them. size: x is resized to it first. relu_sums: x counts as relu(x); the sums
-    of each output's weights. relu, relu_sum: before and after the residual is added. largest: those of x, where they are known.
+    of each output's weights. relu, relu_sum: before and after the residual is added. largest: those
+    of x, where they are known.
     """
     size = size or (x.shape[1], x.shape[2])
     high, wide = out_size or window.outputs(size)

@@ -43,6 +43,8 @@ class Request:
     exclude: Patterns = None
     admits: Callable[[str], bool] = lambda name: True
     configs: Mapping[str, str | QuantizationConfig | None] = field(default_factory=dict)
+    beside: Iterable[str] = ()
+    """Names of layers that are no Linear and that a pattern may fit."""
 
 
 class Choice(NamedTuple):
@@ -94,8 +96,9 @@ def choose(
     Raises:
         UserError: a pattern that fits no layer, an unknown config.
     """
-    included = patterns_of("include", request.include, obstacles)
-    excluded = patterns_of("exclude", request.exclude, obstacles)
+    names = [*obstacles, *request.beside]
+    included = patterns_of("include", request.include, names)
+    excluded = patterns_of("exclude", request.exclude, names)
     patterns_of("configs", request.configs, obstacles)
     others = {p: None if c is None else get_config(c) for p, c in request.configs.items()}
     for config in (request.config, *filter(None, others.values())):

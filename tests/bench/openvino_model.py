@@ -28,9 +28,7 @@ OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf
 def cartesian_prod(*axes: torch.Tensor) -> torch.Tensor:
     """torch.cartesian_prod of two axes: (rows * columns, 2)."""
     rows, columns = axes
-    return torch.stack(
-        (rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), dim=-1
-    )
+    return torch.stack((rows.repeat_interleave(len(columns)), columns.repeat(len(rows))), dim=-1)
 
 
 def meshgrid(*axes: torch.Tensor, indexing: str = "ij") -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,9 +101,7 @@ def prepare(cache: Path, model: str, frames: int, size: str, quantized: bool) ->
         flat = Flat(whole)
         with convertible(), torch.no_grad():
             traced = torch.jit.trace(flat, images, check_trace=False)
-            converted = ov.convert_model(
-                traced, example_input=images, input=[list(images.shape)]
-            )
+            converted = ov.convert_model(traced, example_input=images, input=[list(images.shape)])
         for output, name in zip(converted.outputs, OUTPUTS, strict=True):
             output.get_tensor().set_names({name})
         _replace(folder, "fp32", lambda to: ov.save_model(converted, to, compress_to_fp16=False))
