@@ -6,8 +6,8 @@
  * pixels later: one call of the Linear's tile multiplies a row of the kernel with as many pixels
  * as it has rows, and no picture is ever copied into a matrix. A task is some rows of one picture;
  * it codes them as it comes to them, so that they are still in the cache. */
-#include "formats.h"
 #include "packed.h"
+#include "tasks.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -15,13 +15,12 @@
 enum {
     BLOCK_PIXELS = 512, /* whose codes are made before they are multiplied, at least */
     LEAST_ROWS = 4,     /* of a task: the rows around it are coded twice */
-    STEP = 8,           /* inputs that a tile takes at least */
-    ALIGN = 64
+    STEP = 8            /* inputs that a tile takes at least */
 };
 
 #define UNSIGNED_HIGHEST 254.0f /* codes -127..127, less their zero point of -127 */
 
-static size_t aligned(size_t nbytes) { return vgq_round_up(nbytes, ALIGN); }
+static size_t aligned(size_t nbytes) { return vgq_round_up(nbytes, VGQ_ALIGN); }
 
 size_t vgq_conv_channels(size_t channels) { return vgq_round_up(channels, STEP); }
 
@@ -43,6 +42,7 @@ static vgq_place place_of(size_t i, size_t size, size_t source)
 
 /* Pictures as they are read: resized where the sizes differ. */
 typedef struct vgq_pictures {
+    const vgq_kernels *kernels;
     const void *x;
     vgq_dtype dtype;
     size_t height, width, channels, source_height, source_width;
@@ -61,12 +61,8 @@ static size_t source_length(const vgq_pictures *p)
 
 static const float *stored_row(const vgq_pictures *p, size_t picture, size_t y, float *buffer)
 {
-    const size_t n = p->source_width * p->channels, row = picture * p->source_height + y;
-    const char *const at = (const char *)p->x + row * n * vgq_dtype_nbytes(p->dtype);
-    if (p->dtype == VGQ_F32)
-        return (const float *)(const void *)at;
-    vgq_chosen()->quantize.load[p->dtype](n, at, buffer);
-    return buffer;
+    const size_t n = p->source_width * p->channels;
+    return vgq_floats(p->kernels, p->dtype, p->x, (picture * p->source_height + y) * n, n, buffer);
 }
 
 /* Row y of a picture, of the source's width. */
@@ -78,7 +74,7 @@ static const float *source_floats(const vgq_pictures *p, size_t picture, size_t 
     const size_t n = p->source_width * p->channels;
     const float *const first = stored_row(p, picture, place.first, buffer);
     const float *const second = stored_row(p, picture, place.second, buffer + n);
-    vgq_chosen()->conv.lerp(n, first, second, place.weight, buffer + 2 * n);
+    p->kernels->conv.lerp(n, first, second, place.weight, buffer + 2 * n);
     return buffer + 2 * n;
 }
 
@@ -88,8 +84,8 @@ static const float *pixel_floats(const vgq_pictures *p, const float *row, size_t
     if (!resized(p))
         return row + x * p->channels;
     const vgq_place place = place_of(x, p->width, p->source_width);
-    vgq_chosen()->conv.lerp(p->channels, row + place.first * p->channels,
-                            row + place.second * p->channels, place.weight, buffer);
+    p->kernels->conv.lerp(p->channels, row + place.first * p->channels,
+                          row + place.second * p->channels, place.weight, buffer);
     return buffer;
 }
 
@@ -102,7 +98,7 @@ typedef struct vgq_conv_plan {
     vgq_conv_call call;
     vgq_pictures pictures;
     const vgq_kernels *kernels;
-    const vgq_int_gemm *gemm;
+    const vgq_product *product;
     vgq_code_row_fn *code_row;
     const unsigned char *panels;
     size_t pixel;            /* codes of a pixel */
@@ -111,10 +107,8 @@ typedef struct vgq_conv_plan {
     size_t block_rows;       /* output rows whose codes are made at once */
     size_t task_rows, tasks; /* tasks of a picture */
     int joined;              /* whether tiles run on from a row to the next */
-    int team;
     size_t codes_nbytes, sums_nbytes, windows_nbytes, floats_nbytes, operand_nbytes, acc_nbytes;
-    size_t own_nbytes;
-    unsigned char *own;
+    vgq_crew crew;
     _Atomic uint32_t *largest; /* [pictures][2] of y, as bits */
     uint32_t *x_largest;       /* [pictures][2] */
 } vgq_conv_plan;
@@ -126,20 +120,24 @@ static size_t input_rows(const vgq_conv_plan *plan, size_t rows)
 
 static vgq_conv_plan conv_plan_of(const vgq_weight *w, const vgq_conv_call *call)
 {
-    vgq_conv_plan plan = {.w = *w, .call = *call, .kernels = vgq_chosen()};
+    const vgq_context now = call->context ? *call->context : vgq_context_now();
+    vgq_conv_plan plan = {.w = *w, .call = *call, .kernels = now.kernels};
+    const vgq_product *const *way = plan.kernels->linear.products;
+    while ((*way)->applies) /* the last one takes any lines, and bytes as they are packed */
+        way++;
+    const vgq_product *const product = plan.product = *way;
     plan.at = vgq_layout_of(&plan.w);
     plan.pictures =
-        (vgq_pictures){call->x,        call->x_dtype,       call->height,      call->width,
-                       call->channels, call->source_height, call->source_width};
-    plan.gemm = plan.kernels->linear.int_gemm;
-    plan.code_row = plan.gemm->code_row ? plan.gemm->code_row : plan.kernels->linear.code_row;
+        (vgq_pictures){plan.kernels, call->x,        call->x_dtype,       call->height,
+                       call->width,  call->channels, call->source_height, call->source_width};
+    plan.code_row = product->code_row ? product->code_row : plan.kernels->linear.code_row;
     plan.pixel = vgq_conv_channels(call->channels);
     plan.line = (call->out_width - 1) * call->stride_width + call->kernel_width;
     plan.segment = call->kernel_width * plan.pixel;
-    plan.joined = call->stride_height == 1 && call->stride_width == 1 && plan.gemm->mr >= 16;
+    plan.joined = call->stride_height == 1 && call->stride_width == 1 && product->mr >= 16;
     const size_t pixels = call->pictures * call->out_height * call->out_width;
-    plan.team = vgq_team(pixels * w->k * (w->n < 1024 ? w->n : 1024) / 64);
-    const size_t threads = (size_t)plan.team;
+    plan.crew.team = vgq_team(now.threads, pixels * w->k * vgq_min(w->n, 1024) / 64);
+    const size_t threads = (size_t)plan.crew.team;
     size_t tasks = (4 * threads + call->pictures - 1) / call->pictures;
     tasks = vgq_min(tasks, (call->out_height + LEAST_ROWS - 1) / LEAST_ROWS);
     plan.task_rows = (call->out_height + tasks - 1) / tasks;
@@ -147,17 +145,17 @@ static vgq_conv_plan conv_plan_of(const vgq_weight *w, const vgq_conv_call *call
     plan.block_rows =
         vgq_min((BLOCK_PIXELS + call->out_width - 1) / call->out_width, plan.task_rows);
     const size_t pixels_in = input_rows(&plan, plan.block_rows) * plan.line;
-    plan.codes_nbytes = aligned(pixels_in * plan.pixel * plan.gemm->code_nbytes);
+    plan.codes_nbytes = aligned(pixels_in * plan.pixel * product->code_nbytes);
     plan.sums_nbytes = aligned(pixels_in * sizeof(int32_t));
     plan.windows_nbytes = aligned(plan.block_rows * plan.line * sizeof(int32_t));
     plan.floats_nbytes =
         aligned((source_length(&plan.pictures) + 2 * call->channels) * sizeof(float));
     plan.operand_nbytes =
-        plan.gemm->widen ? plan.at.depth * VGQ_PANEL * plan.gemm->weight_nbytes : 0;
+        product->operand_nbytes ? aligned(product->operand_nbytes(plan.at.depth)) : 0;
     plan.acc_nbytes =
-        plan.gemm->mr * VGQ_PANEL * (call->kernel_height * sizeof(int32_t) + 2 * sizeof(float));
-    plan.own_nbytes = plan.codes_nbytes + plan.sums_nbytes + plan.windows_nbytes +
-                      plan.floats_nbytes + plan.operand_nbytes + plan.acc_nbytes + ALIGN;
+        product->mr * VGQ_PANEL * (call->kernel_height * sizeof(int32_t) + 2 * sizeof(float));
+    plan.crew.own_nbytes = plan.codes_nbytes + plan.sums_nbytes + plan.windows_nbytes +
+                           plan.floats_nbytes + plan.operand_nbytes + aligned(plan.acc_nbytes);
     return plan;
 }
 
@@ -168,7 +166,7 @@ static size_t largest_nbytes(const vgq_conv_plan *plan)
 
 static size_t conv_plan_nbytes(const vgq_conv_plan *plan)
 {
-    return ALIGN + 2 * largest_nbytes(plan) + (size_t)plan->team * plan->own_nbytes;
+    return VGQ_ALIGN + 2 * largest_nbytes(plan) + vgq_crew_nbytes(&plan->crew);
 }
 
 /* No product of sizes may overflow. */
@@ -229,14 +227,14 @@ typedef struct vgq_conv_task {
 
 static unsigned char *codes_at(const vgq_conv_task *task, size_t pixel)
 {
-    return task->codes + pixel * task->plan->pixel * task->plan->gemm->code_nbytes;
+    return task->codes + pixel * task->plan->pixel * task->plan->product->code_nbytes;
 }
 
 /* `pixels` pixels of zeros, from `pixel` on. */
 static void code_padding(const vgq_conv_task *task, size_t pixel, size_t pixels)
 {
     const vgq_conv_plan *const plan = task->plan;
-    const size_t nbytes = plan->pixel * plan->gemm->code_nbytes;
+    const size_t nbytes = plan->pixel * plan->product->code_nbytes;
     float *const values = task->floats + source_length(&plan->pictures);
     if (!pixels)
         return;
@@ -316,14 +314,8 @@ static void store_pixel(vgq_conv_task *task, size_t pixel, size_t p, float *y)
                  nbytes = vgq_dtype_nbytes(call->y_dtype);
     float widened[VGQ_PANEL];
     const float *residual = NULL;
-    if (call->residual) {
-        const char *const at = (const char *)call->residual + first * nbytes;
-        residual = (const float *)(const void *)at;
-        if (call->y_dtype != VGQ_F32) {
-            quantize->load[call->y_dtype](n, at, widened);
-            residual = widened;
-        }
-    }
+    if (call->residual)
+        residual = vgq_floats(plan->kernels, call->y_dtype, call->residual, first, n, widened);
     plan->kernels->conv.last(n, y, call->relu_y, residual, call->relu_sum, task->most);
     if (!call->outputs) {
         quantize->store[call->y_dtype](n, y, (char *)call->y + first * nbytes);
@@ -344,7 +336,7 @@ static void store_pixel(vgq_conv_task *task, size_t pixel, size_t p, float *y)
 static vgq_conv_columns columns_of(const vgq_conv_plan *plan, size_t p)
 {
     const size_t n = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
-    vgq_conv_columns columns = {.offset = plan->gemm->offset};
+    vgq_conv_columns columns = {.offset = plan->product->offset};
     memcpy(columns.scale, plan->panels + p * plan->at.panel_nbytes, sizeof(columns.scale));
     for (size_t c = 0; c < n; c++) {
         if (plan->call.relu_x)
@@ -356,25 +348,28 @@ static vgq_conv_columns columns_of(const vgq_conv_plan *plan, size_t p)
 }
 
 /* `count` outputs from `first` on, neighbours in the codes; the block begins with output row y. */
-static void multiply_run(vgq_conv_task *task, size_t p, const void *operand,
+static void multiply_run(vgq_conv_task *task, size_t p, const vgq_operand *operand,
                          const vgq_conv_columns *columns, size_t y, size_t first, size_t count)
 {
     const vgq_conv_plan *const plan = task->plan;
     const vgq_conv_call *const call = &plan->call;
-    const vgq_int_gemm *const gemm = plan->gemm;
-    const size_t apart = gemm->mr * VGQ_PANEL;
+    const vgq_product *const product = plan->product;
+    vgq_operand part = *operand;
+    part.k = plan->segment;
+    const size_t apart = product->mr * VGQ_PANEL;
     const size_t width = plan->joined ? plan->line : call->out_width; /* outputs from row to row */
-    const size_t tiles = (count + gemm->mr - 1) / gemm->mr;
+    const size_t tiles = (count + product->mr - 1) / product->mr;
     for (size_t t = 0, done = 0, rows; t < tiles; t++, done += rows) {
         rows = (count - done + tiles - t - 1) / (tiles - t); /* as even as can be */
         const size_t at = first + done, i = at / width, j = at % width;
-        for (size_t u = 0; u < call->kernel_height; u++)
-            gemm->tile(
-                rows, plan->segment,
+        for (size_t u = 0; u < call->kernel_height; u++) {
+            part.data = (const char *)operand->data +
+                        u * plan->segment * VGQ_PANEL * product->weight_nbytes;
+            product->tile(
+                rows, &part,
                 codes_at(task, (i * call->stride_height + u) * plan->line + j * call->stride_width),
-                call->stride_width * plan->pixel,
-                (const char *)operand + u * plan->segment * VGQ_PANEL * gemm->weight_nbytes,
-                task->acc + u * apart);
+                call->stride_width * plan->pixel, NULL, task->acc + u * apart);
+        }
         plan->kernels->conv.finish(rows, call->kernel_height, apart, task->acc, columns,
                                    task->windows + at, task->x_scale, task->y);
         for (size_t r = 0; r < rows; r++) {
@@ -395,17 +390,25 @@ static void multiply_block(vgq_conv_task *task, size_t y, size_t rows)
     sum_windows(task, rows);
     for (size_t p = 0; p < plan->at.panels; p++) {
         const vgq_conv_columns columns = columns_of(plan, p);
-        const uint8_t *const bytes = plan->panels + p * plan->at.panel_nbytes + plan->at.codes;
-        const void *operand = bytes;
-        if (plan->gemm->widen) {
-            plan->gemm->widen(plan->at.depth, bytes, task->operand);
-            operand = task->operand;
+        const vgq_panel panel = {
+            .format = VGQ_I8,
+            .k = plan->at.depth,
+            .group = plan->w.group,
+            .groups = 1,
+            .scale = columns.scale,
+            .codes = plan->panels + p * plan->at.panel_nbytes + plan->at.codes,
+        };
+        vgq_operand operand = {.k = panel.k, .data = panel.codes, .panel = &panel};
+        if (plan->product->prepare) {
+            int32_t offset[VGQ_PANEL]; /* stays, without zero points */
+            plan->product->prepare(&panel, panel.codes, task->operand, offset);
+            operand.data = task->operand;
         }
         if (plan->joined)
-            multiply_run(task, p, operand, &columns, y, 0, (rows - 1) * plan->line + width);
+            multiply_run(task, p, &operand, &columns, y, 0, (rows - 1) * plan->line + width);
         else
             for (size_t i = 0; i < rows; i++)
-                multiply_run(task, p, operand, &columns, y, i * width, width);
+                multiply_run(task, p, &operand, &columns, y, i * width, width);
     }
 }
 
@@ -416,21 +419,21 @@ static void grow(_Atomic uint32_t *to, uint32_t value)
         ;
 }
 
-static void run_conv_task(const vgq_conv_plan *plan, size_t index, unsigned char *own)
+static void run_conv_task(const void *job, size_t index, unsigned char *own)
 {
+    const vgq_conv_plan *const plan = job;
     const vgq_conv_call *const call = &plan->call;
     vgq_conv_task task = {.plan = plan, .picture = index / plan->tasks};
     task.x_scale =
         vgq_token_scale(plan->x_largest[2 * task.picture + (call->relu_x != 0)],
                         call->relu_x ? UNSIGNED_HIGHEST : VGQ_INT8_HIGHEST, &task.inverse);
-    own += (ALIGN - (uintptr_t)own % ALIGN) % ALIGN;
     task.codes = own;
     task.sums = (int32_t *)(void *)(own += plan->codes_nbytes);
     task.windows = (int32_t *)(void *)(own += plan->sums_nbytes);
     task.floats = (float *)(void *)(own += plan->windows_nbytes);
     task.operand = own += plan->floats_nbytes;
     task.acc = (int32_t *)(void *)(own += plan->operand_nbytes);
-    task.y = (float *)(void *)(task.acc + call->kernel_height * plan->gemm->mr * VGQ_PANEL);
+    task.y = (float *)(void *)(task.acc + call->kernel_height * plan->product->mr * VGQ_PANEL);
     const size_t first = index % plan->tasks * plan->task_rows;
     const size_t end = vgq_min(first + plan->task_rows, call->out_height);
     size_t kept = 0; /* rows of codes that the block before has left at the front */
@@ -446,7 +449,7 @@ static void run_conv_task(const vgq_conv_plan *plan, size_t index, unsigned char
         kept = wanted > gone ? wanted - gone : 0;
         if (kept) {
             memmove(task.codes, codes_at(&task, gone * plan->line),
-                    kept * plan->line * plan->pixel * plan->gemm->code_nbytes);
+                    kept * plan->line * plan->pixel * plan->product->code_nbytes);
             memmove(task.sums, task.sums + gone * plan->line,
                     kept * plan->line * sizeof(*task.sums));
         }
@@ -458,28 +461,24 @@ static void run_conv_task(const vgq_conv_plan *plan, size_t index, unsigned char
 /* ---- the calls --------------------------------------------------------------------------------
  */
 
-int omp_get_thread_num(void); /* of threads.c */
-int omp_get_num_threads(void);
-
-/* The largest magnitudes of rows first, first + step, ... of all pictures. */
-static void look_for_largest(const vgq_conv_plan *plan, size_t first, size_t step, float *buffer)
+/* The largest magnitudes of a row of x. */
+static void look_for_largest(const void *job, size_t i, unsigned char *own)
 {
+    const vgq_conv_plan *const plan = job;
     const vgq_pictures *const p = &plan->pictures;
     _Atomic uint32_t *const to = (_Atomic uint32_t *)(void *)plan->x_largest;
-    for (size_t i = first; i < plan->call.pictures * p->source_height; i += step) {
-        const size_t picture = i / p->source_height, n = p->source_width * p->channels;
-        const float *const row = stored_row(p, picture, i % p->source_height, buffer);
-        uint32_t positive = 0;
-        if (plan->call.relu_x) {
-            for (size_t k = 0; k < n; k++) {
-                const uint32_t bits = row[k] <= 0 ? 0 : vgq_bits_of_float(row[k]) & 0x7fffffffu;
-                positive = bits > positive ? bits : positive;
-            }
-            grow(to + 2 * picture + 1, positive);
-        } else {
-            grow(to + 2 * picture, plan->kernels->linear.largest(n, row));
-        }
+    const size_t picture = i / p->source_height, n = p->source_width * p->channels;
+    const float *const row = stored_row(p, picture, i % p->source_height, (float *)(void *)own);
+    uint32_t positive = 0;
+    if (!plan->call.relu_x) {
+        grow(to + 2 * picture, plan->kernels->linear.largest(n, row));
+        return;
     }
+    for (size_t k = 0; k < n; k++) {
+        const uint32_t bits = row[k] <= 0 ? 0 : vgq_bits_of_float(row[k]) & 0x7fffffffu;
+        positive = bits > positive ? bits : positive;
+    }
+    grow(to + 2 * picture + 1, positive);
 }
 
 /* x's largest values with what is added to them: an upper bound. */
@@ -500,7 +499,7 @@ vgq_status vgq_conv2d(const void *packed, size_t nbytes, const vgq_conv_call *ca
                       size_t scratch_nbytes)
 {
     vgq_weight w;
-    const vgq_status status = vgq_packed_weight(packed, nbytes, &w);
+    vgq_status status = vgq_packed_weight(packed, nbytes, &w);
     if (status != VGQ_OK)
         return status;
     if (bad_conv(&w, call) || !call->x || !call->y || (call->relu_x && !call->weight_sums) ||
@@ -510,60 +509,35 @@ vgq_status vgq_conv2d(const void *packed, size_t nbytes, const vgq_conv_call *ca
     if (!scratch || scratch_nbytes < conv_plan_nbytes(&plan))
         return VGQ_EINVAL;
     unsigned char *at = scratch;
-    at += (ALIGN - (uintptr_t)at % ALIGN) % ALIGN;
+    at += (VGQ_ALIGN - (uintptr_t)at % VGQ_ALIGN) % VGQ_ALIGN;
     plan.panels = (const unsigned char *)packed + sizeof(vgq_header);
     plan.largest = (_Atomic uint32_t *)(void *)at;
     plan.x_largest = (uint32_t *)(void *)(at + largest_nbytes(&plan));
-    plan.own = at + 2 * largest_nbytes(&plan);
     memset(at, 0, 2 * largest_nbytes(&plan));
-    if (call->x_largest)
-        for (size_t i = 0; i < 2 * call->pictures; i++)
-            plan.x_largest[i] = vgq_bits_of_float(call->x_largest[i]) & 0x7fffffffu;
-    else
-#pragma omp parallel num_threads(plan.team)
-    {
-        vgq_float_mode mode;
-        vgq_float_enter(&mode);
-        const size_t me = (size_t)omp_get_thread_num();
-        look_for_largest(&plan, me, (size_t)omp_get_num_threads(),
-                         (float *)(void *)(plan.own + me * plan.own_nbytes));
-        vgq_float_leave(&mode);
-    }
-    if (call->column_embedding)
+    vgq_crew_place(&plan.crew, at + 2 * largest_nbytes(&plan));
+    for (size_t i = 0; i < 2 * call->pictures && call->x_largest; i++)
+        plan.x_largest[i] = vgq_bits_of_float(call->x_largest[i]) & 0x7fffffffu;
+    if (!call->x_largest)
+        status = vgq_run_tasks(&plan.crew, plan.crew.team, call->pictures * call->source_height,
+                               look_for_largest, &plan);
+    if (status == VGQ_OK && call->column_embedding)
         add_embedding(&plan);
-    _Atomic size_t next;
-    atomic_init(&next, 0);
-#pragma omp parallel num_threads(plan.team)
-    {
-        vgq_float_mode mode;
-        vgq_float_enter(&mode);
-        unsigned char *const own = plan.own + (size_t)omp_get_thread_num() * plan.own_nbytes;
-        for (size_t i;
-             (i = atomic_fetch_add(&next, 1)) < call->pictures * plan.tasks && !vgq_stopped();)
-            run_conv_task(&plan, i, own);
-        vgq_float_leave(&mode);
-    }
+    if (status == VGQ_OK)
+        status = vgq_run_tasks(&plan.crew, plan.crew.team, call->pictures * plan.tasks,
+                               run_conv_task, &plan);
     for (size_t i = 0; i < 2 * call->pictures && call->y_largest; i++)
         call->y_largest[i] = vgq_float_of_bits(atomic_load(&plan.largest[i]));
-    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
+    return status;
 }
 
 /* ---- resizing alone ---------------------------------------------------------------------------
  */
 
-static vgq_pictures pictures_of(const vgq_resize_call *c)
-{
-    return (vgq_pictures){c->x,        c->x_dtype,       c->height,      c->width,
-                          c->channels, c->source_height, c->source_width};
-}
-
-/* Floats of a thread's scratch: a row's sources, a row, and what is added to it. */
-static size_t resize_length(const vgq_resize_call *call)
-{
-    const vgq_pictures pictures = pictures_of(call);
-    return vgq_round_up(source_length(&pictures) + 2 * call->width * call->channels,
-                        ALIGN / sizeof(float));
-}
+typedef struct vgq_resize_plan {
+    vgq_resize_call call;
+    vgq_pictures pictures;
+    vgq_crew crew;
+} vgq_resize_plan;
 
 static int bad_resize(const vgq_resize_call *c)
 {
@@ -572,59 +546,58 @@ static int bad_resize(const vgq_resize_call *c)
            too_many(c->pictures, c->source_height, c->source_width, c->channels);
 }
 
-static int resize_team(const vgq_resize_call *call)
+static vgq_resize_plan resize_plan_of(const vgq_resize_call *c)
 {
-    return vgq_team(call->pictures * call->height * call->width * call->channels);
+    const vgq_context now = c->context ? *c->context : vgq_context_now();
+    vgq_resize_plan plan = {
+        .call = *c,
+        .pictures = {now.kernels, c->x, c->x_dtype, c->height, c->width, c->channels,
+                     c->source_height, c->source_width},
+    };
+    const size_t row = c->width * c->channels;
+    plan.crew.team = vgq_team(now.threads, c->pictures * c->height * row);
+    plan.crew.own_nbytes = aligned((source_length(&plan.pictures) + 2 * row) * sizeof(float));
+    return plan;
 }
 
 size_t vgq_resize_nbytes(const vgq_resize_call *call)
 {
     if (bad_resize(call))
         return 0;
-    return ALIGN + (size_t)resize_team(call) * resize_length(call) * sizeof(float);
+    const vgq_resize_plan plan = resize_plan_of(call);
+    return VGQ_ALIGN + vgq_crew_nbytes(&plan.crew);
 }
 
-static void resize_row(const vgq_resize_call *call, size_t i, float *buffer)
+/* Row i of all pictures. own: what source_floats wants, a row, what is added to it. */
+static void resize_row(const void *job, size_t i, unsigned char *own)
 {
-    const vgq_pictures pictures = pictures_of(call);
-    const vgq_kernels *const kernels = vgq_chosen();
+    const vgq_resize_plan *const plan = job;
+    const vgq_resize_call *const call = &plan->call;
+    const vgq_kernels *const kernels = plan->pictures.kernels;
     const size_t channels = call->channels, n = call->width * channels;
-    const size_t at = i * n * vgq_dtype_nbytes(call->y_dtype);
-    const float *const row = source_floats(&pictures, i / call->height, i % call->height, buffer);
-    float *const y = buffer + source_length(&pictures), *const added = y + n;
+    float *const buffer = (float *)(void *)own, *const y = buffer + source_length(&plan->pictures);
+    const float *const row =
+        source_floats(&plan->pictures, i / call->height, i % call->height, buffer);
     for (size_t x = 0; x < call->width; x++) {
-        const float *const pixel = pixel_floats(&pictures, row, x, y + x * channels);
+        const float *const pixel = pixel_floats(&plan->pictures, row, x, y + x * channels);
         if (pixel != y + x * channels)
             memcpy(y + x * channels, pixel, channels * sizeof(*y));
     }
-    if (call->added) {
-        const char *const from = (const char *)call->added + at;
-        if (call->y_dtype == VGQ_F32) {
-            kernels->conv.add(n, (const float *)(const void *)from, y);
-        } else {
-            kernels->quantize.load[call->y_dtype](n, from, added);
-            kernels->conv.add(n, added, y);
-        }
-    }
-    kernels->quantize.store[call->y_dtype](n, y, (char *)call->y + at);
+    if (call->added)
+        kernels->conv.add(n, vgq_floats(kernels, call->y_dtype, call->added, i * n, n, y + n), y);
+    kernels->quantize.store[call->y_dtype](
+        n, y, (char *)call->y + i * n * vgq_dtype_nbytes(call->y_dtype));
 }
 
 vgq_status vgq_resize(const vgq_resize_call *call, void *scratch, size_t scratch_nbytes)
 {
-    if (bad_resize(call) || !call->x || !call->y || !scratch ||
-        scratch_nbytes < vgq_resize_nbytes(call))
+    if (bad_resize(call) || !call->x || !call->y || !scratch)
         return VGQ_EINVAL;
-    unsigned char *at = scratch;
-    at += (ALIGN - (uintptr_t)at % ALIGN) % ALIGN;
-#pragma omp parallel num_threads(resize_team(call))
-    {
-        vgq_float_mode mode;
-        vgq_float_enter(&mode);
-        const size_t me = (size_t)omp_get_thread_num(), step = (size_t)omp_get_num_threads();
-        float *const own = (float *)(void *)at + me * resize_length(call);
-        for (size_t i = me; i < call->pictures * call->height && !vgq_stopped(); i += step)
-            resize_row(call, i, own);
-        vgq_float_leave(&mode);
-    }
-    return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
+    vgq_resize_plan plan = resize_plan_of(call);
+    if (scratch_nbytes < VGQ_ALIGN + vgq_crew_nbytes(&plan.crew))
+        return VGQ_EINVAL;
+    unsigned char *const at = scratch;
+    vgq_crew_place(&plan.crew, at + (VGQ_ALIGN - (uintptr_t)at % VGQ_ALIGN) % VGQ_ALIGN);
+    return vgq_run_tasks(&plan.crew, plan.crew.team, call->pictures * call->height, resize_row,
+                         &plan);
 }

@@ -337,7 +337,8 @@ vgq_status vgq_attention(const vgq_attention_call *call, void *scratch, size_t s
 /* A convolution of pictures that lie with their channels last, with INT8 weights and activations.
  * The weight is one of vgq_pack: INT8, a scale a row, symmetric, n outputs, and
  * k = kernel_height * kernel_width * vgq_conv_channels(channels) inputs, in that order; what stands
- * beyond `channels` must be 0. Each picture has one scale. Sums are exact: the same bits everywhere.
+ * beyond `channels` must be 0. Each picture has one scale. Sums are exact: the same bits
+ * everywhere.
  *
  * The convolution sees pictures x of height x width. They are what x holds where source_height and
  * source_width are the same, and else what bilinear interpolation, corners aligned, makes of it;
@@ -349,8 +350,8 @@ typedef struct vgq_conv_call {
     size_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;
     size_t out_height, out_width;
     vgq_dtype x_dtype, y_dtype;
-    const void *x; /* [pictures][source_height][source_width][channels] */
-    int relu_x;    /* x counts as relu(x), and has unsigned codes 0..254; else -127..127 */
+    const void *x;          /* [pictures][source_height][source_width][channels] */
+    int relu_x;             /* x counts as relu(x), and has unsigned codes 0..254; else -127..127 */
     const float *x_largest; /* [pictures][2]: no |x|, and no relu(x), is larger; NULL: looked for */
     /* Added to x: the first half of a pixel's channels gets its column's row, the rest its row's.
      * Each [width or height][channels / 2]; both NULL: nothing. */
@@ -361,17 +362,18 @@ typedef struct vgq_conv_call {
     const void *residual;       /* of y's shape and dtype, added; NULL: none */
     int relu_sum;               /* y = relu(y), after it */
     void *y;                    /* [pictures][out_height][out_width][n or outputs] */
-    float *y_largest;           /* [pictures][2], before y is rounded to its dtype; NULL: not told */
+    float *y_largest; /* [pictures][2], before y is rounded to its dtype; NULL: not told */
     /* A second product, of a pixel's n <= 64 outputs with `outputs` float rows of 64, of which n
      * count; then y holds its results, and a residual is added before it. 0: none. */
     size_t outputs;
     const float *last_weight, *last_bias; /* [outputs][64], [outputs] */
+    const vgq_context *context;           /* as in vgq_linear_call */
 } vgq_conv_call;
 
 /* Channels of a pixel's codes: `channels` padded to whole steps of the kernels. */
 size_t vgq_conv_channels(size_t channels);
-/* Bytes of scratch that vgq_conv2d wants for that call, at the present thread count; 0 where the
- * call or the weight does not fit. */
+/* Bytes of scratch that vgq_conv2d wants for that call; 0 where the call or the weight does not
+ * fit. */
 size_t vgq_conv2d_nbytes(const vgq_weight *weight, const vgq_conv_call *call);
 /* A picture with a NaN or an infinity gives a picture of NaN. */
 vgq_status vgq_conv2d(const void *packed, size_t nbytes, const vgq_conv_call *call, void *scratch,
@@ -383,6 +385,7 @@ typedef struct vgq_resize_call {
     vgq_dtype x_dtype, y_dtype;
     const void *x, *added;
     void *y;
+    const vgq_context *context; /* as in vgq_linear_call */
 } vgq_resize_call;
 size_t vgq_resize_nbytes(const vgq_resize_call *call);
 vgq_status vgq_resize(const vgq_resize_call *call, void *scratch, size_t scratch_nbytes);
