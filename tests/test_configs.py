@@ -23,7 +23,8 @@ every_config = pytest.mark.parametrize("config", vq.CONFIGS.values(), ids=vq.CON
 
 
 def test_the_names_are_the_public_ones() -> None:
-    assert list(vq.CONFIGS) == NAMED + [f"{name}_A8" for name in NAMED[2:]]
+    fast = ["INT8_Fast", "INT4_Fast"]
+    assert list(vq.CONFIGS) == NAMED + [f"{name}_A8" for name in NAMED[2:]] + fast
 
 
 def test_fields_and_defaults_are_the_public_ones() -> None:

@@ -285,8 +285,8 @@ def reason_against_head(head: nn.Module) -> str | None:
         if holds:
             return reason
     for conv in convolutions:
-        if conv is not last and (reason := reason_against(conv)):
-            return f"one of its convolutions stays in float: {reason}"
+        if conv is not last and (against := reason_against(conv)):
+            return f"one of its convolutions stays in float: {against}"
     return None
 
 

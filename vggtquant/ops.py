@@ -713,7 +713,7 @@ def conv2d(
     y = _room((x.shape[0], high, wide, outputs), dtype)
     found = torch.empty((x.shape[0], 2), dtype=torch.float32)
     columns, rows = embedding or (None, None)
-    args = (
+    args: list[Any] = [
         memory(packed),
         values(x),
         size,
@@ -722,9 +722,9 @@ def conv2d(
         relu,
         relu_sum,
         *map(_into, (largest, columns, rows, relu_sums, bias, residual, *last, y, found)),
-    )
-    scratch = _room(_cpu.conv2d(*args, None), torch.uint8).numpy()
-    _cpu.conv2d(*args, scratch)
+    ]
+    scratch = _room(_cpu.conv2d(*[*args, None]), torch.uint8).numpy()
+    _cpu.conv2d(*[*args, scratch])
     return y, found
 
 
