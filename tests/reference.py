@@ -282,6 +282,64 @@ def linear_int(
     return total * scale_x + added
 
 
+def conv_int(
+    x: NDArray[np.float32],
+    codes: NDArray[np.int64],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    relu: bool,
+) -> NDArray[np.float32]:
+    """A convolution of pictures x (n, height, width, in); codes (out, in, high, wide)."""
+    highest = 254 if relu else 127
+    high, wide = codes.shape[2:]
+    pictures = []
+    for picture in np.maximum(x, F32(0)) if relu else x:
+        absmax = F32(np.abs(picture).max())
+        small = absmax < (2.0**-112 if relu else 2.0**-120)
+        inverse, x_scale = (F32(0), F32(0)) if small else (highest / absmax, absmax / F32(highest))
+        q = np.clip(np.rint(picture * inverse), -127, highest).astype(np.int64)
+        q = np.pad(q, ((padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(q, (high, wide), (0, 1))
+        windows = windows[:: stride[0], :: stride[1]]  # (height, width, in, high, wide)
+        acc = exact_product(
+            windows.reshape(windows.shape[0] * windows.shape[1], -1), codes.reshape(len(codes), -1)
+        )
+        y = acc.astype(F32) * F32(x_scale) * scale + bias
+        pictures.append(y.reshape(*windows.shape[:2], len(codes)))
+    return np.stack(pictures)
+
+
+def project(
+    x: NDArray[np.float32], weight: NDArray[np.float32], bias: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The last product after a convolution: x (..., n), weight (outputs, 64)."""
+    padded = np.zeros((*x.shape[:-1], 1, 64), F32)
+    padded[..., 0, : x.shape[-1]] = x
+    products = padded * weight
+    lanes = products[..., :16]
+    for start in (16, 32, 48):
+        lanes = lanes + products[..., start : start + 16]
+    for half in (8, 4, 2, 1):
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+    return lanes[..., 0] + bias
+
+
+def resize(x: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Bilinear interpolation of x (n, height, width, channels), corners aligned: rows first."""
+    for axis, n in ((1, size[0]), (2, size[1])):
+        source = x.shape[axis]
+        if x.shape[1:3] == size:
+            return x
+        at = np.arange(n) * (source - 1) / (n - 1) if n > 1 else np.zeros(1)
+        first = at.astype(np.int64)
+        weight = (at - first).astype(F32).reshape((-1,) + (1,) * (3 - axis))
+        a, b = (np.take(x, i, axis) for i in (first, np.minimum(first + 1, source - 1)))
+        x = a + weight * (b - a)
+    return x
+
+
 def linear_float(
     x: NDArray[np.float32], w: Coded, bias: NDArray[np.float32] | None, fused: bool
 ) -> NDArray[np.float32]:

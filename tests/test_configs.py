@@ -36,7 +36,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
         "bits": 8, "symmetric": True, "per_channel": True, "group_size": 128,
         "calibration_samples": 100, "quantize_activations": False, "skip_first_last": True,
         "device": "cpu", "sensitive_layers": (), "sensitive_bits": 8, "normal_bits": 4,
-        "activation_bits": 8,
+        "activation_bits": 8, "convolutions": "float",
     }  # fmt: skip
     assert list(configs.QUANT_TYPES) == [
         "fp32", "bf16", "int8_per_tensor_sym", "int8_per_tensor_asym", "int8_per_channel_sym",

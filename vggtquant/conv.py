@@ -87,6 +87,20 @@ def weight_rows(conv: Conv) -> torch.Tensor:
     return padded.reshape(shape.outputs, -1)
 
 
+def product_shape(layer: nn.Module) -> tuple[int, int] | None:
+    """(outputs, inputs) of the product that computes a Linear or a convolution; None: neither."""
+    if isinstance(layer, (nn.Linear, QuantizedLinear)):
+        return layer.out_features, layer.in_features
+    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+        return None
+    shape = _shape(layer)
+    up, across = shape.window.kernel
+    if shape.transposed:
+        return up * across * shape.outputs, shape.inputs
+    inputs = shape.inputs if shape.by_pixel else ops.conv_channels(shape.inputs)
+    return shape.outputs, up * across * inputs
+
+
 class QuantizedConv2d(QuantizedLinear):
     """A convolution whose INT8 weights are packed and multiplied as they are.
 
@@ -118,6 +132,11 @@ class QuantizedConv2d(QuantizedLinear):
         shape = _shape(conv)
         q = quantize(weight_rows(conv), _CONFIG.scheme(8))
         return cls(q, conv.bias, _CONFIG, name, shape)
+
+    @classmethod
+    def from_product(cls, layer: QuantizedLinear, conv: Conv) -> QuantizedConv2d:
+        """The convolution of conv's shape whose product is `layer`, as a file holds it."""
+        return cls(layer.qtensor(), conv.bias, layer.config, layer.name, _shape(conv))
 
     def sums(self) -> torch.Tensor:
         """The sum of each output's codes, int32: what unsigned activations want. Made once."""

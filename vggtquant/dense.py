@@ -273,7 +273,8 @@ def reason_against_head(head: nn.Module) -> str | None:
             "its units' ReLU is not in place",
         ),
         (
-            [type(m) for m in scratch.output_conv2] != [nn.Conv2d, nn.ReLU, nn.Conv2d],
+            not isinstance(scratch.output_conv2[0], (nn.Conv2d, QuantizedConv2d))
+            or [type(m) for m in scratch.output_conv2[1:]] != [nn.ReLU, nn.Conv2d],
             "its last convolutions are others",
         ),
         (last.in_channels > 64 or last.kernel_size != (1, 1), "its last convolution is another"),
@@ -290,6 +291,12 @@ def reason_against_head(head: nn.Module) -> str | None:
     return None
 
 
+def convolutions_of(model: nn.Module) -> dict[str, Conv]:
+    """Each convolution of a model that is not quantized, by name."""
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
 def swap_convolutions(
     model: nn.Module, left_out: Callable[[str], str]
 ) -> tuple[list[Swapped], dict[str, nn.Module]]:
@@ -299,11 +306,7 @@ def swap_convolutions(
     stays in float: it would make most of the error (docs/performance.md). The second result holds
     what was swapped out, in the order in which setting it back restores the model.
     """
-    convolutions = {
-        name: m
-        for name, m in model.named_modules()
-        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
-    }
+    convolutions = convolutions_of(model)
     last_of = {name.partition(".")[0]: name for name in convolutions}
     reasons: dict[str, str] = {}
     for name, conv in convolutions.items():
@@ -346,6 +349,15 @@ def swap_convolutions(
             for r in rows
         ]
     return rows, originals
+
+
+def fuse_heads(model: nn.Module) -> None:
+    """Put QuantizedDPTHead around convolutions that are quantized already, as those of a file."""
+    for name, head in [(n, m) for n, m in model.named_modules() if is_dense_head(m)]:
+        left = [m for m in head.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+        whole = len(left) == 1 and left[0] is head.scratch.output_conv2[-1]
+        if whole and reason_against_head(head.eval()) is None:
+            set_module(model, name, QuantizedDPTHead(head))
 
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:

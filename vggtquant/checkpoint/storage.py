@@ -18,6 +18,8 @@ from torch import nn
 
 from .. import files, ops, vggt
 from ..configs import QuantizationConfig
+from ..conv import QuantizedConv2d, product_shape
+from ..dense import fuse_heads
 from ..errors import UserError
 from ..linear import QuantizedLinear
 from ..weights import architectures, names
@@ -282,12 +284,15 @@ def load(
     # From here on nothing can go wrong.
     for name, module in packed.items():
         old = target.get_submodule(name)
+        if isinstance(old, (nn.Conv2d, nn.ConvTranspose2d)):
+            module = QuantizedConv2d.from_product(module, old)
         module.register_parameter("bias", old._parameters.get("bias"))
         module.train(old.training)
         parent, _, child = name.rpartition(".")
         setattr(target.get_submodule(parent), child, module)
     for name, x in read.items():
         _put(target, name, x)
+    fuse_heads(target)
     target.to(device=device, dtype=dtype)
     return target if isinstance(model, nn.Module) else target.eval()
 
@@ -352,16 +357,16 @@ def _check_fit(checkpoint: Checkpoint, model: nn.Module) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in layers.items():
         module = modules.get(name)
-        if not isinstance(module, (nn.Linear, QuantizedLinear)):
+        shape = product_shape(module) if module is not None else None
+        if shape is None:
             seen = "nothing" if module is None else type(module).__name__
             raise UserError(
                 f"{checkpoint.path} does not fit {type(model).__name__}: layer {name} is {seen} "
                 "there, a Linear in the file"
             )
-        if (module.out_features, module.in_features) != layer.shape:
-            seen = str((module.out_features, module.in_features))
+        if shape != layer.shape:
             raise UserError(
-                f"{checkpoint.path} does not fit {type(model).__name__}: layer {name} is {seen} "
+                f"{checkpoint.path} does not fit {type(model).__name__}: layer {name} is {shape} "
                 f"there, {layer.shape} in the file"
             )
     for name, module in modules.items():
