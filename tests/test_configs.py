@@ -48,10 +48,15 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
 def test_a_name_says_what_its_config_does(config: QuantizationConfig) -> None:
     assert vq.CONFIGS[config.name] is config is vq.get_config(config.name)
     assert vq.get_config(config) is config
-    assert config.quantize_activations == config.name.endswith("_A8")
+    assert config.quantize_activations == config.name.endswith(("_A8", "_Fast"))
     assert config.quantizes == (not config.name.startswith("Baseline"))
     assert config.skip_first_last and config.device == "cpu"
     if not config.quantizes:
+        return
+    if config.name.endswith("_Fast"):
+        linears = "INT8_Per_Channel_Symmetric_A8" if config.bits == 8 else "INT4_Group_128_A8"
+        plain = vq.CONFIGS[linears]
+        assert config == dataclasses.replace(plain, name=config.name, convolutions="int8")
         return
     scheme = config.layer_scheme()
     assert config.name.startswith(f"INT{scheme.bits}_")
