@@ -113,7 +113,7 @@ def prepared(args: argparse.Namespace) -> tuple[Forward, nn.Module | None]:
         file = path / f"{variant.change}.xml"
         return openvino_model.forward_of(file, precision, torch.get_num_threads()), None
     import vggtquant as vq
-    from vggtquant.weights import models
+    from vggtquant import models
 
     if isa := os.environ.get("VGGTQUANT_ISA"):
         vq.use_isa(isa)

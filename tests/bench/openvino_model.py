@@ -93,7 +93,7 @@ def prepare(cache: Path, model: str, frames: int, size: str, quantized: bool) ->
     images = random_images(frames, size)
     floats, integers = folder / "fp32.xml", folder / "int8.xml"
     if not floats.exists():
-        from vggtquant.weights import models
+        from vggtquant import models
 
         start = time.perf_counter()
         whole = models.load_model(model).model
