@@ -2,10 +2,12 @@
 """On a real GPU: `pytest -m gpu`. The same kernels that tests/test_cuda_shim.py runs on the CPU."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import vggtquant as vq
 from vggtquant import ops
@@ -186,3 +188,20 @@ def test_the_device_of_the_tensors_is_used_not_the_current_one() -> None:
     x = torch.randn(33, 256)
     want = layer(x)
     assert torch.equal(layer.to("cuda:1")(x.to("cuda:1")).cpu(), want)
+
+
+def test_load_puts_packed_weights_where_the_model_is(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 72), nn.Linear(72, 64)).eval()
+
+    model, _ = vq.quantize_model(net(), "INT8_Per_Channel_Symmetric_A8")
+    vq.save(model, tmp_path / "a.safetensors")
+    loaded = [
+        vq.load(tmp_path / "a.safetensors", model=net().cuda()),
+        vq.load(tmp_path / "a.safetensors", model=net, device="cuda"),
+    ]
+    x = torch.ones(3, 64)
+    for there in loaded:
+        assert there[1].packed.device.type == "cuda"
+        with torch.inference_mode():
+            assert torch.allclose(there(x.cuda()).cpu(), model(x), atol=1e-5)

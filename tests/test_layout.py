@@ -177,3 +177,114 @@ def test_no_paths_of_somebody_s_machine() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert [name for name in vq.__all__ if getattr(vq, name, None) is None] == []
+
+
+# ---- imports of the package ----------------------------------------------------------------------
+
+
+def modules() -> dict[str, Path]:
+    """The package's modules by dotted name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        words = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(words[:-1] if words[-1] == "__init__" else words)] = path
+    return found
+
+
+def package_imports(name: str, path: Path) -> list[tuple[str, str, str]]:
+    """What a module imports from the package when it runs: (module, name there, name here)."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(a.name, "", "") for a in node.names if a.name.split(".")[0] == "vggtquant"]
+        if isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            start = ".".join(parts) if node.level else ""
+            source = ".".join(filter(None, (start, node.module)))
+            if source.split(".")[0] == "vggtquant":
+                found += [(source, a.name, a.asname or a.name) for a in node.names]
+    return found
+
+
+def part_of(module: str) -> str:
+    """A package's folder, one of evaluation's folders, or a module beside them."""
+    words = module.split(".")[1:]
+    return ".".join(words[: 2 if words[:1] == ["evaluation"] else 1])
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """What still imports each other when everything that imports nothing is taken away."""
+    graph = {name: set(others) for name, others in graph.items()}
+    while free := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in free:
+            del graph[name]
+    return sorted(graph)
+
+
+def test_imports_run_one_way() -> None:
+    known = modules()
+    between: dict[str, set[str]] = {}
+    parts: dict[str, set[str]] = {}
+    for name, path in known.items():
+        between[name], part = set(), parts.setdefault(part_of(name), set())
+        for source, imported, _ in package_imports(name, path):
+            target = f"{source}.{imported}" if f"{source}.{imported}" in known else source
+            between[name] |= {target} - {name}
+            part |= {part_of(target)} - {part_of(name), ""}
+    assert circle(between) == []
+    assert circle(parts) == []
+
+
+def test_nothing_inside_imports_the_facade() -> None:
+    found = [
+        name
+        for name, path in modules().items()
+        for source, imported, _ in package_imports(name, path)
+        if source == "vggtquant" and not imported
+    ]
+    assert found == []
+
+
+def test_private_names_stay_in_their_module() -> None:
+    known, found = modules(), list[tuple[str, str]]()
+    private = re.compile(r"_(?!cpu|cuda|render)[a-z]")
+    for name, path in known.items():
+        imported = package_imports(name, path)
+        here = {own for source, what, own in imported if f"{source}.{what}" in known}
+        found += [
+            (name, what) for _, what, _ in imported if re.match(r"_(?!cpu|cuda|render)", what)
+        ]
+        found += [
+            (name, ast.unparse(node))
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+            and private.match(node.attr)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in here
+        ]
+    assert [(name, what) for name, what in found if name != "vggtquant"] == []
+
+
+@pytest.mark.parametrize("word", ["track_head", "camera_head", "VGGT-1B", "vggt.models"])
+def test_what_is_special_to_vggt_stands_in_one_module(word: str) -> None:
+    """But for the tiny model, which has VGGT's names, docstrings and help."""
+    found = set()
+    for name, path in modules().items():
+        strings = (
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        if any(word in text and len(text) < 60 and "\n" not in text for text in strings):
+            found.add(name)
+    assert found - {"vggtquant.vggt", "vggtquant.tiny.model"} == set()

@@ -5,11 +5,10 @@ Names are imported from their modules when they are first used, so that the comm
 does not wait for torch.
 """
 
-import os as _os
 from importlib import import_module as _import_module
-from importlib.metadata import PackageNotFoundError as _NotFound
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
+
+from .about import VERSION as _VERSION
 
 if TYPE_CHECKING:
     from .calibration import calibrate
@@ -66,23 +65,7 @@ __all__ = [
     "use_isa",
 ]
 
-try:
-    __version__ = _version("vggtquant")
-except _NotFound:  # run from a checkout that was never installed
-    __version__ = "0+unknown"
-
-_forked = False
-"""Whether this process was forked after the package was imported. The C core sees forks by itself
-once it is loaded; until then the package does, because a child that starts threads of a pool which
-stayed behind with its parent would wait for them for ever."""
-
-
-def _in_child() -> None:
-    global _forked
-    _forked = True
-
-
-_os.register_at_fork(after_in_child=_in_child)
+__version__ = _VERSION
 
 
 def __getattr__(name: str) -> object:

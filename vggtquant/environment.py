@@ -91,7 +91,8 @@ def describe(argv: Sequence[str]) -> dict[str, Any]:
     """
     import torch
 
-    import vggtquant as vq
+    from . import ops
+    from .about import VERSION
 
     return {
         "utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -100,8 +101,8 @@ def describe(argv: Sequence[str]) -> dict[str, Any]:
             "model": cpu_model(),
             "cores_usable": usable_cores(),
             "flags": cpu_flags(),
-            "isa_active": vq.isa(),
-            "isa_available": list(vq.isas()),
+            "isa_active": ops.isa(),
+            "isa_available": list(ops.isas()),
         },
         "machines": [cpu_model()],
         "memory_bytes": memory_bytes(),
@@ -111,5 +112,5 @@ def describe(argv: Sequence[str]) -> dict[str, Any]:
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         },
         "load_average_1min": round(os.getloadavg()[0], 2),
-        "versions": {"vggtquant": vq.__version__, **versions()},
+        "versions": {"vggtquant": VERSION, **versions()},
     }

@@ -22,9 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import forward_ad
 
-import vggtquant
-
 from . import _cpu
+from .about import forked
 from .errors import UserError
 
 _cuda: ModuleType | None
@@ -70,7 +69,7 @@ if "VGGTQUANT_ISA" in os.environ:  # once, before anything is computed
     use_isa(os.environ["VGGTQUANT_ISA"])
 
 
-if vggtquant._forked:
+if forked():
     _cpu.forked()
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .. import files, ops, vggt
+from ..about import VERSION
 from ..configs import QuantizationConfig
 from ..conv import QuantizedConv2d, product_shape
 from ..dense import fuse_heads
@@ -156,9 +157,7 @@ def save(
 
 def writer() -> str:
     """What a file says of the program that wrote it."""
-    import vggtquant
-
-    return f"vggtquant {vggtquant.__version__}"
+    return f"vggtquant {VERSION}"
 
 
 def place(path: str | Path) -> tuple[Path, Path | None]:

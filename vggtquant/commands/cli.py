@@ -9,16 +9,20 @@ Heavy modules are imported by the command that needs them, so that --help is qui
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from ..about import VERSION
 from ..errors import UserError
 from . import packed
+from .options import FOLDER
 
 DESCRIPTION = "Quantize the VGGT multi-view transformer for real, and measure what it costs."
 _EVAL_EXTRA = ("matplotlib", "rich", "PIL", "scipy")
@@ -288,14 +292,15 @@ def _info(args: argparse.Namespace) -> int:
 def _schemes(args: argparse.Namespace) -> int:
     import numpy as np
 
-    import vggtquant as vq
+    from ..configs import CONFIGS
+    from ..qtensor import quantize
 
     # A matrix as wide as VGGT's layers, since short rows pay more for their scales.
     sample = np.random.default_rng(0).standard_normal((256, 1024), dtype=np.float32)
     print(f"{'scheme':32} {'bits/weight':>11}  {'activations':12} weights")
-    for name, config in vq.CONFIGS.items():
+    for name, config in CONFIGS.items():
         # Baseline_BF16 holds FP32 weights too: autocast makes its copies as it goes.
-        bits = vq.quantize(sample, config).bits_per_weight if config.quantizes else 32.0
+        bits = quantize(sample, config).bits_per_weight if config.quantizes else 32.0
         activations = "bfloat16" if config.quant_type == "bf16" else "float32"
         if config.quantize_activations:
             activations = "INT8 a token"
@@ -316,7 +321,9 @@ def _words(config: Any) -> str:
 
 
 def _scenes_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the scenes go")
+    parser.add_argument(
+        *FOLDER, dest="out", required=True, metavar="DIR", help="where the scenes go"
+    )
     parser.add_argument("--count", type=int, default=8, help="number of scenes (default 8)")
     parser.add_argument("--frames", type=int, default=4, help="pictures of each (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="which scenes (default 0)")
@@ -417,16 +424,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["evaluate", "--schemes", "no such scheme"])
     2
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     parser = _parser()
     try:
         args = parser.parse_args(words)
     except SystemExit as stop:  # argparse: 0 after --help, 2 for a usage error
         return int(stop.code or 0)
     if args.version:
-        import vggtquant
-
-        print(f"vggtquant {vggtquant.__version__}")
+        print(f"vggtquant {VERSION}")
         return 0
     if args.command is None:
         parser.print_help()
@@ -435,23 +440,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(COMMANDS[args.command][2], args)
 
 
+def _home(word: str) -> str:
+    """A shell leaves the ~ of --option=~/folder alone; whoever writes it means the home folder."""
+    option, equals, value = word.partition("=")
+    if equals and option.startswith("--") and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word) if word.startswith("~") else word
+
+
 def _guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Runs a command and turns what it raises into one line and an exit code."""
-    ended = False
-
-    def end(*_: object) -> None:
-        nonlocal ended
-        ended = True
-        raise KeyboardInterrupt
-
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no ± still gets a table
             stream.reconfigure(errors="replace")
-    before = signal.signal(signal.SIGTERM, end)
+    ended: list[int] = []
     try:
-        code = command(args)
-        sys.stdout.flush()
-        return code
+        with _ending(ended):
+            code = command(args)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         _complain(str(error), args.verbose)
         return 2
@@ -463,6 +470,22 @@ def _guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namesp
     except Exception as error:
         _complain(f"{type(error).__name__}: {error} (a defect; -v shows where)", args.verbose)
         return 1
+
+
+@contextlib.contextmanager
+def _ending(ended: list[int]) -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does, and is noted; only the main thread may see to signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

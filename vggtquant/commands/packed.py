@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .options import FOLDER
 
 if TYPE_CHECKING:
     from ..checkpoint import budget
@@ -38,7 +39,8 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
         "such as facebook/VGGT-1B (through the local cache), builtin:tiny, or module:function",
     )
     parser.add_argument(
-        "--out",
+        *FOLDER,
+        dest="out",
         required=True,
         metavar="FILE",
         help="the packed checkpoint; a name without a suffix is a directory, which gets "

@@ -77,7 +77,7 @@ def resolve(spec: str | Path) -> Place:
         if matches(words):
             return place(words)
     raise UserError(
-        f"unknown model {words!r}: wanted {', '.join(BUILTIN)}, a hub id (facebook/VGGT-1B), "
+        f"unknown model {words!r}: wanted {', '.join(BUILTIN)}, a hub id ({next(iter(vggt.LICENCES))}), "
         f"a directory, a {' or '.join(SUFFIXES[:2])} file, or module:function"
     )
 
