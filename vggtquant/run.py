@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vggtquant run`: pictures in, a reconstruction out that can be looked at.
+"""Pictures in, a reconstruction out that can be looked at.
 
 Importing this module is cheap; what computes is imported by `run`.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -54,92 +52,6 @@ class Reconstruction:
     seconds: float = 0.0  # of the forward
     report: ModelReport | None = None  # of the quantization
     scores: dict[str, float] = field(default_factory=dict)  # against the truth of a built-in scene
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `vggtquant run`."""
-    parser.epilog = (
-        "Writes reconstruction.ply (coloured points), sparse/ (COLMAP's text model of the pictures "
-        "in images/), depth/ (each picture beside its depth), and predictions.npz (all outputs)."
-    )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="builtin:tiny, a hub id such as facebook/VGGT-1B, a directory, a .pt or .safetensors "
-        "file, or module:function that returns a model",
-    )
-    parser.add_argument(
-        "images",
-        metavar="IMAGES",
-        help="a folder of pictures; builtin, builtin:1, builtin:2, … are rendered scenes",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the results go")
-    parser.add_argument("--scheme", metavar="NAME", help="quantize first, e.g. INT4_Group_128")
-    parser.add_argument("--max_images", type=int, metavar="N", help="the first N (default: all)")
-    parser.add_argument(
-        "--mode",
-        default="crop",
-        choices=("crop", "pad"),
-        help="how pictures are brought to the model's width, as in VGGT (default crop)",
-    )
-    parser.add_argument(
-        "--size", type=int, metavar="PX", help="that width, a multiple of 14 (default: the model's)"
-    )
-    parser.add_argument(
-        "--points",
-        default="depth",
-        choices=tuple(POINT_SOURCES),
-        help="points from depth and cameras, which is the more accurate on most scenes, or from "
-        "the point head's map (default depth)",
-    )
-    parser.add_argument(
-        "--conf_percentile",
-        type=float,
-        default=CONF_PERCENTILE,
-        metavar="P",
-        help="drop the P percent of points with the least confidence (default %(default)g)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu (default), or cuda where there is one")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Runs the command; what was written goes to stdout, progress to stderr."""
-    done = run(
-        args.model,
-        args.images,
-        args.out,
-        scheme=args.scheme,
-        mode=args.mode,
-        size=args.size,
-        max_images=args.max_images,
-        points=args.points,
-        conf_percentile=args.conf_percentile,
-        device=args.device,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    for line in summary(done):
-        print(line)
-    return 0
-
-
-def summary(done: Reconstruction) -> list[str]:
-    """The result in lines for a person."""
-    lines = [f"{_count(done.frames)} in {done.seconds:.1f} s, {done.points:,} points"]
-    if done.report is not None:
-        lines.append(
-            f"{len(done.report.quantized)} Linear layers quantized to "
-            f"{done.report.bits_per_weight:.2f} bits a weight"
-        )
-    shown = {
-        "depth_abs_rel_median": "depth AbsRel {:.3f}",
-        "rotation_median_deg": "rotation {:.1f} deg",
-        "direction_median_deg": "translation direction {:.1f} deg",
-        "points_chamfer_umeyama": "chamfer {:.3f}",
-    }
-    words = [text.format(done.scores[key]) for key, text in shown.items() if key in done.scores]
-    if words:
-        lines.append(f"against the truth: {', '.join(words)}")
-    return lines + [f"wrote {path}" for path in done.files]
 
 
 def run(
@@ -206,7 +118,7 @@ def run(
         models.release_file(loaded.model)
 
     shape = "x".join(map(str, frames.images.shape[:-3:-1]))
-    say(f"reconstructing {_count(done.frames)} of {shape}, {expected:.0f} s or more")
+    say(f"reconstructing {count(done.frames)} of {shape}, {expected:.0f} s or more")
     start = time.perf_counter()
     bf16 = config is not None and config.quant_type == "bf16"
     outputs = _forward(loaded.model, frames.images.to(target), bf16=bf16)
@@ -218,7 +130,8 @@ def run(
     return done
 
 
-def _count(frames: int) -> str:
+def count(frames: int) -> str:
+    """How many frames, in words."""
     return "1 frame" if frames == 1 else f"{frames} frames"
 
 

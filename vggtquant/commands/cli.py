@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from ..about import VERSION
 from ..errors import UserError
-from . import packed
+from . import packed, run
 from .options import FOLDER
 
 DESCRIPTION = "Quantize the VGGT multi-view transformer for real, and measure what it costs."
@@ -338,18 +338,6 @@ def _scenes(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    from .. import run
-
-    run.add_arguments(parser)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from .. import run
-
-    return run.main(args)
-
-
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     from ..evaluation.analyse import changes
 
@@ -387,8 +375,8 @@ COMMANDS: dict[
     ),
     "run": (
         "reconstruct a scene from pictures with a (quantized) model",
-        _run_arguments,
-        _run,
+        run.add_arguments,
+        run.main,
     ),
     "quantize": (
         "make a packed checkpoint of a float one, tensor by tensor",

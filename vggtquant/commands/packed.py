@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .options import FOLDER
+from .options import FOLDER, config_of
 
 if TYPE_CHECKING:
     from ..checkpoint import budget
@@ -100,7 +100,7 @@ def quantize(args: argparse.Namespace) -> int:
     from ..weights.tensors import open_weights
 
     start = time.perf_counter()
-    config = streaming.checked_config(_config(args.scheme))
+    config = streaming.checked_config(config_of(args.scheme))
     if args.all_layers:
         config = replace(config, skip_first_last=False)
     if args.sensitivity and not args.max_bytes:
@@ -139,18 +139,6 @@ def quantize(args: argparse.Namespace) -> int:
     )
     print(f"{time.perf_counter() - start:.1f} s")
     return 0
-
-
-def _config(words: str) -> str | QuantizationConfig:
-    """A scheme's name, or the one config of a file."""
-    from ..configs import CONFIG_SUFFIXES, read_configs
-
-    if Path(words).suffix not in CONFIG_SUFFIXES:
-        return words
-    configs = read_configs(words)
-    if len(configs) != 1:
-        raise UserError(f"{words} holds {len(configs)} configs; a file of one is wanted")
-    return configs[0]
 
 
 def _plan(

@@ -76,8 +76,9 @@ def resolve(spec: str | Path) -> Place:
     for matches, place in _KINDS:
         if matches(words):
             return place(words)
+    hub_id = next(iter(vggt.LICENCES))
     raise UserError(
-        f"unknown model {words!r}: wanted {', '.join(BUILTIN)}, a hub id ({next(iter(vggt.LICENCES))}), "
+        f"unknown model {words!r}: wanted {', '.join(BUILTIN)}, a hub id ({hub_id}), "
         f"a directory, a {' or '.join(SUFFIXES[:2])} file, or module:function"
     )
 
