@@ -43,15 +43,21 @@ def test_autocast_is_followed(model: nn.Module) -> None:
         assert torch.equal(compiled(x), model(x))
 
 
-def test_without_no_grad(model: nn.Module) -> None:
-    """As without compiling: forward works, backward says why not."""
+def test_gradients(model: nn.Module) -> None:
+    """As without compiling."""
     layer = QuantizedLinear.from_linear(nn.Linear(40, 8), "INT8_Per_Channel_Symmetric_A8")
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for x in (torch.randn(3, 40), torch.randn(3, 40, requires_grad=True)):
-        y = compiled(x)
-        assert torch.equal(y, layer(x))
-        with pytest.raises(RuntimeError, match="QuantizedLinear is for inference"):
-            y.sum().backward()
+        grads = []
+        for call in (compiled, layer):
+            layer.zero_grad()
+            x.grad = None
+            y = call(x)
+            assert torch.equal(y, layer(x))
+            y.square().sum().backward()
+            grads.append((layer.bias.grad, x.grad))
+        assert torch.equal(grads[0][0], grads[1][0])
+        assert not x.requires_grad or torch.equal(grads[0][1], grads[1][1])
 
 
 def test_the_op_keeps_its_promises() -> None:

@@ -29,7 +29,7 @@ from linears import (
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import QTensor, QuantizedLinear, Scheme, UserError
+from vggtquant import QTensor, QuantizedLinear, Scheme, UserError, ops
 
 every_weight = pytest.mark.parametrize("name", WEIGHTS)
 activations = pytest.mark.parametrize("int8", [False, True], ids=["float", "A8"])
@@ -518,8 +518,8 @@ def test_dtype_changes_leave_the_packed_bytes(fc: nn.Linear) -> None:
 
 
 @activations
-def test_without_no_grad(fc: nn.Linear, int8: bool) -> None:
-    """Scripts that forgot it: forward works, in-place operations too, backward says why not."""
+def test_gradients_of_input_and_bias(fc: nn.Linear, int8: bool) -> None:
+    """Forward gives the same bits, in-place operations work, and the codes are constants."""
     layer = QuantizedLinear.from_linear(fc, config_for(int8))
     for x in (torch.randn(2, 3, 130), torch.randn(2, 3, 130, requires_grad=True), torch.randn(130)):
         with torch.inference_mode():
@@ -528,12 +528,37 @@ def test_without_no_grad(fc: nn.Linear, int8: bool) -> None:
         assert y.requires_grad and bits(y) == bits(want)
         assert bits(nn.ReLU(inplace=True)(layer(x))) == bits(want.relu())
         y += 1
-        with pytest.raises(RuntimeError, match="QuantizedLinear is for inference"):
-            y.sum().backward()
+        layer.zero_grad()
+        slope = torch.randn(y.shape)
+        y.backward(slope)
+        rows = slope.reshape(-1, layer.out_features)
+        torch.testing.assert_close(layer.bias.grad, rows.sum(0))
+        if x.requires_grad:
+            decoded = layer.qtensor().dequantize()
+            torch.testing.assert_close(x.grad, slope @ decoded, rtol=1e-4, atol=1e-5)
     layer.requires_grad_(False)
     assert not layer(torch.randn(2, 130)).requires_grad
     with torch.inference_mode():
         assert layer(torch.randn(2, 130)).is_inference()
+
+
+def test_the_weight_of_a_gradient_is_decoded_panel_by_panel(
+    config: vq.QuantizationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = QuantizedLinear.from_linear(nn.Linear(72, 37), config)
+    x = torch.randn(5, 72, requires_grad=True)
+    largest = []
+    decode = ops.dequantize
+
+    def watched(bits: int, shape: ops.Shape, *rest: Any) -> Any:
+        largest.append(shape.rows)
+        return decode(bits, shape, *rest)
+
+    monkeypatch.setattr(ops, "PANEL", 16)
+    monkeypatch.setattr(ops, "dequantize", watched)
+    layer(x).sum().backward()
+    assert largest == [16, 16, 5]
+    torch.testing.assert_close(x.grad, layer.qtensor().dequantize().sum(0).expand(5, -1))
 
 
 def test_hooks_and_modes(fc: nn.Linear) -> None:

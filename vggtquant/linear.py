@@ -27,24 +27,35 @@ _PARTS = {
 }
 
 
-_FOR_INFERENCE = (
-    "QuantizedLinear is for inference: its integer weights have no gradient; "
-    "train the original model and quantize it afterwards"
+_NO_TRANSFORM = (
+    "QuantizedLinear has no functional or forward-mode derivative; "
+    "its input's and bias's gradients are those of backward()"
 )
 
 
 class _Product(torch.autograd.Function):
-    """The product, for scripts that forgot no_grad: forward works, backward says why it cannot."""
+    """The product with gradients of the input and the bias; the codes are constants.
+
+    Rounding of activations passes the gradient on as it is (straight through).
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: QuantizedLinear
     ) -> torch.Tensor:
+        ctx.packed, ctx.about = layer.packed, layer._about
+        ctx.dtypes = x.dtype, None if bias is None else bias.dtype
         return layer.product(x, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(_FOR_INFERENCE)
+        (grad,), (x, bias) = grads, ctx.dtypes
+        of_x, of_bias, _ = ctx.needs_input_grad
+        return (
+            ops.input_gradient(ctx.packed, ctx.about, grad).to(x) if of_x else None,
+            grad.sum(0).to(bias) if of_bias else None,
+            None,
+        )
 
 
 Activations = Literal["float", "bf16", "int8", "int16"]
@@ -165,7 +176,7 @@ class QuantizedLinear(nn.Module):
         compiling = torch.compiler.is_compiling()
         if compiling or ops.is_recorded(x):
             if not compiling and ops.is_differentiated():
-                raise RuntimeError(_FOR_INFERENCE)
+                raise RuntimeError(_NO_TRANSFORM)
             activations, dtype = self._call(x)
             return _linear_op(  # type: ignore[no-any-return]
                 x, self.packed, self.bias, *self._about, activations, dtype
@@ -368,27 +379,37 @@ def _flops(x_shape: Any, *rest: Any, out_shape: Any, **kwargs: Any) -> int:
 
 
 @torch.library.custom_op(
-    "vggtquant::no_gradient", mutates_args=(), schema="(Tensor like, SymInt[] shape) -> Tensor"
+    "vggtquant::linear_input_gradient",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor packed, int bits, str scales, int n, int k, int group, "
+    "bool asymmetric) -> Tensor",
 )
-def _no_gradient(like: Any, shape: Any) -> Any:
-    raise RuntimeError(_FOR_INFERENCE)
+def _input_gradient(
+    grad: Any, packed: Any, bits: int, scales: Any, n: int, k: int, group: int, asymmetric: bool
+) -> Any:
+    """grad (..., n) to (..., k), float32."""
+    about = ops.Packed(bits, scales, n, k, group, asymmetric)
+    rows = grad.reshape(math.prod(grad.shape[:-1]), n)
+    return ops.input_gradient(packed, about, rows).reshape(*grad.shape[:-1], k)
 
 
-@_no_gradient.register_fake
-def _(like: Any, shape: Any) -> Any:
-    return like.new_empty(shape)
+@_input_gradient.register_fake
+def _(grad: Any, packed: Any, bits: Any, scales: Any, n: Any, k: Any, *rest: Any) -> Any:
+    return grad.new_empty((*grad.shape[:-1], k), dtype=torch.float32)
 
 
 def _backward(ctx: Any, grad: Any) -> Any:
-    """A graph of a forward that may be trained is built; running its other half is refused."""
-    shapes = ctx.shapes
-    grads = [None if shape is None else _no_gradient(grad, shape) for shape in shapes]
-    return grads[0], None, grads[1], *([None] * 8)
+    (packed,) = ctx.saved_tensors
+    x = _input_gradient(grad, packed, *ctx.about).to(ctx.dtypes[0])
+    bias = None if ctx.dtypes[1] is None else grad.flatten(0, -2).sum(0).to(ctx.dtypes[1])
+    return x, None, bias, *([None] * 8)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, bias = inputs[0], inputs[2]
-    ctx.shapes = (x.shape, None if bias is None else bias.shape)
+    x, packed, bias, *about = inputs[:-2]
+    ctx.save_for_backward(packed)
+    ctx.about = about
+    ctx.dtypes = x.dtype, None if bias is None else bias.dtype
 
 
 _linear_op.register_autograd(_backward, setup_context=_setup_context)

@@ -481,6 +481,30 @@ def linear(
     return y
 
 
+PANEL = 256
+"""Rows of a weight that are decoded at a time for a gradient."""
+
+
+def input_gradient(packed: torch.Tensor, about: Packed, grad: torch.Tensor) -> torch.Tensor:
+    """grad w, float32 (m, k), for the gradient (m, n) of y = x w^T: w is never whole in float."""
+    q, scale, factor, zero = unpack(packed, about)
+    groups = 1 if about.scales == "per_row" else about.row_groups
+    group = about.k if about.scales == "per_row" else about.group
+    scales = scale.reshape(about.n, -1)
+    if factor is not None:
+        scales = scales * factor.reshape(about.n, groups)
+    zeros = None if zero is None else zero.reshape(about.n, groups)
+    x = torch.zeros((len(grad), about.k), device=grad.device)
+    for start in range(0, about.n, PANEL):
+        rows = slice(start, min(start + PANEL, about.n))
+        shape = Shape(rows.stop - start, about.k, group)
+        z = None if zeros is None else np.ascontiguousarray(zeros[rows]).reshape(-1)
+        s = np.ascontiguousarray(scales[rows]).reshape(-1)
+        panel = torch.from_numpy(dequantize(about.bits, shape, q[rows], s, z))
+        x += grad[:, rows].float() @ panel.to(grad.device)
+    return x
+
+
 FEW_TOKENS = 8
 """Up to which a GPU multiplies floats with packed weights themselves: then reading them is all."""
 

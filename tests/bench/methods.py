@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 import vggtquant as vq
+from vggtquant import models
 from vggtquant.data import scenes
-from vggtquant.weights import models
 
 OUTPUTS = ("depth", "world_points", "pose_enc")
 RESAMPLES = 2000
