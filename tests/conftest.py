@@ -35,9 +35,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     vq.use_isa(before)
 
 
-@pytest.fixture(params=[1, 2, 3, 7], ids=lambda n: f"{n}threads")
+@pytest.fixture(params=[2, 3, 7], ids=lambda n: f"{n}threads")
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Thread counts of the process's OpenMP runtime, through torch, which owns it."""
+    """Thread counts of the process's OpenMP runtime, through torch, which owns it; all other tests
+    run on one."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param

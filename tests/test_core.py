@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 CORE = [*sorted((ROOT / "csrc").glob("*.c")), *sorted((ROOT / "csrc" / "cpu").glob("*.c"))]
 SOURCES = [*sorted((ROOT / "tests").glob("core*.c")), *CORE]
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
-FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g"]
+FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g1"]
 FLAGS += ["-Wno-missing-field-initializers"]  # a call's last fields are 0 where they are not named
 SERIAL = [*FLAGS, "-Wno-unknown-pragmas"]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]

@@ -46,7 +46,7 @@ FLAGS = [
     "c++",
     "-std=c++17",
     "-O1",
-    "-g",
+    "-g1",  # lines for the sanitizers' words
     "-fPIC",
     "-ffp-contract=off",
     "-fno-strict-aliasing",  # as the GPU has it: vectors of words are read from bytes
@@ -132,11 +132,18 @@ def sound(workshop: Workshop, kind: str, name: str, *arguments: str) -> tuple[in
     return run(workshop.program(kind, name, cuda), *arguments)
 
 
-EVERY = [
-    *itertools.product(["sanitized", "watched"], PROGRAMS),
-    # What kernels do on sm_75, where only the Linear differs.
+# By default the Linear's many cases run plainly, for their bits, and its few under the tools.
+LONG = [
+    ("sanitized", "test_linear"),
+    ("watched", "test_linear"),
     ("sanitized-75", "test_linear", "few"),
     ("watched-75", "test_linear", "few"),
+]
+EVERY = [
+    *itertools.product(["sanitized", "watched"], ["test_quantize", "test_metrics"]),
+    *itertools.product(["sanitized", "watched"], ["test_linear"], ["few"]),
+    *itertools.product(["plain", "plain-75"], ["test_linear"]),
+    *(pytest.param(case, marks=pytest.mark.slow) for case in LONG),
 ]
 
 

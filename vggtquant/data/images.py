@@ -25,9 +25,9 @@ from . import picture
 
 Mode = Literal["crop", "pad"]
 MODES: tuple[Mode, ...] = ("crop", "pad")
-SUFFIXES = tuple(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split())
+SUFFIXES = tuple(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .jp2".split())
 # Pictures of kinds that are not taken from a folder by themselves; a warning names them.
-_OTHERS = frozenset(".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .jxl .exr .hdr .jp2 .svg".split())
+_OTHERS = frozenset(".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .jxl .exr .hdr .svg".split())
 FRAME_SIZE = 518  # the width VGGT was trained at
 PATCH = 14
 
