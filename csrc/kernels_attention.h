@@ -4,13 +4,14 @@
  * The keys of a head are taken VGQ_KEYS at a time. For each such block and each group of rows of q:
  *
  *      scores->tile     s[rows][VGQ_KEYS] = q k^T
- *      values->softmax  p[rows][VGQ_KEYS] = 2^(s r - top), top: the smallest integer that no s r
- *                       of the row and block is above
+ *      values->softmax  p[rows][VGQ_KEYS] = 2^(s r - peak), peak: the largest s r of the row and
+ *                       block
  *      values->tile     o[rows][depth] = o * kept + p v * added
  *
- * Tops are integers, so that `kept` and `added`, which bring the rows' earlier blocks and this one
- * to the same top, are powers of two, and exact. The block's length and the operations on floats
- * are part of what docs/conventions.md says; layouts of q, k, p and v are each table's own. */
+ * A row's sums are kept in units of 2^top, top: the smallest integer that no peak so far is above.
+ * So `kept`, which brings the blocks before to a new top, is a power of two, and exact. `added`
+ * brings this block to it: 2^(peak - top). The block's length and the operations on floats are part
+ * of what docs/conventions.md says; layouts of q, k, p and v are each table's own. */
 #ifndef VGQ_KERNELS_ATTENTION_H
 #define VGQ_KERNELS_ATTENTION_H
 
@@ -108,35 +109,48 @@ vgq_weigh_fn vgq_softmax_u8_avx512vnni;
     TERM(0.00967151299f) TERM(0.0555073358f) TERM(0.240222424f) TERM(0.693147004f) TERM(1.0f)
 #define VGQ_EXP2_FLOATS_FIRST 0.00132647273f
 
-/* 2^e for an integer e <= 0, as a float; 0 where that would be below 2^-126. */
+/* 2^e, 0 below 2^-126: an integer e <= 0, exact. */
 VGQ_INLINE float vgq_power(float e)
 {
     return e < -126.0f ? 0.0f : vgq_float_of_bits((uint32_t)(127 + (int)e) << 23);
 }
 
-/* The top of a row of scores, of which max is the largest: the smallest integer that max * r is not
- * above. Scores that leave the range of VGQ_SCORE_MOST, which only the largest can say, are brought
- * to its ends first. r NaN: any top; p are NaN. */
-VGQ_INLINE float vgq_row_top(size_t n, float *s, float max, float r)
+/* The same of any x <= 1, by VGQ_EXP2_FLOATS; a NaN stays one. */
+VGQ_INLINE float vgq_exp2(float x)
 {
-    const float top = max * r;
-    if (top >= -VGQ_SCORE_MOST && top <= VGQ_SCORE_MOST)
-        return ceilf(top);
+    if (!(x >= -126.0f))
+        return x != x ? x : 0;
+    const float whole = rintf(x), f = x - whole;
+    float p = VGQ_EXP2_FLOATS_FIRST;
+#define TERM(t) p = fmaf(p, f, t);
+    VGQ_EXP2_FLOATS(TERM)
+#undef TERM
+    return p * vgq_float_of_bits((uint32_t)(127 + (int)whole) << 23);
+}
+
+/* The peak of a row of scores, of which max is the largest: max * r. Scores that leave the range of
+ * VGQ_SCORE_MOST, which only the largest can say, are brought to its ends first. r NaN: any peak; p
+ * are NaN. */
+VGQ_INLINE float vgq_row_peak(size_t n, float *s, float max, float r)
+{
+    const float peak = max * r;
+    if (peak >= -VGQ_SCORE_MOST && peak <= VGQ_SCORE_MOST)
+        return peak;
     if (r != r)
         return 0.0f;
     const float most = VGQ_SCORE_MOST / r;
     for (size_t i = 0; i < n; i++)
         s[i] = s[i] > most ? most : s[i] < -most ? -most : s[i];
-    return top > 0 ? VGQ_SCORE_MOST : -VGQ_SCORE_MOST;
+    return peak > 0 ? VGQ_SCORE_MOST : -VGQ_SCORE_MOST;
 }
 
-/* Bring a row's top to that of its next block. */
-VGQ_INLINE void vgq_join_top(float block, float *top, float *kept, float *added)
+/* Bring a row's top to one that is not below the peak of its next block. */
+VGQ_INLINE void vgq_join_top(float peak, float *top, float *kept, float *added)
 {
-    const float before = *top;
-    *top = block > before ? block : before;
+    const float before = *top, own = ceilf(peak);
+    *top = own > before ? own : before;
     *kept = vgq_power(before - *top);
-    *added = vgq_power(block - *top);
+    *added = vgq_exp2(peak - *top);
 }
 
 #endif

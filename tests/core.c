@@ -444,6 +444,124 @@ static void test_product(const vgq_weight *w, vgq_linear_call call, int with_bia
     }
 }
 
+/* ---- attention ------------------------------------------------------------------------------- */
+
+/* One call of those modes: rotated and normalized or not, wherever its buffers lie. */
+static void test_heads(vgq_attention_call call, int dressed)
+{
+    static unsigned char y_scalar[CAPACITY], y_isa[CAPACITY];
+    const size_t rows = call.batch * call.tokens * call.heads, n = rows * call.dim;
+    const size_t y_nbytes = n * element_nbytes[call.y_dtype];
+    const int exact = call.scores == VGQ_INT8_ACTIVATIONS && call.values == VGQ_INT8_ACTIVATIONS;
+    const size_t row = 3 * call.heads * call.dim;
+    const size_t strides[4] = {call.tokens * row, row, call.heads * call.dim, call.dim};
+    memcpy(call.strides, strides, sizeof(strides));
+    for (size_t isa = 0; isa < n_isas; isa++) {
+        vgq_use(isas[isa]);
+        for (int p = 0; p < PLACES; p++) {
+            place = place_of(isa, p);
+            call.qkv =
+                buffer(0, 3 * n, element_nbytes[call.x_dtype], values(call.x_dtype, numbers));
+            const float *const weight = buffer(1, call.dim, sizeof(float), numbers + 7);
+            const float *const bias = buffer(2, call.dim, sizeof(float), numbers + 99);
+            call.q_norm = (vgq_norm){dressed ? weight : NULL, dressed > 1 ? bias : NULL, 1e-5f};
+            call.k_norm = call.q_norm;
+            const float *const cosine = buffer(3, 3 * call.dim, sizeof(float), numbers + 500);
+            const float *const sine = buffer(4, 3 * call.dim, sizeof(float), numbers + 900);
+            call.cos = dressed ? cosine : NULL;
+            call.sin = dressed ? sine : NULL;
+            call.rope_tokens = 3;
+            call.rope_width = dressed > 1 ? call.dim : call.dim / 2;
+            call.y = buffer(5, n, element_nbytes[call.y_dtype], NULL);
+            const size_t scratch_nbytes = vgq_attention_nbytes(&call);
+            void *const scratch = buffer(6, scratch_nbytes, 1, NULL);
+            CHECK(vgq_attention(&call, scratch, scratch_nbytes) == VGQ_OK, " ");
+            intact(7);
+            if (p == 0)
+                memcpy(isa ? y_isa : y_scalar, call.y, y_nbytes);
+            CHECK(memcmp(call.y, isa ? y_isa : y_scalar, y_nbytes) == 0,
+                  "%zu tokens of %zu depend on where their buffers lie", call.tokens, call.dim);
+        }
+        CHECK(!isa || !exact || memcmp(y_isa, y_scalar, y_nbytes) == 0, "%zu tokens of %zu, %d",
+              call.tokens, call.dim, dressed);
+    }
+}
+
+static void test_attention(void)
+{
+    static const size_t dims[] = {8, 40, 64, 128};
+    for (size_t tokens = 0; tokens < LENGTHS; tokens += stride)
+        for (size_t d = 0; d < sizeof(dims) / sizeof(dims[0]); d++) {
+            vgq_attention_call call = {.batch = 1, .tokens = tokens, .dim = dims[d], .scale = 0.3f};
+            call.heads = 3 * tokens * 2 * dims[d] <= MOST ? 2 : 1;
+            call.x_dtype = (vgq_dtype)((tokens + d) % VGQ_DTYPES);
+            call.y_dtype = (vgq_dtype)(tokens % VGQ_DTYPES);
+            if (!tokens || 3 * tokens * call.heads * dims[d] > MOST)
+                continue;
+            for (int mode = 0; mode < 9; mode++) {
+                call.scores = (vgq_activations)(mode % 3);
+                call.values = (vgq_activations)(mode / 3);
+                if (mode % 4 == 0 || (tokens + d) % 5 == 0) /* of the mixed ones a few */
+                    test_heads(call, (int)(tokens + d) % 3);
+            }
+        }
+}
+
+static void test_attention_refusals(void)
+{
+    static float x[3 * 64], y[64], angle[64];
+    static unsigned char scratch[CAPACITY];
+    const vgq_attention_call good = {.batch = 1,
+                                     .tokens = 1,
+                                     .heads = 1,
+                                     .dim = 64,
+                                     .qkv = x,
+                                     .strides = {192, 192, 64, 64},
+                                     .cos = angle,
+                                     .sin = angle,
+                                     .rope_tokens = 1,
+                                     .rope_width = 32,
+                                     .scale = 1,
+                                     .y = y};
+    const size_t nbytes = vgq_attention_nbytes(&good);
+    CHECK(nbytes && nbytes <= sizeof(scratch), " ");
+    CHECK(vgq_attention(&good, scratch, nbytes) == VGQ_OK, " ");
+    CHECK(vgq_attention(&good, scratch, nbytes - 1) == VGQ_EINVAL, "short scratch");
+    CHECK(vgq_attention(&good, NULL, nbytes) == VGQ_EINVAL, "no scratch");
+    CHECK(vgq_attention(NULL, scratch, nbytes) == VGQ_EINVAL && !vgq_attention_nbytes(NULL), " ");
+#define REFUSED(change)                                                               \
+    {                                                                                 \
+        vgq_attention_call call = good;                                               \
+        call.change;                                                                  \
+        CHECK(vgq_attention(&call, scratch, sizeof(scratch)) == VGQ_EINVAL, #change); \
+    }
+    REFUSED(qkv = NULL)
+    REFUSED(y = NULL)
+    REFUSED(sin = NULL)
+    REFUSED(cos = NULL)
+    REFUSED(rope_tokens = 0)
+    REFUSED(rope_width = 0)
+    REFUSED(rope_width = 1)
+    REFUSED(rope_width = 48)
+    REFUSED(dim = 0)
+    REFUSED(dim = 12)
+    REFUSED(dim = VGQ_WIDEST + 8)
+    REFUSED(scale = -1)
+    REFUSED(scale = NAN)
+    REFUSED(scale = INFINITY)
+    REFUSED(scores = VGQ_INT16_ACTIVATIONS)
+    REFUSED(values = VGQ_INT16_ACTIVATIONS)
+    REFUSED(x_dtype = VGQ_DTYPES)
+    REFUSED(y_dtype = VGQ_DTYPES)
+#undef REFUSED
+    for (int empty = 0; empty < 3; empty++) {
+        vgq_attention_call call = good;
+        *(empty == 0 ? &call.batch : empty == 1 ? &call.tokens : &call.heads) = 0;
+        call.qkv = call.y = NULL;
+        CHECK(vgq_attention(&call, NULL, 0) == VGQ_OK && !vgq_attention_nbytes(&call), " ");
+    }
+}
+
 /* Weights and activations of one sign, and of alternating ones, where narrow sums would overflow;
  * scales are 1, and a token's is 1/127, so that the integers can be told. */
 static void test_extremes(void)
@@ -664,12 +782,15 @@ static void test_all(void)
     for (size_t isa = 0; isa < n_isas; isa++) { /* first: what is wrong is found soon */
         vgq_use(isas[isa]);
         test_values();
+        test_exponentials(stride > 1 ? 997 : 1);
         test_errors();
     }
     test_quantize();
     test_nothing();
     test_linear();
     test_extremes();
+    test_attention();
+    test_attention_refusals();
     test_metrics();
     vgq_use(NULL);
     test_stopping();

@@ -197,17 +197,17 @@ static int pack_values_bf16_amx(size_t n, size_t depth, const float *x, void *bl
 static void softmax_bf16_amx(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
                              float *kept, float *added, void *weights)
 {
-    float block[VGQ_GROUP_MOST];
-    begin_rows(rows, n, s, r, to.top, block, kept, added);
+    float peaks[VGQ_GROUP_MOST];
+    begin_rows(rows, n, s, r, to.top, peaks, kept, added);
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         uint16_t *const p = (uint16_t *)weights + m * VGQ_KEYS;
-        const __m512 top = _mm512_set1_ps(block[m]), factor = _mm512_set1_ps(r[m]);
+        const __m512 peak = _mm512_set1_ps(peaks[m]), factor = _mm512_set1_ps(r[m]);
         __m512 sum = _mm512_setzero_ps();
         for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 32) {
             const __mmask16 first = first_lanes(j < n ? n - j : 0);
             const __mmask16 second = first_lanes(j + 16 < n ? n - j - 16 : 0);
-            const __m512 a = exp2_codes(_mm512_loadu_ps(s + j), factor, top, first);
-            const __m512 b = exp2_codes(_mm512_loadu_ps(s + j + 16), factor, top, second);
+            const __m512 a = exp2_codes(_mm512_loadu_ps(s + j), factor, peak, first);
+            const __m512 b = exp2_codes(_mm512_loadu_ps(s + j + 16), factor, peak, second);
             sum = _mm512_add_ps(_mm512_add_ps(sum, a), b);
             _mm512_storeu_si512(p + j, (__m512i)_mm512_cvtne2ps_pbh(b, a));
         }

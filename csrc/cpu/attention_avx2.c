@@ -65,38 +65,37 @@ static inline float largest_score(size_t n, const float *s)
 }
 
 /* A row whose scores leave the range: seldom, so it stands apart. */
-__attribute__((noinline, cold)) static float far_row_top(size_t n, float *s, float max, float r)
+__attribute__((noinline, cold)) static float far_row_peak(size_t n, float *s, float max, float r)
 {
-    return vgq_row_top(n, s, max, r);
+    return vgq_row_peak(n, s, max, r);
 }
 
-/* What comes before the p of a row: its top and the factors. */
+/* What comes before the p of a row: the block's peak, the row's top and the factors. */
 static inline __m256 begin_row(size_t n, float *s, float r, float *top, float *kept, float *added)
 {
     const float max = largest_score(n, s);
-    const float block =
-        fabsf(max * r) <= VGQ_SCORE_MOST ? ceilf(max * r) : far_row_top(n, s, max, r);
-    vgq_join_top(block, top, kept, added);
-    return _mm256_set1_ps(block);
+    const float peak = fabsf(max * r) <= VGQ_SCORE_MOST ? max * r : far_row_peak(n, s, max, r);
+    vgq_join_top(peak, top, kept, added);
+    return _mm256_set1_ps(peak);
 }
 
 /* The exponents of 8 scores, not below -127, split into integers, which stand in the low bits of
  * *whole, and what is left. A NaN stays one. */
-static inline __m256 split(__m256 s, __m256 r, __m256 top, __m256i *whole)
+static inline __m256 split(__m256 s, __m256 r, __m256 peak, __m256i *whole)
 {
     const __m256 above = _mm256_set1_ps(0x1.8p23f);
-    const __m256 x = _mm256_max_ps(_mm256_set1_ps(-127.0f), _mm256_fmsub_ps(s, r, top));
+    const __m256 x = _mm256_max_ps(_mm256_set1_ps(-127.0f), _mm256_fmsub_ps(s, r, peak));
     const __m256 high = _mm256_add_ps(x, above);
     *whole = _mm256_castps_si256(high);
     return _mm256_sub_ps(x, _mm256_sub_ps(high, above));
 }
 
-/* 255 * 2^(s r - top). Below 2^-126 it is anything that small: the codes are 0, and beside the lane
- * of the largest, which is above 127, it is lost. */
-static inline __m256 exp2_codes(__m256 s, __m256 r, __m256 top)
+/* 255 * 2^(s r - peak). Below 2^-126 it is anything that small: the codes are 0, and beside the
+ * lane of the largest, which is above 127, it is lost. */
+static inline __m256 exp2_codes(__m256 s, __m256 r, __m256 peak)
 {
     __m256i whole;
-    const __m256 f = split(s, r, top, &whole);
+    const __m256 f = split(s, r, peak, &whole);
     __m256 p = _mm256_set1_ps(VGQ_EXP2_CODES_FIRST);
 #define TERM(t) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(t));
     VGQ_EXP2_CODES(TERM)
@@ -105,11 +104,11 @@ static inline __m256 exp2_codes(__m256 s, __m256 r, __m256 top)
         _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(whole, 23)));
 }
 
-/* 2^(s r - top), 0 below 2^-126.5. */
-static inline __m256 exp2_floats(__m256 s, __m256 r, __m256 top)
+/* 2^(s r - peak), 0 below 2^-126.5. */
+static inline __m256 exp2_floats(__m256 s, __m256 r, __m256 peak)
 {
     __m256i whole;
-    const __m256 f = split(s, r, top, &whole);
+    const __m256 f = split(s, r, peak, &whole);
     __m256 p = _mm256_set1_ps(VGQ_EXP2_FLOATS_FIRST);
 #define TERM(t) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(t));
     VGQ_EXP2_FLOATS(TERM)
@@ -138,12 +137,12 @@ static void softmax_f32_avx2(size_t rows, size_t n, float *s, const float *r, vg
 {
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         float *const p = (float *)weights + m * VGQ_KEYS;
-        const __m256 top = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
+        const __m256 peak = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
         const __m256 factor = _mm256_set1_ps(r[m]);
         __m256 low = _mm256_setzero_ps(), high = low;
         for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 16) {
-            __m256 a = exp2_floats(_mm256_loadu_ps(s + j), factor, top);
-            __m256 b = exp2_floats(_mm256_loadu_ps(s + j + 8), factor, top);
+            __m256 a = exp2_floats(_mm256_loadu_ps(s + j), factor, peak);
+            __m256 b = exp2_floats(_mm256_loadu_ps(s + j + 8), factor, peak);
             if (j + 16 > n) {
                 a = _mm256_and_ps(a, first_lanes(j < n ? n - j : 0));
                 b = _mm256_and_ps(b, first_lanes(j + 8 < n ? n - j - 8 : 0));
@@ -162,12 +161,12 @@ static void softmax_i16_avx2(size_t rows, size_t n, float *s, const float *r, vg
 {
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         int16_t *const p = (int16_t *)weights + m * VGQ_KEYS;
-        const __m256 top = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
+        const __m256 peak = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
         const __m256 factor = _mm256_set1_ps(r[m]);
         __m256 low = _mm256_setzero_ps(), high = low;
         for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 16) {
-            __m256 a = exp2_codes(_mm256_loadu_ps(s + j), factor, top);
-            __m256 b = exp2_codes(_mm256_loadu_ps(s + j + 8), factor, top);
+            __m256 a = exp2_codes(_mm256_loadu_ps(s + j), factor, peak);
+            __m256 b = exp2_codes(_mm256_loadu_ps(s + j + 8), factor, peak);
             if (j + 16 > n) {
                 a = _mm256_and_ps(a, first_lanes(j < n ? n - j : 0));
                 b = _mm256_and_ps(b, first_lanes(j + 8 < n ? n - j - 8 : 0));

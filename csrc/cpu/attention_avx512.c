@@ -195,15 +195,15 @@ static void softmax_f32_avx512(size_t rows, size_t n, float *s, const float *r, 
                                float *kept, float *added, void *weights)
 {
     const size_t padded = vgq_round_up(n, VGQ_PANEL);
-    float block[VGQ_GROUP_MOST];
-    begin_rows(rows, n, s, r, to.top, block, kept, added);
+    float peaks[VGQ_GROUP_MOST];
+    begin_rows(rows, n, s, r, to.top, peaks, kept, added);
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         float *const p = (float *)weights + m * VGQ_KEYS;
-        const __m512 top = _mm512_set1_ps(block[m]), factor = _mm512_set1_ps(r[m]);
+        const __m512 peak = _mm512_set1_ps(peaks[m]), factor = _mm512_set1_ps(r[m]);
         __m512 sum = _mm512_setzero_ps();
         for (size_t j = 0; j < padded; j += 16) {
             const __mmask16 mask = first_lanes(j < n ? n - j : 0);
-            const __m512 e = exp2_floats(_mm512_loadu_ps(s + j), factor, top, mask);
+            const __m512 e = exp2_floats(_mm512_loadu_ps(s + j), factor, peak, mask);
             sum = _mm512_add_ps(sum, e);
             _mm512_storeu_ps(p + j, e);
         }

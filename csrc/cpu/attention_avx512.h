@@ -75,11 +75,11 @@ static inline float largest_score(size_t n, const float *s)
     return _mm512_reduce_max_ps(_mm512_max_ps(a, b));
 }
 
-/* 2^(s r - top) of 16 scores, times 255 where codes are made of it: a polynomial of what the
+/* 2^(s r - peak) of 16 scores, times 255 where codes are made of it: a polynomial of what the
  * exponent stands beside an integer. Lanes outside of the mask are 0. */
-static inline __m512 exp2_codes(__m512 s, __m512 r, __m512 top, __mmask16 mask)
+static inline __m512 exp2_codes(__m512 s, __m512 r, __m512 peak, __mmask16 mask)
 {
-    const __m512 x = _mm512_fmsub_ps(s, r, top);
+    const __m512 x = _mm512_fmsub_ps(s, r, peak);
     const __m512 f = _mm512_reduce_ps(x, 0x08), whole = _mm512_sub_ps(x, f);
     __m512 p = _mm512_set1_ps(VGQ_EXP2_CODES_FIRST);
 #define TERM(t) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(t));
@@ -88,9 +88,9 @@ static inline __m512 exp2_codes(__m512 s, __m512 r, __m512 top, __mmask16 mask)
     return _mm512_maskz_scalef_ps(mask, p, whole);
 }
 
-static inline __m512 exp2_floats(__m512 s, __m512 r, __m512 top, __mmask16 mask)
+static inline __m512 exp2_floats(__m512 s, __m512 r, __m512 peak, __mmask16 mask)
 {
-    const __m512 x = _mm512_fmsub_ps(s, r, top);
+    const __m512 x = _mm512_fmsub_ps(s, r, peak);
     const __m512 f = _mm512_reduce_ps(x, 0x08), whole = _mm512_sub_ps(x, f);
     __m512 p = _mm512_set1_ps(VGQ_EXP2_FLOATS_FIRST);
 #define TERM(t) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(t));
@@ -109,44 +109,41 @@ static inline void gather_lanes(float *lanes, __m512 sum, float kept, float adde
 }
 
 /* A row whose scores leave the range: seldom, so it stands apart. */
-__attribute__((noinline, cold)) static float far_row_top(size_t n, float *s, float max, float r)
+__attribute__((noinline, cold)) static float far_row_peak(size_t n, float *s, float max, float r)
 {
-    return vgq_row_top(n, s, max, r);
+    return vgq_row_peak(n, s, max, r);
 }
 
-/* What comes before the p of the rows: the tops of their blocks and the factors, vgq_row_top and
- * vgq_join_top of 16 rows at a time. */
+/* What comes before the p of the rows: the peaks of their blocks, their tops and the factors,
+ * vgq_row_peak and vgq_join_top of 16 rows at a time. */
 static inline void begin_rows(size_t rows, size_t n, float *s, const float *r, float *top,
-                              float *block, float *kept, float *added)
+                              float *peak, float *kept, float *added)
 {
     const __m512 most = _mm512_set1_ps(VGQ_SCORE_MOST), one = _mm512_set1_ps(1);
+    const __m512 zero = _mm512_setzero_ps(), least = _mm512_set1_ps(-126);
     for (size_t m = 0; m < rows; m++)
-        block[m] = largest_score(n, s + m * VGQ_KEYS);
+        peak[m] = largest_score(n, s + m * VGQ_KEYS);
     for (size_t m = 0; m < rows; m += 16) {
         const __mmask16 lanes = first_lanes(rows - m);
-        const __m512 max = _mm512_maskz_loadu_ps(lanes, block + m);
+        const __m512 max = _mm512_maskz_loadu_ps(lanes, peak + m);
         const __m512 high = _mm512_mul_ps(max, _mm512_maskz_loadu_ps(lanes, r + m));
-        const __m512 ceiling = _mm512_roundscale_ps(high, 0x0a);
-        _mm512_mask_storeu_ps(block + m, lanes, ceiling);
         unsigned far = _mm512_mask_cmp_ps_mask(lanes, _mm512_abs_ps(high), most, _CMP_NLE_UQ);
+        float max_of[16];
+        _mm512_storeu_ps(max_of, max);
+        _mm512_mask_storeu_ps(peak + m, lanes, high);
         for (; far; far &= far - 1) {
             const size_t i = m + (size_t)__builtin_ctz(far);
-            float max_of[16];
-            _mm512_storeu_ps(max_of, max);
-            block[i] = far_row_top(n, s + i * VGQ_KEYS, max_of[i - m], r[i]);
+            peak[i] = far_row_peak(n, s + i * VGQ_KEYS, max_of[i - m], r[i]);
         }
-        const __m512 now = _mm512_maskz_loadu_ps(lanes, block + m);
+        const __m512 now = _mm512_maskz_loadu_ps(lanes, peak + m);
         const __m512 before = _mm512_maskz_loadu_ps(lanes, top + m);
-        const __m512 both = _mm512_max_ps(now, before), least = _mm512_set1_ps(-126);
-        const __m512 of_before = _mm512_sub_ps(before, both), of_now = _mm512_sub_ps(now, both);
+        const __m512 both = _mm512_max_ps(_mm512_roundscale_ps(now, 0x0a), before);
+        const __m512 past = _mm512_sub_ps(before, both);
+        const __mmask16 counts = _mm512_mask_cmp_ps_mask(lanes, past, least, _CMP_GE_OQ);
         _mm512_mask_storeu_ps(top + m, lanes, both);
-        _mm512_mask_storeu_ps(
-            kept + m, lanes,
-            _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(of_before, least, _CMP_GE_OQ), one,
-                                   of_before));
-        _mm512_mask_storeu_ps(
-            added + m, lanes,
-            _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(of_now, least, _CMP_GE_OQ), one, of_now));
+        _mm512_mask_storeu_ps(kept + m, lanes, _mm512_maskz_scalef_ps(counts, one, past));
+        _mm512_mask_storeu_ps(added + m, lanes,
+                              exp2_floats(_mm512_sub_ps(now, both), one, zero, lanes));
     }
 }
 

@@ -150,13 +150,13 @@ int vgq_pack_values_i8_avx512vnni(size_t n, size_t depth, const float *x, void *
 
 /* Lanes of p below 2^-126 may be anything that small: their codes are 0, and beside the lane of the
  * largest, which is above 127, they are lost. */
-static inline __m512 codes_of_64(const float *s, __m512 r, __m512 top, size_t n, __m512 sum,
+static inline __m512 codes_of_64(const float *s, __m512 r, __m512 peak, size_t n, __m512 sum,
                                  uint8_t *to)
 {
     __m512i code[4];
     for (size_t i = 0; i < 4; i++) {
         const __mmask16 mask = first_lanes(16 * i < n ? n - 16 * i : 0);
-        const __m512 p = exp2_codes(_mm512_loadu_ps(s + 16 * i), r, top, mask);
+        const __m512 p = exp2_codes(_mm512_loadu_ps(s + 16 * i), r, peak, mask);
         sum = _mm512_add_ps(sum, p);
         code[i] = _mm512_cvtps_epi32(p);
     }
@@ -168,17 +168,17 @@ static inline __m512 codes_of_64(const float *s, __m512 r, __m512 top, size_t n,
 void vgq_softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
                                float *kept, float *added, void *weights)
 {
-    float block[VGQ_GROUP_MOST];
-    begin_rows(rows, n, s, r, to.top, block, kept, added);
+    float peaks[VGQ_GROUP_MOST];
+    begin_rows(rows, n, s, r, to.top, peaks, kept, added);
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         uint8_t *const codes = (uint8_t *)weights + m * VGQ_KEYS;
-        const __m512 top = _mm512_set1_ps(block[m]), factor = _mm512_set1_ps(r[m]);
+        const __m512 peak = _mm512_set1_ps(peaks[m]), factor = _mm512_set1_ps(r[m]);
         __m512 sum = _mm512_setzero_ps();
         size_t j = 0;
         for (; j + 64 <= n; j += 64)
-            sum = codes_of_64(s + j, factor, top, 64, sum, codes + j);
+            sum = codes_of_64(s + j, factor, peak, 64, sum, codes + j);
         if (j < n)
-            sum = codes_of_64(s + j, factor, top, n - j, sum, codes + j);
+            sum = codes_of_64(s + j, factor, peak, n - j, sum, codes + j);
         gather_lanes(to.lanes[m], sum, kept[m], added[m]);
     }
 }

@@ -64,25 +64,12 @@ static float largest_score(size_t n, const float *s)
     return max;
 }
 
-/* 2^x, 0 below 2^-126. */
-static float exp2_float(float x)
-{
-    if (!(x >= -126.0f))
-        return x != x ? x : 0;
-    const float whole = rintf(x), f = x - whole;
-    float p = VGQ_EXP2_FLOATS_FIRST;
-#define TERM(t) p = fmaf(p, f, t);
-    VGQ_EXP2_FLOATS(TERM)
-#undef TERM
-    return p * vgq_float_of_bits((uint32_t)(127 + (int)whole) << 23);
-}
-
-/* What comes before the p of a row: its top and the factors. */
+/* What comes before the p of a row: the block's peak, the row's top and the factors. */
 static float begin_row(size_t n, float *s, float r, float *top, float *kept, float *added)
 {
-    const float block = vgq_row_top(n, s, largest_score(n, s), r);
-    vgq_join_top(block, top, kept, added);
-    return block;
+    const float peak = vgq_row_peak(n, s, largest_score(n, s), r);
+    vgq_join_top(peak, top, kept, added);
+    return peak;
 }
 
 static void softmax_f32_scalar(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
@@ -90,10 +77,10 @@ static void softmax_f32_scalar(size_t rows, size_t n, float *s, const float *r, 
 {
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         float *const p = (float *)weights + m * VGQ_KEYS;
-        const float top = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
+        const float peak = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
         float lanes[VGQ_LANES] = {0};
         for (size_t j = 0; j < n; j++) {
-            p[j] = exp2_float(fmaf(s[j], r[m], -top));
+            p[j] = vgq_exp2(fmaf(s[j], r[m], -peak));
             lanes[j % VGQ_LANES] += p[j];
         }
         for (size_t i = 0; i < VGQ_LANES; i++)
@@ -193,10 +180,10 @@ static void softmax_u8_scalar(size_t rows, size_t n, float *s, const float *r, v
 {
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         uint8_t *const codes = (uint8_t *)weights + m * VGQ_KEYS;
-        const float top = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
+        const float peak = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
         float lanes[VGQ_LANES] = {0};
         for (size_t j = 0; j < n; j++) {
-            const float p = exp2_code(fmaf(s[j], r[m], -top));
+            const float p = exp2_code(fmaf(s[j], r[m], -peak));
             lanes[j % VGQ_LANES] += p;
             codes[j] = p == p ? (uint8_t)fminf(rintf(p), 255.0f) : 0;
         }
