@@ -120,9 +120,8 @@ def _packed(place: Place) -> LoadedModel:
 
 def _of_files(found: Weights) -> LoadedModel:
     place = found.place
-    kind = architectures.recognised(found.shapes, place.settings) or architectures.BY_NAME["vggt"]
-    model = architectures.built(kind.name, place.settings, found.tensors)
-    _fill(model, found)
+    model = tensors.instantiate(found)
+    kind = architectures.BY_NAME[architectures.of_model(model)[0] or "vggt"]
     source = place.source
     if found.prefix:
         source += f", whose names all begin with {found.prefix}, which is left out"
@@ -133,14 +132,3 @@ def _of_files(found: Weights) -> LoadedModel:
 def _image_size(kind: Architecture | None, settings: object) -> int:
     said = settings.get("img_size") if isinstance(settings, dict) else None
     return int(said or (kind.image_size if kind else FRAME_SIZE))
-
-
-def _fill(model: nn.Module, found: Weights) -> None:
-    """Puts the weights' own tensors into the model; every name and shape has to fit."""
-    wanted = model.state_dict()
-    misfit = architectures.misfit({k: tuple(x.shape) for k, x in wanted.items()}, found.shapes)
-    if misfit:
-        path = found.place.files[0]
-        raise UserError(f"{path} does not fit {type(model).__name__}: tensors {misfit}")
-    fitting = {name: found.tensor(name).to(x.dtype) for name, x in wanted.items()}
-    model.load_state_dict(fitting, strict=True, assign=True)

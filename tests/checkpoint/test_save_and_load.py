@@ -188,3 +188,16 @@ def test_rows_that_are_too_long_stay_float(tmp_path: Path) -> None:
     assert [layer.name for layer in Checkpoint(tmp_path / "a.safetensors").document.layers] == [
         "short"
     ]
+
+
+def test_convolutions_are_packed_as_in_memory(tmp_path: Path) -> None:
+    torch.save(TinyVGGT().state_dict(), tmp_path / "w.pt")
+    out = tmp_path / "a.safetensors"
+    done = vq.quantize_file(tmp_path / "w.pt", "INT8_Fast", out, float_dtype="float32")
+    whole = TinyVGGT()
+    whole.load_state_dict(torch.load(tmp_path / "w.pt"))
+    vq.quantize_model(whole.eval(), "INT8_Fast")
+    assert done.layers > 0 and done.document.source.name == "w.pt"
+    assert same(vq.load(out), whole)
+    with pytest.raises(UserError, match="INT8_Fast packs convolutions too"):
+        vq.quantize_file(tmp_path / "w.pt", "INT8_Fast", out, max_bytes=10**9)

@@ -21,8 +21,9 @@ from ..qtensor import QTensor, quantize
 from ..selection import Choice, Patterns, Request
 from ..weights import architectures, linears
 from ..weights.container import Blob, Planned, Writer, header_nbytes
-from ..weights.tensors import Weights, open_weights
+from ..weights.tensors import Weights, instantiate, open_weights
 from .document import (
+    Checkpoint,
     Cost,
     Document,
     Layer,
@@ -33,7 +34,7 @@ from .document import (
     stored,
     tensors_of,
 )
-from .storage import Saved, one_thread_a_worker, place, write_config, writer
+from .storage import Saved, one_thread_a_worker, place, save, write_config, writer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -111,6 +112,8 @@ def quantize_file(
     check_float_dtype(float_dtype)
     found = source if isinstance(source, Weights) else open_weights(source)
     check_output(found, out)
+    if config.convolutions != "float":
+        return _as_a_model(found, config, out, include, exclude, configs, float_dtype, max_bytes)
     request = Request(config, include, exclude, configs=configs or {})
     choice = linears.choose(found, request)
     document = _planned_document(found, choice, config)
@@ -154,6 +157,35 @@ def quantize_file(
         write_config(folder, document)
     return Streamed(
         path, nbytes, len(layers), document.narrowed, document, found.nbytes, found.prefix
+    )
+
+
+def _as_a_model(
+    found: Weights,
+    config: QuantizationConfig,
+    out: str | Path,
+    include: Patterns,
+    exclude: Patterns,
+    configs: Mapping[str, str | QuantizationConfig | None] | None,
+    float_dtype: str,
+    max_bytes: int | None,
+) -> Streamed:
+    """Through the model itself: names and shapes do not tell what its convolutions do."""
+    if max_bytes is not None:
+        raise UserError(f"max_bytes is for Linear layers; {config.name} packs convolutions too")
+    whole = instantiate(found).eval()
+    model.quantize_model(whole, config, include=include, exclude=exclude, configs=configs)
+    source = Source(found.place.name, found.sha256(), found.place.licence, found.nbytes)
+    saved = save(whole, out, float_dtype=float_dtype, source=source)
+    document = Checkpoint(saved.path).document
+    return Streamed(
+        saved.path,
+        saved.nbytes,
+        saved.layers,
+        saved.narrowed,
+        document,
+        found.nbytes,
+        found.prefix,
     )
 
 

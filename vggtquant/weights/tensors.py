@@ -160,6 +160,29 @@ def of_model(model: nn.Module, place: Place) -> Weights:
     return Weights(place, about, True, _twins(state), "", model, held)
 
 
+def instantiate(found: Weights) -> nn.Module:
+    """The model that the weights belong to, VGGT where nothing else is recognised, on their memory.
+
+    Half-precision weights are widened: the heads compute in float32 whatever the file holds.
+
+    Raises:
+        UserError: a name or a shape that does not fit, or the model's package is missing.
+    """
+    if found.model is not None:
+        return found.model
+    place = found.place
+    kind = architectures.recognised(found.shapes, place.settings) or architectures.BY_NAME["vggt"]
+    model = architectures.built(kind.name, place.settings, found.tensors)
+    wanted = model.state_dict()
+    misfit = architectures.misfit({k: tuple(x.shape) for k, x in wanted.items()}, found.shapes)
+    if misfit:
+        path = place.files[0]
+        raise UserError(f"{path} does not fit {type(model).__name__}: tensors {misfit}")
+    fitting = {name: found.tensor(name).to(x.dtype) for name, x in wanted.items()}
+    model.load_state_dict(fitting, strict=True, assign=True)
+    return model
+
+
 def _prefix(shapes: architectures.Shapes, settings: Mapping[str, Any]) -> str:
     """What stands before every name and is no part of the model's own names."""
     prefix, more = "", True
