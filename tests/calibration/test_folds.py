@@ -8,7 +8,7 @@ import torch
 
 import vggtquant as vq
 from vggtquant import tiny
-from vggtquant.calibration import folds
+from vggtquant.calibration import folds, smoothquant
 from vggtquant.tiny.outliers import build_outliers
 
 MODELS = {"tiny": tiny.build, "outliers": build_outliers}
@@ -74,3 +74,32 @@ def test_a_fold_that_does_not_lower_the_cost_is_left_out() -> None:
 
 def test_other_models_have_no_branches() -> None:
     assert not list(folds.branches(torch.nn.Sequential(torch.nn.Linear(4, 4))))
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_smoothing_is_exact_and_evens_the_ranges(model: Callable[[], torch.nn.Module]) -> None:
+    net = model()
+    images = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = net(images)["depth"]
+    edits = folds.Edits(net)
+    for branch in folds.branches(net):
+        found = {}
+        for name in (branch.first, branch.last) if branch.attention else (branch.first,):
+            layer = net.get_submodule(name)
+            reach = torch.linspace(0.1, 20, layer.in_features)
+            reach[3] = 0
+            found[name] = smoothquant.factors(reach, layer.weight)
+            assert found[name][3] == 1
+            assert torch.equal(found[name].log2(), found[name].log2().round())
+        smoothquant.smooth(edits, branch, found)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(images)["depth"], wanted, rtol=2e-4, atol=2e-5)
+
+
+def test_factors_undo_a_channel_that_was_rescaled() -> None:
+    weight, reach = torch.ones(4, 8), torch.ones(8)
+    weight[:, 2] /= 256
+    reach[2] *= 256
+    s = smoothquant.factors(reach, weight)
+    assert s[2] / s[0] == 256

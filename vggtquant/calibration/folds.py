@@ -157,12 +157,17 @@ def _with_gamma(module: nn.Module, gamma: torch.Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def scale_values(edits: Edits, branch: Branch, group: int | None = None) -> None:
+def scale_values(
+    edits: Edits,
+    branch: Branch,
+    group: int | None = None,
+    factor: torch.Tensor | None = None,
+) -> None:
     """F4: values of attention rescaled a channel, and the projection's columns by the inverse.
 
     Attention mixes tokens, never channels of a value: W_v' = diag(1/s) W_v, W_proj' = W_proj
-    diag(s), s a power of two that balances the norms of both sides. With a group size, only where
-    that lowers the rounding cost.
+    diag(s). Without a factor, s is a power of two that balances the norms of both sides. With a
+    group size, only where that lowers the rounding cost.
     """
     if not branch.attention:
         return
@@ -174,7 +179,7 @@ def scale_values(edits: Edits, branch: Branch, group: int | None = None) -> None
     (weight, bias), (out, out_bias) = _values(qkv), _values(proj)
     rows = slice(2 * dim, 3 * dim)
     values = weight[rows].norm(dim=1)
-    s = balance(values, out.norm(dim=0))
+    s = balance(values, out.norm(dim=0)) if factor is None else factor.double()
     if group is not None and not (
         rounding_cost(out * s, (values / s).square(), group)
         < rounding_cost(out, values.square(), group)

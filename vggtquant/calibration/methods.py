@@ -24,13 +24,15 @@ class Method(NamedTuple):
     folds: bool
     """F1, F3 and F4 first, where they lower the rounding cost."""
     code: Coder
+    smooths: bool = False
+    """SmoothQuant for layers whose activations are quantized."""
     bias: bool = True
     """Correct the bias by the means of the inputs."""
 
     @property
     def looks(self) -> bool:
         """Whether pictures change anything."""
-        return self.bias or self.code is not nearest
+        return self.bias or self.smooths or self.code is not nearest
 
 
 def nearest(weight: torch.Tensor, _: Statistics, scheme: Scheme) -> QTensor:
@@ -47,8 +49,13 @@ METHODS = {
     "rtn": Method("round to nearest", False, nearest, bias=False),
     "folds": Method("folds, round to nearest", True, nearest, bias=False),
     "bias": Method("round to nearest, bias correction", False, nearest),
+    "smoothquant": Method("folds, SmoothQuant, round to nearest", True, nearest, smooths=True),
     "gptq": Method(
-        "folds, GPTQ for the float layer's output, bias correction", True, to_float_output
+        "folds, SmoothQuant of quantized activations, GPTQ for the float layer's output, "
+        "bias correction",
+        True,
+        to_float_output,
+        smooths=True,
     ),
 }
 

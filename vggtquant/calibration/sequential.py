@@ -21,8 +21,8 @@ from ..model import LayerReport, Model, ModelReport, Progress
 from ..qtensor import QTensor, quantize
 from ..selection import Patterns
 from . import data as inputs
-from . import folds
-from .capture import Replay, Segment, Store, segments
+from . import folds, smoothquant
+from .capture import Arguments, Replay, Segment, Store, segments
 from .methods import Method, corrected_bias, get_method
 from .statistics import Statistics
 
@@ -165,7 +165,9 @@ class _Job:
         for index, segment in enumerate(self.plan):
             key = f"segment{index:04d}.done"
             if self.store.has(key):
-                for name, held in self.store.get(key).items():
+                done = self.store.get(key)
+                self._smooth(segment, done["factors"])
+                for name, held in done["layers"].items():
                     swap(name, self._restored(name, held))
                 continue
             done = self._segment(replay, index, segment, swap)
@@ -183,7 +185,10 @@ class _Job:
     def _segment(self, replay: Replay, index: int, segment: Segment, swap: Any) -> dict[str, Any]:
         """Codes the layers of a segment and stores its outputs in both models."""
         count = len(self.shown.batches)
-        for sample, arguments in enumerate(replay.arguments(index, "float")):
+        floats = replay.arguments(index, "float")
+        factors = self._factors(replay, index, segment, floats)
+        self._smooth(segment, factors)
+        for sample, arguments in enumerate(floats):
             self.store.put(f"inputs.{sample:05d}", replay.inputs(index, arguments, segment.layers))
             self.store.put(replay.key(index, "float", sample), replay.outputs(index, arguments))
         quantized = replay.arguments(index, "quantized")
@@ -203,7 +208,35 @@ class _Job:
             self.store.drop(f"inputs.{sample:05d}")
             out = replay.outputs(index, quantized[sample])
             self.store.put(replay.key(index, "quantized", sample), out)
-        return done
+        return {"layers": done, "factors": factors}
+
+    def _branches(self, segment: Segment) -> list[folds.Branch]:
+        """The segment's residual branches whose inputs are to be smoothed."""
+        if not self.how.smooths:
+            return []
+        return [b for b in folds.branches(self.model) if {b.first, b.last} & set(segment.layers)]
+
+    def _factors(
+        self, replay: Replay, index: int, segment: Segment, floats: list[Arguments]
+    ) -> dict[str, torch.Tensor]:
+        """SmoothQuant's factors of the layers that have a fold and quantized activations."""
+        names = [
+            name
+            for branch in self._branches(segment)
+            for name in ((branch.first, branch.last) if branch.attention else (branch.first,))
+            if name in self.wanted and self.wanted[name].quantize_activations
+        ]
+        if not names:
+            return {}
+        absmax = {name: torch.zeros(self._float(name).in_features) for name in names}
+        for arguments in floats:
+            for name, x in replay.inputs(index, arguments, names).items():
+                absmax[name] = torch.maximum(absmax[name], x.abs().amax(0))
+        return {name: smoothquant.factors(absmax[name], self._float(name).weight) for name in names}
+
+    def _smooth(self, segment: Segment, factors: dict[str, torch.Tensor]) -> None:
+        for branch in self._branches(segment):
+            smoothquant.smooth(self.edits, branch, factors)
 
     def _float(self, name: str) -> nn.Linear:
         layer = self.model.get_submodule(name)
