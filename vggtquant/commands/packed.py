@@ -90,6 +90,31 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the config that was used, which evaluate takes, as .json",
     )
 
+    calibration = parser.add_argument_group("calibration (loads the whole model)")
+    calibration.add_argument(
+        "--method",
+        metavar="NAME",
+        help="how codes are chosen, e.g. gptq; docs/methods.md compares the methods (default: "
+        "round to nearest, tensor by tensor)",
+    )
+    calibration.add_argument(
+        "--calibrate",
+        metavar="DIR",
+        help="with --method: a folder of pictures, no ground truth needed (default: rendered "
+        "scenes)",
+    )
+    calibration.add_argument(
+        "--samples", type=int, metavar="N", help="pictures to use (default: the config's)"
+    )
+    calibration.add_argument(
+        "--seed", type=int, default=0, help="of the rendered scenes (default %(default)s)"
+    )
+    calibration.add_argument(
+        "--work",
+        metavar="DIR",
+        help="keeps activations there instead of in memory; a killed calibration goes on there",
+    )
+
 
 def quantize(args: argparse.Namespace) -> int:
     """Runs `vggtquant quantize`; the result goes to stdout, progress to stderr."""
@@ -105,6 +130,9 @@ def quantize(args: argparse.Namespace) -> int:
         config = replace(config, skip_first_last=False)
     if args.sensitivity and not args.max_bytes:
         raise UserError("--sensitivity is for --max_bytes, which is not given")
+    given = [f"--{name}" for name in ("calibrate", "samples", "work") if getattr(args, name)]
+    if given and not args.method:
+        raise UserError(f"{given[0]} is for --method, which is not given; e.g. --method gptq")
     if args.bits and args.max_bytes:
         raise UserError("--bits and --max_bytes were both given; wanted one of them")
     most = budget.parse_bytes(args.max_bytes) if args.max_bytes else None
@@ -118,6 +146,8 @@ def quantize(args: argparse.Namespace) -> int:
     if args.config_out:
         write_config(args.config_out, config)
         notes.append(f"wrote {args.config_out}: the config, for evaluate --config")
+    if args.method:
+        return _calibrated(args, config, exclude, notes)
     with _Bar(lambda done, total: f"{done / 1e9:.2f} of {total / 1e9:.2f} GB") as bar:
         done = streaming.quantize_file(
             found,
@@ -137,6 +167,39 @@ def quantize(args: argparse.Namespace) -> int:
         f"{done.nbytes_before / 1e6:.1f} MB before, {done.nbytes / 1e6:.1f} MB now "
         f"({done.nbytes_before / done.nbytes:.2f}x smaller)"
     )
+    print(f"{time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def _calibrated(
+    args: argparse.Namespace, config: QuantizationConfig, exclude: list[str], notes: list[str]
+) -> int:
+    """Quantizes with pictures and writes the file."""
+    from ..calibration import calibrate
+    from ..checkpoint import storage
+    from ..models import load_model
+
+    start = time.perf_counter()
+    loaded = load_model(args.source)
+    with _Bar(lambda done, total: f"{done} of {total} layers") as bar:
+        model, report = calibrate(
+            loaded.model,
+            args.calibrate,
+            config=config,
+            method=args.method,
+            samples=args.samples,
+            seed=args.seed,
+            size=loaded.image_size,
+            include=args.include,
+            exclude=exclude,
+            folder=args.work,
+            progress=bar,
+        )
+    saved = storage.save(model, args.out, float_dtype=args.float_dtype, source=loaded)
+    print(f"wrote {saved}")
+    for note in (*notes, *report.notes):
+        print(note)
+    print(f"{report.bits_per_weight:.2f} bits a weight in the quantized layers")
     print(f"{time.perf_counter() - start:.1f} s")
     return 0
 
