@@ -110,6 +110,7 @@ def describe(argv: Sequence[str]) -> dict[str, Any]:
         "threads": {
             "torch": torch.get_num_threads(),
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+            "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         },
         "load_average_1min": round(os.getloadavg()[0], 2),
         "versions": {"vggtquant": VERSION, **versions()},

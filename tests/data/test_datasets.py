@@ -207,22 +207,21 @@ def test_a_folder_with_truth_is_evaluated_against_it(scene: Scene, tmp_path: Pat
         model="toy:build",
         images=(str(tmp_path / "rooms"),),
         max_images=2,
-        schemes=("INT8_Per_Channel_Symmetric",),
+        configs=plan.configs_of(["INT8_Per_Channel_Symmetric"]),
         output_dir=str(tmp_path / "out"),
         runs=1,
         warmup=0,
     )
     with Progress(bars=False) as progress:
         document = evaluate.evaluate(settings, progress).document
-    assert [s["name"] for s in document["data"]["scenes"]] == ["a", "b"]
-    assert all(s["ground_truth"] and s["frames"] == 2 for s in document["data"]["scenes"])
-    assert document["data"]["description"] == "scenes with ground truth (npz)"
-    assert document["settings"]["layout"] == "npz"
-    rows = {row["name"]: row for row in document["schemes"]}
-    truth = rows["INT8_Per_Channel_Symmetric"]["task"]["truth"]
+    assert [s.name for s in document.data.scenes] == ["a", "b"]
+    assert all(s.ground_truth and s.frames == 2 for s in document.data.scenes)
+    assert document.data.description == "scenes with ground truth (npz)"
+    assert document.settings.layout == "npz"
+    truth = document.row("INT8_Per_Channel_Symmetric").task.truth
     assert {"auc_30", "depth_abs_rel_median", "points_chamfer_umeyama"} <= truth.keys()
-    assert rows["Baseline_FP32"]["calibration"]["depth"]["against"] == "truth"
-    assert document["statistics"]["note"] == "under five scenes: no interval"
+    assert document.row("Baseline_FP32").calibration["depth"].against == "truth"
+    assert document.statistics.note == "under five scenes: no interval"
 
 
 # ---- bad folders: one clear line -----------------------------------------------------------------

@@ -21,11 +21,10 @@ from typing import Any, NoReturn
 
 from ..about import VERSION
 from ..errors import UserError
-from . import packed, run
+from . import evaluation, packed, run
 from .options import FOLDER
 
 DESCRIPTION = "Quantize the VGGT multi-view transformer for real, and measure what it costs."
-_EVAL_EXTRA = ("matplotlib", "rich", "PIL", "scipy")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,223 +43,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
         add_arguments(command)
     return parser
-
-
-# ---- evaluate ------------------------------------------------------------------------------------
-
-
-def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "Writes comprehensive_report.html, comprehensive_report.txt, comprehensive_results.json "
-        "and comprehensive_visualizations.png. Exits with 3 when a scheme failed, 2 for bad input."
-    )
-    what = parser.add_argument_group("what to evaluate")
-    what.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or one folder of them")
-    what.add_argument(
-        "--model",
-        default="builtin:tiny",
-        help="builtin:tiny (default), a hub id such as facebook/VGGT-1B, a directory, a .pt or "
-        ".safetensors file, or module:function that returns a model",
-    )
-    what.add_argument(
-        "--image_folder", metavar="DIR", help="a folder of pictures (default: rendered scenes)"
-    )
-    what.add_argument(
-        "--max_images",
-        type=int,
-        metavar="N",
-        help="at most N pictures (default: what ten minutes allow), or N of each rendered scene "
-        "(default 4)",
-    )
-    what.add_argument(
-        "--scenes",
-        type=int,
-        metavar="N",
-        help="rendered scenes to use, without pictures (default 8, fewer for a slow model)",
-    )
-    what.add_argument(
-        "--full",
-        dest="scenes",
-        action="store_const",
-        const=64,
-        help="64 rendered scenes: enough to tell close schemes apart (minutes)",
-    )
-    what.add_argument(
-        "--layout",
-        metavar="NAME",
-        help="how a folder with ground truth is laid out: npz, eth3d, 7scenes, co3d or colmap; "
-        "pictures takes its pictures alone (default: by what is in it)",
-    )
-    what.add_argument(
-        "--mode",
-        choices=("crop", "pad"),
-        default="crop",
-        help="how pictures are brought to the model's width, as in VGGT (default crop)",
-    )
-    what.add_argument(
-        "--schemes",
-        action="append",
-        default=[],
-        metavar="NAME[,NAME]",
-        help="schemes to run (default: all; `vggtquant schemes` lists them); may be repeated",
-    )
-    what.add_argument(
-        "--sensitivity",
-        nargs="?",
-        const="INT4_Group_128",
-        metavar="SCHEME",
-        help="beside the rest, quantize one layer at a time to SCHEME (default %(const)s) on the "
-        "first scene: a forward a layer, and sensitivity.png",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--output_dir",
-        default="vggtquant_results",
-        metavar="DIR",
-        help="where the files go (default ./vggtquant_results)",
-    )
-    how.add_argument("--device", default="cpu", help="cpu, the only one that this version serves")
-    how.add_argument(
-        "--runs", type=int, metavar="N", help="timed passes a scheme (default 3, fewer if slow)"
-    )
-    how.add_argument(
-        "--warmup", type=int, metavar="N", help="forwards before them (default 1, none if slow)"
-    )
-    how.add_argument("--threads", type=int, metavar="N", help="threads (default: torch's choice)")
-    how.add_argument("--seed", type=int, default=0, help="which rendered scenes (default 0)")
-    which = parser.add_argument_group("which scheme to recommend")
-    which.add_argument(
-        "--max_drop",
-        type=float,
-        metavar="POINTS",
-        help="lose at most so many percentage points of pose AUC@30",
-    )
-    which.add_argument("--max_bytes", metavar="SIZE", help="the whole model at most, as in 1.5GB")
-    which.add_argument(
-        "--min_speedup", type=float, metavar="X", help="at least X times as fast as FP32"
-    )
-    how.add_argument("--no-progress", action="store_true", help="a line a scheme instead of bars")
-    how.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the evaluation that was cut short in --output_dir, if there is one",
-    )
-    how.add_argument(
-        "--restart", action="store_true", help="drop an unfinished evaluation in --output_dir"
-    )
-    how.add_argument(
-        "--isolate",
-        action="store_true",
-        help="also load each scheme in a process of its own: load time, peak memory, file size",
-    )
-    how.add_argument(
-        "--shard",
-        type=_shard,
-        metavar="I/N",
-        help="evaluate the I-th of N parts of the scenes; `vggtquant merge` puts them together",
-    )
-
-
-def _shard(words: str) -> tuple[int, int]:
-    part, _, parts = words.partition("/")
-    if not (part.isdecimal() and parts.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{words!r} is no part of a whole, as 1/3 is")
-    return int(part), int(parts)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    _need_extra()
-    from ..checkpoint import budget
-    from ..evaluation import evaluate
-    from ..evaluation.measure import plan
-    from ..progress import Progress
-
-    if args.image_folder and args.images:
-        raise UserError("--image_folder and pictures were both given; wanted one of them")
-    settings = plan.Settings(
-        model=args.model,
-        images=(args.image_folder,) if args.image_folder else tuple(args.images),
-        max_images=args.max_images,
-        scenes=args.scenes,
-        mode=args.mode,
-        layout=args.layout,
-        schemes=tuple(name.strip() for names in args.schemes for name in names.split(",")),
-        output_dir=args.output_dir,
-        device=args.device,
-        runs=args.runs,
-        warmup=args.warmup,
-        threads=args.threads,
-        seed=args.seed,
-        sensitivity=args.sensitivity,
-        resume=args.resume,
-        restart=args.restart,
-        shard=args.shard,
-        max_drop=args.max_drop,
-        max_bytes=None if args.max_bytes is None else budget.parse_bytes(args.max_bytes),
-        min_speedup=args.min_speedup,
-        isolate=args.isolate,
-        argv=("vggtquant", *args.argv),
-    )
-    try:
-        with Progress(bars=False if args.no_progress else None) as progress:
-            result = evaluate.evaluate(settings, progress)
-    except evaluate.Interrupted as stopped:
-        if stopped.result is None:
-            print("vggtquant: interrupted before the first result", file=sys.stderr)
-        else:
-            rows = stopped.result.document["schemes"]
-            print(
-                f"vggtquant: interrupted; {len(rows)} finished schemes are kept in "
-                f"{args.output_dir}; --resume goes on",
-                file=sys.stderr,
-            )
-        raise
-    _show(result)
-    return 3 if result.failed else 0
-
-
-def _merge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", nargs="+", metavar="SHARD_DIR", help="--output_dir of each shard")
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="where the report goes")
-
-
-def _merge(args: argparse.Namespace) -> int:
-    _need_extra()
-    from ..evaluation import merge
-
-    result = merge.merge(args.shards, args.output_dir)
-    _show(result)
-    return 3 if result.failed else 0
-
-
-def _show(result: Any) -> None:
-    """The table and what was written, to stdout."""
-    from rich.console import Console
-
-    from ..evaluation.present import text
-
-    console = Console(highlight=False, markup=False)
-    console.width = min(console.width, text.WIDTH) if console.is_terminal else text.WIDTH
-    console.print()
-    console.print(text.main_table(result.document))
-    console.print()
-    for line in (*text.legend(result.document), "", *text.headline(result.document)):
-        console.print(line, soft_wrap=True)
-    for words in text.timing_cautions(result.document):
-        console.print(f"caution: {words}", soft_wrap=True)
-    for path in result.files:
-        console.print(f"wrote {path}", soft_wrap=True)
-
-
-def _need_extra() -> None:
-    """UserError when a package of the extra `eval` is missing."""
-    import importlib.util
-
-    missing = [name for name in _EVAL_EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"this command needs {', '.join(missing)}; install with: pip install 'vggtquant[eval]'"
-        )
 
 
 # ---- info, schemes, scenes, run ------------------------------------------------------------------
@@ -330,24 +112,12 @@ def _scenes_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _scenes(args: argparse.Namespace) -> int:
-    _need_extra()
+    evaluation.need_extra()
     from ..data import scenes
 
     for folder in scenes.write_dataset(args.out, args.count, args.frames, args.seed):
         print(folder)
     return 0
-
-
-def _compare_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..evaluation.analyse import changes
-
-    changes.add_arguments(parser)
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from ..evaluation.analyse import changes
-
-    return changes.main(args)
 
 
 COMMANDS: dict[
@@ -360,18 +130,18 @@ COMMANDS: dict[
 ] = {
     "evaluate": (
         "compare every scheme with the FP32 model and write a report",
-        _evaluate_arguments,
-        _evaluate,
+        evaluation.add_evaluate_arguments,
+        evaluation.evaluate,
     ),
     "compare": (
         "show what changed between two reports of evaluate",
-        _compare_arguments,
-        _compare,
+        evaluation.add_compare_arguments,
+        evaluation.compare,
     ),
     "merge": (
         "put the shards of an evaluation together into one report",
-        _merge_arguments,
-        _merge,
+        evaluation.add_merge_arguments,
+        evaluation.merge,
     ),
     "run": (
         "reconstruct a scene from pictures with a (quantized) model",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job: a model, some scenes and a list of schemes in, four report files out.
+"""The main job: a model, some scenes and a list of schemes in, the report files out.
 
-Checks everything that can be checked before the first forward, plans (plan.py), measures scheme by
-scheme (measure.py) into a journal (journal.py), and writes reports of what the journal holds
-(rows.py), so that an interruption costs only the forward that was running.
+Checks everything that can be checked before the first forward, plans (measure/plan.py), measures
+scheme by scheme (measure/bench.py) into a journal, and writes reports of what the journal holds, so
+that an interruption costs only the forward that was running.
 """
 
 from __future__ import annotations
@@ -15,22 +15,48 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
+from msgspec import structs
 from torch import nn
 
-import vggtquant as vq
-
-from .. import environment
+from .. import environment, ops, vggt
+from ..about import VERSION
+from ..configs import QuantizationConfig, get_config
 from ..errors import UserError
-from ..model import refuse_nonfinite
-from .analyse import report, rows
-from .measure import forecast, inputs, journal, measure, plan, sensitivity, variants
+from ..files import output_folder
+from ..linear import QuantizedLinear
+from ..model import model_bytes, refuse_nonfinite
+from ..weights import names, tensors
+from .analyse import report, rows, shares
+from .measure import forecast, inputs, journal, layers, plan, variants
+from .measure.bench import Bench, Sample, watchable
+from .measure.forward import Runner, forward, linears, plainly
 from .measure.isolate import Isolation
-from .measure.journal import Journal, Record
-from .measure.measure import Bench, Sample
+from .measure.journal import Journal
 from .measure.plan import Planned, Settings
-from .measure.scores import Row
-from .present.text import duration
+from .measure.variants import Variant
+from .schema import (
+    Config,
+    Data,
+    Document,
+    Environment,
+    Facts,
+    Head,
+    Kind,
+    LayerAlone,
+    Model,
+    Record,
+    Row,
+    Scene,
+    SceneInput,
+    Skip,
+    State,
+    Status,
+    Why,
+)
+from .schema import Settings as SettingsBlock
+from .words import duration
 
 if TYPE_CHECKING:
     from ..models import LoadedModel
@@ -39,7 +65,6 @@ if TYPE_CHECKING:
 
 # Reports in the course of a run wait for so many times as long as the last ones took.
 _WRITE_SHARE = 20
-
 
 # Settings of which two runs may differ and be one evaluation; of threads, the number in use counts.
 _BUDGET = ("max_drop", "max_bytes", "min_speedup")
@@ -53,13 +78,13 @@ _NOT_IDENTITY = (
 class Result:
     """A finished, failed or interrupted evaluation."""
 
-    document: report.Document
+    document: Document
     files: list[Path]
 
     @property
     def failed(self) -> list[str]:
         """Names of the schemes that failed."""
-        return [row["name"] for row in self.document["schemes"] if row["status"] == "failed"]
+        return [row.name for row in self.document.schemes if row.status is Status.FAILED]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -70,115 +95,250 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
-def evaluate(settings: Settings, progress: Progress) -> Result:
+@dataclass
+class Task:
+    """What is measured: the float model, its rows, and the inputs that there are."""
+
+    settings: Settings
+    loaded: LoadedModel
+    rows: list[Variant]
+    available: inputs.Inputs
+    runner: Runner = plainly
+
+    @property
+    def watched(self) -> Any:
+        """The layers whose executions count."""
+        return watchable(self.loaded.model)
+
+
+def evaluate(
+    settings: Settings,
+    progress: Progress,
+    *,
+    model: nn.Module | None = None,
+    data: inputs.Inputs | None = None,
+    runner: Runner = plainly,
+) -> Result:
     """Runs the whole evaluation and writes its files into `settings.output_dir`.
 
-    Raises UserError for bad input, before any work where that can be known, and Interrupted (a
-    KeyboardInterrupt that carries what was kept) when it is stopped.
+    model, data: instead of what `settings` name. Raises UserError for bad input, before any work
+    where that can be known, and Interrupted (a KeyboardInterrupt that carries what was kept) when
+    it is stopped.
     """
     from .. import models
 
     plan.check(settings)
-    configs = plan.configs_of(settings.schemes)
     device = models.check_device(settings.device)
     if device.type != "cpu":
         raise UserError(f"device {settings.device!r} is not served by this version; wanted cpu")
     folder = Path(settings.output_dir)
-    with report.written(folder):
-        return _evaluate(settings, configs, device, folder, progress)
+    with output_folder(folder):
+        _check_unfinished(settings, folder / journal.NAME)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        task = _task(settings, model, data, runner)
+        planned, records = _begin(task, progress)
+        with records:
+            try:
+                _run(task, planned, records, progress)
+            except KeyboardInterrupt:
+                kept = write(folder, records.head, records.records, State.INTERRUPTED)
+                raise Interrupted(kept) from None
+            return finish(folder, records.head, records.records)
 
 
-def _evaluate(
+# ---- what is evaluated ---------------------------------------------------------------------------
+
+
+def _task(
     settings: Settings,
-    configs: Sequence[vq.QuantizationConfig],
-    device: torch.device,
-    folder: Path,
-    progress: Progress,
-) -> Result:
+    given: nn.Module | None,
+    data: inputs.Inputs | None,
+    runner: Runner,
+) -> Task:
+    loaded, packed, alone = _models(settings, given)
+    if not alone:
+        refuse_nonfinite(linears(loaded.model))
+    size = loaded.image_size
+    available = data if data is not None else _inputs(settings, size)
+    settings = replace(settings, layout=available.layout)
+    found = plan.rows_of(settings, packed, alone)
+    return Task(settings, loaded, found, available, runner)
+
+
+def _models(
+    settings: Settings, given: nn.Module | None
+) -> tuple[LoadedModel, Variant | None, bool]:
+    """The float model, the row of a packed file if there is one, and whether that is all."""
+    from .. import models
+    from ..checkpoint.document import is_checkpoint
+
+    if given is not None:
+        loaded = _given(settings.model, given)
+    elif is_checkpoint(Path(settings.model)):
+        return _packed(settings)
+    else:
+        loaded = models.load_model(settings.model)
+    if settings.source is not None:
+        raise UserError(f"--source is for a packed file; {settings.model} is none")
+    # A compiled forward runs neither hooks nor, once it is compiled, other layers.
+    if isinstance(inner := getattr(loaded.model, "_orig_mod", None), nn.Module):
+        loaded = replace(loaded, model=inner)
+    if any(isinstance(module, QuantizedLinear) for module in loaded.model.modules()):
+        raise UserError(
+            f"{settings.model} is quantized already; the float model is wanted, or the packed file"
+        )
+    return loaded, None, False
+
+
+def _given(name: str, model: nn.Module) -> LoadedModel:
+    """A model that the caller built, as it is."""
     from .. import models
 
-    _check_unfinished(settings, folder / journal.NAME)
-    posed = inputs.posed(settings.images, settings.layout)
-    paths = inputs.find(settings.images) if settings.images and posed is None else []
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        raise UserError(f"{name} is not on the CPU, which evaluate measures; wanted model.cpu()")
+    size = int(getattr(model, "image_size", vggt.FRAME_SIZE))
+    return models.LoadedModel(
+        model, name, tensors.state_hash(model), "given in Python", "not known here", size
+    )
 
-    loaded = models.load_model(settings.model, device)
-    if any(isinstance(module, vq.QuantizedLinear) for module in loaded.model.modules()):
-        raise UserError(f"{settings.model} is quantized already; the float model is wanted")
-    refuse_nonfinite(measure.linears(loaded.model))
-    if posed is not None:
-        settings = replace(settings, layout=posed.layout)
-        available = inputs.posed_scenes(
-            posed, settings.mode, settings.scenes, settings.max_images, loaded.image_size
+
+def _packed(settings: Settings) -> tuple[LoadedModel, Variant, bool]:
+    """A packed file with its float source: given, found by the recorded hash, or none."""
+    from .. import models
+    from ..checkpoint.document import Checkpoint
+
+    path = Path(settings.model)
+    document = Checkpoint(path).document
+    config = replace(document.configs[0], name=path.name)
+    spec = settings.source or _source(path, document.source.name, document.source.sha256)
+    if spec is None:
+        alone = Variant(path.name, Kind.BASELINE, config, path)
+        return models.load_model(path), alone, True
+    loaded = models.load_model(spec)
+    wanted = document.source.sha256
+    if settings.source is not None and wanted and loaded.sha256 != wanted:
+        raise UserError(
+            f"{path} was made from other weights than {spec}: SHA-256 {wanted[:16]}... there, "
+            f"{loaded.sha256[:16]}... here"
         )
-    elif paths:
-        available = inputs.pictures(paths, settings.mode, settings.max_images, loaded.image_size)
-    else:
-        frames = settings.max_images or inputs.DEFAULT_FRAMES
-        scenes = settings.scenes or inputs.DEFAULT_SCENES
-        available = inputs.rendered(scenes, frames, settings.seed, loaded.image_size)
-    planned, records = _begin(settings, loaded, available, configs, progress)
-    with records:
+    return loaded, Variant(path.name, Kind.QUANTIZED, config, path), False
+
+
+def _source(path: Path, name: str, sha256: str) -> str | None:
+    """What the file was made from, where that is at hand and the same to the bit."""
+    from .. import models
+
+    for spec in dict.fromkeys((name, str(path.parent / Path(name).name))):
+        if not name or not sha256:
+            break
         try:
-            _run(settings, loaded, planned, records, progress)
-        except KeyboardInterrupt:
-            kept = write(folder, records.head, records.records, "interrupted")
-            raise Interrupted(kept) from None
-        return finish(folder, records.head, records.records)
+            place = names.resolve(spec)
+            if place.files and tensors.file_hash(place.files) != sha256:
+                continue
+            if models.load_model(spec).sha256 == sha256:
+                return spec
+        except UserError:
+            continue
+    return None
+
+
+def _inputs(settings: Settings, size: int) -> inputs.Inputs:
+    """The scenes that the settings name."""
+    images, most = settings.images, settings.max_images
+    if not images:
+        if settings.groups is not None:
+            raise UserError(f"--groups is {settings.groups}; it wants one folder of pictures")
+        frames = most or inputs.DEFAULT_FRAMES
+        count = settings.scenes or inputs.DEFAULT_SCENES
+        return inputs.rendered(count, frames, settings.seed, size)
+    found = inputs.posed(images, settings.layout, settings.mode, settings.scenes, most, size)
+    if found is not None:
+        if settings.groups is not None:
+            raise UserError(
+                f"--groups is {settings.groups}; {images[0]} holds scenes with ground truth"
+            )
+        return found
+    return inputs.pictures(
+        images, settings.mode, most, size, scenes=settings.scenes, groups=settings.groups
+    )
 
 
 # ---- the journal: begun, or gone on with ---------------------------------------------------------
 
 
+def variants_of(head: Head) -> list[Variant]:
+    """The rows that a journal's head tells of, in the report's order."""
+    configs = [QuantizationConfig.from_dict(_plain(config)) for config in head.configs]
+    if head.settings.source == ALONE:
+        return [Variant(configs[0].name, Kind.BASELINE, configs[0], Path(head.settings.model))]
+    packed = {config.name for config in configs} & {Path(head.settings.model).name}
+    return [
+        replace(variant, file=Path(head.settings.model)) if variant.name in packed else variant
+        for variant in variants.planned(configs)
+    ]
+
+
+ALONE = "none"
+"""The source of a packed file that is evaluated without its float model."""
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    found: dict[str, Any] = structs.asdict(config)
+    return found
+
+
 def _check_unfinished(settings: Settings, path: Path) -> None:
     """Refuses to lose what an unfinished evaluation in the same folder has measured: UserError."""
-    if settings.resume or settings.restart or not path.exists():
+    if settings.resume or settings.restart or not journal.begun(path):
         return
     head, records, _ = journal.read(path)
-    if any(record["kind"] == "scene" for record in records) and not is_complete(head, records):
-        names = [v.name for v in variants.planned(head["settings"]["schemes"])]
-        done = sum(journal.is_over([r for r in records if r["scheme"] == name]) for name in names)
+    if journal.kind(records, Scene) and not is_complete(head, records):
+        there = [v.name for v in variants_of(head)]
+        done = sum(journal.is_over([r for r in records if r.scheme == name]) for name in there)
         raise UserError(
-            f"{path} holds an unfinished evaluation ({done} of {len(names)} rows): --resume goes "
+            f"{path} holds an unfinished evaluation ({done} of {len(there)} rows): --resume goes "
             "on with it, --restart drops it, another --output_dir keeps it"
         )
 
 
-def is_complete(head: Record, records: Sequence[Record]) -> bool:
+def is_complete(head: Head, records: Sequence[Record]) -> bool:
     """Whether all rows, and the layers alone, were run to the end, left out or broke off."""
-    names = [variant.name for variant in variants.planned(head["settings"]["schemes"])]
+    there = [variant.name for variant in variants_of(head)]
     if scheme := _scheme_of_layers(head):
-        names.append(sensitivity.key(scheme))
-    return all(journal.is_over([r for r in records if r["scheme"] == name]) for name in names)
+        there.append(layers.key(scheme))
+    return all(journal.is_over([r for r in records if r.scheme == name]) for name in there)
 
 
-def _scheme_of_layers(head: Record) -> str | None:
+def _scheme_of_layers(head: Head) -> str | None:
     """The scheme whose layers are tried one at a time here: on the first scene, so in one shard."""
-    shard = head["settings"]["shard"]
-    return None if shard and not shard.startswith("1/") else head["settings"].get("sensitivity")
+    shard = head.settings.shard
+    return None if shard and not shard.startswith("1/") else head.settings.sensitivity
 
 
-def _begin(
-    settings: Settings,
-    loaded: LoadedModel,
-    available: inputs.Inputs,
-    configs: Sequence[vq.QuantizationConfig],
-    progress: Progress,
-) -> tuple[Planned, Journal]:
+def _begin(task: Task, progress: Progress) -> tuple[Planned, Journal]:
     """A plan and its journal: those of the run to be continued, or new ones.
 
     Raises UserError, naming what differs, when the journal is of another evaluation.
     """
+    settings = task.settings
     path = Path(settings.output_dir) / journal.NAME
-    identity = _identity(settings, loaded)
-    if not (settings.resume and path.exists()):
-        planned = plan.plan(settings, loaded.model, available, configs, progress.say)
-        return planned, journal.create(path, _head(settings, loaded, planned, identity))
+    identity = _identity(task)
+    if not (settings.resume and journal.begun(path)):
+        planned = plan.plan(
+            settings,
+            task.loaded.model,
+            task.watched,
+            task.available,
+            task.rows,
+            progress.say,
+            task.runner,
+        )
+        return planned, journal.create(path, _head(task, planned, identity))
     records = journal.reopen(path)
     try:
-        planned = _continued(settings, available, identity, records)
+        planned = _continued(task, identity, records)
     except BaseException:
         records.close()
         raise
@@ -186,186 +346,205 @@ def _begin(
     return planned, records
 
 
-def _continued(
-    settings: Settings, available: inputs.Inputs, identity: Record, records: Journal
-) -> Planned:
-    differing = journal.differences(records.head["identity"], identity)
+def _continued(task: Task, identity: dict[str, Any], records: Journal) -> Planned:
+    differing = journal.differences(records.head.identity, identity)
     if differing:
         raise UserError(
             f"--resume cannot go on with {records.path}: {'; '.join(differing)}; --restart drops it"
         )
-    records.head["settings"] |= {name: getattr(settings, name) for name in _BUDGET}
-    if settings.sensitivity is not None:
-        records.head["settings"]["sensitivity"] = settings.sensitivity
-    planned = plan.again(settings, available, records.head)
-    there = records.head["data"]["scenes"]
-    for before, after in zip(there, _data_block(settings, planned.samples)["scenes"], strict=True):
+    given = task.settings
+    changes = {name: getattr(given, name) for name in _BUDGET}
+    if given.sensitivity is not None:
+        changes |= {"sensitivity": given.sensitivity}
+    records.head.settings = structs.replace(records.head.settings, **changes)
+    planned = plan.again(given, task.available, records.head)
+    there = records.head.data.scenes
+    for before, after in zip(there, _data(task, planned.samples).scenes, strict=True):
         if before != after:
             raise UserError(
                 f"--resume cannot go on with {records.path}: the pictures of scene "
-                f"{before['name']} are others; --restart drops it"
+                f"{before.name} are others; --restart drops it"
             )
     return planned
 
 
-def _identity(settings: Settings, loaded: LoadedModel) -> Record:
+def _shard(settings: Settings) -> str | None:
+    return "/".join(map(str, settings.shard)) if settings.shard else None
+
+
+def _identity(task: Task) -> dict[str, Any]:
     """What must be the same for records of two processes to belong together."""
-    given = asdict(settings)
-    for name in _NOT_IDENTITY:
-        del given[name]
-    here = {
+    given = {k: v for k, v in asdict(task.settings).items() if k not in _NOT_IDENTITY}
+    given |= {
+        "configs": [row.name for row in task.rows[1:] if not row.once],
         "threads": torch.get_num_threads(),
-        "model_sha256": loaded.sha256,
-        "isa": vq.isa(),
-        "vggtquant": vq.__version__,
-        "torch": torch.__version__,
-        "shard": "/".join(map(str, settings.shard)) if settings.shard else None,
+        "model_sha256": task.loaded.sha256,
+        "isa": ops.isa(),
+        "vggtquant": VERSION,
+        "torch": str(torch.__version__),
+        "shard": _shard(task.settings),
     }
-    plain: Record = {k: list(v) if isinstance(v, tuple) else v for k, v in (given | here).items()}
-    return plain
+    found: dict[str, Any] = msgspec.to_builtins(
+        {("schemes" if k == "configs" else k): v for k, v in given.items()}
+    )
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
 
-def _head(
-    settings: Settings, loaded: LoadedModel, planned: Planned, identity: Record
-) -> dict[str, Any]:
+def _head(task: Task, planned: Planned, identity: dict[str, Any]) -> Head:
     """The first line of a journal: all that a report says beside what is measured."""
-    layers = measure.linears(loaded.model)
+    settings, loaded = task.settings, task.loaded
+    found = task.watched
     # nn.MultiheadAttention uses its out_proj without calling it, so no hook sees it run.
-    plain = [name for name, layer in layers.items() if type(layer) is nn.Linear]
-    weights = sum(layer.weight.numel() for layer in layers.values())
+    plain = [n for n, layer in found.items() if type(layer) in (nn.Linear, QuantizedLinear)]
+    weights = sum(layer.in_features * layer.out_features for layer in found.values())
     parameters = sum(p.numel() for p in loaded.model.parameters())
-    private = ("argv", "resume", "restart")
-    return {
-        "journal": journal.VERSION,
-        "identity": identity,
-        "plan": planned.to_dict(),
-        "linears": plain,
-        "environment": environment.describe(settings.argv or sys.argv),
-        "model": {
-            "name": loaded.name,
-            "source": loaded.source,
-            "licence": loaded.licence,
-            "sha256": loaded.sha256,
-            "parameters": parameters,
-            "parameter_bytes": vq.model_bytes(loaded.model),
-            "linear_layers": len(plain),
-            "linear_subclass_layers": len(layers) - len(plain),
-            "linear_weights": weights,
-            "linear_share": weights / parameters,
-        },
-        "data": _data_block(settings, planned.samples),
-        "settings": {k: v for k, v in asdict(settings).items() if k not in private}
-        | {
-            "runs": planned.passes.runs,
-            "warmup": planned.passes.warmup,
-            "schemes": [cost.name for cost in planned.costs],
-            "shard": identity["shard"],
-        },
-        "forecast": [
-            asdict(cost) | {"row_s": cost.seconds(planned.forwards)} for cost in planned.costs
+    alone = task.rows[0].file is not None
+    return Head(
+        journal=journal.VERSION,
+        identity=identity,
+        plan=planned.block(),
+        configs=[Config.of(row.config) for row in task.rows if not row.once],
+        linears=plain,
+        environment=describe(settings.argv or tuple(sys.argv)),
+        model=Model(
+            name=loaded.name,
+            source=loaded.source,
+            licence=loaded.licence,
+            sha256=loaded.sha256,
+            parameters=parameters,
+            parameter_bytes=model_bytes(loaded.model),
+            linear_layers=len(plain),
+            linear_subclass_layers=len(found) - len(plain),
+            linear_weights=weights,
+            linear_share=weights / max(parameters, weights),
+        ),
+        data=_data(task, planned.samples),
+        settings=SettingsBlock(
+            model=settings.model,
+            source=ALONE if alone else settings.source,
+            images=list(settings.images),
+            max_images=settings.max_images,
+            scenes=settings.scenes,
+            groups=settings.groups,
+            mode=settings.mode,
+            schemes=[row.name for row in task.rows if not row.once],
+            output_dir=settings.output_dir,
+            device=settings.device,
+            runs=planned.passes.runs,
+            warmup=planned.passes.warmup,
+            threads=settings.threads,
+            seed=settings.seed,
+            layout=settings.layout,
+            max_drop=settings.max_drop,
+            max_bytes=settings.max_bytes,
+            min_speedup=settings.min_speedup,
+            shard=_shard(settings),
+            isolate=settings.isolate,
+            sensitivity=settings.sensitivity,
+        ),
+        forecast=[
+            structs.replace(cost, row_s=forecast.row_s(cost, planned.forwards))
+            for cost in planned.costs
         ],
-    }
+    )
 
 
-def _description(settings: Settings) -> str:
-    if settings.layout is not None:
-        return f"scenes with ground truth ({settings.layout})"
-    return "pictures" if settings.images else "rendered scenes of vggtquant"
+def describe(argv: Sequence[str]) -> Environment:
+    """The environment block of a report."""
+    return msgspec.convert(environment.describe(argv), Environment)
 
 
-def _data_block(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]:
-    return {
-        "description": _description(settings),
-        "synthetic": not settings.images,
-        "preprocessing": settings.mode if settings.images else "none",
-        "scenes": [
-            {
-                "name": sample.name,
-                "frames": sample.images.shape[0],
-                "height_px": sample.images.shape[2],
-                "width_px": sample.images.shape[3],
-                "ground_truth": sample.truth is not None,
-                "images_sha256": dict(sample.sha256),
-            }
+def _data(task: Task, samples: Sequence[Sample]) -> Data:
+    return Data(
+        description=task.available.description,
+        synthetic=task.available.synthetic,
+        preprocessing=task.settings.mode if task.settings.images else "none",
+        scenes=[
+            SceneInput(
+                name=sample.name,
+                frames=sample.images.shape[0],
+                height_px=sample.images.shape[2],
+                width_px=sample.images.shape[3],
+                ground_truth=sample.truth is not None,
+                images_sha256=dict(sample.sha256),
+            )
             for sample in samples
         ],
-    }
+    )
 
 
 # ---- the run -------------------------------------------------------------------------------------
 
 
-def _run(
-    settings: Settings,
-    loaded: LoadedModel,
-    planned: Planned,
-    records: Journal,
-    progress: Progress,
-) -> None:
+def _run(task: Task, planned: Planned, records: Journal, progress: Progress) -> None:
     """Runs what the journal lacks, and writes the reports after each row."""
-    weights = Path(loaded.source)
+    settings = task.settings
+    weights = Path(task.loaded.source)
     isolation = Isolation(settings.model, weights if weights.is_file() else None)
     bench = Bench(
-        loaded.model,
+        task.loaded.model,
         planned.samples,
         planned.passes,
         progress.tick,
         isolation if settings.isolate else None,
+        task.runner,
     )
-    todo = variants.run_order(variants.planned(records.head["settings"]["schemes"]))
-    progress.start(planned.forwards * len(planned.costs) + planned.floor_forwards)
+    forwards = planned.forwards * len(planned.costs) + planned.floor_forwards
+    progress.start(forwards)
     reports = _Running(Path(settings.output_dir), records)
-    for variant in todo:
+    for variant in variants.run_order(task.rows):
         records.retry(variant.name)
-        forwards = len(planned.samples) if variant.once else planned.forwards
-        progress.scheme(variant.name, forwards)
+        progress.scheme(variant.name, len(planned.samples) if variant.once else planned.forwards)
         start = time.perf_counter()
         if journal.is_over(records.of(variant.name)):
             progress.done(f"{variant.name}: kept", 0.0)
         else:
-            _run_variant(settings, bench, variant, planned, records)
-            summary = _summary(rows.rows(records.head, records.records), variant.name)
-            progress.done(summary, time.perf_counter() - start)
-        if variant.kind == "baseline":
-            _know_baseline(bench, records)
+            _run_variant(task, bench, variant, planned, records)
+            found = rows.rows(task.rows, records.records, records.head.data.scenes)
+            progress.done(_summary(found, variant.name), time.perf_counter() - start)
+        if variant.kind is Kind.BASELINE:
+            for record in journal.kind(records.of(variant.name), Scene):
+                bench.know_fp32(record)
         reports.write()
     if scheme := _scheme_of_layers(records.head):
-        _try_layers(scheme, bench, records, progress)
+        _try_layers(get_config(scheme), bench, records, progress)
 
 
 def _run_variant(
-    settings: Settings,
-    bench: Bench,
-    variant: variants.Variant,
-    planned: Planned,
-    records: Journal,
+    task: Task, bench: Bench, variant: Variant, planned: Planned, records: Journal
 ) -> None:
     there = records.of(variant.name)
-    if variant.autocast and variant.name not in settings.schemes:
-        cost = next(cost for cost in planned.costs if cost.name == variant.name)
-        why = forecast.hopeless(cost, planned.costs[0], planned.forwards)
-        if why:
-            records.add({"kind": "skip", "scheme": variant.name, "reason": why})
+    if variant.autocast and task.settings.configs is None:
+        work = forecast.count(bench.model, bench.linears, _shape(planned.samples[0]), task.runner)
+        if forecast.hopeless(work, len(planned.samples)):
+            reason = Why.SLOW.text(times=f"{forecast.BF16_TIMES:g}", name=variant.name)
+            records.add(Skip(scheme=variant.name, why=Why.SLOW, reason=reason))
             return
-    done = {record["scene"] for record in there if record["kind"] == "scene"}
+    done = {record.scene for record in journal.kind(there, Scene)}
     left = [sample for sample in planned.samples if sample.name not in done]
-    known = any(record["kind"] == "scheme" for record in there)
-    for record in bench.records(variant, left, known=known):
+    for record in bench.records(variant, left, known=bool(journal.kind(there, Facts))):
         records.add(record)
 
 
-def _try_layers(scheme: str, bench: Bench, records: Journal, progress: Progress) -> None:
+def _shape(sample: Sample) -> forecast.Shape:
+    frames, _, height, width = sample.images.shape
+    return forecast.Shape(frames, height, width)
+
+
+def _try_layers(
+    config: QuantizationConfig, bench: Bench, records: Journal, progress: Progress
+) -> None:
     """Quantizes one layer at a time on the first scene, as far as the journal lacks it."""
-    key, sample, start = sensitivity.key(scheme), bench.samples[0], time.perf_counter()
+    key, sample, start = layers.key(config.name), bench.samples[0], time.perf_counter()
     records.retry(key)
     there = records.of(key)
     progress.scheme(key, 1)
     if not journal.is_over(there):
-        found = sensitivity.records(
+        found = layers.records(
             bench.model,
-            scheme,
+            config,
             sample.name,
-            lambda model: measure.forward(model, sample.images, bench.passes.device)[0],
+            lambda model: forward(model, sample.images, bench.runner)[0],
             bench.fp32(sample),
             there,
         )
@@ -373,76 +552,47 @@ def _try_layers(scheme: str, bench: Bench, records: Journal, progress: Progress)
         with torch.inference_mode():
             for record in found:
                 records.add(record)
-                if record["kind"] == "layer":
+                if isinstance(record, LayerAlone):
                     progress.tick()
                 if not begun:
                     begun = True
-                    left = sensitivity.left(records.of(key))
+                    left = layers.left(records.of(key))
                     seconds = left * bench.seconds.get(sample.name, 0.0)
                     progress.say(f"{left} layers one at a time: {duration(seconds)} or more")
                     progress.resize(left)
-    progress.done(sensitivity.in_words(records.records), time.perf_counter() - start)
-
-
-def _know_baseline(bench: Bench, records: Journal) -> None:
-    """Tells the bench what FP32 gave, which another process may have measured."""
-    for record in records.of(variants.BASELINE):
-        if record["kind"] == "scene":
-            bench.know_fp32(record)
+    progress.done(shares.in_words(records.records), time.perf_counter() - start)
 
 
 def _summary(found: Sequence[Row], name: str) -> str:
     """A line on a finished row, for the progress display."""
-    row = next(row for row in found if row["name"] == name)
-    if row["status"] != "ok":
-        return f"{row['name']}: {row['status'].upper()}: {row['reason']}"
-    size, ms = row["bytes"], row["time"]["forward_ms_median"]
-    error = "" if row["kind"] == "baseline" else f", error {100 * row['error']:.3f} %"
-    return f"{row['name']}: {size['model_bytes'] / 1e6:.2f} MB, {ms:.1f} ms{error}"
+    row = next(row for row in found if row.name == name)
+    if not row.ok:
+        return f"{row.name}: {row.status.value.upper()}: {row.reason}"
+    error = "" if row.kind is Kind.BASELINE else f", error {100 * (row.error or 0):.3f} %"
+    return f"{row.name}: {row.nbytes / 1e6:.2f} MB, {row.timed.forward_ms_median:.1f} ms{error}"
 
 
 # ---- the reports ---------------------------------------------------------------------------------
 
 
 def write(
-    folder: Path, head: Record, records: Sequence[Record], status: str, *, charts: bool = True
+    folder: Path, head: Head, records: Sequence[Record], status: State, *, charts: bool = True
 ) -> Result | None:
     """Writes the reports of what is there; None, and no file, before FP32 is through."""
-    from .present import text
+    from .present import files
 
-    if not journal.is_over([r for r in records if r["scheme"] == variants.BASELINE]):
+    found = variants_of(head)
+    if not journal.is_over([r for r in records if r.scheme == found[0].name]):
         return None
-    document = rows.document(head, records, status)
-    report.write_json(folder / report.JSON_NAME, document)
-    report.write_bytes(folder / report.TEXT_NAME, text.full_report(document).encode())
-    names = [report.JSON_NAME, report.TEXT_NAME]
-    drawn = _drawn(document) if charts else {}
-    for name in (report.CHARTS_NAME, report.PAGE_NAME, report.SENSITIVITY_NAME):
-        if name in drawn:
-            report.write_bytes(folder / name, drawn[name])
-            names.append(name)
-        else:  # one of other figures would not belong here
-            (folder / name).unlink(missing_ok=True)
-    return Result(document, [folder / name for name in names])
+    document = report.document(head, records, found, status)
+    return Result(document, files.write(folder, document, charts=charts))
 
 
-def _drawn(document: report.Document) -> dict[str, bytes]:
-    """The files that are pictures, and the page, by name."""
-    from .present import charts, heatmap, page
-
-    found = {
-        report.CHARTS_NAME: charts.draw(document),
-        report.PAGE_NAME: page.draw(document).encode(),
-    }
-    if document["sensitivity"]:
-        found[report.SENSITIVITY_NAME] = heatmap.draw(document["sensitivity"])
-    return found
-
-
-def finish(folder: Path, head: Record, records: Sequence[Record]) -> Result:
+def finish(folder: Path, head: Head, records: Sequence[Record]) -> Result:
     """Writes the last reports of a complete evaluation."""
-    failed = any(row["status"] == "failed" for row in rows.rows(head, records))
-    result = write(folder, head, records, "with failures" if failed else "complete")
+    found = rows.rows(variants_of(head), records, head.data.scenes)
+    failed = any(row.status is Status.FAILED for row in found)
+    result = write(folder, head, records, State.WITH_FAILURES if failed else State.COMPLETE)
     assert result is not None  # FP32 is the first row of all
     return result
 
@@ -458,6 +608,6 @@ class _Running:
         start = time.monotonic()
         if start < self._next:
             return
-        write(self._folder, self._records.head, self._records.records, "running", charts=False)
+        write(self._folder, self._records.head, self._records.records, State.RUNNING, charts=False)
         end = time.monotonic()
         self._next = end + _WRITE_SHARE * (end - start)

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec import structs
+
 from ..errors import UserError
+from ..files import writable_folder
 from . import evaluate
-from .analyse import report
 from .measure import journal
-from .measure.journal import Record
+from .schema import Head, Record
 
 
 def merge(folders: Sequence[str], output_dir: str) -> evaluate.Result:
@@ -22,7 +24,7 @@ def merge(folders: Sequence[str], output_dir: str) -> evaluate.Result:
     out = Path(output_dir)
     if (out / journal.NAME).exists():
         raise UserError(f"{out} holds an evaluation of its own; wanted another --output_dir")
-    shards: dict[int, tuple[str, Record, list[Record]]] = {}
+    shards: dict[int, tuple[str, Head, list[Record]]] = {}
     for folder in folders:
         head, records, _ = journal.read(Path(folder) / journal.NAME)
         part, parts = _part(folder, head)
@@ -38,41 +40,43 @@ def merge(folders: Sequence[str], output_dir: str) -> evaluate.Result:
     missing = [part for part in range(1, parts + 1) if part not in shards]
     if missing:
         raise UserError(f"missing: {', '.join(f'shard {part}/{parts}' for part in missing)}")
-    report.check_writable(out)
+    writable_folder(out)
     merged = [record for _, _, records in ordered for record in records]
     return evaluate.finish(out, _head([head for _, head, _ in ordered], output_dir), merged)
 
 
-def _part(folder: str, head: Record) -> tuple[int, int]:
-    shard = head["identity"]["shard"]
-    if shard is None:
+def _part(folder: str, head: Head) -> tuple[int, int]:
+    if head.settings.shard is None:
         raise UserError(f"{folder} holds a whole evaluation; wanted one of --shard i/n")
-    part, _, parts = shard.partition("/")
+    part, _, parts = head.settings.shard.partition("/")
     return int(part), int(parts)
 
 
-def _check_alike(shards: Sequence[tuple[str, Record, list[Record]]]) -> None:
+def _check_alike(shards: Sequence[tuple[str, Head, list[Record]]]) -> None:
     """Refuses shards of other evaluations, and scenes that two of them have."""
     first, wanted, _ = shards[0]
     owners: dict[str, str] = {}
     for folder, head, _ in shards:
-        there, here = (dict(h["identity"]) for h in (wanted, head))
-        for identity in (there, here):
-            identity["shard"] = identity["shard"].partition("/")[2] + " shards"
+        there, here = (
+            {**one.identity, "shard": f"{_part(name, one)[1]} shards"}
+            for name, one in ((first, wanted), (folder, head))
+        )
         if differing := journal.differences(there, here):
             raise UserError(f"{first} and {folder} are unlike: {'; '.join(differing)}")
-        for scene in head["data"]["scenes"]:
-            if scene["name"] in owners:
-                raise UserError(f"scene {scene['name']} is in {owners[scene['name']]} and {folder}")
-            owners[scene["name"]] = folder
+        for scene in head.data.scenes:
+            if scene.name in owners:
+                raise UserError(f"scene {scene.name} is in {owners[scene.name]} and {folder}")
+            owners[scene.name] = folder
 
 
-def _head(heads: Sequence[Record], output_dir: str) -> Record:
+def _head(heads: Sequence[Head], output_dir: str) -> Head:
     """The head of the run that was not cut up."""
     first = heads[0]
-    machines = dict.fromkeys(m for head in heads for m in head["environment"]["machines"])
-    return first | {
-        "environment": first["environment"] | {"machines": list(machines)},
-        "data": first["data"] | {"scenes": [s for head in heads for s in head["data"]["scenes"]]},
-        "settings": first["settings"] | {"output_dir": output_dir, "shard": None},
-    }
+    machines = dict.fromkeys(m for head in heads for m in head.environment.machines)
+    scenes = [scene for head in heads for scene in head.data.scenes]
+    return structs.replace(
+        first,
+        environment=structs.replace(first.environment, machines=list(machines)),
+        data=structs.replace(first.data, scenes=scenes),
+        settings=structs.replace(first.settings, output_dir=output_dir, shard=None),
+    )

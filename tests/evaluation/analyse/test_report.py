@@ -7,181 +7,35 @@ import math
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
+from builders import SCHEMA, SCHEMA_FILE, document, row, seven, variant, with_scenes
 from PIL import Image
 
 import vggtquant as vq
-from vggtquant.errors import UserError
-from vggtquant.evaluation.analyse import intervals, recommendation, report
-from vggtquant.evaluation.analyse.rows import skipped_row
-from vggtquant.evaluation.measure import task
-from vggtquant.evaluation.measure.scores import METRIC_NAMES, Row
-from vggtquant.evaluation.present import charts, text
-
-SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "report.schema.json").read_text())
-FP32_BYTES = 1_000_000
+from vggtquant.evaluation import schema, words
+from vggtquant.evaluation.analyse import intervals, recommendation, report, rows
+from vggtquant.evaluation.present import charts, files, tables, text
+from vggtquant.evaluation.schema import Best, Recheck, Row, Status, Task, Why
 
 
-def _row(name: str, error: float, nbytes: int, ms: float, **changes: object) -> Row:
-    config = vq.get_config(name)
-    row = skipped_row(config, "") | {"status": "ok", "reason": None}
-    metrics = dict.fromkeys(METRIC_NAMES, 0.5) | {"relative_l2": error, "mae": error / 3}
-    row["metrics"] = {"depth": metrics, "pose_fov": metrics | {"ssim": None}}
-    row["reasons"] = {"pose_fov": {"ssim": "not an image"}}
-    row["error"] = error
-    row["outputs_equal_baseline"] = row["kind"] == "baseline"
-    row["bytes"] = {
-        "model_bytes": nbytes,
-        "compression_ratio_model": FP32_BYTES / nbytes,
-        "quantized_layers_bytes_before": None,
-        "quantized_layers_bytes_after": None,
-        "compression_ratio_quantized_layers": None,
-        "bits_per_weight": None,
-    }
-    row["time"] = {
-        "forward_ms_median": ms,
-        "forward_ms_iqr": 0.1 * ms,
-        "forward_ms_min": ms,
-        "forward_ms_max": ms,
-        "fp32_ms_before": 90.0,
-        "fp32_ms_after": 110.0,
-        "fp32_ms_nearby": 100.0,
-        "speedup": 100 / ms,
-        "speedup_low": 85 / ms,
-        "speedup_high": 115 / ms,
-    }
-    row["scenes"] = [
-        {
-            "scene": "s0",
-            "metrics": row["metrics"],
-            "reasons": row["reasons"],
-            "task": {"fp32": {"depth_abs_rel": error}, "truth": None, "consistency": {}},
-            "pose_errors": {"fp32": None, "truth": None},
-            "calibration": {},
-            "forward_ms_runs": [ms],
-        }
-    ]
-    row |= task.over_scenes(row["scenes"])
-    if row["kind"] == "quantized":
-        row["proof"] = {
-            "layers_swapped": 3,
-            "layers_executed": 3,
-            "layer_calls": 3,
-            "layers_not_executed": [],
-            "layers_not_exercised": [],
-            "layers_with_float_weights": [],
-            "layers_without_kernel": [],
-            "kernels": [{"kernel": "float x int8, scalar", "layers": 3, "calls": 3}],
-            "packed_bytes_touched": 1000,
-            "scenes_equal_baseline": [],
-        }
-        row["layers"] = [{"name": "first", "skipped": "the first Linear (skip_first_last)"}]
-    return row | changes
-
-
-def _rows() -> list[Row]:
-    return [
-        _row("Baseline_FP32", 0.0, FP32_BYTES, 100.0),
-        _row("Baseline_BF16", 0.002, FP32_BYTES, 60.0),
-        _row("INT8_Per_Tensor_Symmetric", 0.02, 300_000, 80.0),
-        _row("INT8_Per_Channel_Symmetric", 0.01, 310_000, 80.0),
-        _row("INT8_Per_Channel_Symmetric_A8", 0.012, 310_000, 40.0),
-        _row("INT4_Group_128", 0.08, 180_000, 90.0),
-        _row("INT4_Group_32", 0.06, 190_000, 95.0),
-    ]
-
-
-def _document(rows: list[Row], **changes: object) -> report.Document:
-    parts = {
-        "status": "complete",
-        "environment": {
-            "utc": "2026-01-02T03:04:05Z",
-            "argv": ["vggtquant", "evaluate"],
-            "cpu": {
-                "model": "A processor",
-                "cores_usable": 2,
-                "flags": ["avx2"],
-                "isa_active": "avx2",
-                "isa_available": ["scalar", "avx2"],
-            },
-            "machines": ["A processor"],
-            "memory_bytes": 1 << 33,
-            "system": "Linux",
-            "threads": {"torch": 2, "omp_num_threads": None},
-            "load_average_1min": 0.1,
-            "versions": {"vggtquant": "1", "torch": "2"},
-        },
-        "model": {
-            "name": "toy",
-            "source": "function",
-            "licence": "ours",
-            "sha256": "0" * 64,
-            "parameters": 250_000,
-            "parameter_bytes": FP32_BYTES,
-            "linear_layers": 5,
-            "linear_subclass_layers": 0,
-            "linear_weights": 240_000,
-            "linear_share": 0.96,
-            "linear_layers_not_reached": ["track_head"],
-            "outputs": {"depth": [1, 2, 28, 28, 1]},
-        },
-        "data": {
-            "description": "pictures",
-            "synthetic": False,
-            "preprocessing": "crop",
-            "scenes": [
-                {
-                    "name": "s0",
-                    "frames": 2,
-                    "height_px": 28,
-                    "width_px": 28,
-                    "ground_truth": False,
-                    "images_sha256": {},
-                }
-            ],
-        },
-        "settings": {
-            "model": "toy",
-            "images": ["here"],
-            "max_images": None,
-            "scenes": None,
-            "mode": "crop",
-            "schemes": [row["name"] for row in rows],
-            "output_dir": "out",
-            "device": "cpu",
-            "runs": 3,
-            "warmup": 1,
-            "threads": None,
-            "seed": 0,
-            "layout": None,
-            "max_drop": None,
-            "max_bytes": None,
-            "min_speedup": None,
-            "shard": None,
-            "isolate": False,
-            "sensitivity": None,
-        },
-        "forecast": [],
-        "rows": rows,
-        "recheck": None,
-    }
-    return report.document(**(parts | changes))  # type: ignore[arg-type]
+def _plain(made: schema.Document) -> dict:
+    return msgspec.to_builtins(made)
 
 
 # ---- picks ---------------------------------------------------------------------------------------
 
 
-def _best(rows: list[Row]) -> Row:
-    return recommendation.best(rows, intervals.statistics(rows))
+def _best(found: list[Row]) -> Best:
+    return recommendation.best(found, intervals.statistics(found))
 
 
 def test_picks_follow_their_rules() -> None:
-    best = _best(_rows())
-    assert best["accuracy"] == "INT8_Per_Channel_Symmetric"
-    assert best["size"] == "INT4_Group_128"
-    assert best["speed"] == "INT8_Per_Channel_Symmetric_A8"
-    assert best["balance"] == "INT4_Group_32"  # 0.19 + 0.06 < 0.18 + 0.08 < 0.31 + 0.01
-    assert best["pareto_front"] == [
+    best = _best(seven())
+    assert best.accuracy == "INT8_Per_Channel_Symmetric"
+    assert best.size == "INT4_Group_128"
+    assert best.speed == "INT8_Per_Channel_Symmetric_A8"
+    assert best.pareto_front == [
         "INT4_Group_128",
         "INT4_Group_32",
         "INT8_Per_Tensor_Symmetric",
@@ -190,32 +44,33 @@ def test_picks_follow_their_rules() -> None:
 
 
 def test_failed_rows_and_references_are_never_picked() -> None:
-    rows = _rows()
-    rows[5] |= {"status": "failed", "reason": "NaN"}
-    best = _best(rows)
-    assert best["size"] == "INT4_Group_32"
-    assert "Baseline_BF16" not in best.values()
+    found = seven()
+    found[5].status, found[5].reason = Status.FAILED, "NaN"
+    best = _best(found)
+    assert best.size == "INT4_Group_32"
+    assert "Baseline_BF16" not in (best.accuracy, best.size, best.speed)
 
 
 def test_without_a_finished_scheme_there_is_no_pick() -> None:
-    best = _best(_rows()[:2])
-    assert [best[why] for why in ("accuracy", "size", "speed", "balance")] == [None] * 4
-    assert "none. No scheme finished" in text.full_report(_document(_rows()[:2]))
+    best = _best(seven()[:2])
+    assert [best.accuracy, best.size, best.speed] == [None] * 3
+    assert "none. No scheme finished" in text.full_report(document(seven()[:2]))
 
 
 def test_ties_go_to_the_smaller_and_the_more_accurate() -> None:
     rows = [
-        _row("INT4_Group_64", 0.01, 200_000, 10.0),
-        _row("INT4_Group_128", 0.01, 190_000, 10.0),
-        _row("INT4_Group_32", 0.02, 190_000, 10.0),
+        row("INT4_Group_64", 0.01, 200_000, 10.0),
+        row("INT4_Group_128", 0.01, 190_000, 10.0),
+        row("INT4_Group_32", 0.02, 190_000, 10.0),
     ]
     best = _best(rows)
-    assert best["accuracy"] == best["size"] == best["balance"] == "INT4_Group_128"
-    assert best["pareto_front"] == ["INT4_Group_128"]
+    assert best.accuracy == best.size == "INT4_Group_128"
+    assert best.tied.size == ["INT4_Group_32"]
+    assert best.pareto_front == ["INT4_Group_128"]
 
 
 def test_regressions_are_sorted() -> None:
-    found = report.regressions(_rows(), most=3)
+    found = report.regressions(seven(), most=3)
     assert [(value, name) for value, name, _ in found] == [
         (0.08, "INT4_Group_128"),
         (0.08, "INT4_Group_128"),
@@ -226,116 +81,111 @@ def test_regressions_are_sorted() -> None:
 # ---- the document --------------------------------------------------------------------------------
 
 
-def test_the_schema_is_a_schema_of_this_version() -> None:
+def test_the_schema_is_generated_and_of_this_version() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert SCHEMA["properties"]["schema_version"]["const"] == report.SCHEMA_VERSION
-    assert SCHEMA["title"].endswith(f"schema_version {report.SCHEMA_VERSION}")
+    assert SCHEMA["title"].endswith(f"schema_version {schema.SCHEMA_VERSION}")
+    made = schema.json_text()
+    assert made == SCHEMA_FILE.read_text(), (
+        "python -m vggtquant.evaluation.schema > docs/report.schema.json"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_documents_follow_the_schema(count: int) -> None:
-    jsonschema.validate(_document(_rows()[:count]), SCHEMA)
+    jsonschema.validate(_plain(document(seven()[:count])), SCHEMA)
 
 
 def test_failed_and_skipped_rows_follow_the_schema() -> None:
-    skipped = skipped_row(vq.get_config("Baseline_BF16"), "would take 3 h")
-    failed = skipped_row(vq.get_config("INT4_Group_64"), "NaN") | {"status": "failed"}
-    jsonschema.validate(_document([*_rows()[:1], skipped, failed]), SCHEMA)
+    skipped = rows.empty(variant("Baseline_BF16"))
+    skipped.status, skipped.why, skipped.reason = Status.SKIPPED, Why.SLOW, "would take 3 h"
+    failed = rows.empty(variant("INT4_Group_64"))
+    failed.status, failed.why, failed.reason = Status.FAILED, Why.NONFINITE, "NaN"
+    jsonschema.validate(_plain(document([*seven()[:1], skipped, failed])), SCHEMA)
 
 
 def test_the_schema_refuses_what_is_wrong() -> None:
-    document = _document(_rows())
-    document["schemes"][2]["status"] = "splendid"
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(document, SCHEMA)
+    made = _plain(document(seven()))
+    jsonschema.validate(made, SCHEMA)
+    for change in ({"status": "splendid"}, {"unheard": 1}, {"error": "large"}):
+        wrong = made | {"schemes": [made["schemes"][0] | change]}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, SCHEMA)
 
 
-def test_nan_and_inf_become_null_with_a_reason(tmp_path: Path) -> None:
-    rows = _rows()
-    rows[2]["metrics"]["depth"]["psnr"] = math.inf
-    rows[2]["prepare_s"] = math.nan
-    document = _document(rows)
-    assert document["schemes"][2]["metrics"]["depth"]["psnr"] is None
-    assert document["nulls"] == {
+def test_nan_and_inf_become_null_with_a_reason() -> None:
+    found = seven()
+    found[2].metrics["depth"].psnr = math.inf
+    found[2].prepare_s = math.nan
+    made = document(found)
+    assert made.schemes[2].metrics["depth"].psnr is None
+    assert made.nulls == {
         "/schemes/2/prepare_s": "the value was nan",
         "/schemes/2/metrics/depth/psnr": "the value was inf",
         "/schemes/2/scenes/0/metrics/depth/psnr": "the value was inf",
     }
-    report.write_json(tmp_path / "x.json", document)
-    json.loads((tmp_path / "x.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    json.loads(files.as_json(made), parse_constant=lambda word: pytest.fail(word))
 
 
 def test_the_order_of_keys_is_stable() -> None:
-    assert json.dumps(_document(_rows())) == json.dumps(_document(_rows()))
-    assert list(_document(_rows()))[:3] == ["schema_version", "generator", "status"]
+    first = files.as_json(document(seven()))
+    assert first == files.as_json(document(seven()))
+    assert list(json.loads(first))[:3] == ["schema_version", "generator", "status"]
 
 
-def test_other_types_are_a_defect() -> None:
-    with pytest.raises(TypeError, match="/model/name holds a set"):
-        _document(_rows(), model={"name": {1}})
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
-    target = tmp_path / "x.json"
-    report.write_json(target, {"a": 1})
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(UserError, match="x.json: No space left"):
-        report.write_json(target, {"a": 2})
-    assert json.loads(target.read_text()) == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
-
-
-def test_a_folder_is_made_and_tried(tmp_path: Path) -> None:
-    report.check_writable(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
-
-
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to output directory .*file"):
-        report.check_writable(tmp_path / "file" / "out")
+def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
+    made = document(seven())
+    (tmp_path / schema.JSON_NAME).write_bytes(files.as_json(made))
+    assert schema.read(tmp_path) == made
 
 
 # ---- words and pictures --------------------------------------------------------------------------
 
 
 def test_the_text_report_says_what_a_reader_needs() -> None:
-    said = text.full_report(_document(_rows()))
-    for words in (
+    said = text.full_report(document(seven()))
+    flowing = " ".join(said.split())
+    for part in (
         "What was compared",
         "toy: 250,000 parameters, 1.00 MB in FP32",
-        "Use                INT4_Group_32 (0.19 MB, 1.05x FP32's speed (0.89 .. 1.21), error 6",
-        "Rule               Quantized schemes that finished",
-        "Best for accuracy  INT8_Per_Channel_Symmetric (0.31 MB",
-        "No difference in error is shown from all",
+        "Use none. No scheme keeps within the bounds (1 point of AUC@30 and 0.2 % of depth",
+        "Nearest: INT8_Per_Channel_Symmetric: its depth is 1 % from FP32's",
+        "Rule The smallest scheme whose outputs stay",
+        "Best for accuracy INT8_Per_Channel_Symmetric (0.31 MB, 1.25x FP32's speed (1.06 .. 1.44)",
+        "Whether others are as accurate is unknown",
         "Biggest regressions",
         "* first: the first Linear (skip_first_last) (in 5 schemes)",
         "track_head",
+        "Memory and loading",
         "pose_fov, ssim: not an image",
-        "say little about chance",
+        "1 scene says nothing about chance",
         "A processor, 2 cores, kernels: avx2",
+        "Times can be used: they hold for this machine; our threads waited 1 % of their time.",
     ):
-        assert words in said, words
-    assert max(map(len, said.splitlines())) <= text.WIDTH
-    for row in _rows():
-        assert row["name"] in said
+        assert part in flowing, part
+    assert max(map(len, said.splitlines())) <= tables.WIDTH
+    for one in seven():
+        assert one.name in said
 
 
-def test_all_names_fit_the_table() -> None:
-    rows = [_row(name, 0.01, 1_123_456_789, 12345.6) for name in vq.CONFIGS]
-    for row in rows:
-        row["task"]["truth"] = {"auc_30": 0.5, "depth_abs_rel_median": 0.1}
-    said = text.full_report(_document(rows))
-    assert "…" not in said
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_no_figure_is_cut_in_the_terminal(width: int) -> None:
+    found = [row(name, 0.01, 1_123_456_789, 12345.6) for name in vq.CONFIGS]
+    for one in found:
+        one.task.truth = {"auc_30": 1.0, "depth_abs_rel_median": 0.1}
+    said = text.terminal(document(found), width)
+    assert "…" not in said and "..." not in said.partition("Times")[0]
+    assert max(map(len, said.splitlines())) <= min(width, tables.WIDTH)
     for name in vq.CONFIGS:
-        assert name in said
+        (line,) = [line for line in said.splitlines() if line.split()[:1] == [name]]
+        assert line.split()[-2:] == ["100.0", "10.00"] and "12346" in line.split()
+    order = [said.index(f"\n{name} ") for name in ("INT4_Group_32", "INT4_Group_32_A8")]
+    assert order == sorted(order) and said.index("\nBaseline_BF16 ") > order[1]
+
+
+def test_what_is_rendered_does_not_depend_on_jupyter(monkeypatch) -> None:
+    wanted = text.full_report(document(seven()))
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert text.full_report(document(seven())) == wanted
 
 
 def test_chance_and_the_chain_are_told_in_whole_words() -> None:
@@ -346,19 +196,13 @@ def test_chance_and_the_chain_are_told_in_whole_words() -> None:
         "INT4_Group_64",
         "INT4_Group_32",
     )
-    rows = [_row(name, 0.01, 200_000, 10.0) for name in ("Baseline_FP32", *names)]
+    found = [row(name, 0.01, 200_000, 10.0) for name in ("Baseline_FP32", *names)]
     errors = {"INT8_Per_Tensor_Symmetric": 0.02, "INT4_Group_128": 0.2, "INT4_Group_64": 0.1}
-    for row in rows:
-        scene = row["scenes"][0]
-        mean = 0.0 if row["kind"] == "baseline" else errors.get(row["name"], 0.01)
-        row["scenes"] = [
-            scene
-            | {"scene": f"s{i}"}
-            | {"task": scene["task"] | {"fp32": {"depth_abs_rel": mean * (1 + 0.01 * i)}}}
-            for i in range(6)
-        ]
-        row |= task.over_scenes(row["scenes"])
-    said = text.full_report(_document(rows))
+    for one in found:
+        mean = 0.0 if one.name == "Baseline_FP32" else errors.get(one.name, 0.01)
+        fp32 = [{"depth_abs_rel": mean * (1 + 0.01 * i)} for i in range(6)]
+        with_scenes(one, [Task(fp32=scores, consistency={}) for scores in fp32])
+    said = text.full_report(document(found))
     assert "…" not in said
     chain = said[said.index("Does the depth error") :].splitlines()[3:8]
     assert [line.split()[0] for line in chain] == [
@@ -373,29 +217,30 @@ def test_chance_and_the_chain_are_told_in_whole_words() -> None:
 
 
 def test_cautions_name_a_busy_machine() -> None:
-    document = _document(_rows())
-    document["environment"]["load_average_1min"] = 9.0
-    document["baseline_recheck"] = {
-        "outputs_equal_first_run": True,
-        "forward_ms": 150.0,
-        "time_drift_percent": 50.0,
-    }
-    said = " ".join(text.cautions(document))
-    assert "load 9.0 on 2 cores" in said and "from 90.0 to 150.0 ms" in said
+    made = document(seven())
+    made.environment.load_average_1min = 9.0
+    made.baseline_recheck = Recheck(
+        outputs_equal_first_run=True, forward_ms=150.0, time_drift_percent=50.0
+    )
+    said = " ".join(text.cautions(made))
+    assert "load 9.0 on 2 cores" in said and "from 100.0 to 150.0 ms" in said
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_charts_are_a_png_of_a_printable_size(count: int) -> None:
-    rows = _rows()[:count]
+    found = seven()[:count]
     if count == 7:
-        rows[3] |= {"status": "failed", "reason": "NaN"}
-    png = charts.draw(_document(rows))
-    with Image.open(io.BytesIO(png)) as image:
+        found[3].status, found[3].reason = Status.FAILED, "NaN"
+    with Image.open(io.BytesIO(charts.png(document(found)))) as image:
         assert image.format == "PNG" and image.width >= 1800 and image.height >= 700
 
 
 def test_charts_of_one_document_are_the_same_bytes() -> None:
-    assert charts.draw(_document(_rows())) == charts.draw(_document(_rows()))
+    made = document(seven())
+    assert charts.png(made) == charts.png(document(seven()))
+    assert [charts.svg(made, name) for name in charts.CHARTS] == [
+        charts.svg(made, name) for name in charts.CHARTS
+    ]
 
 
 @pytest.mark.parametrize(
@@ -409,4 +254,4 @@ def test_charts_of_one_document_are_the_same_bytes() -> None:
     ],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert text.duration(seconds) == said
+    assert words.duration(seconds) == said

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
+from builders import head
 from PIL import Image
 
 import vggtquant as vq
 from vggtquant.errors import UserError
-from vggtquant.evaluation import evaluate, merge
-from vggtquant.evaluation.analyse import report
-from vggtquant.evaluation.measure import journal, measure, plan, variants
+from vggtquant.evaluation import evaluate, merge, schema
+from vggtquant.evaluation.measure import bench, journal, plan, timing, variants
+from vggtquant.evaluation.measure.forward import Outputs
 from vggtquant.evaluation.present import charts, page
+from vggtquant.evaluation.schema import Document, End, Skip, Why
 from vggtquant.progress import Progress
 
 INT8 = "INT8_Per_Channel_Symmetric_A8"
@@ -31,7 +34,6 @@ TIMES = {
     "time",
     "prepare_s",
     "process_peak_bytes",
-    "energy_joules",
     "isolated",
     "forward_ms_runs",
     "forward_ms",
@@ -42,6 +44,8 @@ TIMES = {
 
 def timeless(value: Any) -> Any:
     """A document without what a clock, a memory or another folder decided."""
+    if isinstance(value, Document):
+        value = msgspec.to_builtins(value)
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if k not in TIMES | {"output_dir"}}
     return [timeless(item) for item in value] if isinstance(value, list) else value
@@ -49,24 +53,25 @@ def timeless(value: Any) -> Any:
 
 def _settings(folder: Path, **changes: object) -> plan.Settings:
     values = {"model": "toy:build", "scenes": 3, "runs": 1, "warmup": 0, "max_images": 2}
-    values |= {"schemes": (INT8, INT4), "output_dir": str(folder)}
-    return plan.Settings(**(values | changes))
+    values |= {"schemes": (INT8, INT4), "output_dir": str(folder)} | changes
+    values["configs"] = plan.configs_of(values.pop("schemes"))
+    return plan.Settings(**values)
 
 
-def _evaluate(folder: Path, **changes: object) -> report.Document:
+def _evaluate(folder: Path, **changes: object) -> Document:
     with Progress(bars=False) as progress:
         return evaluate.evaluate(_settings(folder, **changes), progress).document
 
 
-def _read(folder: Path) -> report.Document:
-    return json.loads((folder / report.JSON_NAME).read_text())
+def _read(folder: Path) -> Document:
+    return schema.read(folder)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_pictures() -> Iterator[None]:
     """Drawing takes most of a small run's time and is looked at elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "draw", lambda document: b"")
+        patch.setattr(charts, "png", lambda document: b"")
         patch.setattr(page, "draw", lambda document: "")
         yield
 
@@ -109,60 +114,85 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 # ---- the file ------------------------------------------------------------------------------------
 
 
+HEAD = head(["Baseline_FP32"])
+
+
+def _end(scheme: str) -> End:
+    return End(scheme=scheme)
+
+
 def test_records_are_there_once_they_are_added(tmp_path: Path) -> None:
     path = tmp_path / journal.NAME
-    with journal.create(path, {"journal": 1, "identity": {}}) as writing:
-        writing.add({"kind": "scene", "scheme": "a", "error": 0.1 + 0.2})
+    with journal.create(path, HEAD) as writing:
+        writing.add(Skip(scheme="a", why=Why.SLOW, reason=f"{0.1 + 0.2}"))
         assert journal.read(path)[1] == writing.records  # not only after closing
-    head, records, nbytes = journal.read(path)
-    assert head == {"journal": 1, "identity": {}} and nbytes == path.stat().st_size
-    assert records == [{"kind": "scene", "scheme": "a", "error": 0.1 + 0.2}]
+    found, records, nbytes = journal.read(path)
+    assert found == HEAD and nbytes == path.stat().st_size
+    assert records == [Skip(scheme="a", why=Why.SLOW, reason=f"{0.1 + 0.2}")]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 20])
 def test_a_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
     path = tmp_path / journal.NAME
-    with journal.create(path, {"journal": 1}) as writing:
-        writing.add({"kind": "scene", "scheme": "a"})
-        writing.add({"kind": "scene", "scheme": "b"})
+    with journal.create(path, HEAD) as writing:
+        writing.add(_end("a"))
+        writing.add(_end("b"))
     path.write_bytes(path.read_bytes()[:-cut])
     with journal.reopen(path) as again:
-        assert again.records == [{"kind": "scene", "scheme": "a"}]
-        again.add({"kind": "scene", "scheme": "c"})
-    assert [record["scheme"] for record in journal.read(path)[1]] == ["a", "c"]
+        assert again.records == [_end("a")]
+        again.add(_end("c"))
+    assert [record.scheme for record in journal.read(path)[1]] == ["a", "c"]
 
 
-def test_damage_before_the_end_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line", ['{"kind"', '{"kind": "end"}', '{"kind": "x", "scheme": "a"}', "[]"]
+)
+def test_damage_before_the_end_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / journal.NAME
-    path.write_text('{"journal": 1}\n{"kind"\n{"kind": "end", "scheme": "a"}\n')
+    whole = msgspec.json.encode(HEAD).decode()
+    path.write_text(f'{whole}\n{line}\n{{"kind": "end", "scheme": "a"}}\n')
     with pytest.raises(UserError, match="line 2 is damaged"):
         journal.read(path)
-    path.write_text('{"journal": 99}\n')
+    path.write_text('{"journal": 2}\n')
+    with pytest.raises(UserError, match="line 1 is damaged .*missing required field"):
+        journal.read(path)
+
+
+@pytest.mark.parametrize("content", ['{"journal": 99}\n', "[]\n", "null\n", "\xff\n", ""])
+def test_what_is_no_journal_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / journal.NAME
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match="no journal of this version"):
         journal.read(path)
 
 
 def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
     path = tmp_path / journal.NAME
-    with journal.create(path, {"journal": 1}), pytest.raises(UserError, match="another evaluation"):
-        journal.reopen(path)
+    with journal.create(path, HEAD) as writing:
+        writing.add(_end("a"))
+        for take in (journal.reopen, lambda path: journal.create(path, HEAD)):
+            with pytest.raises(UserError, match="another evaluation"):
+                take(path)
+        assert journal.read(path)[1] == [_end("a")]  # --restart takes nothing from it
     journal.reopen(path).close()
+    journal.create(path, HEAD).close()
+    assert journal.read(path)[1] == []
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    with journal.create(tmp_path / journal.NAME, {"journal": 1}) as writing:
+    with journal.create(tmp_path / journal.NAME, HEAD) as writing:
         monkeypatch.setattr(os, "write", full)
         with pytest.raises(UserError, match="No space left"):
-            writing.add({"kind": "end", "scheme": "a"})
+            writing.add(_end("a"))
 
 
 # ---- resume --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 6, 17, 18, 21])
+@pytest.mark.parametrize("count", [0, 1, 3, 6, 17, 18, 20])
 def test_a_stopped_run_goes_on_to_the_same_figures(
     tmp_path: Path, straight: Path, stop_after, monkeypatch, count: int
 ) -> None:
@@ -185,10 +215,10 @@ def test_resume_of_a_finished_run_measures_nothing(
     tmp_path: Path, straight: Path, monkeypatch
 ) -> None:
     (tmp_path / journal.NAME).write_bytes((straight / journal.NAME).read_bytes())
-    monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("measured again"))
     document = _evaluate(tmp_path, resume=True, max_bytes=1)
-    assert document["schemes"] == _read(straight)["schemes"]
-    assert document["recommendation"]["budget"]["max_bytes"] == 1
+    assert document.schemes == _read(straight).schemes
+    assert document.recommendation.budget.max_bytes == 1
 
 
 @pytest.mark.parametrize(
@@ -248,7 +278,7 @@ def test_other_pictures_are_refused(tmp_path: Path, monkeypatch, stop_after) -> 
 def test_other_bits_of_fp32_are_refused(tmp_path: Path, straight: Path) -> None:
     lines = (straight / journal.NAME).read_text().splitlines()
     kept = [line for line in lines if json.loads(line).get("scheme") in (None, "Baseline_FP32")]
-    scene = next(i for i, line in enumerate(kept) if '"sha256": "' in line and i)
+    scene = next(i for i, line in enumerate(kept) if '"sha256":"' in line and i)
     record = json.loads(kept[scene]) | {"sha256": "0" * 64}
     kept[scene] = json.dumps(record)
     (tmp_path / journal.NAME).write_text("\n".join(kept) + "\n")
@@ -265,22 +295,22 @@ def test_an_unfinished_run_is_not_lost_by_accident(tmp_path: Path, monkeypatch, 
     with pytest.raises(UserError, match=r"unfinished evaluation \(2 of 6 rows\): --resume goes on"):
         _evaluate(tmp_path)
     assert (tmp_path / journal.NAME).read_bytes() == before
-    assert _evaluate(tmp_path, restart=True)["status"] == "complete"
-    assert _evaluate(tmp_path, seed=1)["status"] == "complete"  # what was finished is replaced
+    assert _evaluate(tmp_path, restart=True).status == "complete"
+    assert _evaluate(tmp_path, seed=1).status == "complete"  # what was finished is replaced
 
 
 def test_what_broke_off_is_tried_again(tmp_path: Path, straight: Path, monkeypatch) -> None:
-    real = vq.quantize_model
+    real = bench.quantize_model
 
     def unlucky(model, config, **options):
         if config.name == INT8:
             raise MemoryError("no room")
         return real(model, config, **options)
 
-    monkeypatch.setattr(vq, "quantize_model", unlucky)
+    monkeypatch.setattr(bench, "quantize_model", unlucky)
     failed = _evaluate(tmp_path)
-    assert [row["status"] for row in failed["schemes"]] == ["ok"] * 4 + ["failed", "ok"]
-    assert failed["schemes"][4]["reason"] == "MemoryError: no room"
+    assert [row.status for row in failed.schemes] == ["ok"] * 4 + ["failed", "ok"]
+    assert failed.schemes[4].reason == "MemoryError: no room"
     assert timeless(_evaluate(tmp_path, resume=True)) == timeless(failed)  # and fails again
     monkeypatch.undo()
     assert timeless(_evaluate(tmp_path, resume=True)) == timeless(_read(straight))
@@ -298,20 +328,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-def _merge(folders: list[Path], out: Path) -> report.Document:
+def _merge(folders: list[Path], out: Path) -> Document:
     return merge.merge([str(folder) for folder in folders], str(out)).document
 
 
 def test_merged_shards_are_the_whole(tmp_path: Path, shards: list[Path]) -> None:
     whole = _evaluate(tmp_path / "whole", scenes=7)
-    counts = [len(_read(folder)["data"]["scenes"]) for folder in shards]
+    counts = [len(_read(folder).data.scenes) for folder in shards]
     assert counts == [2, 2, 3]
     for order in ([0, 1, 2], [2, 0, 1]):
         out = tmp_path / f"out{order[0]}"
         merged = _merge([shards[i] for i in order], out)
         assert timeless(merged) == timeless(whole) == timeless(_read(out))
-        assert merged["statistics"]["note"] is None  # seven scenes make intervals
-        assert (out / report.PAGE_NAME).exists()
+        assert merged.statistics.note is None  # seven scenes make intervals
+        assert (out / schema.PAGE_NAME).exists()
 
 
 def test_missing_and_doubled_shards_are_named(tmp_path: Path, shards: list[Path]) -> None:
@@ -381,6 +411,7 @@ class _Telling(Progress):
 def _process(folder: Path, begun: Any) -> None:
     # On a busy machine two threads wait for each other longer than all else takes.
     variants.other_threads = lambda threads: threads
+    timing.PAIRS, timing.ROUNDS = 2, 1
     settings = _settings(folder, model="builtin:tiny", resume=True, threads=1)
     with _Telling(begun) as progress:
         evaluate.evaluate(settings, progress)
@@ -420,7 +451,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_figures(tmp_path: Path) -> 
     code, _ = _run(context, tmp_path / "killed", None)
     assert code == 0
     assert timeless(_read(tmp_path / "killed")) == timeless(_read(tmp_path / "straight"))
-    assert _read(tmp_path / "killed")["status"] == "complete"
+    assert _read(tmp_path / "killed").status == "complete"
 
 
 # ---- sabotage of the harness ---------------------------------------------------------------------
@@ -428,7 +459,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_figures(tmp_path: Path) -> 
 
 def test_layers_swapped_after_the_run_are_caught(tmp_path: Path, monkeypatch) -> None:
     """Reports layers as swapped, lets FP32 run, and swaps them once that is over."""
-    real, real_measure = vq.quantize_model, measure.measure
+    real, real_measure = bench.quantize_model, bench.measure
     due: list[Callable[[], None]] = []
 
     def late(model, config, **options):
@@ -452,33 +483,33 @@ def test_layers_swapped_after_the_run_are_caught(tmp_path: Path, monkeypatch) ->
             due.pop()()
         return found
 
-    monkeypatch.setattr(vq, "quantize_model", late)
-    monkeypatch.setattr(measure, "measure", measured)
-    rows = _evaluate(tmp_path, schemes=(INT8,))["schemes"]
-    assert rows[-1]["status"] == "failed"
-    assert "swapped layers hold float weights, or are not in the model" in rows[-1]["reason"]
+    monkeypatch.setattr(bench, "quantize_model", late)
+    monkeypatch.setattr(bench, "measure", measured)
+    row = _evaluate(tmp_path, schemes=(INT8,)).schemes[-1]
+    assert row.status == "failed" and row.why is Why.FLOAT_WEIGHTS
+    assert "swapped layers hold float weights, or are not in the model" in row.reason
 
 
 def test_a_scene_left_out_is_caught_by_its_name(tmp_path: Path, monkeypatch) -> None:
-    real = measure.Bench.records
+    real = bench.Bench.records
 
     def lacking(self, variant, todo, **options):
         left = [s for s in todo if variant.name != INT8 or s is not todo[1]]
         return real(self, variant, left, **options)
 
-    monkeypatch.setattr(measure.Bench, "records", lacking)
+    monkeypatch.setattr(bench.Bench, "records", lacking)
     document = _evaluate(tmp_path)
-    rows = {row["name"]: row for row in document["schemes"]}
-    scene = document["data"]["scenes"][1]["name"]
-    assert rows[INT8]["status"] == "failed" and rows[INT8]["metrics"] == {}
-    assert rows[INT8]["reason"] == f"there are no results of scene {scene}"
-    assert rows[INT4]["status"] == "ok" and document["status"] == "with failures"
+    rows = {row.name: row for row in document.schemes}
+    scene = document.data.scenes[1].name
+    assert rows[INT8].status == "failed" and rows[INT8].metrics == {}
+    assert rows[INT8].reason == f"there are no results of scene {scene}"
+    assert rows[INT4].status == "ok" and document.status == "with failures"
 
 
 @pytest.mark.parametrize("cheated", [{0}, {1}, {0, 1, 2}])
 def test_the_baseline_twice_is_caught(tmp_path: Path, monkeypatch, cheated: set[int]) -> None:
     """A harness that keeps the packed model aside and scores the float one, if on one scene."""
-    real = measure.measure
+    real = bench.measure
 
     def float_again(model, images, passes, *, watched, **options):
         found = real(model, images, passes, watched=watched, **options)
@@ -489,33 +520,33 @@ def test_the_baseline_twice_is_caught(tmp_path: Path, monkeypatch, cheated: set[
             baseline.setdefault(images.data_ptr(), found.outputs)
         return found
 
-    baseline: dict[int, measure.Outputs] = {}
-    monkeypatch.setattr(measure, "measure", float_again)
+    baseline: dict[int, Outputs] = {}
+    monkeypatch.setattr(bench, "measure", float_again)
     document = _evaluate(tmp_path, schemes=(INT8,))
-    row = document["schemes"][-1]
-    scenes = [document["data"]["scenes"][i]["name"] for i in sorted(cheated)]
-    assert row["status"] == "failed" and row["proof"]["scenes_equal_baseline"] == scenes
-    assert f"outputs on {', '.join(scenes)} equal the baseline's bit for bit" in row["reason"]
+    row = document.schemes[-1]
+    scenes = [document.data.scenes[i].name for i in sorted(cheated)]
+    assert row.status == "failed" and row.proof.scenes_equal_baseline == scenes
+    assert f"outputs on {', '.join(scenes)} equal the baseline's bit for bit" in row.reason
 
 
 def test_layers_that_one_scene_goes_round_are_caught(tmp_path: Path, monkeypatch) -> None:
     """A packed layer that is set aside on the last scene alone."""
-    real = measure.Bench._scene
+    real = bench.Bench._scene
 
-    def round_it(self, variant, sample, passes, watched):
+    def round_it(self, variant, sample, passes, subject):
         if variant.name == INT8 and sample is self.samples[-1]:
-            first = next(iter(watched))
+            first = next(iter(subject.watched))
             *parent, child = first.split(".")
             at = self.model.get_submodule(".".join(parent))
             packed = getattr(at, child)
             at.register_forward_pre_hook(lambda *_: setattr(at, child, self.linears[first]))
             at.register_forward_hook(lambda *_: setattr(at, child, packed))
-        return real(self, variant, sample, passes, watched)
+        return real(self, variant, sample, passes, subject)
 
-    monkeypatch.setattr(measure.Bench, "_scene", round_it)
-    row = _evaluate(tmp_path, schemes=(INT8,))["schemes"][-1]
-    assert row["status"] == "failed" and len(row["proof"]["layers_not_executed"]) == 1
-    assert "1 swapped layers did not run on a scene although the baseline's did" in row["reason"]
+    monkeypatch.setattr(bench.Bench, "_scene", round_it)
+    row = _evaluate(tmp_path, schemes=(INT8,)).schemes[-1]
+    assert row.status == "failed" and len(row.proof.layers_not_executed) == 1
+    assert "1 swapped layers did not run on a scene although the baseline's did" in row.reason
 
 
 def test_a_product_that_no_kernel_made_is_caught(tmp_path: Path, monkeypatch) -> None:
@@ -525,13 +556,13 @@ def test_a_product_that_no_kernel_made_is_caught(tmp_path: Path, monkeypatch) ->
         return (x @ self.weight.T + self.bias).detach()
 
     monkeypatch.setattr(vq.QuantizedLinear, "forward", simulated)
-    rows = _evaluate(tmp_path, schemes=(INT8,), scenes=1)["schemes"]
-    assert rows[-1]["status"] == "failed"
-    assert "6 layers ran without a packed kernel" in rows[-1]["reason"]
+    row = _evaluate(tmp_path, schemes=(INT8,), scenes=1).schemes[-1]
+    assert row.status == "failed" and row.why is Why.NO_KERNEL
+    assert "6 layers ran without a packed kernel" in row.reason
 
 
 def test_noise_that_changes_nothing_is_caught(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(variants, "with_noise", lambda images, scene: images)
-    rows = {row["name"]: row for row in _evaluate(tmp_path, schemes=(INT8,), scenes=1)["schemes"]}
-    assert rows[variants.NOISY_INPUT]["status"] == "failed"
-    assert "the noise changed nothing" in rows[variants.NOISY_INPUT]["reason"]
+    rows = {row.name: row for row in _evaluate(tmp_path, schemes=(INT8,), scenes=1).schemes}
+    assert rows[variants.NOISY_INPUT].status == "failed"
+    assert "the noise changed nothing" in rows[variants.NOISY_INPUT].reason

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vggtquant compare`: what changed between two documents of results, and what that says.
+"""`vggtquant compare`: what changed between two documents of results.
 
 Scores mean something side by side for the same model on the same pictures, times moreover only for
 the same machine in the same state. Nothing is compared across such a difference unasked.
@@ -7,23 +7,18 @@ the same machine in the same state. Nothing is compared across such a difference
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
-from ..present import columns
-from . import report
+import msgspec
 
-Document = dict[str, Any]
-Row = dict[str, Any]
+from ..schema import Document, Part, Row, SceneInput, Status
 
 # Blocks of a row that hold no figure of its own: settings, and what they were made from.
-_NO_FIGURES = frozenset(("config", "layers", "scenes", "proof", "reasons", "notes", "pictures"))
+_NO_FIGURES = frozenset(("config", "layers", "scenes", "proof", "reasons", "notes", "why"))
 # Those that depend on the machine and on what else it did.
-_TIMES = frozenset(("time", "prepare_s", "process_peak_bytes", "isolated", "energy_joules"))
+_TIMES = frozenset(("time", "prepare_s", "process_peak_bytes", "isolated"))
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,6 @@ class Condition:
     spoils: tuple[str, ...]  # of "scores" and "times"; none: worth a word only
 
 
-_BLOCKS = {"status", "environment", "model", "data", "settings", "schemes"}
 _BOTH = ("scores", "times")
 CONDITIONS = (
     Condition(("model", "sha256"), _BOTH),
@@ -56,29 +50,51 @@ CONDITIONS = (
 )
 
 
-def load(path: str | Path) -> Document:
-    """A document of results, from its file or from the folder that holds it.
+class Unlike(Part):
+    """A condition in which two runs differ."""
 
-    Raises UserError for what is no such document, or one of another major schema version.
-    """
-    file = Path(path)
-    if file.is_dir():
-        file = file / report.JSON_NAME
-    try:
-        document: Document = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except ValueError as error:  # no UTF-8, no JSON
-        hint = "; checkpoints are for `vggtquant diff`" if file.suffix == ".safetensors" else ""
-        raise UserError(f"{file} is no JSON: {error}{hint}") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if not isinstance(version, str) or not _BLOCKS <= document.keys():
-        raise UserError(f"{file} is no {report.JSON_NAME} of vggtquant evaluate")
-    if version.partition(".")[0] != report.SCHEMA_VERSION.partition(".")[0]:
-        raise UserError(
-            f"{file} has schema version {version}; this version reads {report.SCHEMA_VERSION}"
-        )
-    return document
+    what: str
+    a: Any
+    b: Any
+    spoils: list[str]
+
+
+class Comparable(Part):
+    """What means something side by side."""
+
+    scores: bool
+    times: bool
+
+
+class Change(Part):
+    """A figure before and after."""
+
+    a: float
+    b: float
+    ratio: float | None
+    comparable: bool
+
+
+class RowChange(Part):
+    """What changed in the row of a scheme."""
+
+    status: list[Status]
+    time_beyond_spread: bool | None
+    unchanged: int
+    changes: dict[str, Change]
+    only_in_a: list[str]
+    only_in_b: list[str]
+
+
+class Comparison(Part):
+    """What changed from a to b; docs/report.md explains the keys."""
+
+    refused: bool
+    differences: list[Unlike]
+    comparable: Comparable
+    only_in_a: list[str]
+    only_in_b: list[str]
+    schemes: dict[str, RowChange]
 
 
 # ---- what the two have in common -----------------------------------------------------------------
@@ -87,19 +103,20 @@ def load(path: str | Path) -> Document:
 def _at(document: Document, path: tuple[str, ...]) -> Any:
     value: Any = document
     for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
+        value = value.get(key) if isinstance(value, Mapping) else getattr(value, key)
     if path == ("data", "scenes"):
-        return [_scene(scene) for scene in value or ()]
+        return [_scene(scene) for scene in value]
+    if path == ("environment", "threads"):  # version 3.0 does not know the policy
+        return {"torch": value.torch, "omp_num_threads": value.omp_num_threads}
     return value
 
 
-def _scene(scene: Mapping[str, Any]) -> str:
-    pictures = ",".join(scene["images_sha256"].values())
-    size = f"{scene['frames']} x {scene['width_px']} x {scene['height_px']}"
-    return f"{scene['name']} {size} {pictures}"
+def _scene(scene: SceneInput) -> str:
+    pictures = ",".join(scene.images_sha256.values())
+    return f"{scene.name} {scene.frames} x {scene.width_px} x {scene.height_px} {pictures}"
 
 
-def differences(a: Document, b: Document) -> list[dict[str, Any]]:
+def differences(a: Document, b: Document) -> list[Unlike]:
     """The conditions in which two runs differ: what, both values, and what that spoils."""
     found = []
     for condition in CONDITIONS:
@@ -108,12 +125,7 @@ def differences(a: Document, b: Document) -> list[dict[str, Any]]:
             if condition.path == ("data", "scenes"):
                 one, two = _scenes_in_words(one, two)
             found.append(
-                {
-                    "what": "/".join(condition.path),
-                    "a": one,
-                    "b": two,
-                    "spoils": list(condition.spoils),
-                }
+                Unlike(what="/".join(condition.path), a=one, b=two, spoils=list(condition.spoils))
             )
     return found
 
@@ -132,8 +144,8 @@ def _scenes_in_words(one: list[str], two: list[str]) -> tuple[str, str]:
 
 def figures(row: Row) -> dict[str, float]:
     """The numbers of a row by path, such as "metrics/depth/mae": what is not per scene or layer."""
-    there = {key: value for key, value in row.items() if key not in _NO_FIGURES}
-    return dict(_leaves(there, ""))
+    plain = msgspec.to_builtins(row)
+    return dict(_leaves({k: v for k, v in plain.items() if k not in _NO_FIGURES}, ""))
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, float]]:
@@ -144,187 +156,51 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, float]]:
         yield path, value
 
 
-def _is_time(path: str) -> bool:
-    return path.partition("/")[0] in _TIMES
-
-
 def _apart(a: Row, b: Row) -> bool | None:
     """Whether the quartiles of the two times do not overlap; None for a time without them."""
-    one, two = a["time"], b["time"]
-    if not one or not two or one["forward_ms_iqr"] is None or two["forward_ms_iqr"] is None:
+    one, two = a.time, b.time
+    if not one or not two or one.forward_ms_iqr is None or two.forward_ms_iqr is None:
         return None
-    halves = (one["forward_ms_iqr"] + two["forward_ms_iqr"]) / 2
-    return bool(abs(two["forward_ms_median"] - one["forward_ms_median"]) > halves)
+    halves = (one.forward_ms_iqr + two.forward_ms_iqr) / 2
+    return abs(two.forward_ms_median - one.forward_ms_median) > halves
 
 
-def compare(a: Document, b: Document) -> dict[str, Any]:
-    """What changed from a to b, as plain JSON values; docs/report.md explains the keys."""
-    rows_a = {row["name"]: row for row in a["schemes"]}
-    rows_b = {row["name"]: row for row in b["schemes"]}
+def compare(a: Document, b: Document, *, force: bool = False) -> Comparison:
+    """What changed from a to b. Without `force`, nothing across a condition that spoils it."""
+    rows_a = {row.name: row for row in a.schemes}
+    rows_b = {row.name: row for row in b.schemes}
     unlike = differences(a, b)
-    spoiled = {what for one in unlike for what in one["spoils"]}
-    schemes = {}
-    for name in rows_a:
-        if name not in rows_b:
-            continue
-        one, two = rows_a[name], rows_b[name]
-        before, after = figures(one), figures(two)
-        common = [path for path in before if path in after]
-        schemes[name] = {
-            "status": [one["status"], two["status"]],
-            "time_beyond_spread": _apart(one, two),
-            "unchanged": sum(before[path] == after[path] for path in common),
-            "changes": {
-                path: _change(before[path], after[path], _is_time(path), spoiled)
-                for path in common
-                if before[path] != after[path]
-            },
-            "only_in_a": [path for path in before if path not in after],
-            "only_in_b": [path for path in after if path not in before],
-        }
-    return {
-        "differences": unlike,
-        "comparable": {what: what not in spoiled for what in _BOTH},
-        "only_in_a": [name for name in rows_a if name not in rows_b],
-        "only_in_b": [name for name in rows_b if name not in rows_a],
-        "schemes": schemes,
-    }
-
-
-def _change(a: float, b: float, time: bool, spoiled: set[str]) -> dict[str, Any]:
-    comparable = ("times" if time else "scores") not in spoiled
-    return {"a": a, "b": b, "ratio": b / a if comparable and a else None, "comparable": comparable}
-
-
-# ---- words ---------------------------------------------------------------------------------------
-
-
-def conditions_in_words(found: Mapping[str, Any]) -> list[str]:
-    """The differences of conditions, a line each, with what they spoil."""
-    lines = []
-    for one in found["differences"]:
-        spoils = " and ".join(one["spoils"])
-        lines.append(
-            f"{one['what']}: {_short(one['a'])} -> {_short(one['b'])}"
-            + (f" ({spoils} not comparable)" if spoils else "")
-        )
-    return lines
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    words = str(value)
-    return f"{words[:16]}..." if len(words) == 64 and words.isalnum() else words  # a SHA-256
-
-
-def in_words(found: Mapping[str, Any], a: Document, b: Document) -> list[str]:
-    """The whole comparison in lines: conditions, then a line for each main figure that changed."""
-    lines = conditions_in_words(found)
-    for key, name in (("only_in_a", "A"), ("only_in_b", "B")):
-        if found[key]:
-            lines.append(f"only in {name}: {', '.join(found[key])}")
-    rows_a = {row["name"]: row for row in a["schemes"]}
-    rows_b = {row["name"]: row for row in b["schemes"]}
-    shown = columns.main([*a["schemes"], *b["schemes"]])
-    table = [("Scheme", "figure", "A", "B", "change")]
-    same = []
-    for name, change in found["schemes"].items():
-        one, two = rows_a[name], rows_b[name]
-        if change["status"] != ["ok", "ok"]:
-            if change["status"][0] != change["status"][1]:
-                table.append((name, "status", *change["status"], ""))
-            continue
-        before = len(table)
-        for column in shown:
-            if column.heading.startswith("±"):  # stands beside the time
-                continue
-            line = _line(column, one, two, found["comparable"], change["time_beyond_spread"])
-            if line:
-                table.append((name if len(table) == before else "", column.heading, *line))
-        if len(table) == before:
-            same.append(name)
-    if len(table) > 1:
-        lines += ["", *_aligned(table), ""]
-    if same:
-        lines.append(f"no difference in these figures: {', '.join(same)}")
-    counts = [len(change["changes"]) for change in found["schemes"].values()]
-    lines.append(
-        f"{sum(counts)} figures in {len(counts)} schemes differ, all of them in --json; "
-        "ms: median ± interquartile range"
+    spoiled = {what for one in unlike for what in one.spoils}
+    return Comparison(
+        refused=bool(spoiled) and not force,
+        differences=unlike,
+        comparable=Comparable(scores="scores" not in spoiled, times="times" not in spoiled),
+        only_in_a=[name for name in rows_a if name not in rows_b],
+        only_in_b=[name for name in rows_b if name not in rows_a],
+        schemes={
+            name: _row(row, rows_b[name], spoiled) for name, row in rows_a.items() if name in rows_b
+        },
     )
-    return lines
 
 
-def _line(
-    column: columns.Column, a: Row, b: Row, comparable: Mapping[str, bool], apart: bool | None
-) -> tuple[str, str, str] | None:
-    """A figure before and after, and its change; None where it reads the same."""
-    one, two = column.value(a), column.value(b)
-    if one == two or (column.cell(a) == column.cell(b) and column.heading != "ms"):
-        return None
-    cells = [column.cell(a), column.cell(b)]
-    if column.heading == "ms":
-        spreads = (row["time"]["forward_ms_iqr"] for row in (a, b))
-        cells = [
-            cell if spread is None else f"{cell} ± {spread:.1f}"
-            for cell, spread in zip(cells, spreads, strict=True)
-        ]
-    timed = column.heading in ("ms", "speedup")
-    if not comparable["times" if timed else "scores"]:
-        return cells[0], cells[1], "not comparable"
-    words = f"{100 * (two / one - 1):+.1f} %" if one and two is not None else ""
-    if column.heading == "ms" and apart is False:
-        words += ", within the spread"
-    elif column.heading == "ms" and apart is None:
-        words += ", spread unknown"
-    return cells[0], cells[1], words
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]
-
-
-def add_arguments(parser: Any) -> None:
-    """The arguments of `vggtquant compare`."""
-    parser.epilog = (
-        "Exits with 0 when the two could be compared, changed or not; with 4 when models, pictures "
-        "or machines differ and --force was not given; with 2 for what is no report."
+def _row(one: Row, two: Row, spoiled: set[str]) -> RowChange:
+    before, after = figures(one), figures(two)
+    common = [path for path in before if path in after]
+    return RowChange(
+        status=[one.status, two.status],
+        time_beyond_spread=_apart(one, two),
+        unchanged=sum(before[path] == after[path] for path in common),
+        changes={
+            path: _change(path, before[path], after[path], spoiled)
+            for path in common
+            if before[path] != after[path]
+        },
+        only_in_a=[path for path in before if path not in after],
+        only_in_b=[path for path in after if path not in before],
     )
-    parser.add_argument("a", metavar="A", help=f"a {report.JSON_NAME}, or the folder of one")
-    parser.add_argument("b", metavar="B", help="another one, with which it is compared")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="show what cannot be compared, too: scores of other models or pictures, times of "
-        "other machines; such figures are marked and get no ratio",
-    )
-    parser.add_argument("--json", action="store_true", help="all that changed, for programs")
 
 
-def main(args: Any) -> int:
-    """Runs the command and returns its exit code."""
-    a, b = load(args.a), load(args.b)
-    found = compare(a, b)
-    refused = not all(found["comparable"].values()) and not args.force
-    if args.json:
-        whole = {"refused": refused, **found}
-        if refused:  # nobody reads past a flag
-            whole["schemes"] = {}
-        print(json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False))
-    elif refused:
-        for line in conditions_in_words(found):
-            print(line)
-        what = " and ".join(name for name, good in found["comparable"].items() if not good)
-        print(f"not compared: {what} mean nothing side by side; --force shows them all the same")
-    else:
-        for line in in_words(found, a, b):
-            print(line)
-    return 4 if refused else 0
+def _change(path: str, a: float, b: float, spoiled: set[str]) -> Change:
+    what = "times" if path.partition("/")[0] in _TIMES else "scores"
+    comparable = what not in spoiled
+    return Change(a=a, b=b, ratio=b / a if comparable and a else None, comparable=comparable)

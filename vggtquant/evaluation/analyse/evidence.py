@@ -1,79 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What speaks for and against a report's figures: FP32's own uncertainty, and the times' spread."""
+"""What speaks for and against a report's errors: FP32's own uncertainty."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-Row = dict[str, Any]
-
-# Passes that differ by more than this share of their median were disturbed by something else.
-WIDE_SPREAD = 0.2
+from ..measure import variants
+from ..schema import Below, Kind, NoiseFloor, Recheck, Row
 
 FLOOR_RULE = (
     "A reference row is FP32 itself under other circumstances. A scheme's error that is no larger "
     "is below what FP32's own outputs vary by, and is no finding; errors are compared as a whole "
     "and output by output (relative_l2, mean over scenes)."
 )
-SPREAD_RULE = (
-    f"The interquartile range of a row's times is more than {100 * WIDE_SPREAD:g} % of the median."
-)
 
 
-def noise_floor(rows: Sequence[Row]) -> Row:
+def noise_floor(rows: Sequence[Row]) -> NoiseFloor:
     """The references' errors, and each scheme's errors that are no larger."""
-    done = [row for row in rows if row["status"] == "ok" and row["error"] is not None]
-    references = [row for row in done if row["kind"] == "reference"]
+    done = [row for row in rows if row.ok and row.error is not None]
+    references = [row for row in done if row.kind is Kind.REFERENCE]
 
     def below(error: float | None, output: str | None) -> list[str]:
+        floors = {reference.name: _error(reference, output) for reference in references}
         return [
-            reference["name"]
-            for reference in references
-            if error is not None
-            and (floor := _error(reference, output)) is not None
-            and 0 < error <= floor
+            name
+            for name, floor in floors.items()
+            if error is not None and floor is not None and 0 < error <= floor
         ]
 
-    return {
-        "rule": FLOOR_RULE,
-        "errors": {row["name"]: row["error"] for row in references},
-        "below": {
-            row["name"]: {
-                "error": below(row["error"], None),
-                "outputs": {
-                    output: names
-                    for output in row["metrics"]
-                    if (names := below(_error(row, output), output))
-                },
-            }
-            for row in done
-            if row["kind"] == "quantized"
-        },
-    }
+    def of(row: Row) -> Below:
+        by_output = {output: below(_error(row, output), output) for output in row.metrics}
+        return Below(
+            error=below(row.error, None),
+            outputs={output: names for output, names in by_output.items() if names},
+        )
+
+    return NoiseFloor(
+        rule=FLOOR_RULE,
+        errors={row.name: row.error for row in references if row.error is not None},
+        below={row.name: of(row) for row in done if row.kind is Kind.QUANTIZED},
+    )
 
 
 def _error(row: Row, output: str | None) -> float | None:
     """A row's error: the whole, or that of one output."""
-    value: float | None = (
-        row["error"] if output is None else row["metrics"].get(output, {}).get("relative_l2")
-    )
-    return value
+    if output is None:
+        return row.error
+    return row.metrics[output].relative_l2 if output in row.metrics else None
 
 
-def timing(rows: Sequence[Row], threads: int) -> Row:
-    """The rows whose passes spread widely, and what to do about it."""
-    wide = [
-        row["name"]
-        for row in rows
-        if row["status"] == "ok"
-        and (row["time"]["forward_ms_iqr"] or 0) > WIDE_SPREAD * row["time"]["forward_ms_median"]
-    ]
-    places = ",".join(f"{{{core}}}" for core in range(threads)) if threads <= 8 else "cores"
-    advice = (
-        "Something else was running, or threads moved between cores: do not compare these times. "
-        "Run again on a quiet machine with pinned threads: "
-        f"OMP_NUM_THREADS={threads} OMP_PROC_BIND=close OMP_PLACES='{places}' vggtquant evaluate, "
-        "or with fewer --threads than there are cores."
+def recheck(rows: Sequence[Row]) -> Recheck | None:
+    """FP32 once more after all schemes: the same bits, and how far its time drifted."""
+    again = next((row for row in rows if row.name == variants.REPEAT), None)
+    if again is None or not again.ok or again.outputs_equal_baseline is None:
+        return None
+    first, last = rows[0].timed.forward_ms_median, again.timed.forward_ms_median
+    return Recheck(
+        outputs_equal_first_run=again.outputs_equal_baseline,
+        forward_ms=last,
+        time_drift_percent=100 * (last / first - 1),
     )
-    return {"rule": SPREAD_RULE, "wide": wide, "advice": advice if wide else None}

@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from ...errors import UserError
+from ..schema import (
+    Best,
+    Budget,
+    Difference,
+    Kind,
+    Loss,
+    Recommendation,
+    Row,
+    Statistics,
+    Tied,
+)
+from ..words import count, percent
 
-Row = dict[str, Any]
-Budget = Mapping[str, float | None]
-
-BOUNDS = ("max_drop", "max_bytes", "min_speedup")
+DEFAULT_DROP = 1.0  # percentage points of AUC@30
+_AUC, _DEPTH = "auc_30", "depth_abs_rel"
 RULES = {
     "error": (
         "The error of a scheme is the geometric mean over the model's outputs of relative_l2 = "
@@ -21,20 +28,14 @@ RULES = {
     "accuracy": "The smallest error; of equals, the fewest bytes.",
     "size": "The fewest bytes held by the whole model; of equals, the smallest error.",
     "speed": "The largest speedup over FP32 timed beside it; of equals, the smallest error.",
-    "balance": (
-        "The smallest sum of (bytes / FP32 bytes) and error: one percent of the FP32 model's bytes "
-        "weighs as much as one percent of error. Time has no part in it, because it depends on the "
-        "machine; of equals, the fewest bytes."
-    ),
 }
 RULE = (
-    "Quantized schemes that finished and keep to every bound given: a loss of at most max_drop "
-    "percentage points of pose AUC@30 (against ground truth; without it, against FP32's own "
-    "poses), at most max_bytes for the whole model, at least min_speedup over FP32 timed beside "
-    "it. Of these, the ones that no other beats in error and bytes (the front). Of the front: the "
-    "fewest bytes if only the loss is bounded, the smallest error if only the bytes are, and "
-    "otherwise the smallest sum of (bytes / FP32 bytes) and error. Figures are taken as measured; "
-    "what their spread leaves open is said beside the choice."
+    "The smallest scheme whose outputs stay as near to FP32's own as this: at most max_drop "
+    f"percentage points of pose AUC@30 (default {DEFAULT_DROP:g}) are lost against FP32's poses, "
+    "and the depth's AbsRel from FP32's depth is at most the noise floor, the largest of the float "
+    "references (FP32 on pictures one 8-bit step off, bfloat16). With --max_drop the depth has no "
+    "bound. --max_bytes and --min_speedup "
+    "bound the model's size and speed. Of schemes of the same size, the one that loses least."
 )
 
 
@@ -43,221 +44,264 @@ RULE = (
 
 def candidates(rows: Sequence[Row]) -> list[Row]:
     """The quantized rows that finished and can be believed."""
-    return [row for row in rows if row["kind"] == "quantized" and row["status"] == "ok"]
+    return [row for row in rows if row.scored()]
 
 
-def _bytes(row: Row) -> int:
-    return int(row["bytes"]["model_bytes"])
+def _error(row: Row) -> float:
+    assert row.error is not None  # of candidates
+    return row.error
 
 
 def most_accurate(row: Row) -> tuple[float, ...]:
     """Orders schemes by RULES["accuracy"], the best first."""
-    return row["error"], _bytes(row)
+    return _error(row), row.nbytes
 
 
 def smallest(row: Row) -> tuple[float, ...]:
     """Orders schemes by RULES["size"], the best first."""
-    return _bytes(row), row["error"]
+    return row.nbytes, _error(row)
 
 
 def fastest(row: Row) -> tuple[float, ...]:
-    """Orders schemes by RULES["speed"], the best first."""
-    return -row["time"]["speedup"], row["error"]
-
-
-def balanced(row: Row) -> tuple[float, ...]:
-    """Orders schemes by RULES["balance"], the best first."""
-    return 1 / row["bytes"]["compression_ratio_model"] + row["error"], _bytes(row)
-
-
-_ORDERS = {
-    "accuracy": most_accurate,
-    "size": smallest,
-    "speed": fastest,
-    "balance": balanced,
-}
+    """Orders schemes by RULES["speed"], the best first; for those that have a speedup."""
+    return -(row.timed.speedup or 0.0), _error(row)
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other row beats in error or bytes without losing in the other."""
 
     def beaten(row: Row) -> bool:
-        here = (row["error"], _bytes(row))
-        others = ((other["error"], _bytes(other)) for other in rows)
+        here = (_error(row), row.nbytes)
+        others = ((_error(other), other.nbytes) for other in rows)
         return any(e <= here[0] and b <= here[1] and (e, b) != here for e, b in others)
 
     return [row for row in rows if not beaten(row)]
 
 
-def best(rows: Sequence[Row], statistics: Row) -> Row:
+def best(rows: Sequence[Row], statistics: Statistics) -> Best:
     """The best schemes by RULES; null where no scheme finished.
 
-    `tied`: what a pick cannot be told from: other schemes without a shown difference in error from
-    the most accurate, and those whose quartiles of the speedup reach into the fastest one's.
+    `tied`: what a pick cannot be told from: schemes without a shown difference in error from the
+    most accurate, those of the smallest one's size, and those whose quartiles of the speedup reach
+    into the fastest one's. Without intervals nothing is known of differences in error, and the
+    other schemes are `unknown`.
     """
-    there = [row for row in candidates(rows) if row["error"] is not None]
-    first = {why: min(there, key=order, default=None) for why, order in _ORDERS.items()}
+    there = candidates(rows)
+    timed = [row for row in there if row.timed.speedup is not None]
+    accuracy = min(there, key=most_accurate, default=None)
+    size = min(there, key=smallest, default=None)
+    speed = min(timed, key=fastest, default=None)
 
-    def tied(why: str, alike: Callable[[Row, Row], bool]) -> list[str]:
-        row = first[why]
-        return [other["name"] for other in there if row and other is not row and alike(row, other)]
+    def alike(pick: Row | None, same: Callable[[Row, Row], bool], among: list[Row]) -> list[str]:
+        return [row.name for row in among if pick and row is not pick and same(pick, row)]
 
-    return {
-        **{why: row["name"] if row else None for why, row in first.items()},
-        "tied": {
-            "accuracy": tied("accuracy", lambda a, b: _as_accurate(a, b, statistics)),
-            "speed": tied("speed", _as_fast),
-        },
-        "pareto_front": [row["name"] for row in sorted(pareto(there), key=smallest)],
-        "rules": RULES,
-    }
+    def named(row: Row | None) -> str | None:
+        return row.name if row else None
+
+    return Best(
+        accuracy=named(accuracy),
+        size=named(size),
+        speed=named(speed),
+        tied=Tied(
+            accuracy=alike(accuracy, lambda a, b: _as_accurate(a, b, statistics), there),
+            speed=alike(speed, _as_fast, timed),
+            size=alike(size, lambda a, b: a.nbytes == b.nbytes, there),
+            unknown=alike(accuracy, lambda a, b: statistics.note is not None, there),
+        ),
+        pareto_front=[row.name for row in sorted(pareto(there), key=smallest)],
+        rules=RULES,
+    )
 
 
-def _as_accurate(a: Row, b: Row, statistics: Row) -> bool:
-    """Whether no difference in error is shown between two schemes."""
-    pair = {a["name"], b["name"]}
+def _as_accurate(a: Row, b: Row, statistics: Statistics) -> bool:
+    """Whether an interval says that no difference in error is shown between two schemes."""
+    pair = {a.name, b.name}
     return any(
-        not entry["shown"]
-        for entry in statistics["between"]
-        if entry["score"] == "error" and {entry["a"], entry["b"]} == pair
+        entry.low is not None and not entry.shown
+        for entry in statistics.between
+        if entry.score == "error" and {entry.a, entry.b} == pair
     )
 
 
 def _as_fast(a: Row, b: Row) -> bool:
     """Whether b's speedup reaches a's, by the quartiles of both; without these, it is not known."""
-    low, high = a["time"]["speedup_low"], b["time"]["speedup_high"]
-    return low is None or high is None or bool(high >= low)
+    low, high = a.timed.speedup_low, b.timed.speedup_high
+    return low is None or high is None or high >= low
 
 
-# ---- within a budget -----------------------------------------------------------------------------
+# ---- the loss ------------------------------------------------------------------------------------
 
 
-def check(budget: Budget) -> None:
-    """UserError for a bound that no scheme could mean: a negative loss, a speedup of 0."""
-    for name in BOUNDS:
-        bound = budget.get(name)
-        least = "of 0 or more" if name == "max_drop" else "above 0"
-        if bound is not None and not (0 < bound < math.inf or (name == "max_drop" and bound == 0)):
-            raise UserError(f"--{name} is {bound:g}; wanted a number {least}")
+def loss(row: Row, baseline: Row, statistics: Statistics) -> Loss:
+    """What a scheme loses against FP32's own poses and depth, with the ends of the intervals."""
+    mine, fp32 = row.task.fp32 or {}, baseline.task.fp32 or {}
+    points = 100 * (fp32[_AUC] - mine[_AUC]) if _AUC in mine and _AUC in fp32 else None
+    ends = statistics.against_fp32.get(row.name, {})
+    auc, depth = ends.get(f"fp32/{_AUC}"), ends.get(f"fp32/{_DEPTH}")
+    return Loss(
+        against="fp32",
+        points=points,
+        low=_negative(auc.high if auc else None),
+        high=_negative(auc.low if auc else None),
+        depth=mine.get(_DEPTH),
+        depth_high=depth.high if depth else None,
+    )
 
 
-def drop(row: Row, baseline: Row) -> tuple[str, float] | None:
-    """Percentage points of pose AUC@30 that a scheme loses, and against what; None without poses.
-
-    Against ground truth where there is ("truth"), otherwise against FP32's own poses ("fp32"),
-    whose AUC is 100.
-    """
-    for part in ("truth", "fp32"):
-        mine, fp32 = (r["task"].get(part) or {} for r in (row, baseline))
-        if "auc_30" in mine and "auc_30" in fp32:
-            return part, 100 * (float(fp32["auc_30"]) - float(mine["auc_30"]))
-    return None
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -100 * value
 
 
-def _loss(row: Row, baseline: Row, statistics: Row) -> Row | None:
-    """What a scheme loses, with the ends of its interval; None without poses."""
-    found = drop(row, baseline)
-    if found is None:
-        return None
-    part, points = found
-    entry = statistics["against_fp32"].get(row["name"], {}).get(f"{part}/auc_30") or {}
-    low, high = (entry.get(end) for end in ("low", "high"))
-    return {
-        "against": part,
-        "points": points,
-        "low": None if high is None else -100 * high,
-        "high": None if low is None else -100 * low,
-    }
+def depth_floor(rows: Sequence[Row]) -> float | None:
+    """The largest AbsRel of the references' depth from FP32's; None without such a row."""
+    found = [
+        (row.task.fp32 or {}).get(_DEPTH) for row in rows if row.ok and row.kind is Kind.REFERENCE
+    ]
+    return max((value for value in found if value is not None), default=None)
 
 
-def _open(row: Row, loss: Row | None, budget: Budget) -> list[str]:
+def truth_difference(row: Row, statistics: Statistics) -> Difference | None:
+    """The difference in AUC@30 against ground truth, where it is known."""
+    return statistics.against_fp32.get(row.name, {}).get(f"truth/{_AUC}")
+
+
+# ---- within the bounds ---------------------------------------------------------------------------
+
+
+def _too_much(row: Row, lost: Loss, budget: Budget, most: float, floor: float | None) -> list[str]:
+    """The bounds that a row does not keep, in words."""
+    words = []
+    if lost.points is None and budget.max_drop is not None:
+        words.append("no poses, so max_drop cannot be checked")
+    elif lost.points is not None and lost.points > most:
+        words.append(f"loses {lost.points:.2f} points of AUC@30, more than max_drop {most:g}")
+    if floor is not None and lost.depth is not None and lost.depth > floor:
+        words.append(
+            f"its depth is {percent(lost.depth)} % from FP32's, more than the noise floor's "
+            f"{percent(floor)} %"
+        )
+    if budget.max_bytes is not None and row.nbytes > budget.max_bytes:
+        words.append(f"{row.nbytes} bytes, more than max_bytes {budget.max_bytes:.0f}")
+    if budget.min_speedup is not None:
+        fast = row.timed.speedup
+        if fast is None:
+            words.append("no speedup that could be held to min_speedup")
+        elif fast < budget.min_speedup:
+            words.append(f"{fast:.2f}x FP32's speed, less than min_speedup {budget.min_speedup:g}")
+    return words
+
+
+def _open(row: Row, lost: Loss, budget: Budget, most: float, statistics: Statistics) -> list[str]:
     """The bounds that a scheme keeps by its figures, but not by all that these leave open."""
     words = []
-    most, least = budget["max_drop"], budget["min_speedup"]
-    if most is not None and loss is not None:
-        if loss["high"] is None:
-            words.append("without an interval, nothing is known of what the loss is by chance")
-        elif loss["high"] > most:
-            words.append(
-                f"the loss may be up to {loss['high']:.2f} points by its interval, more than "
-                f"max_drop {most:g}"
-            )
-    slowest = row["time"]["speedup_low"]
-    if least is not None and (slowest is None or slowest < least):
+    if lost.points is None:
+        words.append("the model gives no poses, so nothing is known of what they lose")
+    elif statistics.note is not None:
+        scenes = count(statistics.scenes, "scene")
+        words.append(f"of {scenes} nothing is known about chance: another may lose more")
+    elif lost.high is not None and lost.high > most:
         words.append(
-            "the speedup has no spread, so min_speedup may be missed"
-            if slowest is None
-            else f"the speedup may be {slowest:.2f}x by its quartiles, less than min_speedup "
-            f"{least:g}"
+            f"the loss may be up to {lost.high:.2f} points by its interval, more than max_drop "
+            f"{most:g}"
+        )
+    least, slowest = budget.min_speedup, row.timed.speedup_low
+    if least is not None and slowest is None:
+        words.append("the speedup has no spread, so min_speedup may be missed")
+    elif least is not None and slowest is not None and slowest < least:
+        words.append(
+            f"the speedup may be {slowest:.2f}x by its quartiles, less than min_speedup {least:g}"
         )
     return words
 
 
-def _too_much(row: Row, baseline: Row, budget: Budget) -> list[str]:
-    """The bounds that a row does not keep, in words."""
-    _, lost = drop(row, baseline) or (None, None)
-    words = []
-    most, size, speed = (budget[name] for name in BOUNDS)
-    if most is not None and lost is None:
-        words.append("no poses, so max_drop cannot be checked")
-    elif most is not None and lost is not None and lost > most:
-        words.append(f"loses {lost:.2f} points of AUC@30, more than max_drop {most:g}")
-    held = row["bytes"]["model_bytes"]
-    if size is not None and held > size:
-        words.append(f"{held} bytes, more than max_bytes {size:.0f}")
-    fast = row["time"]["speedup"]
-    if speed is not None and fast < speed:
-        words.append(f"{fast:.2f}x FP32's speed, less than min_speedup {speed:g}")
-    return words
-
-
-def _choice(budget: Budget) -> tuple[str, Callable[[Row], tuple[float, ...]]]:
-    """What decides on the front, in words and as a key to be made small."""
-    if budget["max_drop"] is not None and budget["max_bytes"] is None:
-        return "the fewest bytes", smallest
-    if budget["max_bytes"] is not None and budget["max_drop"] is None:
-        return "the smallest error", most_accurate
-    return "the smallest sum of bytes / FP32 bytes and error", balanced
-
-
-def recommend(rows: Sequence[Row], budget: Budget, statistics: Row) -> Row:
+def recommend(rows: Sequence[Row], budget: Budget, statistics: Statistics) -> Recommendation:
     """The document's `recommendation`, by RULE, and the bounds that exclude each other scheme.
 
-    budget: max_drop (percentage points of AUC@30), max_bytes, min_speedup; None for no bound.
-    statistics: the document's, for what the choice leaves open.
+    budget: None for no bound of the user's. statistics: the document's, for what the choice leaves
+    open.
     """
-    budget = {name: budget.get(name) for name in BOUNDS}
-    there = [row for row in candidates(rows) if row["error"] is not None]
-    baseline = next((row for row in rows if row["kind"] == "baseline"), None)
-    excluded: dict[str, list[str]] = {}
-    if baseline is not None:
-        found = {row["name"]: _too_much(row, baseline, budget) for row in there}
-        excluded = {name: words for name, words in found.items() if words}
-    fitting = [row for row in there if row["name"] not in excluded]
-    front = sorted(pareto(fitting), key=smallest)
-    words, key = _choice(budget)
-    best = min(front, key=key, default=None)
-    loss = _loss(best, baseline, statistics) if best and baseline else None
-    return {
-        "rule": RULE,
-        "budget": budget,
-        "front": [row["name"] for row in front],
-        "excluded": excluded,
-        "scheme": best["name"] if best else None,
-        "reason": _reason(best, front, excluded, words),
-        "loss": loss,
-        "open": _open(best, loss, budget) if best else [],
+    there = candidates(rows)
+    baseline = next((row for row in rows if row.kind is Kind.BASELINE), None)
+    most = DEFAULT_DROP if budget.max_drop is None else budget.max_drop
+    floor = depth_floor(rows) if budget.max_drop is None else None
+    losses = {row.name: loss(row, baseline, statistics) for row in there if baseline}
+    excluded = {
+        row.name: words
+        for row in there
+        if baseline and (words := _too_much(row, losses[row.name], budget, most, floor))
     }
+    fitting = [row for row in there if row.name not in excluded]
+
+    def rank(row: Row) -> tuple[float, ...]:
+        lost = losses[row.name]
+        return row.nbytes, lost.points or 0.0, lost.depth or 0.0, _error(row)
+
+    def excess(row: Row) -> tuple[float, float]:
+        lost = losses[row.name]
+        parts = [(lost.points or 0.0) / max(most, 1e-9)]
+        if floor:
+            parts.append((lost.depth or 0.0) / floor)
+        return max(parts), row.nbytes
+
+    pick = min(fitting, key=rank, default=None)
+    within = [row for row in there if not _beyond_size(row, budget)]
+    near = None if pick else min(within or there, key=excess, default=None)
+    shown = pick or near
+    tied = [row.name for row in fitting if pick and row is not pick and row.nbytes == pick.nbytes]
+    return Recommendation(
+        rule=RULE,
+        budget=budget,
+        front=[row.name for row in sorted(pareto(fitting), key=smallest)],
+        excluded=excluded,
+        scheme=pick.name if pick else None,
+        reason=_reason(pick, near, fitting, excluded, losses, most, floor),
+        loss=losses[shown.name] if shown else None,
+        open=_open(pick, losses[pick.name], budget, most, statistics) if pick else [],
+        nearest=near.name if near else None,
+        tied=tied,
+        depth_bound=floor,
+    )
+
+
+def _beyond_size(row: Row, budget: Budget) -> bool:
+    return budget.max_bytes is not None and row.nbytes > budget.max_bytes
 
 
 def _reason(
-    best: Row | None, front: Sequence[Row], excluded: Mapping[str, Sequence[str]], words: str
+    pick: Row | None,
+    near: Row | None,
+    fitting: Sequence[Row],
+    excluded: Mapping[str, Sequence[str]],
+    losses: Mapping[str, Loss],
+    most: float,
+    floor: float | None,
 ) -> str:
-    if best is not None:
-        others = "it is alone" if len(front) == 1 else f"it has {words} of {len(front)}"
-        kept = f" Beyond the budget: {len(excluded)}." if excluded else ""
-        return f"On the front of error and bytes {others}.{kept}"
-    if excluded:
-        said = "; ".join(f"{name}: {' and '.join(why)}" for name, why in excluded.items())
-        return f"No scheme keeps to the budget. {said}."
-    return "No scheme finished with results that can be believed."
+    """One sentence, with the loss in it."""
+    bounds = f"{most:g} {'point' if most == 1 else 'points'} of AUC@30"
+    if floor is not None:
+        bounds += f" and {percent(floor)} % of depth, FP32's noise floor"
+    if pick is not None:
+        return (
+            f"It is the smallest of {len(fitting)} that keep within {bounds}: it loses "
+            f"{_lost(losses[pick.name])}."
+        )
+    if near is None:
+        return "No scheme finished with results that can be believed."
+    return (
+        f"No scheme keeps within the bounds ({bounds}). Nearest: {near.name}: "
+        f"{' and '.join(excluded[near.name])}; it loses {_lost(losses[near.name])}. "
+        "--max_drop sets another bound."
+    )
+
+
+def _lost(lost: Loss) -> str:
+    """The loss in words, with its interval."""
+    words = []
+    if lost.points is not None:
+        ends = ""
+        if lost.low is not None and lost.high is not None:
+            ends = f" ({lost.low + 0.0:.2f} .. {lost.high + 0.0:.2f})"
+        words.append(f"{lost.points + 0.0:.2f} points{ends}")
+    if lost.depth is not None:
+        words.append(f"{percent(lost.depth)} % of depth")
+    return " and ".join(words) or "nothing that could be measured"

@@ -1,30 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Says before the first forward what an evaluation will cost, from the speed of one layer.
 
-Linear layers are counted exactly, attention from the width of its `qkv` layers; convolutions are
-not counted. So it is a forecast: after the baseline, `update` puts its measured time in.
+torch's flop counter counts a forward of fake tensors; the layer with most of the work is timed
+under each scheme. How many scenes and pictures are used depends on the count alone, never on a
+time, so that a busy machine measures what a quiet one does.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-import vggtquant as vq
+from ... import environment
+from ...configs import QuantizationConfig
+from ...linear import QuantizedLinear
+from ...model import model_bytes
+from ..schema import Forecast
+from .forward import Runner, plainly
 
-from ... import vggt
-
-# What the default amount of input fits into: a coffee for a user's pictures, a first look at the
-# rendered scenes.
+# What the default amount of input fits into on a machine of NOMINAL multiply-adds a second: a
+# coffee for a user's pictures, a first look at the rendered scenes.
 COFFEE_SECONDS, LOOK_SECONDS = 600.0, 90.0
-# The bfloat16 row is left out when it would take longer than both; torch is some 50 times slower
-# on CPUs without instructions for it.
-HOPELESS_SECONDS, HOPELESS_TIMES = 20.0, 10.0
+NOMINAL = 100e9
+# torch in bfloat16 on CPUs without instructions for it: so many times slower; the row is left out
+# where it would nominally take longer than HOPELESS_SECONDS.
+BF16_TIMES, HOPELESS_SECONDS = 50.0, 20.0
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _PROBE_ROWS = 512  # rows of the measured layer: enough to be compute bound, few enough to be quick
 
 
@@ -39,67 +47,85 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-adds of a forward and the layer whose speed stands for all."""
+    """Multiply-adds of a forward, and the layer whose speed stands for all."""
 
-    layers: int
-    weights: int
+    macs: int
     linear_macs: int
-    attention_macs: int
+    weights: int
+    layers: int
     probe: str
     probe_rows: int
 
-
-@dataclass(frozen=True)
-class Cost:
-    """The forecast of a scheme: seconds to prepare it and for one forward, and bytes."""
-
-    name: str
-    prepare_s: float
-    forward_s: float
-    model_bytes: int
-
-    def seconds(self, forwards: float) -> float:
-        """Seconds of the whole row."""
-        return self.prepare_s + forwards * self.forward_s
+    def nominal_s(self) -> float:
+        """Seconds of a forward at the nominal speed."""
+        return self.macs / NOMINAL
 
 
-def patch_size(model: nn.Module) -> int:
-    """The side of a patch in pixels: kernel of the first convolution that does not overlap, or 14.
+def count(
+    model: nn.Module, layers: Mapping[str, nn.Module], shape: Shape, runner: Runner = plainly
+) -> Work:
+    """Counts a forward's multiply-adds and picks the layer with the most of them as the probe.
 
-    >>> patch_size(nn.Sequential(nn.Conv2d(3, 8, 16, stride=16)))
-    16
+    What cannot run on fake tensors is counted while it runs on real ones.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
-            return int(module.kernel_size[0])
-    return 14
+    counts = _flops(model, shape, runner)
+    root = type(model).__name__
+    macs = {name: sum(counts.get(f"{root}.{name}", {}).values()) // 2 for name in layers}
+    weights = {name: _weights(layer) for name, layer in layers.items()}
+    probe = max(macs, key=lambda name: (macs[name], weights[name]))
+    return Work(
+        macs=sum(counts.get("Global", {}).values()) // 2,
+        linear_macs=sum(macs.values()),
+        weights=sum(weights.values()),
+        layers=len(layers),
+        probe=probe,
+        probe_rows=max(1, macs[probe] // max(1, weights[probe])),
+    )
 
 
-def rows(name: str, shape: Shape, patch: int) -> int:
-    """The number of activation rows that the Linear `name` sees in a forward."""
-    for pattern, passes in vggt.FRAME_PASSES:
-        if fnmatch.fnmatchcase("." + name, pattern):
-            return passes * shape.frames
-    patches = max(1, shape.height // patch) * max(1, shape.width // patch)
-    return shape.frames * (patches + vggt.TOKENS)
+def _weights(layer: nn.Module) -> int:
+    assert isinstance(layer, nn.Linear | QuantizedLinear)
+    return layer.in_features * layer.out_features
 
 
-def count(model: nn.Module, layers: Mapping[str, nn.Linear], shape: Shape) -> Work:
-    """Counts a forward's multiply-adds and picks the layer with the most of them as the probe."""
-    patch = patch_size(model)
-    linear = attention = 0
-    best, probe, probe_rows = -1, "", 0
-    for name, layer in layers.items():
-        m = rows(name, shape, patch)
-        macs = m * layer.in_features * layer.out_features
-        linear += macs
-        if macs > best:
-            best, probe, probe_rows = macs, name, m
-        if name.rpartition(".")[2] == "qkv":
-            span = m if "global" in name else m // shape.frames
-            attention += 2 * m * span * layer.in_features
-    weights = sum(layer.weight.numel() for layer in layers.values())
-    return Work(len(layers), weights, linear, attention, probe, max(1, probe_rows))
+def _flops(model: nn.Module, shape: Shape, runner: Runner) -> dict[str, dict[Any, int]]:
+    """The counter's table: operations by module, then by kind."""
+    images = torch.zeros(shape.frames, 3, shape.height, shape.width)
+    # The counter hooks gradients.
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            try:
+                with FakeTensorMode(allow_non_fake_inputs=True) as fake, _counter() as counter:
+                    runner(model, fake.from_tensor(images))
+            except Exception:  # whatever a model does that fake tensors cannot
+                with _counter() as counter:
+                    runner(model, images)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    found: dict[str, dict[Any, int]] = counter.get_flop_counts()
+    return found
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """torch's counter knows the attention of GPUs only."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _counter() -> FlopCounterMode:
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={attention: _attention})
+
+
+# ---- seconds -------------------------------------------------------------------------------------
+
+
+def row_s(cost: Forecast, forwards: float) -> float:
+    """Seconds of a row of that many forwards."""
+    return cost.prepare_s + forwards * cost.forward_s
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -120,127 +146,108 @@ def _seconds(call: Callable[[], object]) -> float:
 @torch.inference_mode()
 def costs(
     model: nn.Module,
-    layers: Mapping[str, nn.Linear],
+    layers: Mapping[str, nn.Module],
     work: Work,
-    configs: Sequence[vq.QuantizationConfig],
-) -> list[Cost]:
+    configs: Sequence[QuantizationConfig],
+) -> list[Forecast]:
     """Measures the probe layer under each scheme and scales it to the whole model."""
     layer = layers[work.probe]
+    assert isinstance(layer, nn.Linear)
     m = min(work.probe_rows, _PROBE_ROWS)
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.randn(m, layer.in_features, generator=generator).to(layer.weight)
     macs = m * layer.weight.numel()
     float_s = _seconds(lambda: layer(x)) / macs
-    held = vq.model_bytes(model)
+    held = model_bytes(model)
     found = []
     for config in configs:
         prepare_s, mac_s, nbytes = 0.0, float_s, held
         if config.quant_type == "bf16":
             with torch.autocast(x.device.type, torch.bfloat16):
                 mac_s = _seconds(lambda: layer(x)) / macs
-        elif config.quant_type != "fp32":
+        elif config.quantizes:
             start = time.perf_counter()
-            packed = vq.QuantizedLinear.from_linear(layer, config)
+            packed = _packed(layer, config, work.probe)
             ratio = work.weights / layer.weight.numel()
             prepare_s = (time.perf_counter() - start) * ratio
-            mac_s = _packed_seconds(packed, x) / macs
+            mac_s = _seconds(lambda packed=packed: packed(x)) / macs  # type: ignore[misc]
             saved = sum(t.numel() * t.element_size() for t in layer.parameters()) - packed.nbytes
             nbytes = max(0, held - int(saved * ratio))
-        forward_s = work.linear_macs * mac_s + work.attention_macs * float_s
-        found.append(Cost(config.name, prepare_s, forward_s, nbytes))
+        forward_s = work.linear_macs * mac_s + (work.macs - work.linear_macs) * float_s
+        found.append(
+            Forecast(name=config.name, prepare_s=prepare_s, forward_s=forward_s, model_bytes=nbytes)
+        )
     return found
 
 
-def _packed_seconds(packed: nn.Module, x: torch.Tensor) -> float:
-    return _seconds(lambda: packed(x))
+def _packed(layer: nn.Linear, config: QuantizationConfig, name: str) -> QuantizedLinear:
+    """The probe under a config; patterns of a mixed one name layers of the whole model."""
+    if config.quant_type == "mixed_precision":
+        config = replace(config, sensitive_layers=())
+    return QuantizedLinear.from_linear(layer, config)
 
 
-def rescale(found: Sequence[Cost], measured: Work, other: Work) -> list[Cost]:
-    """The costs of a forward of another size, from those of the one that was counted."""
-    ratio = (other.linear_macs + other.attention_macs) / max(
-        1, measured.linear_macs + measured.attention_macs
-    )
-    return [replace(cost, forward_s=cost.forward_s * ratio) for cost in found]
-
-
-def update(found: Sequence[Cost], measured_forward_s: float) -> list[Cost]:
-    """The forecast once the baseline ran: its own time, and each scheme's difference to it."""
-    expected = next(cost.forward_s for cost in found if cost.name == "Baseline_FP32")
+def rescaled(found: Sequence[Forecast], ratio: float) -> list[Forecast]:
+    """The costs of a forward of another size."""
     return [
-        replace(
-            cost,
-            forward_s=max(
-                measured_forward_s + cost.forward_s - expected,
-                # never below what the non-Linear part and the forecast leave
-                0.1 * measured_forward_s,
-            ),
+        Forecast(
+            name=cost.name,
+            prepare_s=cost.prepare_s,
+            forward_s=ratio * cost.forward_s,
+            model_bytes=cost.model_bytes,
         )
         for cost in found
     ]
 
 
-def hopeless(cost: Cost, baseline: Cost, forwards: float) -> str | None:
-    """Why a bfloat16 row is not worth running here, or None."""
-    seconds = cost.seconds(forwards)
-    times = cost.forward_s / baseline.forward_s
-    if seconds <= HOPELESS_SECONDS or times <= HOPELESS_TIMES:
-        return None
-    return (
-        f"would take {seconds:.0f} s, {times:.0f} times the baseline, by a trial before the run: "
-        "torch is slow in bfloat16 on a CPU without instructions for it, or the machine was busy; "
-        f"--schemes {cost.name} runs it all the same"
-    )
+def update(found: Sequence[Forecast], measured_forward_s: float) -> list[Forecast]:
+    """The forecast once the baseline, the first, ran: its time, and each scheme's difference."""
+    expected = found[0].forward_s
+    updated = rescaled(found, 1.0)
+    for cost in updated:
+        # never below what the non-Linear part and the forecast leave
+        least = 0.1 * measured_forward_s
+        cost.forward_s = max(measured_forward_s + cost.forward_s - expected, least)
+    return updated
+
+
+def hopeless(work: Work, scenes: int) -> bool:
+    """Whether the bfloat16 row is not worth running here: by the CPU's flags and the count."""
+    slow_s = BF16_TIMES * work.nominal_s() * scenes
+    return not _BF16_FLAGS & set(environment.cpu_flags()) and slow_s > HOPELESS_SECONDS
+
+
+# ---- how much ------------------------------------------------------------------------------------
 
 
 def budget(pictures: bool) -> float:
-    """Seconds that the default amount may take: of a user's pictures, or of rendered scenes."""
+    """Nominal seconds of the default amount: of a user's pictures, or of rendered scenes."""
     return COFFEE_SECONDS if pictures else LOOK_SECONDS
 
 
-def total(found: Sequence[Cost], forwards: float) -> float:
-    """Seconds of all rows, FP32 first, without a bfloat16 row that would be left out."""
-    return sum(
-        cost.seconds(forwards)
-        for cost in found
-        if cost.name != "Baseline_BF16" or hopeless(cost, found[0], forwards) is None
-    )
+def fitting(amount: int, least: int, nominal_s: Callable[[int], float], budget: float) -> int:
+    """The largest amount, down to `least`, whose nominal seconds fit the budget.
+
+    >>> fitting(9, 2, lambda n: 100.0 * n, 600.0), fitting(9, 2, lambda n: 1e6 * n, 600.0)
+    (6, 2)
+    """
+    while amount > least and nominal_s(amount) > budget:
+        amount -= 1
+    return amount
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How much to run: units of input (scenes or pictures), counted passes, warm-up forwards."""
+def passes(
+    seconds: Callable[[int, int], float], runs: int | None, warmup: int | None, budget: float
+) -> tuple[int, int]:
+    """Counted passes and warm-up forwards that fit the budget: 3 and 1, else 1 and 1, else 1 and 0.
 
-    amount: int
-    runs: int
-    warmup: int
-    seconds: float
+    What the user gave stays.
 
-
-def plan(
-    seconds: Callable[[int, int, int], float],
-    amount: int,
-    *,
-    least: int = 1,
-    runs: int | None = None,
-    warmup: int | None = None,
-    budget: float = COFFEE_SECONDS,
-) -> Plan:
-    """Chooses amount, runs and warm-up so that `seconds(amount, runs, warmup)` fits the budget.
-
-    What the user gave stays. Of the rest, passes go first (3 and a warm-up, then 1 and a warm-up,
-    then 1), then units of input, down to `least`.
-
-    >>> plan(lambda amount, runs, warmup: 100.0 * amount * (runs + warmup), 9)
-    Plan(amount=6, runs=1, warmup=0, seconds=600.0)
+    >>> passes(lambda runs, warmup: 100.0 * (runs + warmup), None, None, 250.0)
+    (1, 1)
     """
     steps = [
         (runs if runs is not None else r, warmup if warmup is not None else w)
         for r, w in ((3, 1), (1, 1), (1, 0))
     ]
-    for r, w in steps:
-        if seconds(amount, r, w) <= budget:
-            return Plan(amount, r, w, seconds(amount, r, w))
-    r, w = steps[-1]
-    while amount > least and seconds(amount, r, w) > budget:
-        amount -= 1
-    return Plan(amount, r, w, seconds(amount, r, w))
+    return next((step for step in steps if seconds(*step) <= budget), steps[-1])

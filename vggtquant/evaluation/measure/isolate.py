@@ -8,7 +8,6 @@ the process.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,16 +16,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
 
-import vggtquant as vq
-
-from ... import environment
+from ... import environment, ops
+from ..schema import Alone, Isolated, Kind
+from .forward import forward
 from .variants import Variant
+
+_MODULE = "vggtquant.evaluation.measure.isolate"  # __name__ is another where it is run
+
+
+class Request(msgspec.Struct):
+    """What the process is asked to do."""
+
+    spec: str
+    packed: str | None
+    images: str
+    autocast: bool
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -36,71 +47,67 @@ class Isolation:
     spec: str
     weights: Path | None  # its file, where there is one
 
-    def __call__(self, variant: Variant, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
-        """The keys `found` and `reason` of a record; `model` holds the scheme's packed layers."""
+    def __call__(self, variant: Variant, model: nn.Module, images: torch.Tensor) -> Alone:
+        """The record; `model` holds the scheme's packed layers."""
+        from ...checkpoint import storage
+
         with tempfile.TemporaryDirectory(prefix="vggtquant-") as folder:
             packed = None
             file = self.weights
-            if variant.kind == "quantized":
+            if variant.kind is Kind.QUANTIZED:
                 file = Path(folder) / "packed.safetensors"
-                packed = str(vq.save(model, file).path)
-            np.save(Path(folder) / "images.npy", images.numpy())
-            request = {
-                "spec": self.spec,
-                "packed": packed,
-                "images": str(Path(folder) / "images.npy"),
-                "autocast": variant.autocast,
-                "threads": torch.get_num_threads(),
-            }
+                packed = str(storage.save(model, file, float_dtype="bfloat16").path)
+            pictures = Path(folder) / "images.npy"
+            np.save(pictures, images.numpy())
+            request = Request(
+                self.spec, packed, str(pictures), variant.autocast, torch.get_num_threads()
+            )
+            words = msgspec.json.encode(request).decode()
             done = subprocess.run(
-                [sys.executable, "-m", "vggtquant.evaluation.measure.isolate", json.dumps(request)],
+                [sys.executable, "-m", _MODULE, words],
                 capture_output=True,
                 text=True,
                 env=os.environ
                 | {
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                    "VGGTQUANT_ISA": vq.isa(),
+                    "VGGTQUANT_ISA": ops.isa(),
                 },
             )
             if done.returncode != 0:
                 said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                return {"found": None, "reason": f"in a process of its own: {said[-1]}"}
-            found = json.loads(done.stdout.splitlines()[-1])
-            found["file_bytes"] = file.stat().st_size if file is not None else None
-            return {"found": found, "reason": None}
+                reason = f"in a process of its own: {said[-1]}"
+                return Alone(scheme=variant.name, found=None, reason=reason)
+            found = msgspec.json.decode(done.stdout.splitlines()[-1], type=Isolated)
+            found.file_bytes = file.stat().st_size if file is not None else None
+            return Alone(scheme=variant.name, found=found, reason=None)
 
 
-def _load(request: dict[str, Any]) -> nn.Module:
+def _load(request: Request) -> nn.Module:
     from ... import models
+    from ...checkpoint import storage
     from ...checkpoint.document import Checkpoint
 
-    if request["packed"] is None:
-        return models.load_model(request["spec"]).model
-    known = Checkpoint(request["packed"]).document.architecture
+    if request.packed is None:
+        return models.load_model(request.spec).model
+    known = Checkpoint(request.packed).document.architecture
     # Only code knows how other models are built, float weights and all.
-    model = None if known else models.load_model(request["spec"]).model
-    return vq.load(request["packed"], model=model)
+    model = None if known else models.load_model(request.spec).model
+    return storage.load(request.packed, model=model)
 
 
 def main(words: Sequence[str]) -> None:
     """Loads, runs once, and prints seconds and bytes as a line of JSON."""
-    from .measure import forward
-
-    request = json.loads(words[0])
-    torch.set_num_threads(request["threads"])
-    images = torch.from_numpy(np.load(request["images"]))
+    request = msgspec.json.decode(words[0], type=Request)
+    torch.set_num_threads(request.threads)
+    images = torch.from_numpy(np.load(request.images))
     start = time.perf_counter()
     model = _load(request)
     load_s = time.perf_counter() - start
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=request["autocast"])
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=request.autocast)
     with torch.inference_mode(), cast:
         _, first_forward_s = forward(model, images)
-    found = {
-        "load_s": load_s,
-        "first_forward_s": first_forward_s,
-        "peak_rss_bytes": environment.peak_memory_bytes(),
-    }
-    print(json.dumps(found))
+    found = Isolated(load_s, first_forward_s, environment.peak_memory_bytes())
+    print(msgspec.json.encode(found).decode())
 
 
 if __name__ == "__main__":

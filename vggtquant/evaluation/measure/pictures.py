@@ -10,16 +10,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-if TYPE_CHECKING:
-    import torch
-
-Row = dict[str, Any]
+from ..schema import Pictures, PictureSet, ScenePictures
 
 WIDEST = 192  # pixels; wider frames are shown by every second, third, ... pixel
 FRAME = 0
@@ -33,7 +30,7 @@ def of_scene(
     outputs: Mapping[str, torch.Tensor],
     reference: Mapping[str, torch.Tensor],
     images: torch.Tensor,
-) -> Row | None:
+) -> ScenePictures | None:
     """The pictures of a scheme's first frame; None where the model gives no depth.
 
     outputs, reference: of one forward, the scheme's and FP32's (the same for the baseline, whose
@@ -43,40 +40,43 @@ def of_scene(
         return None
     depth, fp32 = (_frame(one["depth"]) for one in (outputs, reference))
     near, far = _range(fp32)
-    found: Row = {
-        "depth": _png(_thin(_codes(depth, far, near))),
-        "depth_range": [near, far],
-    }
+    found = ScenePictures(depth=_png(_thin(_codes(depth, far, near))), depth_range=[near, far])
     if outputs is reference:
         pixels = images[FRAME].permute(1, 2, 0).cpu().numpy()
-        shown = _thin((255 * pixels.clip(0, 1) + 0.5).astype(np.uint8))
-        height, width = fp32.shape
-        return found | {"input": _png(shown), "height_px": height, "width_px": width}
+        found.input = _png(_thin((255 * pixels.clip(0, 1) + 0.5).astype(np.uint8)))
+        found.height_px, found.width_px = fp32.shape
+        return found
     errors = np.abs(depth - fp32) / np.maximum(np.abs(fp32), np.finfo(np.float32).tiny)
-    return found | {
-        "error": _png(_thin(_codes(errors, *ERRORS))),
-        "error_median": float(np.median(errors)),
-        "error_p95": float(np.percentile(errors, 95)),
-    }
+    found.error = _png(_thin(_codes(errors, *ERRORS)))
+    found.error_median = float(np.median(errors))
+    found.error_p95 = float(np.percentile(errors, 95))
+    return found
 
 
-def block(scene: str, by_scheme: Mapping[str, Row | None]) -> Row | None:
+def block(scene: str, by_scheme: Mapping[str, ScenePictures | None]) -> Pictures | None:
     """The document's `pictures`, from the pictures of each scheme, the baseline's first."""
     there = {name: pictures for name, pictures in by_scheme.items() if pictures}
     first = next(iter(there.values()), None)
-    if first is None or "input" not in first:
+    if first is None or first.input is None:
         return None
-    common = ("input", "height_px", "width_px", "depth_range")
-    return {
-        "scene": scene,
-        "frame": FRAME,
-        **{key: first[key] for key in common},
-        "error_range": list(ERRORS),
-        "schemes": {
-            name: {key: value for key, value in pictures.items() if key not in common}
-            for name, pictures in there.items()
+    return Pictures(
+        scene=scene,
+        frame=FRAME,
+        input=first.input,
+        height_px=first.height_px,
+        width_px=first.width_px,
+        depth_range=first.depth_range,
+        error_range=list(ERRORS),
+        schemes={
+            name: PictureSet(
+                depth=one.depth,
+                error=one.error,
+                error_median=one.error_median,
+                error_p95=one.error_p95,
+            )
+            for name, one in there.items()
         },
-    }
+    )
 
 
 def coloured(png: str, palette: str) -> str:
@@ -126,7 +126,7 @@ def _thin(pixels: Codes) -> Codes:
     return pixels[::step, ::step]
 
 
-def _png(picture: Codes | Any) -> str:
+def _png(picture: Codes | Image.Image) -> str:
     file = io.BytesIO()
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     image.save(file, format="PNG", optimize=True)

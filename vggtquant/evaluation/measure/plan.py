@@ -1,36 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation is asked to do, how much of it there is time for, and what it will take."""
+"""What an evaluation is asked to do, how much of it there is, and what it will take."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-import vggtquant as vq
-
+from ...configs import CONFIGS, QuantizationConfig, get_config
 from ...errors import UserError
-from ..analyse import recommendation
-from ..present.text import duration, megabytes
-from . import forecast, inputs, measure, sensitivity, variants
-from .journal import Record
-from .measure import Passes, Sample
+from ..schema import Budget, Forecast, Head, Planning
+from ..words import duration, megabytes
+from . import forecast, inputs, layers, timing, variants
+from .bench import Passes, Sample
+from .forward import Runner, forward, plainly
+from .variants import Variant
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to evaluate; None stands for a default that depends on the model and the machine."""
+    """What to evaluate; None stands for a default that depends on the model."""
 
     model: str = "builtin:tiny"
+    source: str | None = None  # the float model of a packed file
     images: tuple[str, ...] = ()  # a folder, or pictures; none: built-in rendered scenes
     max_images: int | None = None
-    scenes: int | None = None  # of the rendered ones
+    scenes: int | None = None  # at most so many of several
+    groups: int | None = None  # one folder of pictures in so many overlapping groups
     mode: str = "crop"
-    schemes: tuple[str, ...] = ()  # none: all of CONFIGS
+    configs: tuple[QuantizationConfig, ...] | None = None  # None: all of CONFIGS
     output_dir: str = "vggtquant_results"
     device: str = "cpu"
     runs: int | None = None
@@ -48,20 +50,41 @@ class Settings:
     isolate: bool = False  # load each scheme in a process of its own, too
     argv: tuple[str, ...] = ()
 
+    @property
+    def budget(self) -> Budget:
+        """The bounds of the recommendation."""
+        return Budget(
+            max_drop=self.max_drop, max_bytes=self.max_bytes, min_speedup=self.min_speedup
+        )
+
 
 # ---- checks before any work ----------------------------------------------------------------------
 
 
-def configs_of(names: Sequence[str]) -> list[vq.QuantizationConfig]:
-    """The configurations of `names` (or of all schemes), each once, the FP32 baseline first.
+def configs_of(wanted: Sequence[str | QuantizationConfig]) -> tuple[QuantizationConfig, ...]:
+    """The configs of names or the configs themselves, each once; UserError for an unknown name.
 
-    Raises UserError with the nearest names for one that does not exist.
-
-    >>> [config.name for config in configs_of(["INT4_Group_64"])]
-    ['Baseline_FP32', 'INT4_Group_64']
+    >>> [config.name for config in configs_of(["INT4_Group_64", "INT4_Group_64"])]
+    ['INT4_Group_64']
     """
-    wanted = dict.fromkeys(["Baseline_FP32", *(names or vq.CONFIGS)])
-    return [vq.get_config(name) for name in wanted]
+    return tuple(dict.fromkeys(get_config(config) for config in wanted))
+
+
+def rows_of(settings: Settings, packed: Variant | None, alone: bool) -> list[Variant]:
+    """The rows in the report's order: of FP32, the noise floor, a packed file and the configs.
+
+    alone: the packed file is all there is, without a float model to compare it with.
+    """
+    if packed is not None and alone:
+        return [packed]
+    defaults = tuple(CONFIGS.values()) if packed is None else ()
+    configs = settings.configs if settings.configs is not None else defaults
+    fp32 = CONFIGS[variants.BASELINE]
+    found = variants.planned([fp32, *(config for config in configs if config != fp32)])
+    if packed is not None:
+        floor = 1 + len(variants.NOISE_FLOOR)
+        found[floor:floor] = [packed]
+    return found
 
 
 def check(settings: Settings) -> None:
@@ -69,6 +92,7 @@ def check(settings: Settings) -> None:
     for name, least, most in (
         ("max_images", 1, None),
         ("scenes", 1, None),
+        ("groups", 1, None),
         ("runs", 1, None),
         ("warmup", 0, None),
         # Far more threads than cores have no room for their stacks.
@@ -79,15 +103,24 @@ def check(settings: Settings) -> None:
         if value is not None and (value < least or (most is not None and value > most)):
             wanted = f"{least} or more" if most is None else f"{least} to {most}"
             raise UserError(f"--{name} is {value}; wanted {wanted}")
-    recommendation.check({name: getattr(settings, name) for name in recommendation.BOUNDS})
+    check_budget(settings.budget)
     if settings.resume and settings.restart:
         raise UserError("--resume and --restart were both given; wanted one of them")
     if settings.sensitivity is not None:
-        sensitivity.config_of(settings.sensitivity)
+        layers.check(get_config(settings.sensitivity))
     if settings.shard is not None:
         part, parts = settings.shard
         if not 1 <= part <= parts:
             raise UserError(f"--shard is {part}/{parts}; wanted i/n with i from 1 to n")
+
+
+def check_budget(budget: Budget) -> None:
+    """UserError for a bound that no scheme could mean: a negative loss, a speedup of 0."""
+    for name in budget.__struct_fields__:
+        bound = getattr(budget, name)
+        least = "of 0 or more" if name == "max_drop" else "above 0"
+        if bound is not None and not (0 < bound < math.inf or (name == "max_drop" and bound == 0)):
+            raise UserError(f"--{name} is {bound:g}; wanted a number {least}")
 
 
 # ---- the plan and its forecast -------------------------------------------------------------------
@@ -100,7 +133,8 @@ class Planned:
     amount: int  # of the input's units, of which a shard takes its part
     passes: Passes
     samples: list[Sample]
-    costs: list[forecast.Cost]
+    costs: list[Forecast]
+    work: forecast.Work
 
     @property
     def forwards(self) -> int:
@@ -113,66 +147,64 @@ class Planned:
         return len(variants.NOISE_FLOOR) * len(self.samples)
 
     def seconds_after_baseline(self) -> float:
-        """Forecast of all rows but the baseline's, and of FP32 timed beside them."""
-        floor = self.floor_forwards * self.costs[0].forward_s
-        schemes = forecast.total(self.costs, self.forwards) - self.costs[0].seconds(self.forwards)
-        return floor + schemes + _beside_seconds(self.costs, self.passes.runs)
+        """Forecast of all rows but the baseline's, and of the pairs that they are timed in."""
+        fp32, *rest = self.costs
+        pairs = sum(
+            timing.count(fp32.forward_s + cost.forward_s, self.passes.runs)
+            * (fp32.forward_s + cost.forward_s)
+            for cost in rest
+        )
+        rows = sum(forecast.row_s(cost, self.forwards) for cost in rest)
+        return self.floor_forwards * fp32.forward_s + rows + pairs
 
-    def to_dict(self) -> dict[str, int]:
+    def block(self) -> Planning:
         """The choices that a continued run has to make alike."""
-        return {"amount": self.amount, "runs": self.passes.runs, "warmup": self.passes.warmup}
-
-
-def _beside_seconds(costs: Sequence[forecast.Cost], runs: int) -> float:
-    """FP32 between all schemes, before the first and after the last."""
-    forward_s = costs[0].forward_s
-    return len(costs) * measure.forwards_beside(forward_s, runs) * forward_s
+        return Planning(amount=self.amount, runs=self.passes.runs, warmup=self.passes.warmup)
 
 
 def plan(
     settings: Settings,
     model: nn.Module,
+    watched: Mapping[str, nn.Module],
     available: inputs.Inputs,
-    configs: Sequence[vq.QuantizationConfig],
+    rows: Sequence[Variant],
     say: Callable[[str], None],
+    runner: Runner = plainly,
 ) -> Planned:
     """Chooses how much to run and says what it will take, before the first forward that counts.
 
-    A shard is not cut to the time that there is, lest the shards differ.
+    A shard is not cut to what is usual, lest the shards differ.
     """
-    layers = measure.linears(model)
-    work = forecast.count(model, layers, available.shape(available.amount))
-    costs = forecast.costs(model, layers, work, configs)
+    work = forecast.count(model, watched, available.shape(available.amount), runner)
+    timed = [row.config for row in rows if not row.once and row.file is None]
+    first = forecast.costs(model, watched, work, timed) if timed else [_unknown(rows[0])]
+    first += [_unknown(row, first[0]) for row in rows if row.file is not None and timed]
+    per_unit = 1 / available.amount if available.unit == "pictures" else 0.0
 
-    def scaled(n: int) -> list[forecast.Cost]:
-        return forecast.rescale(costs, work, forecast.count(model, layers, available.shape(n)))
+    def share(n: int) -> float:
+        """Of the work of a forward that was counted, that of one of n units."""
+        return n * per_unit if per_unit else 1.0
 
-    def seconds(n: int, runs: int, warmup: int) -> float:
-        scenes = available.scenes(n)
-        floor = len(variants.NOISE_FLOOR) * scenes * scaled(n)[0].forward_s
-        every = forecast.total(scaled(n), warmup + runs * scenes)
-        return floor + every + _beside_seconds(scaled(n), runs)
+    def nominal_s(n: int) -> float:
+        return len(rows) * available.scenes(n) * share(n) * work.nominal_s()
 
-    given = settings.max_images if available.unit == "pictures" else settings.scenes
+    chosen = settings.max_images if available.unit == "pictures" else settings.scenes
     budget = math.inf if settings.shard else forecast.budget(bool(settings.images))
-    chosen = forecast.plan(
-        seconds,
-        available.amount,
-        least=available.amount if given is not None else available.least,
-        runs=settings.runs,
-        warmup=settings.warmup,
-        budget=budget,
-    )
-    planned = Planned(
-        chosen.amount,
-        Passes(chosen.runs, chosen.warmup, settings.device),
-        take(settings, available, chosen.amount),
-        scaled(chosen.amount),
-    )
-    work = forecast.count(model, layers, available.shape(chosen.amount))
-    for line in _forecast_lines(planned, work, available):
+    amount = available.amount
+    if chosen is None and not settings.shard:
+        amount = forecast.fitting(amount, available.least, nominal_s, budget)
+    costs = forecast.rescaled(first, share(amount))
+    samples = take(settings, available, amount)
+    planned = Planned(amount, Passes(), samples, costs, work)
+
+    def seconds(runs: int, warmup: int) -> float:
+        planned.passes = Passes(runs, warmup)
+        return planned.seconds_after_baseline() + forecast.row_s(costs[0], planned.forwards)
+
+    planned.passes = Passes(*forecast.passes(seconds, settings.runs, settings.warmup, budget))
+    for line in _forecast_lines(planned, available):
         say(line)
-    _correct(planned, model)
+    _correct(planned, model, runner)
     rest = planned.seconds_after_baseline()
     if settings.runs is None and planned.passes.runs > 1 and rest > budget:
         say(f"FP32 was slower than forecast: {duration(rest)} to come, so one pass a scheme")
@@ -182,25 +214,33 @@ def plan(
     return planned
 
 
-def _correct(planned: Planned, model: nn.Module) -> None:
+def _unknown(row: Variant, like: Forecast | None = None) -> Forecast:
+    """The forecast of a packed file: FP32's time, and the bytes of the file."""
+    nbytes = row.file.stat().st_size if row.file is not None else 0
+    forward_s = like.forward_s if like is not None else 0.0
+    return Forecast(name=row.name, prepare_s=0.0, forward_s=forward_s, model_bytes=nbytes)
+
+
+def _correct(planned: Planned, model: nn.Module, runner: Runner) -> None:
     """Puts FP32's own time into the forecast: the best of a few forwards, or of a long one."""
     took: list[float] = []
     with torch.inference_mode():
         while len(took) < 4 and sum(took) < 1.0:
-            _, seconds = measure.forward(model, planned.samples[0].images, planned.passes.device)
+            _, seconds = forward(model, planned.samples[0].images, runner)
             took.append(seconds)
     planned.costs = forecast.update(planned.costs, min(took))
 
 
-def again(settings: Settings, available: inputs.Inputs, head: Record) -> Planned:
+def again(settings: Settings, available: inputs.Inputs, head: Head) -> Planned:
     """The plan that a journal's head tells of."""
-    kept = head["plan"]
-    costs = [
-        forecast.Cost(**{k: v for k, v in cost.items() if k != "row_s"})
-        for cost in head["forecast"]
-    ]
-    passes = Passes(kept["runs"], kept["warmup"], settings.device)
-    return Planned(kept["amount"], passes, take(settings, available, kept["amount"]), costs)
+    kept = head.plan
+    return Planned(
+        kept.amount,
+        Passes(kept.runs, kept.warmup),
+        take(settings, available, kept.amount),
+        head.forecast,
+        forecast.Work(0, 0, 0, 0, "", 0),
+    )
 
 
 def take(settings: Settings, available: inputs.Inputs, amount: int) -> list[Sample]:
@@ -221,14 +261,14 @@ def take(settings: Settings, available: inputs.Inputs, amount: int) -> list[Samp
     return samples[(part - 1) * len(samples) // parts : part * len(samples) // parts]
 
 
-def _forecast_lines(planned: Planned, work: forecast.Work, available: inputs.Inputs) -> list[str]:
+def _forecast_lines(planned: Planned, available: inputs.Inputs) -> list[str]:
     """What is about to happen, how long it should take, and what to change if that is too long."""
     count, _, height, width = planned.samples[0].images.shape
-    scenes, passes = len(planned.samples), planned.passes
+    scenes, passes, work = len(planned.samples), planned.passes, planned.work
     lines = [
         *available.warnings,
         f"{work.layers} Linear layers, {work.weights / 1e6:.1f} M weights, about "
-        f"{work.linear_macs / 1e9:.2f} G multiply-adds in them a forward",
+        f"{work.linear_macs / 1e9:.2f} G of {work.macs / 1e9:.2f} G multiply-adds a forward",
         f"{scenes} scene{'s' if scenes > 1 else ''} of {count} pictures, {width} x {height} px; "
         f"{passes.warmup} warm-up and {passes.runs} x {scenes} timed forwards a scheme",
     ]
@@ -240,14 +280,14 @@ def _forecast_lines(planned: Planned, work: forecast.Work, available: inputs.Inp
     lines.append(f"forecast, from the speed of the layer {work.probe}:")
     for cost in planned.costs:
         lines.append(
-            f"  {cost.name:32} {duration(cost.seconds(planned.forwards)):>12} "
+            f"  {cost.name:32} {duration(forecast.row_s(cost, planned.forwards)):>12} "
             f"{megabytes(cost.model_bytes):>10} MB of parameters"
         )
-    seconds = planned.seconds_after_baseline() + planned.costs[0].seconds(planned.forwards)
+    fp32 = planned.costs[0]
+    seconds = planned.seconds_after_baseline() + forecast.row_s(fp32, planned.forwards)
     lines.append(
-        f"in all about {duration(seconds)}, FP32's noise floor included, convolutions and scoring "
-        f"not; FP32 and packed weights together at most "
-        f"{megabytes(2 * planned.costs[0].model_bytes)} MB"
+        f"in all about {duration(seconds)}, FP32's noise floor included, scoring not; FP32 and "
+        f"packed weights together at most {megabytes(2 * fp32.model_bytes)} MB"
     )
     if seconds > forecast.COFFEE_SECONDS:
         lines.append("that is long: --schemes selects, --max_images, --scenes and --runs shorten")

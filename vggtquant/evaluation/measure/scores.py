@@ -9,53 +9,55 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
 
-import vggtquant as vq
-
 from ... import vggt
+from ...metrics import compare
+from ..schema import METRIC_NAMES, Metrics
+from .forward import Outputs
 
-Row = dict[str, Any]
-Outputs = dict[str, torch.Tensor]
-
-# What `compare` gives beside the eight metrics and is kept with them.
-EXTRA_METRICS = ("relative_l2", "kl_divergence", "data_range")
-METRIC_NAMES = tuple(metric.name for metric in vq.METRICS) + EXTRA_METRICS
+T = TypeVar("T")
+_EXACT = 1e-12
 
 
-def score(reference: Outputs, candidate: Outputs) -> tuple[Row, Row]:
+def score(
+    reference: Outputs, candidate: Outputs
+) -> tuple[dict[str, Metrics], dict[str, dict[str, str]]]:
     """All metrics of every output, and the reasons of those that are None.
 
     Raises ValueError when the two do not hold the same outputs in the same shapes.
     """
     if reference.keys() != candidate.keys():
         raise ValueError(f"outputs are {sorted(candidate)}, the baseline's are {sorted(reference)}")
-    metrics: Row = {}
-    reasons: Row = {}
+    metrics: dict[str, Metrics] = {}
+    reasons: dict[str, dict[str, str]] = {}
     for name, wanted in reference.items():
         got = candidate[name]
         if got.shape != wanted.shape:
             raise ValueError(
                 f"{name} is {tuple(got.shape)}, the baseline's is {tuple(wanted.shape)}"
             )
-        found = vq.compare(wanted.float(), got.float(), image_axes=vggt.IMAGE_AXES.get(name))
-        whys = dict(found["reasons"])
-        if found["psnr"] == math.inf:
-            whys["psnr"] = "infinite: the two are equal"
+        found = compare(wanted.float(), got.float(), image_axes=vggt.IMAGE_AXES.get(name))
+        whys = dict(found.pop("reasons"))
+        if found.get("psnr") == math.inf:
+            whys |= {"psnr": "infinite: the two are equal"}
         known = {
             metric: value
             for metric in METRIC_NAMES
             if (value := found[metric]) is not None and math.isfinite(value)
         }
-        metrics[name] = {metric: known.get(metric) for metric in METRIC_NAMES}
-        reasons[name] = {
+        metrics[name] = Metrics(**known)
+        missing = {
             metric: whys.get(metric, f"the value is {found[metric]}")
             for metric in METRIC_NAMES
             if metric not in known
         }
-    return metrics, {name: why for name, why in reasons.items() if why}
+        if missing:
+            reasons[name] = missing
+    return metrics, reasons
 
 
 def nonfinite(outputs: Outputs) -> dict[str, int]:
@@ -64,28 +66,40 @@ def nonfinite(outputs: Outputs) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def mean_scores(per_scene: Sequence[Row]) -> Row:
-    """The mean over scenes of {name: value or {…}}, leaving out None; None if all are."""
-    merged: Row = {}
-    for key in dict.fromkeys(key for scene in per_scene for key in scene):
-        values = [scene[key] for scene in per_scene if key in scene]
-        if all(isinstance(value, Mapping) for value in values):
-            merged[key] = mean_scores(values)
-        else:
-            known = [value for value in values if value is not None]
-            merged[key] = statistics.fmean(known) if known else None
-    return merged
+def mean(values: Sequence[T]) -> T:
+    """The mean of figures, or of blocks and mappings of them, leaving out None; None if all are.
+
+    Words of a block are joined where they differ.
+
+    >>> mean([{"a": 1.0, "b": None}, {"a": 3.0}])
+    {'a': 2.0, 'b': None}
+    """
+    found: T = _mean(values)
+    return found
 
 
-def error_score(metrics: Mapping[str, Mapping[str, float | None]]) -> float | None:
+def _mean(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, msgspec.Struct):
+        names = first.__struct_fields__
+        return type(first)(**{name: _mean([getattr(v, name) for v in values]) for name in names})
+    if isinstance(first, Mapping):
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: _mean([value[key] for value in values if key in value]) for key in keys}
+    known = [value for value in values if value is not None]
+    if known and isinstance(known[0], str):
+        return " and ".join(sorted(set(known)))
+    return statistics.fmean(known) if known else None
+
+
+def error_score(metrics: Mapping[str, Metrics]) -> float | None:
     """The one figure by which schemes are ranked: geometric mean over outputs of relative_l2.
 
     ||FP32 - scheme|| / ||FP32|| has no unit, and the geometric mean lets no output outweigh another
     by its scale. An output that is exact counts as 1e-12; where all are, the error is 0. None when
     no output has a value.
     """
-    values = [m["relative_l2"] for m in metrics.values()]
-    known = [value for value in values if value is not None]
+    known = [m.relative_l2 for m in metrics.values() if m.relative_l2 is not None]
     if not any(known):
         return 0.0 if known else None
-    return statistics.geometric_mean(max(value, 1e-12) for value in known)
+    return statistics.geometric_mean(max(value, _EXACT) for value in known)

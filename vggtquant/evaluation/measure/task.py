@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task scores and calibration: of one scene as a plain record, and over scenes from the records.
+"""Task scores and calibration: of one scene for its record, and over scenes from the records.
 
 `of_scene` is the only part that sees outputs. What stands in a row is made from its scenes' records
 by `over_scenes`, so that merged, resumed and straight runs give the same figures.
@@ -7,25 +7,32 @@ by `over_scenes`, so that merged, resumed and straight runs give the same figure
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ...scoring import confidence, geometry, task_scores
-from ...scoring.geometry import Array, PoseErrors
+from ...scoring.geometry import Array
 from ...scoring.task_scores import Geometry, SceneErrors
-from .scores import Outputs, Row, mean_scores
+from ..schema import Calibration, Kept, Pairs, PoseErrors, Task
+from .forward import Outputs
+from .scores import mean
 
 # Points asked for their nearest neighbour in the chamfer distances of a scene.
 _QUERIES = 2048
-# The parts of `task` that compare with another geometry; the third, `consistency`, does not.
-COMPARED = ("fp32", "truth")
 # head: its output, its confidence, dimensions of its error.
 HEADS = {"depth": ("depth", "depth_conf", 1), "points": ("world_points", "world_points_conf", 3)}
-# Shares of pixels that a threshold on the confidence keeps: VGGT's demos drop 25 or 50 %.
-KEPT = (0.75, 0.5)
+
+
+class Scored(Protocol):
+    """What records and rows of scenes have in common."""
+
+    task: Task
+    pose_errors: PoseErrors
+    calibration: dict[str, Calibration]
 
 
 def as_arrays(outputs: Outputs) -> dict[str, Array]:
@@ -36,71 +43,76 @@ def as_arrays(outputs: Outputs) -> dict[str, Array]:
     return task_scores.arrays({k: v.float().numpy() for k, v in (outputs | pose).items()})
 
 
-def of_scene(outputs: Outputs, reference: Outputs, truth: Geometry | None) -> Row:
-    """The keys `task`, `pose_errors` and `calibration` of a scene's record.
+def of_scene(
+    outputs: Outputs, reference: Outputs, truth: Geometry | None
+) -> tuple[Task, PoseErrors, dict[str, Calibration]]:
+    """What a scene's record says of poses, depth, points and confidence.
 
     outputs: a scheme's; reference: the FP32 model's on the same pictures (the same for the baseline
     itself); truth: None where nothing is known of the scene.
     """
-    mine, fp32 = as_arrays(outputs), as_arrays(reference)
-    found = {
-        "fp32": task_scores.scene_errors(
-            mine, task_scores.predicted(fp32), queries=_QUERIES, aligned=False
+    mine, other = as_arrays(outputs), as_arrays(reference)
+    fp32 = task_scores.scene_errors(
+        mine, task_scores.predicted(other), queries=_QUERIES, aligned=False
+    )
+    known = task_scores.scene_errors(mine, truth, queries=_QUERIES) if truth else None
+    return (
+        Task(
+            fp32=task_scores.pooled_scores([fp32]),
+            truth=task_scores.pooled_scores([known]) if known else None,
+            consistency=task_scores.consistency_scores(mine),
         ),
-        "truth": task_scores.scene_errors(mine, truth, queries=_QUERIES) if truth else None,
-    }
-    return {
-        "task": {
-            **{k: task_scores.pooled_scores([e]) if e else None for k, e in found.items()},
-            "consistency": task_scores.consistency_scores(mine),
-        },
-        "pose_errors": {k: _pairs(e.pose) if e else None for k, e in found.items()},
-        "calibration": _calibration(mine, fp32, truth),
-    }
+        PoseErrors(fp32=_pairs(fp32), truth=_pairs(known)),
+        _calibration(mine, other, truth),
+    )
 
 
-def over_scenes(scenes: Sequence[Row]) -> Row:
-    """The keys `task` and `calibration` of a row, from the records of its scenes.
+def over_scenes(scenes: Sequence[Scored]) -> tuple[Task, dict[str, Calibration]]:
+    """A row's scores and calibration, from the records of its scenes.
 
     Errors of camera pairs are pooled, the rest is averaged over the scenes that have it.
     """
-    whole: Row = {"task": {}, "calibration": {}}
-    for part in COMPARED:
-        found = [_errors(scene, part) for scene in scenes if scene["task"][part] is not None]
-        whole["task"][part] = task_scores.pooled_scores(found) if found else None
-    whole["task"]["consistency"] = mean_scores([scene["task"]["consistency"] for scene in scenes])
+    pooled = {}
+    for part in ("fp32", "truth"):
+        found = [
+            _errors(getattr(scene.task, part), getattr(scene.pose_errors, part))
+            for scene in scenes
+            if getattr(scene.task, part) is not None
+        ]
+        pooled[part] = task_scores.pooled_scores(found) if found else None
+    consistency = [scene.task.consistency or {} for scene in scenes]
+    calibration = {}
     for head in HEADS:
-        rows = [s["calibration"][head] for s in scenes if head in s["calibration"]]
-        if rows:
-            against = sorted({row["against"] for row in rows})
-            figures = [{k: v for k, v in row.items() if k != "against"} for row in rows]
-            whole["calibration"][head] = {"against": " and ".join(against), **mean_scores(figures)}
-    return whole
+        figures = [scene.calibration[head] for scene in scenes if head in scene.calibration]
+        if figures:
+            calibration[head] = mean(figures)
+    return Task(**pooled, consistency=mean(consistency)), calibration
 
 
-def _pairs(pose: PoseErrors | None) -> Row | None:
-    if pose is None:
+def _pairs(found: SceneErrors | None) -> Pairs | None:
+    if found is None or found.pose is None:
         return None
-    return {"rotation_deg": pose.rotation.tolist(), "direction_deg": pose.direction.tolist()}
+    return Pairs(
+        rotation_deg=found.pose.rotation.tolist(), direction_deg=found.pose.direction.tolist()
+    )
 
 
-def _errors(scene: Row, part: str) -> SceneErrors:
+def _errors(scores: Mapping[str, float], pairs: Pairs | None) -> SceneErrors:
     """What a record says of a scene, as `pooled_scores` wants it."""
-    pairs = scene["pose_errors"][part]
     pose = None
     if pairs is not None:
-        pose = PoseErrors(np.array(pairs["rotation_deg"]), np.array(pairs["direction_deg"]))
-    return SceneErrors(
-        pose, {k: v for k, v in scene["task"][part].items() if not task_scores.is_pooled(k)}
-    )
+        pose = geometry.PoseErrors(np.array(pairs.rotation_deg), np.array(pairs.direction_deg))
+    return SceneErrors(pose, {k: v for k, v in scores.items() if not task_scores.is_pooled(k)})
 
 
 # ---- calibration ---------------------------------------------------------------------------------
 
 
-def _calibration(mine: Mapping[str, Array], fp32: Mapping[str, Array], truth: Any) -> Row:
+def _calibration(
+    mine: Mapping[str, Array], fp32: Mapping[str, Array], truth: Any
+) -> dict[str, Calibration]:
     """What became of the confidence of each head, by HEADS."""
-    heads: Row = {}
+    heads: dict[str, Calibration] = {}
     for head, (output, conf, dimensions) in HEADS.items():
         if not all(name in found for name in (output, conf) for found in (mine, fp32)):
             continue
@@ -117,20 +129,27 @@ def _calibration(mine: Mapping[str, Array], fp32: Mapping[str, Array], truth: An
         )
         c, c_fp32 = mine[conf].ravel(), fp32[conf].ravel()
         some = slice(None, None, max(1, c.size // task_scores.RANKED))
-        correlation = confidence.rank_correlation(c[some], c_fp32[some])
-        heads[head] = {
-            "against": "truth" if known is not None else "fp32",
-            "laplace_nll_fp32": other,
-            "laplace_nll": own,
-            "laplace_nll_difference": own - other,
-            "log_confidence_shift": float(np.mean(np.log(c)) - np.mean(np.log(c_fp32))),
-            "confidence_correlation": correlation if np.isfinite(correlation) else None,
-            **{
-                f"kept_{share:.0%}".rstrip("%"): confidence.kept_share(c, c_fp32, share)
-                for share in KEPT
-            },
-        }
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a confidence of 0
+            shift = float(np.mean(np.log(c)) - np.mean(np.log(c_fp32)))
+        heads[head] = Calibration(
+            against="truth" if known is not None else "fp32",
+            laplace_nll_fp32=_finite(other),
+            laplace_nll=_finite(own),
+            laplace_nll_difference=_finite(own - other),
+            log_confidence_shift=_finite(shift),
+            confidence_correlation=_finite(confidence.rank_correlation(c[some], c_fp32[some])),
+            kept_75=_kept(c, c_fp32, 0.75),  # VGGT's demos drop 25 or 50 %
+            kept_50=_kept(c, c_fp32, 0.5),
+        )
     return heads
+
+
+def _kept(own: Array, fp32: Array, share: float) -> Kept:
+    return Kept(**confidence.kept_share(own, fp32, share))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _distance(head: str, p: Array, g: Array, mask: Any) -> Array:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-import vggtquant as vq
+from ...configs import QuantizationConfig
+from ...errors import UserError
+from ..schema import Kind
 
 BASELINE = "Baseline_FP32"
 REPEAT = "Baseline_FP32_Repeat"
@@ -23,6 +26,7 @@ NOISE_FLOOR = {
     OTHER_THREADS: "FP32 with another number of threads",
     NOISY_INPUT: "FP32 on pictures whose every value is one 8-bit step up or down, at random",
 }
+_KINDS = {"fp32": Kind.BASELINE, "bf16": Kind.REFERENCE}
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,14 @@ class Variant:
     """One row: a way to run the model."""
 
     name: str
-    kind: str  # baseline, reference, quantized
-    config: vq.QuantizationConfig
+    kind: Kind
+    config: QuantizationConfig
+    file: Path | None = None  # packed: it is loaded from there
+
+    @property
+    def packed(self) -> bool:
+        """Whether packed layers have to be proven to have run."""
+        return self.kind is Kind.QUANTIZED or self.file is not None
 
     @property
     def once(self) -> bool:
@@ -46,28 +56,30 @@ class Variant:
     @property
     def sure_to_differ(self) -> str | None:
         """What would have changed nothing, were the outputs FP32's bit for bit."""
-        if self.kind == "quantized":
+        if self.kind is Kind.QUANTIZED:
             return None  # the proof looks at that
         return "autocast" if self.autocast else {NOISY_INPUT: "the noise"}.get(self.name)
 
 
-def of_config(config: vq.QuantizationConfig) -> Variant:
-    """The row of a scheme."""
-    kind = {"fp32": "baseline", "bf16": "reference"}.get(config.quant_type, "quantized")
-    return Variant(config.name, kind, config)
+def planned(configs: Sequence[QuantizationConfig]) -> list[Variant]:
+    """The rows of these configs, the first of which is FP32's, in the order of the report.
 
+    Raises UserError for two rows of one name.
 
-def planned(names: Sequence[str]) -> list[Variant]:
-    """The rows of these schemes, FP32 first among them, in the order of the report.
-
-    Raises UserError with the nearest names for one that does not exist.
-
-    >>> [variant.kind for variant in planned(["Baseline_FP32", "INT4_Group_64"])]
+    >>> from vggtquant import CONFIGS
+    >>> [v.kind.value for v in planned([CONFIGS["Baseline_FP32"], CONFIGS["INT4_Group_64"]])]
     ['baseline', 'reference', 'reference', 'reference', 'quantized']
     """
-    first, *rest = (of_config(vq.get_config(name)) for name in names)
-    floor = [Variant(name, "reference", first.config) for name in NOISE_FLOOR]
-    return [first, *floor, *rest]
+    first, *rest = (
+        Variant(config.name, _KINDS.get(config.quant_type, Kind.QUANTIZED), config)
+        for config in configs
+    )
+    found = [first, *(Variant(name, Kind.REFERENCE, first.config) for name in NOISE_FLOOR), *rest]
+    names = [variant.name for variant in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two schemes are named {twice}; wanted a name for each")
+    return found
 
 
 def run_order(variants: Sequence[Variant]) -> list[Variant]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the six charts of a document of results as one PNG that survives a grey printer.
+"""Draws the charts of a document: as one PNG that survives a grey printer, and one by one as SVG.
 
 Kinds of schemes differ in lightness and hatching, not in hue alone (Okabe and Ito's colours);
 every axis has its unit.
@@ -8,122 +8,124 @@ every axis has its unit.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from matplotlib.transforms import ScaledTranslation
 
-from . import labels
+from ..schema import Difference, Document, Kind, Row
+from . import columns, labels
+from .columns import Column
+from .conclusions import TOLD, Told
 
-Row = dict[str, Any]
 
-# kind: face colour, hatch, marker, words
-_LOOKS = {
-    "baseline": ("#222222", "", "s", "FP32 reference"),
-    "reference": ("#c0c0c0", "", "D", "float references (FP32 again, bfloat16)"),
-    "weights": ("#0072b2", "", "o", "packed weights, float activations"),
-    "a8": ("#f0c77c", "////", "^", "packed weights, INT8 activations (A8)"),
+class Look(NamedTuple):
+    """How a kind of row is drawn."""
+
+    face: str
+    hatch: str
+    marker: str
+    words: str
+
+
+LOOKS = {
+    "baseline": Look("#222222", "", "s", "FP32 reference"),
+    "reference": Look("#c0c0c0", "", "D", "float references (FP32 again, bfloat16)"),
+    "weights": Look("#0072b2", "", "o", "packed weights, float activations"),
+    "a8": Look("#f0c77c", "////", "^", "packed weights, INT8 activations (A8)"),
 }
+_WITHHELD = "#bbbbbb"
 _PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind words on a grid
-_MAE_DECADES = 5  # that the axis of errors shows, from the largest down
+_DECADES = 5  # that the axis of errors shows, from the largest down
 _OUTPUT_MARKERS = "osD^vP*X<>"
 _OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
+# No date, and names of elements that do not change: the same document gives the same bytes.
+_RC: Any = {"svg.hashsalt": "vggtquant", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
 
 
-def _look(row: Row) -> tuple[str, str, str, str]:
-    if row["kind"] != "quantized":
-        return _LOOKS[row["kind"]]
-    return _LOOKS["a8" if row["config"]["quantize_activations"] else "weights"]
+def kind(row: Row) -> str:
+    """A key of LOOKS: the kind of a row, and for quantized ones what they multiply."""
+    if row.kind is not Kind.QUANTIZED:
+        return row.kind.value
+    return "a8" if row.config.quantize_activations else "weights"
 
 
-def draw(document: dict[str, Any]) -> bytes:
+Draw = Callable[[Axes, Document], None]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: how it is drawn onto axes, and how high it is beside the others for its rows."""
+
+    title: str
+    draw: Draw
+    by_row: bool = True
+
+
+def png(document: Document) -> bytes:
     """The PNG of a document, with its six charts."""
-    rows = document["schemes"]
+    rows, data, env = document.schemes, document.data, document.environment
     figure = Figure(figsize=(16.5, 4.6 + 0.58 * max(6, len(rows))), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3)
-    data, model, env = document["data"], document["model"], document["environment"]
-    scene = data["scenes"][0]
+    scene = data.scenes[0]
     figure.suptitle(
-        f"{model['name']} on {len(data['scenes'])} x {scene['frames']} pictures "
-        f"({data['description']}, {scene['width_px']} x {scene['height_px']} px) · "
-        f"{env['cpu']['model']}, threads: {env['threads']['torch']}, "
-        f"kernels: {env['cpu']['isa_active']}",
+        f"{document.model.name} on {len(data.scenes)} x {scene.frames} pictures "
+        f"({data.description}, {scene.width_px} x {scene.height_px} px) · "
+        f"{env.cpu.model}, threads: {env.threads.torch}, kernels: {env.cpu.isa_active}\n"
+        f"{document.timing.verdict}",
         fontsize=12,
     )
-    _bars(axes[0, 0], rows, "Model size", "parameters as held (MB)", _size, "{:.2f}")
-    _bars(
-        axes[0, 1], rows, "Inference time", "median time of a forward (ms)", _ms, "{:.1f}",
-        spread=_quartiles,
-    )  # fmt: skip
-    _bars(
-        axes[0, 2], rows, "Compression", "FP32 bytes / bytes, whole model (x)", _ratio, "{:.2f}",
-        reference=1.0,
-    )  # fmt: skip
-    _bars(
-        axes[1, 0], rows, "Speedup", "FP32 time / time (x)", _speedup, "{:.2f}",
-        spread=_speedups, reference=1.0,
-    )  # fmt: skip
-    _mae(axes[1, 1], figure, rows)
-    _tradeoff(axes[1, 2], figure, document)
+    charts = list(CHARTS.values())[:6]
+    axes = figure.subplots(2, 3)
+    for axis, chart in zip(axes.flat, charts, strict=True):
+        chart.draw(axis, document)
+        axis.set_title(chart.title, fontweight="bold")
     for axis in (*axes[:, 1], axes[0, 2]):
         axis.set_yticklabels([str(number) for number in range(1, len(rows) + 1)])
     figure.legend(
         handles=[
-            Patch(facecolor=face, hatch=hatch, edgecolor="black", linewidth=0.6, label=words)
-            for face, hatch, _, words in _LOOKS.values()
+            Patch(fc=look.face, hatch=look.hatch, ec="black", lw=0.6, label=look.words)
+            for look in LOOKS.values()
         ],
         loc="outside lower center",
         ncols=4,
         frameon=False,
     )
     file = io.BytesIO()
-    # No date in the file: the same document gives the same bytes.
-    figure.savefig(file, format="png", metadata={"Software": "vggtquant"})
+    with matplotlib.rc_context(_RC):
+        figure.savefig(file, format="png", metadata={"Software": "vggtquant"})
     return file.getvalue()
 
 
-def _size(row: Row) -> float:
-    return float(row["bytes"]["model_bytes"]) / 1e6
+def svg(document: Document, name: str) -> str:
+    """One of CHARTS, or of the differences in TOLD, as an SVG element."""
+    chart = CHARTS[name]
+    height = 1.5 + 0.27 * len(document.schemes) if chart.by_row else 4.6
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(7.2, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        chart.draw(axis, document)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    found = file.getvalue()
+    return found[found.index("<svg") :]
 
 
-def _ms(row: Row) -> float | None:
-    """None where a row was run once, without a warm-up: that is no time to be compared."""
-    return None if row["time"]["speedup"] is None else float(row["time"]["forward_ms_median"])
-
-
-def _ratio(row: Row) -> float:
-    return float(row["bytes"]["compression_ratio_model"])
-
-
-def _speedup(row: Row) -> float | None:
-    speedup: float | None = row["time"]["speedup"]
-    return speedup
-
-
-def _speedups(row: Row) -> tuple[float, float]:
-    low, high = (row["time"][f"speedup_{end}"] for end in ("low", "high"))
-    if low is None or high is None:
-        return 0.0, 0.0
-    # The median need not lie between the means of quartiles.
-    return max(0.0, row["time"]["speedup"] - low), max(0.0, high - row["time"]["speedup"])
-
-
-def _quartiles(row: Row) -> tuple[float, float]:
-    half = float(row["time"]["forward_ms_iqr"] or 0.0) / 2
-    return half, half
+# ---- a bar a scheme ------------------------------------------------------------------------------
 
 
 def _schemes_axis(axis: Axes, rows: Sequence[Row]) -> None:
     """Schemes from top to bottom, numbered, so that charts beside each other share their rows."""
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    names = [f"{row['name']}  {number}" for number, row in enumerate(rows, 1)]
+    names = [f"{row.name}  {number}" for number, row in enumerate(rows, 1)]
     axis.set_yticks(range(len(rows)), names, fontsize=8.5)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
@@ -137,104 +139,138 @@ def _absent(axis: Axes, place: int, words: str) -> None:
     )  # fmt: skip
 
 
-def _bars(
-    axis: Axes,
-    rows: Sequence[Row],
-    title: str,
-    unit: str,
-    value: Callable[[Row], float | None],
-    form: str,
-    *,
-    spread: Callable[[Row], tuple[float, float]] = lambda row: (0.0, 0.0),
-    reference: float | None = None,
-) -> None:
-    """A horizontal bar a scheme, with its value behind it."""
-    _schemes_axis(axis, rows)
-    axis.set_title(title, fontweight="bold")
-    axis.set_xlabel(unit)
-    found = [value(row) if row["status"] == "ok" else None for row in rows]
-    ends = [v + spread(row)[1] for v, row in zip(found, rows, strict=True) if v is not None]
-    longest = max(ends, default=1.0)
-    axis.set_xlim(0, 1.18 * longest)
-    if reference is not None:
-        axis.axvline(reference, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    for place, (row, width) in enumerate(zip(rows, found, strict=True)):
-        if width is None:
-            words = row["status"] if row["status"] != "ok" else "run once"
-            _absent(axis, place, words)
-            continue
-        face, hatch, _, _ = _look(row)
-        low, high = spread(row)
+def _no_value(row: Row, column: Column) -> str | None:
+    """In a word, why a row has no bar."""
+    if not row.ok:
+        return row.status.value
+    if column.timed and row.timed.speedup is None:
+        return columns.withheld(row)
+    return None
+
+
+def _spread(row: Row, column: Column) -> tuple[float, float]:
+    """How far the quartiles reach below and above the value."""
+    time = row.timed
+    if column is columns.MS:
+        half = (time.forward_ms_iqr or 0.0) / 2
+        return half, half
+    if column is columns.SPEEDUP and time.speedup is not None:
+        low, high = time.speedup_low, time.speedup_high
+        if low is not None and high is not None:
+            return max(0.0, time.speedup - low), max(0.0, high - time.speedup)
+    return 0.0, 0.0
+
+
+def _bars(column: Column, unit: str, *, scale: float = 1.0, reference: float | None = None) -> Draw:
+    """A horizontal bar a scheme, with its value behind it; a withheld one is a grey range."""
+
+    def draw(axis: Axes, document: Document) -> None:
+        rows = document.schemes
+        _schemes_axis(axis, rows)
+        axis.set_xlabel(unit)
+        ends = [0.0]
+        for place, row in enumerate(rows):
+            ends.append(_bar(axis, place, row))
+        longest = max(ends) or 1.0
+        axis.set_xlim(0, 1.2 * longest)
+        if reference is not None:
+            axis.axvline(reference, color="black", linewidth=0.8, linestyle=":", zorder=0)
+
+    def _bar(axis: Axes, place: int, row: Row) -> float:
+        """Draws a row; returns where it ends."""
+        why = _no_value(row, column)
+        if why is not None:
+            return _withheld(axis, place, row, why)
+        value = column.value(row)
+        if value is None:
+            _absent(axis, place, "-")
+            return 0.0
+        value *= scale
+        look = LOOKS[kind(row)]
+        low, high = _spread(row, column)
         axis.barh(
-            place, width, height=0.72, color=face, hatch=hatch, edgecolor="black", linewidth=0.6,
-            xerr=[[low], [high]] if low or high else None, capsize=2,
+            place, value, height=0.72, color=look.face, hatch=look.hatch, edgecolor="black",
+            linewidth=0.6, xerr=[[low], [high]] if low or high else None, capsize=2,
         )  # fmt: skip
-        axis.text(
-            width + high + 0.012 * longest, place, form.format(width), va="center", fontsize=8
-        )
+        axis.annotate(
+            column.cell(row), (value + high, place), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8,
+        )  # fmt: skip
+        return value + high
+
+    def _withheld(axis: Axes, place: int, row: Row, why: str) -> float:
+        low = row.timed.speedup_low if row.ok else None
+        high = row.timed.speedup_high if row.ok else None
+        if column is not columns.SPEEDUP or low is None or high is None:
+            _absent(axis, place, why)
+            return 0.0
+        axis.barh(place, high - low, left=low, height=0.5, color=_WITHHELD, linewidth=0)
+        axis.annotate(
+            why, (high, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+            style="italic", annotation_clip=True,
+        )  # fmt: skip
+        return min(high, 4.0)
+
+    return draw
 
 
-def _mae(axis: Axes, figure: Figure, rows: Sequence[Row]) -> None:
-    """MAE of every output, since no single one stands for the model."""
-    _schemes_axis(axis, rows)
-    axis.set_title("Mean absolute error", fontweight="bold")
-    axis.set_xlabel("MAE against FP32, each output in its own unit (log scale)")
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def _log_axis(axis: Axes) -> None:
     axis.set_xscale("log")
     axis.grid(axis="y", linewidth=0.4, color="#cccccc")
     axis.set_axisbelow(True)
-    names = list(rows[0]["metrics"]) if rows else []
+
+
+def _mae(axis: Axes, document: Document) -> None:
+    """MAE of every output, since no single one stands for the model."""
+    rows = document.schemes
+    _schemes_axis(axis, rows)
+    axis.set_xlabel("MAE against FP32, each output in its own unit (log scale)")
+    _log_axis(axis)
+    names = list(rows[0].metrics)
     found = {
-        (place, name): float(row["metrics"][name]["mae"])
+        (place, name): mae
         for place, row in enumerate(rows)
-        if row["status"] == "ok" and row["kind"] != "baseline"
+        if row.ok and row.kind is not Kind.BASELINE
         for name in names
-        if row["metrics"][name]["mae"]
+        if name in row.metrics and (mae := row.metrics[name].mae)
     }
-    least = max(found.values(), default=1.0) / 10**_MAE_DECADES
+    least = max(found.values(), default=1.0) / 10**_DECADES
     seen = False
     for index, name in enumerate(names):
-        points = [
-            (mae, place)
-            for (place, output), mae in found.items()
-            if output == name and mae >= least
-        ]
-        if not points:
-            continue
-        seen = True
-        axis.plot(
-            *zip(*points, strict=True),
-            linestyle="",
-            marker=_OUTPUT_MARKERS[index % len(_OUTPUT_MARKERS)],
-            color=_OUTPUT_COLOURS[index % len(_OUTPUT_COLOURS)],
-            markeredgecolor="black",
-            markeredgewidth=0.4,
-            markersize=6,
-            label=name,
-        )
+        own = {place: mae for (place, output), mae in found.items() if output == name}
+        points = [(mae, place) for place, mae in own.items() if mae >= least]
+        if points:
+            seen = True
+            axis.plot(
+                *zip(*points, strict=True), linestyle="", label=name, markersize=6,
+                marker=_OUTPUT_MARKERS[index % len(_OUTPUT_MARKERS)], markeredgecolor="black",
+                color=_OUTPUT_COLOURS[index % len(_OUTPUT_COLOURS)], markeredgewidth=0.4,
+            )  # fmt: skip
     for place, row in enumerate(rows):
-        if row["status"] != "ok":
-            _absent(axis, place, row["status"])
+        if not row.ok:
+            _absent(axis, place, row.status.value)
         elif words := _no_mae([found.get((place, name), 0.0) for name in names], row, least):
             _absent(axis, place, words)
     if seen:
-        _legend_below(axis, figure, *axis.get_legend_handles_labels())
+        _legend_below(axis, *axis.get_legend_handles_labels())
 
 
 def _no_mae(found: Sequence[float], row: Row, least: float) -> str | None:
     """What stands in the place of a row's points where none of them is on the axis."""
-    if row["kind"] == "baseline":
+    if row.kind is Kind.BASELINE:
         return "reference: 0"
     if not any(found):
         return "0: the same bits as FP32"
     return f"less than {least:.0e}" if max(found) < least else None
 
 
-def _tradeoff(axis: Axes, figure: Figure, document: dict[str, Any]) -> None:
+def _tradeoff(axis: Axes, document: Document) -> None:
     """Error against compression; the line joins the schemes that no other beats in both."""
-    rows, best = document["schemes"], document["best"]
-    intervals = document["statistics"]["against_fp32"]
-    axis.set_title("Accuracy against compression", fontweight="bold")
-    axis.set_xlabel("FP32 bytes / bytes, whole model (x); numbers: rows beside")
+    rows = document.schemes
+    axis.set_xlabel("FP32 bytes / bytes, whole model (x); numbers: rows of the table")
     axis.set_ylabel("error against FP32 (%, log scale)")
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -243,75 +279,113 @@ def _tradeoff(axis: Axes, figure: Figure, document: dict[str, Any]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.4, color="#dddddd")
     axis.set_axisbelow(True)
-    errors = {row["name"]: row["error"] for row in rows if row["status"] == "ok" and row["error"]}
-    references = [row["name"] for row in rows if row["kind"] == "reference"]
+    errors = {row.name: row.error for row in rows if row.ok and row.error}
+    references = [row.name for row in rows if row.kind is Kind.REFERENCE]
     shown = labels.beside_others(errors, references)
-    points = [
-        (number, row, _ratio(row), 100 * row["error"])
+    points = {
+        number: (row, columns.SMALLER.value(row) or 0.0, 100 * errors[row.name])
         for number, row in enumerate(rows, 1)
-        if row["name"] in shown
-    ]
+        if row.name in shown
+    }
     if not points:
         axis.text(0.5, 0.5, "no scheme finished", transform=axis.transAxes, ha="center")
         return
-    front = set(best["pareto_front"])
-    line = sorted((x, y) for _, row, x, y in points if row["name"] in front)
+    front = set(document.best.pareto_front)
+    line = sorted((x, y) for row, x, y in points.values() if row.name in front)
     axis.plot(*zip(*line, strict=True), color="black", linewidth=1, linestyle="--", zorder=1)
-    for _, row, x, y in points:
-        face, _, marker, _ = _look(row)
-        error = intervals.get(row["name"], {}).get("error")
-        if error and error["low"] is not None:
-            ends = [[y - 100 * error["low"]], [100 * error["high"] - y]]
+    intervals = False
+    for row, x, y in points.values():
+        one = document.statistics.against_fp32.get(row.name, {}).get("error")
+        if one and one.low is not None and one.high is not None:
+            intervals = True
+            ends = [[max(0.0, y - 100 * one.low)], [max(0.0, 100 * one.high - y)]]
             axis.errorbar(x, y, yerr=ends, color="#555555", linewidth=0.7, capsize=2.5, zorder=1)
-        axis.plot(
-            x, y, marker=marker, markersize=9, color=face, markeredgecolor="black",
-            linestyle="", zorder=2,
-        )  # fmt: skip
-        if row["name"] == document["recommendation"]["scheme"]:
-            axis.plot(
-                x, y, marker="o", markersize=17, markerfacecolor="none", markeredgecolor="black",
-                markeredgewidth=1.2, zorder=2,
-            )  # fmt: skip
+        _marker(axis, row, x, y, row.name == document.recommendation.scheme)
     axis.margins(0.12, 0.15)
-    _number_points(axis, figure, [(number, x, y) for number, _, x, y in points])
+    _number_points(axis, {str(number): (x, y) for number, (_, x, y) in points.items()})
     handles: dict[str, dict[str, Any]] = {
         "no other is better in both": {"linestyle": "--", "linewidth": 1},
-        "recommended": {
-            "linestyle": "", "marker": "o", "markersize": 12, "fillstyle": "none",
-        },
-    }  # fmt: skip
-    if any(entry.get("error", {}).get("low") is not None for entry in intervals.values()):
-        handles[f"{100 * document['statistics']['confidence']:g} % interval over scenes"] = {
-            "linestyle": "",
-            "marker": "|",
-            "markersize": 10,
-        }
+        "recommended": {"linestyle": "", "marker": "o", "markersize": 12, "fillstyle": "none"},
+    }
+    if intervals:
+        words = f"{100 * document.statistics.confidence:g} % interval over scenes"
+        handles |= {words: {"linestyle": "", "marker": "|", "markersize": 10}}
     if len(errors) > len(shown):
-        handles[f"not shown, far below: {len(errors) - len(shown)}"] = {"linestyle": ""}
+        handles |= {f"not shown, far below: {len(errors) - len(shown)}": {"linestyle": ""}}
     lines = [Line2D([], [], color="black", **looks) for looks in handles.values()]
-    _legend_below(axis, figure, lines, list(handles), columns=2)
+    _legend_below(axis, lines, list(handles), columns=2)
+
+
+def _marker(axis: Axes, row: Row, x: float, y: float, chosen: bool) -> None:
+    look = LOOKS[kind(row)]
+    axis.plot(
+        x, y, marker=look.marker, markersize=9, color=look.face, markeredgecolor="black",
+        linestyle="", zorder=2,
+    )  # fmt: skip
+    if chosen:
+        axis.plot(
+            x, y, marker="o", markersize=17, markerfacecolor="none", markeredgecolor="black",
+            markeredgewidth=1.2, zorder=2,
+        )  # fmt: skip
+
+
+def _differences(told: Told) -> Draw:
+    """A dot with its interval a scheme, about zero."""
+
+    def draw(axis: Axes, document: Document) -> None:
+        found = _against(document, told)
+        rows = [row for row, _ in found]
+        _schemes_axis(axis, rows)
+        axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8.5)
+        better = "right" if document.statistics.larger_is_better.get(told.score) else "left"
+        axis.set_xlabel(f"minus FP32, {told.unit}; {better} is better")
+        axis.axvline(0, color="black", linewidth=0.8, linestyle=":", zorder=0)
+        for place, (row, one) in enumerate(found):
+            value = told.factor * one.difference
+            if one.low is not None and one.high is not None:
+                low, high = told.factor * one.low, told.factor * one.high
+                axis.plot([low, high], [place, place], color="#555555", linewidth=1.2, zorder=1)
+            look = LOOKS[kind(row)]
+            axis.plot(
+                value, place, marker=look.marker, color=look.face, markeredgecolor="black",
+                markersize=7, linestyle="",
+            )  # fmt: skip
+
+    return draw
+
+
+def _against(document: Document, told: Told) -> list[tuple[Row, Difference]]:
+    """The finished rows with a difference in that score."""
+    against = document.statistics.against_fp32
+    return [
+        (row, against[row.name][told.score])
+        for row in document.finished()
+        if told.score in against.get(row.name, {})
+    ]
+
+
+def has_differences(document: Document, told: Told) -> bool:
+    """Whether there is anything to draw."""
+    return document.statistics.note is None and bool(_against(document, told))
+
+
+# ---- what charts share ---------------------------------------------------------------------------
 
 
 def _legend_below(
-    axis: Axes, figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int = 4
+    axis: Axes, handles: Sequence[Any], names: Sequence[str], columns: int = 4
 ) -> None:
-    """A legend under the axis label, at a distance in points, whatever the chart's height."""
+    """A legend under the axis label."""
     axis.legend(
-        handles,
-        labels,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        bbox_transform=axis.transAxes + ScaledTranslation(0, -40 / 72, figure.dpi_scale_trans),
-        fontsize=8,
-        ncols=columns,
-        frameon=False,
-        handletextpad=0.4,
-        columnspacing=1.0,
-    )
+        handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.09), fontsize=8, ncols=columns,
+        frameon=False, handletextpad=0.4, columnspacing=1.0,
+    )  # fmt: skip
 
 
-def _number_points(axis: Axes, figure: Figure, points: Sequence[tuple[int, float, float]]) -> None:
+def _number_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Writes the points' numbers beside them."""
+    figure = axis.get_figure(root=True)
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # settles the scales
     point = figure.dpi / 72  # in pixels; downwards is negative in matplotlib
 
@@ -325,7 +399,7 @@ def _number_points(axis: Axes, figure: Figure, points: Sequence[tuple[int, float
 
     box = axis.bbox
     found = labels.place(
-        [(str(number), *paper(x, y)) for number, x, y in points],
+        [(number, *paper(*at)) for number, at in points.items()],
         (box.x0 / point, -box.y1 / point, box.x1 / point, -box.y0 / point),
     )
     for label in found:
@@ -342,3 +416,24 @@ def _number_points(axis: Axes, figure: Figure, points: Sequence[tuple[int, float
                 {"arrowstyle": "-", "linewidth": 0.4} if abs(label.y - label.at_y) > 18 else None
             ),
         )
+
+
+CHARTS = {
+    "size": Chart("Model size", _bars(columns.MB, "parameters as held (MB)", scale=1e-6)),
+    "time": Chart("Inference time", _bars(columns.MS, "median time of a forward (ms)")),
+    "compression": Chart(
+        "Compression",
+        _bars(columns.SMALLER, "FP32 bytes / bytes, whole model (x)", reference=1.0),
+    ),
+    "speedup": Chart(
+        "Speedup",
+        _bars(
+            columns.SPEEDUP,
+            "FP32 time / time (x); whiskers: quartiles; grey: too wide to be one number",
+            reference=1.0,
+        ),
+    ),
+    "error": Chart("Mean absolute error", _mae),
+    "tradeoff": Chart("Accuracy against compression", _tradeoff, by_row=False),
+} | {told.score: Chart(told.title, _differences(told)) for told in TOLD}
+"""The first six make the PNG."""

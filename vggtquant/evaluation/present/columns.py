@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The columns of the main table, for every report that shows it."""
+"""The columns of the main table, and the tables it is cut into, for every report that shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
 
-Row = dict[str, Any]
+from ..measure import variants
+from ..schema import Document, Kind, Row, Withheld
+
+
+class Width(Enum):
+    """Where a column is shown."""
+
+    ALWAYS = 1
+    WIDE = 2
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,8 @@ class Column:
     value: Callable[[Row], float | None]
     write: Callable[[float], str]
     more_is_better: bool = False
+    timed: bool = False
+    width: Width = Width.ALWAYS
 
     def cell(self, row: Row) -> str:
         """The figure as written; a dash where there is none."""
@@ -30,44 +40,80 @@ def _short(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if value < 1000 else f"{value:.0f}"
 
 
+def _percent(value: float) -> str:
+    words = f"{100 * value:.3g}"
+    return words if len(words) <= 7 else f"{100 * value:.1e}"
+
+
+def _ratio(row: Row) -> float | None:
+    return row.bytes.compression_ratio_model if row.bytes else None
+
+
 def _speedup_spread(row: Row) -> float | None:
-    """Half of what the quartiles of both times leave open."""
-    low, high = (row["time"][f"speedup_{end}"] for end in ("low", "high"))
-    return None if low is None or high is None else (high - low) / 2
+    """Half of what the quartiles of the pairs leave open."""
+    low, high = row.timed.speedup_low, row.timed.speedup_high
+    if low is None or high is None or row.timed.speedup is None:
+        return None
+    return (high - low) / 2
 
 
-def _error(row: Row) -> float | None:
-    error: float | None = row["error"]
-    return error
+def _truth(score: str) -> Callable[[Row], float | None]:
+    return lambda row: (row.task.truth or {}).get(score)
 
 
-def _truth(row: Row, score: str) -> float | None:
-    value: float | None = (row["task"]["truth"] or {}).get(score)
-    return value
-
-
-COLUMNS = (
-    Column("MB", lambda row: row["bytes"]["model_bytes"], lambda v: _short(v / 1e6, 2)),
-    Column(
-        "smaller", lambda row: row["bytes"]["compression_ratio_model"], lambda v: f"{v:.2f}x", True
-    ),
-    Column("ms", lambda row: row["time"]["forward_ms_median"], lambda v: _short(v, 1)),
-    Column("±", lambda row: row["time"]["forward_ms_iqr"], lambda v: _short(v, 1)),
-    Column("speedup", lambda row: row["time"]["speedup"], lambda v: f"{v:.2f}x", True),
-    Column("±x", _speedup_spread, lambda v: f"{v:.2f}"),
-    Column("error %", _error, lambda v: f"{100 * v:.3g}"),
+MB = Column("MB", lambda row: row.nbytes, lambda v: _short(v / 1e6, 2))
+SMALLER = Column("smaller", _ratio, lambda v: f"{v:.2f}x", True)
+MS = Column("ms", lambda row: row.timed.forward_ms_median, lambda v: _short(v, 1), timed=True)
+MS_SPREAD = Column(
+    "±", lambda row: row.timed.forward_ms_iqr, lambda v: _short(v, 1), timed=True, width=Width.WIDE
 )
-TRUTH = (
-    Column("AUC@30", lambda row: _truth(row, "auc_30"), lambda v: f"{100 * v:.1f}", True),
-    Column(
-        "AbsRel",
-        lambda row: _truth(row, "depth_abs_rel_median"),
-        lambda v: f"{100 * v:.2f}",
-    ),
-)
+SPEEDUP = Column("speedup", lambda row: row.timed.speedup, lambda v: f"{v:.2f}x", True, timed=True)
+SPEEDUP_SPREAD = Column("±x", _speedup_spread, lambda v: f"{v:.2f}", timed=True, width=Width.WIDE)
+ERROR = Column("error %", lambda row: row.error, _percent)
+AUC = Column("AUC@30", _truth("auc_30"), lambda v: f"{100 * v:.1f}", True)
+ABS_REL = Column("AbsRel", _truth("depth_abs_rel_median"), lambda v: f"{100 * v:.2f}")
+COLUMNS = (MB, SMALLER, MS, MS_SPREAD, SPEEDUP, SPEEDUP_SPREAD, ERROR)
+TRUTH = (AUC, ABS_REL)
 
 
-def main(rows: list[Row]) -> list[Column]:
+def main(rows: Sequence[Row], *, wide: bool = True) -> list[Column]:
     """The columns that these rows fill: scores against ground truth only where there is one."""
-    there = [row for row in rows if row["status"] == "ok"]
-    return [*COLUMNS, *(c for c in TRUTH if any(c.value(row) is not None for row in there))]
+    there = [row for row in rows if row.ok]
+    shown = [c for c in COLUMNS if wide or c.width is Width.ALWAYS]
+    return [*shown, *(c for c in TRUTH if any(c.value(row) is not None for row in there))]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that stand in one table."""
+
+    title: str
+    rows: list[Row]
+    columns: list[Column]
+
+
+def blocks(document: Document, *, wide: bool = True) -> list[Block]:
+    """FP32 and the schemes; the same with INT8 activations; FP32's own uncertainty."""
+    rows = document.schemes
+    shown = main(rows, wide=wide)
+    floor = [row for row in rows if row.name in variants.NOISE_FLOOR or row.kind is Kind.REFERENCE]
+    a8 = [row for row in rows if row.config.quantize_activations]
+    first = [row for row in rows if row not in floor and row not in a8]
+    # Activations in INT8 do not change the size, and their names are the longest.
+    narrower = shown if wide else [c for c in shown if c is not SMALLER]
+    found = [
+        Block("Schemes: packed weights, float activations", first, shown),
+        Block("With INT8 activations (_A8)", a8, narrower),
+        Block("FP32 again, and bfloat16: what an error stands beside", floor, narrower),
+    ]
+    return [block for block in found if block.rows]
+
+
+def withheld(row: Row) -> str | None:
+    """In a word, why a row has no speedup."""
+    return {
+        Withheld.ONCE: "once",
+        Withheld.SPREAD: "unsure",
+        Withheld.BUSY: "busy",
+        None: None,
+    }[row.timed.speedup_withheld]

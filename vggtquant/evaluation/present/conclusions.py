@@ -1,22 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the text report that say what the scores mean: tasks, confidence, chance, advice.
+"""The parts of the reports that say what the scores mean: tasks, confidence, chance, advice.
 
-Words for what stands in the document; nothing is computed here.
+Words and tables for what stands in the document; nothing is computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
 
-from rich.table import Table
+from msgspec import structs
 
-from .tables import new_table, scaled, signed
+from ..analyse.recommendation import truth_difference
+from ..measure import variants
+from ..schema import (
+    Between,
+    Difference,
+    Document,
+    Reading,
+    Row,
+    Sensitivity,
+    Statistics,
+)
+from ..words import ends, megabytes, percent, scaled, signed, some
+from .tables import Table
 
-Row = dict[str, Any]
-Document = dict[str, Any]
-Section = tuple[str, list[str | Table]]
+Part = str | Table
 Column = tuple[str, str, float, str]  # score, heading, factor, format
+
+
+class Topic(Enum):
+    """What a section is about."""
+
+    FP32 = "fp32"
+    TRUTH = "truth"
+    CONSISTENCY = "consistency"
+    CONFIDENCE = "confidence"
+    CHANCE = "chance"
+    LAYERS = "layers"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    topic: Topic
+    title: str
+    parts: list[Part]
+
 
 _POSES: tuple[Column, ...] = (
     ("auc_3", "AUC@3", 100.0, ".1f"),
@@ -46,15 +78,15 @@ _CONSISTENCY: tuple[Column, ...] = (
     ("consistent_share", "consistent %", 100.0, ".1f"),
 )
 # part of `task`: title, columns, explanation.
-_PARTS: dict[str, tuple[str, tuple[Column, ...], str]] = {
-    "fp32": (
+_PARTS: dict[Topic, tuple[str, tuple[Column, ...], str]] = {
+    Topic.FP32: (
         "Against FP32's own prediction",
         _FP32,
         "Scores (below) with the FP32 model's outputs in the place of the truth, without any "
         "alignment: what quantizing changed. AUC and AbsRel in percent, angles in degrees, RMSE of "
         "the depth and chamfer of the points in the model's own unit of length.",
     ),
-    "truth": (
+    Topic.TRUTH: (
         "Against ground truth",
         _TRUTH,
         "AUC@k: area under the curve of camera pairs whose rotation and translation direction are "
@@ -63,7 +95,7 @@ _PARTS: dict[str, tuple[str, tuple[Column, ...], str]] = {
         "chamfer: of the points after Umeyama alignment, in scene units. AUSE: how well confidence "
         "ranks the depth errors, 0 is best. The JSON holds more scores and those of each scene.",
     ),
-    "consistency": (
+    Topic.CONSISTENCY: (
         "Views against each other",
         _CONSISTENCY,
         "depth against points: mean distance of the point map from the depth unprojected with the "
@@ -73,13 +105,25 @@ _PARTS: dict[str, tuple[str, tuple[Column, ...], str]] = {
     ),
 }
 
-# Scores whose differences from FP32 are told: score, what, factor, unit.
+
+@dataclass(frozen=True)
+class Told:
+    """A score whose differences from FP32 are told."""
+
+    score: str
+    title: str
+    factor: float
+    unit: str
+
+
 TOLD = (
-    ("truth/auc_30", "Pose AUC@30 against ground truth", 100.0, "points"),
-    ("truth/depth_abs_rel_median", "Depth AbsRel against ground truth", 100.0, "%"),
-    ("fp32/auc_30", "Pose AUC@30 against FP32's own poses", 100.0, "points"),
-    ("fp32/depth_abs_rel", "Depth AbsRel against FP32's own depth", 100.0, "%"),
-    ("calibration/depth_laplace_nll", "Likelihood of the depth (negative logarithm)", 1.0, "nat"),
+    Told("truth/auc_30", "Pose AUC@30 against ground truth", 100.0, "points"),
+    Told("truth/depth_abs_rel_median", "Depth AbsRel against ground truth", 100.0, "%"),
+    Told("fp32/auc_30", "Pose AUC@30 against FP32's own poses", 100.0, "points"),
+    Told("fp32/depth_abs_rel", "Depth AbsRel against FP32's own depth", 100.0, "%"),
+    Told(
+        "calibration/depth_laplace_nll", "Likelihood of the depth (negative logarithm)", 1.0, "nat"
+    ),
 )
 # Schemes in the order in which their depth error should grow, and the score that says so.
 _CHAIN = (
@@ -91,57 +135,50 @@ _CHAIN = (
 )
 _MOST_LAYERS = 20  # in the text
 _CHAIN_SCORE = "fp32/depth_abs_rel"
-# The row of the noise floor to which scores against FP32 itself are held.
-_FLOOR = "Baseline_FP32_Noisy_Input"
 
 
 def sections(document: Document) -> Iterator[Section]:
-    """Title and content of each part that the document has figures for."""
-    rows = [row for row in document["schemes"] if row["status"] == "ok"]
-    for part, (title, columns, words) in _PARTS.items():
-        shown = [row for row in rows if row["task"][part]]
-        there = [c for c in columns if any(c[0] in row["task"][part] for row in shown)]
+    """Each part that the document has figures for."""
+    rows = document.finished()
+    for topic, (title, columns, words) in _PARTS.items():
+        scores = {row.name: found for row in rows if (found := getattr(row.task, topic.value))}
+        there = [c for c in columns if any(c[0] in found for found in scores.values())]
         if there:
-            yield title, [_scores(shown, part, there), words]
-    if any(row["calibration"] for row in rows):
-        yield "Confidence", list(_confidence(rows))
-    if document["statistics"]["against_fp32"]:
-        yield "Difference or chance", list(_chance(document["statistics"]))
-    if document["sensitivity"]:
-        yield "Which layers make the error", list(_layers(document["sensitivity"]))
-
-
-def _scores(rows: Sequence[Row], part: str, columns: Sequence[Column]) -> Table:
-    made = new_table(["Scheme", *(heading for _, heading, _, _ in columns)])
-    for row in rows:
-        scores = row["task"][part]
-        made.add_row(row["name"], *(scaled(scores.get(c), k, form) for c, _, k, form in columns))
-    return made
+            made = Table(["Scheme", *(heading for _, heading, _, _ in there)])
+            for name, found in scores.items():
+                made.add(name, *(scaled(found.get(c), k, form) for c, _, k, form in there))
+            yield Section(topic, title, [made, words])
+    if any(row.calibration for row in rows):
+        yield Section(Topic.CONFIDENCE, "Confidence", list(_confidence(rows)))
+    if document.statistics.against_fp32:
+        yield Section(Topic.CHANCE, "Difference or chance", list(_chance(document.statistics)))
+    if document.sensitivity:
+        found = list(_layers(document.sensitivity))
+        yield Section(Topic.LAYERS, "Which layers make the error", found)
 
 
 # ---- confidence ----------------------------------------------------------------------------------
 
 
-def _confidence(rows: Sequence[Row]) -> Iterator[str | Table]:
-    for head in dict.fromkeys(head for row in rows for head in row["calibration"]):
-        there = [row for row in rows if head in row["calibration"]]
-        against = there[0]["calibration"][head]["against"]
-        made = new_table(
+def _confidence(rows: Sequence[Row]) -> Iterator[Part]:
+    for head in dict.fromkeys(head for row in rows for head in row.calibration):
+        there = {row.name: row.calibration[head] for row in rows if head in row.calibration}
+        against = next(iter(there.values())).against
+        made = Table(
             ("Scheme", "NLL", "more", "shift", "corr.", "threshold", "kept %", "overlap %"),
-            title=f"{head}: errors against {_AGAINST[against]}",
+            title=f"{head}: errors against {_AGAINST.get(against, against)}",
         )
-        for row in there:
-            own = row["calibration"][head]
-            kept = own["kept_50"]
-            made.add_row(
-                row["name"],
-                scaled(own["laplace_nll"], 1, ".3f"),
-                signed(own["laplace_nll_difference"], 3),
-                signed(own["log_confidence_shift"], 3),
-                scaled(own["confidence_correlation"], 1, ".3f"),
-                scaled(kept["threshold"], 1, ".3f"),
-                scaled(kept["share_at_fp32_threshold"], 100, ".1f"),
-                scaled(kept["overlap"], 100, ".1f"),
+        for name, own in there.items():
+            kept = own.kept_50
+            made.add(
+                name,
+                scaled(own.laplace_nll, 1, ".3f"),
+                signed(own.laplace_nll_difference, 3),
+                signed(own.log_confidence_shift, 3),
+                scaled(own.confidence_correlation, 1, ".3f"),
+                scaled(kept.threshold, 1, ".3f"),
+                scaled(kept.share_at_fp32_threshold, 100, ".1f"),
+                scaled(kept.overlap, 100, ".1f"),
             )
         yield made
     yield (
@@ -163,185 +200,224 @@ _AGAINST = {
 # ---- chance --------------------------------------------------------------------------------------
 
 
-def _chance(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
-    share = f"{100 * statistics['confidence']:g} %"
-    if statistics["note"]:
-        yield f"{statistics['note'].capitalize()}."
+def _chance(statistics: Statistics) -> Iterator[Part]:
+    share = f"{100 * statistics.confidence:g} %"
+    if statistics.note:
+        yield (
+            f"{statistics.note.capitalize()}. What is more than FP32's own noise may be chance: "
+            "unknown does not mean that there is no difference."
+        )
     else:
         yield (
             f"Scheme minus FP32, with the {share} interval of a paired bootstrap over "
-            f"{statistics['scenes']} scenes ({statistics['resamples']} resamples, seed "
-            f"{statistics['seed']}). Each interval stands for itself: of twenty comparisons "
-            "without any difference, one is expected to show some."
+            f"{statistics.scenes} scenes ({statistics.resamples} resamples, seed "
+            f"{statistics.seed}). Each interval stands for itself: of twenty comparisons "
+            "without any difference, one is expected to show some. What is no larger than FP32's "
+            "difference from itself (other threads, pictures one 8-bit step off) is below the "
+            "noise floor."
         )
-    floor = {(e["b"], e["score"]): e for e in statistics["between"] if e["a"] == _FLOOR}
-    for score, what, factor, unit in TOLD:
-        found = {n: s[score] for n, s in statistics["against_fp32"].items() if score in s}
+    for told in TOLD:
+        found = {
+            name: one
+            for name, scores in statistics.against_fp32.items()
+            if (one := scores.get(told.score)) and name not in variants.NOISE_FLOOR
+        }
         if not found:
             continue
-        itself = score.startswith("fp32/")
-        heading = "beside the noisy input" if itself else "reading"
-        made = new_table(
-            ("Scheme", "difference", f"{share} interval", heading), title=f"{what} ({unit})"
+        made = Table(
+            ("Scheme", "difference", f"{share} interval", "reading"),
+            title=f"{told.title} ({told.unit})",
         )
-        for name, entry in found.items():
-            read = floor.get((name, score)) if itself else entry
-            made.add_row(
+        for name, one in found.items():
+            made.add(
                 name,
-                signed(factor * entry["difference"], 4),
-                _ends(entry, factor),
-                _judged(read, statistics["larger_is_better"][score]) if read else "-",
+                signed(told.factor * one.difference, 4),
+                ends(one.low, one.high, told.factor, 4),
+                one.reading.value,
             )
         yield made
-        if itself:
-            yield (
-                "No scheme can be nearer to FP32 than FP32 itself, so an interval beside 0 says "
-                "little: read is the difference from FP32 on pictures with one step of noise."
-            )
     yield from _chain(statistics)
 
 
-def _judged(entry: Row, larger_is_better: bool) -> str:
-    better = (entry["difference"] > 0) == larger_is_better
-    return _reading(entry, "better" if better else "worse")
-
-
-def _ends(entry: Row, factor: float) -> str:
-    if entry["low"] is None:
-        return "-"
-    return f"{signed(factor * entry['low'], 4)} .. {signed(factor * entry['high'], 4)}"
-
-
-def _reading(entry: Row, words: str) -> str:
-    if entry["low"] is None:
-        return "-"
-    return words if entry["shown"] else "no difference shown"
-
-
-def _chain(statistics: Mapping[str, Any]) -> Iterator[str | Table]:
+def _chain(statistics: Statistics) -> Iterator[Part]:
     """Whether the depth error grows with each coarser scheme."""
-    pairs = {(e["a"], e["b"]): e for e in statistics["between"] if e["score"] == _CHAIN_SCORE}
-    made = new_table(
+    pairs = {(e.a, e.b): e for e in statistics.between if e.score == _CHAIN_SCORE}
+    made = Table(
         ("Beside the line above", "difference", "interval", "reading"),
         title="Does the depth error against FP32 grow along these? (AbsRel, %)",
     )
     for a, b in zip(_CHAIN, _CHAIN[1:], strict=False):
         entry = pairs.get((a, b)) or _turned(pairs.get((b, a)))
         if entry:
-            if not made.row_count:
-                made.add_row(a, "", "", "")
-            made.add_row(
+            if not made.rows:
+                made.add(a, "", "", "")
+            made.add(
                 b,
-                signed(100 * entry["difference"], 4),
-                _ends(entry, 100),
-                _reading(entry, "grows" if entry["difference"] > 0 else "shrinks"),
+                signed(100 * entry.difference, 4),
+                ends(entry.low, entry.high, 100, 4),
+                _grows(entry),
             )
-    if made.row_count:
+    if made.rows:
         yield made
 
 
-def _turned(entry: Row | None) -> Row | None:
+def _grows(entry: Between) -> str:
+    if entry.low is None:
+        return Reading.UNKNOWN.value
+    if not entry.shown:
+        return Reading.NOT_SHOWN.value
+    return "grows" if entry.difference > 0 else "shrinks"
+
+
+def _turned(entry: Between | None) -> Between | None:
     """The comparison the other way round."""
     if entry is None:
         return None
-    low, high = entry["low"], entry["high"]
-    ends = {"low": None, "high": None} if low is None else {"low": -high, "high": -low}
-    return {**entry, "difference": -entry["difference"], **ends}
+    low = None if entry.high is None else -entry.high
+    high = None if entry.low is None else -entry.low
+    return structs.replace(
+        entry, a=entry.b, b=entry.a, difference=-entry.difference, low=low, high=high
+    )
 
 
 # ---- layers --------------------------------------------------------------------------------------
 
 
-def _layers(found: Mapping[str, Any]) -> Iterator[str | Table]:
+def _layers(found: Sensitivity) -> Iterator[Part]:
     """The layers that alone make most of the error, and what speaks for and against the figures."""
     yield (
-        f"{found['scheme']} on scene {found['scene']}, one layer at a time. The shares of all "
-        f"{len(found['layers'])} layers add up to {100 * found['share_sum']:.0f} %."
+        f"{found.scheme} on scene {found.scene}, one layer at a time. The shares of all "
+        f"{len(found.layers)} layers add up to {100 * found.share_sum:.0f} %."
     )
-    if found["reason"]:
-        yield f"Broke off: {found['reason']}"
-    made = new_table(("Layer", "share %", "weight dB", "cosine", "output dB", "cosine"))
-    for layer in found["layers"][:_MOST_LAYERS]:
-        made.add_row(
-            layer["name"],
-            scaled(layer["share"], 100, ".2f"),
-            scaled(layer["sqnr_db"], 1, ".1f"),
-            scaled(layer["cosine"], 1, ".5f"),
-            scaled(layer["output_sqnr_db"], 1, ".1f"),
-            scaled(layer["output_cosine"], 1, ".5f"),
+    if found.reason:
+        yield f"Broke off: {found.reason}"
+    made = Table(("Layer", "share %", "weight dB", "cosine", "output dB", "cosine"))
+    for layer in found.layers[:_MOST_LAYERS]:
+        made.add(
+            layer.name,
+            scaled(layer.share, 100, ".2f"),
+            scaled(layer.sqnr_db, 1, ".1f"),
+            scaled(layer.cosine, 1, ".5f"),
+            scaled(layer.output_sqnr_db, 1, ".1f"),
+            scaled(layer.output_cosine, 1, ".5f"),
         )
     yield made
-    more = len(found["layers"]) - _MOST_LAYERS
+    more = len(found.layers) - _MOST_LAYERS
     yield (
         (f"{more} more layers are in the JSON. " if more > 0 else "")
         + "dB: signal to quantization noise, of the weight and of the layer's own output (on the "
-        f"inputs that it had). {found['rule']}"
+        f"inputs that it had). {found.rule}"
     )
-    if found["not_reached"]:
-        yield f"Not run by these inputs: {', '.join(found['not_reached'])}"
+    if found.left_float:
+        names = list(found.left_float)
+        yield f"Stay float in this scheme: {some(names, 4, 'layers')}"
+    if found.not_reached:
+        yield f"Not run by these inputs: {', '.join(found.not_reached)}"
 
 
 # ---- recommendation ------------------------------------------------------------------------------
 
 
+def headline(document: Document) -> list[str]:
+    """What to use and why, what is best for one thing, and what failed: a line each."""
+    advice = document.recommendation
+    row = document.row(advice.scheme)
+    lines = [f"recommended: {advice.scheme or 'none'}. {advice.reason}"]
+    if row is not None:
+        lines += [f"  {words}" for words in beside(document, row)]
+    for what, name in picks(document):
+        lines.append(f"best for {what}: {name}{_doubted(document, what)}")
+    for bad in document.schemes:
+        if not bad.ok:
+            lines.append(f"{bad.status.value}: {bad.name}: {bad.reason}")
+    return lines
+
+
+def beside(document: Document, row: Row) -> Iterator[str]:
+    """What stands beside the recommendation: ties, the truth, what is left open."""
+    advice = document.recommendation
+    if advice.tied:
+        yield f"Of the same size and within the bounds: {', '.join(advice.tied)}."
+    truth = truth_difference(row, document.statistics)
+    if truth is not None:
+        yield (
+            f"Against ground truth: {signed(100 * truth.difference, 2)} points of AUC@30"
+            f"{_interval(truth)}, {truth.reading.value}."
+        )
+    yield from (f"But {words}." for words in advice.open)
+
+
+def _interval(one: Difference) -> str:
+    return "" if one.low is None else f" ({ends(one.low, one.high, 100, 2)})"
+
+
+def picks(document: Document) -> list[tuple[str, str]]:
+    """What a scheme is best for, and its name."""
+    best = document.best
+    found = (("accuracy", best.accuracy), ("size", best.size), ("speed", best.speed))
+    return [(what, name) for what, name in found if name is not None]
+
+
+def _doubted(document: Document, what: str) -> str:
+    """How many others may be as good, in parentheses."""
+    tied = document.best.tied
+    if what == "accuracy" and tied.unknown:
+        return " (whether others are as good is unknown)"
+    names = getattr(tied, what)
+    words = {"accuracy": "no difference shown from", "size": "of the same size", "speed": "perhaps"}
+    return f" ({words[what]}: {some(names, 2, 'others')})" if names else ""
+
+
+def tied(document: Document, what: str) -> Iterator[str]:
+    """What the best for one thing cannot be told from, in a sentence."""
+    found = document.best.tied
+    if what == "accuracy" and found.unknown:
+        yield "Whether others are as accurate is unknown: too few scenes for an interval."
+        return
+    names = getattr(found, what)
+    words = {
+        "accuracy": "No difference in error is shown from",
+        "size": "Of the same size:",
+        "speed": "As fast may be",
+    }
+    if names:
+        others = [row.name for row in document.schemes if row.scored()]
+        everybody = len(names) > 1 and len(names) + 1 == len(others)
+        yield f"{words[what]} {'all others' if everybody else ', '.join(names)}."
+
+
 def recommendation(document: Document) -> Iterator[tuple[str, str]]:
     """What to use, why, by which rule, and what is best for one thing alone: headings and words."""
-    rows = {row["name"]: row for row in document["schemes"]}
-    advice, best = document["recommendation"], document["best"]
-    if advice["scheme"] is None:
-        yield "Use", f"none. {advice['reason']}"
+    advice = document.recommendation
+    row = document.row(advice.scheme)
+    if row is None:
+        yield "Use", f"none. {advice.reason}"
     else:
-        yield "Use", f"{_told(rows[advice['scheme']])}."
-        yield "Why", advice["reason"]
-        yield from (("Poses", words) for words in poses(document))
-        yield from (("But", f"{words}.") for words in advice["open"])
-        yield "Front", ", ".join(advice["front"])
-        yield from (("Not", f"{n}: {' and '.join(why)}.") for n, why in advice["excluded"].items())
-    yield "Budget", budget(advice)
-    yield "Rule", advice["rule"]
-    for why in ("accuracy", "size", "speed"):
-        if best[why] is not None:
-            words = " ".join((f"{_told(rows[best[why]])}.", *tied(document, why)))
-            yield f"Best for {why}", words
-    yield "Error", best["rules"]["error"]
+        yield "Use", f"{told(row)}."
+        yield "Why", advice.reason
+        yield from (("", words) for words in beside(document, row))
+    yield "Bounds", budget(document)
+    yield "Rule", advice.rule
+    yield from (("Not", f"{n}: {' and '.join(why)}.") for n, why in advice.excluded.items())
+    for what, name in picks(document):
+        best = document.row(name)
+        if best is not None:
+            yield f"Best for {what}", " ".join((f"{told(best)}.", *tied(document, what)))
+    if rule := document.best.rules.get("error"):
+        yield "Error", rule
 
 
-def budget(advice: Row) -> str:
+def budget(document: Document) -> str:
     """The bounds that were given."""
-    bounds = (f"{name} {bound:g}" for name, bound in advice["budget"].items() if bound is not None)
-    return ", ".join(bounds) or "none given (--max_drop, --max_bytes, --min_speedup)"
+    given = structs.asdict(document.recommendation.budget)
+    words = (f"{name} {bound:g}" for name, bound in given.items() if bound is not None)
+    return ", ".join(words) or "the defaults (--max_drop, --max_bytes, --min_speedup set others)"
 
 
-def poses(document: Document) -> Iterator[str]:
-    """What the recommended scheme makes of the poses, with its interval, in a sentence."""
-    loss = document["recommendation"]["loss"]
-    if loss is None:
-        return
-    what = {"truth": "ground truth", "fp32": "FP32's own poses"}[loss["against"]]
-    ends = document["statistics"]["note"] or (
-        f"{100 * document['statistics']['confidence']:g} % interval "
-        f"{signed(-loss['high'], 2)} .. {signed(-loss['low'], 2)}"
-    )
-    yield f"{signed(-loss['points'], 2)} points of AUC@30 against {what} ({ends})."
-
-
-def tied(document: Document, why: str) -> Iterator[str]:
-    """What the best for one thing cannot be told from, in a sentence."""
-    names = document["best"]["tied"].get(why)
-    if names:
-        words = {"accuracy": "No difference in error is shown from", "speed": "As fast may be"}
-        all_of_them = len(names) > 1 and len(names) + 1 == len(_quantized(document))
-        yield f"{words[why]} {'all others' if all_of_them else ', '.join(names)}."
-
-
-def _quantized(document: Document) -> list[Row]:
-    return [r for r in document["schemes"] if r["kind"] == "quantized" and r["status"] == "ok"]
-
-
-def _told(row: Row) -> str:
-    low, high = row["time"]["speedup_low"], row["time"]["speedup_high"]
-    spread = "" if low is None else f" ({low:.2f} .. {high:.2f})"
-    return (
-        f"{row['name']} ({row['bytes']['model_bytes'] / 1e6:,.2f} MB, "
-        f"{row['time']['speedup']:.2f}x FP32's speed{spread}, error {100 * row['error']:.3f} %)"
-    )
+def told(row: Row) -> str:
+    """A scheme with its main figures."""
+    time = row.timed
+    fast = f"{time.speedup:.2f}x FP32's speed" if time.speedup is not None else "speed unsure"
+    if time.speedup_low is not None and time.speedup_high is not None:
+        fast += f" ({time.speedup_low:.2f} .. {time.speedup_high:.2f})"
+    return f"{row.name} ({megabytes(row.nbytes)} MB, {fast}, error {percent(row.error)} %)"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ..measure import sensitivity
+from ..analyse import shares
+from ..schema import Sensitivity
 
 # As bright as it is important; grey printers keep the order.
 _PALETTE = "cividis"
@@ -20,24 +22,26 @@ _DECADES = 4
 _CELL = 0.42  # inches
 
 
-def draw(block: dict[str, Any]) -> bytes:
+def png(found: Sensitivity) -> bytes:
     """The PNG of a document's `sensitivity`: a map for each group of numbered blocks."""
-    grids = sensitivity.grids(block["layers"])
-    shapes = [(len(sensitivity.kinds(grid)), len(grid)) for grid in grids.values()]
+    by_name = {layer.name: layer.share or 0.0 for layer in found.layers}
+    left = dict.fromkeys(found.left_float, "float") | dict.fromkeys(found.not_reached, "not run")
+    grids = shares.grids([*by_name, *(name for name in left if name not in by_name)])
+    shapes = [(len(shares.kinds(grid)), len(grid)) for grid in grids.values()]
     widest = max((blocks for _, blocks in shapes), default=1)
     height = sum(kinds for kinds, _ in shapes) * _CELL + 1.15 * len(shapes) + 1.2
     figure = Figure(figsize=(max(9.0, widest * _CELL + 4.5), height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
-        f"{block['scheme']}, one layer at a time, scene {block['scene']}: share of the final error"
+        f"{found.scheme}, one layer at a time, scene {found.scene}: share of the final error"
     )
     if shapes:
         ratios = [kinds + 1.0 for kinds, _ in shapes]
         axes = figure.subplots(len(shapes), 1, height_ratios=ratios, squeeze=False)[:, 0]
-        worst = max(layer["share"] or 0.0 for layer in block["layers"]) or 1.0
+        worst = max(by_name.values(), default=0.0) or 1.0
         norm = LogNorm(100 * worst / 10**_DECADES, 100 * worst, clip=True)
         for axis, (group, grid) in zip(axes, grids.items(), strict=True):
-            image = _map(axis, group, grid, norm)
+            image = _map(axis, group, grid, by_name, left, norm)
         bar = figure.colorbar(image, ax=list(axes), shrink=0.8, aspect=30)
         bar.set_label("share of the final error (%, log scale); hatched: no such layer")
     file = io.BytesIO()
@@ -45,17 +49,31 @@ def draw(block: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _map(axis: Axes, group: str, grid: dict[str, dict[str, Any]], norm: LogNorm) -> Any:
-    """One group: kinds downwards, blocks to the right; blocks without a number by their names."""
-    kinds = sensitivity.kinds(grid)
-    shares = np.full((len(kinds), len(grid)), np.nan)
-    for column, layers in enumerate(grid.values()):
-        for kind, layer in layers.items():
-            shares[kinds.index(kind), column] = 100 * max(layer["share"] or 0.0, 1e-30)
+def _map(
+    axis: Axes,
+    group: str,
+    grid: shares.Grid,
+    by_name: Mapping[str, float],
+    left: Mapping[str, str],
+    norm: LogNorm,
+) -> Any:
+    """One group: kinds downwards, blocks to the right; blocks without a number by their names.
+
+    Layers that were left out are grey, with the reason in a word.
+    """
+    kinds = shares.kinds(grid)
+    values = np.full((len(kinds), len(grid)), np.nan)
+    words: dict[tuple[int, int], str] = {}
+    for column, names in enumerate(grid.values()):
+        for kind, name in names.items():
+            if name in by_name:
+                values[kinds.index(kind), column] = 100 * max(by_name[name], 1e-30)
+            else:
+                words[kinds.index(kind), column] = left[name]
     axis.set_facecolor("white")
     axis.patch.set_hatch("////")
     axis.patch.set_edgecolor("#bbbbbb")
-    image = axis.imshow(shares, cmap=_PALETTE, norm=norm, aspect="auto", interpolation="nearest")
+    image = axis.imshow(values, cmap=_PALETTE, norm=norm, aspect="auto", interpolation="nearest")
     axis.set_title(group or "other layers", loc="left", fontsize=10, fontweight="bold")
     axis.set_yticks(range(len(kinds)), kinds, fontsize=8.5)
     axis.set_xticks(range(len(grid)), list(grid), fontsize=8.5)
@@ -63,10 +81,19 @@ def _map(axis: Axes, group: str, grid: dict[str, dict[str, Any]], norm: LogNorm)
         axis.set_xlabel("block", fontsize=8.5)
     else:
         axis.tick_params(axis="x", rotation=12)
-    for row, column in np.argwhere(np.isfinite(shares)):
-        value = shares[row, column]
-        dark = norm(value) < 0.55
-        words = f"{value:.1f}" if value >= 0.95 else f"{value:.1g}"
-        colour = "white" if dark else "black"
-        axis.text(column, row, words, ha="center", va="center", fontsize=7, color=colour)
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = values[row, column]
+        colour = "white" if norm(value) < 0.55 else "black"
+        axis.text(column, row, share(value), ha="center", va="center", fontsize=7, color=colour)
+    for (row, column), word in words.items():
+        axis.axvspan(
+            column - 0.5, column + 0.5, 1 - (row + 1) / len(kinds), 1 - row / len(kinds),
+            facecolor="#e4e4e4", linewidth=0,
+        )  # fmt: skip
+        axis.text(column, row, word, ha="center", va="center", fontsize=6, color="#333333")
     return image
+
+
+def share(percent: float) -> str:
+    """A share in percent, in three characters or so."""
+    return f"{percent:.1f}" if percent >= 0.95 else f"{percent:.1g}"

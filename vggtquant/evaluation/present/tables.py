@@ -1,42 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the text report."""
+"""Tables as values, which the text report and the page draw, each in its own way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+WIDTH = 100
+"""Columns of the text report; the terminal's tables fit into NARROW."""
+NARROW = 80
 
 
-def new_table(headings: Iterable[str], title: str | None = None) -> Table:
-    """An empty table: the first column to the left, figures to the right."""
-    made = Table(
-        box=SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+@dataclass
+class Table:
+    """Headings and rows; the first column is a name, the others are figures."""
+
+    headings: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    title: str | None = None
+    marked: set[str] = field(default_factory=set)
+    """Names of rows that stand out."""
+    bad: set[str] = field(default_factory=set)
+    """Names of rows that failed or were not run."""
+
+    def add(self, *cells: str) -> None:
+        """One row more."""
+        self.rows.append(cells)
+
+    def rich(self) -> RichTable:
+        """For a terminal: a name may be broken, a figure never."""
+        made = RichTable(
+            box=SIMPLE_HEAD,
+            title=self.title,
+            title_justify="left",
+            show_edge=False,
+            pad_edge=False,
+            padding=0,
+        )
+        for index, heading in enumerate(self.headings):
+            first = index == 0
+            made.add_column(
+                heading,
+                justify="left" if first else "right",
+                no_wrap=not first,
+                overflow="fold",
+            )
+        for name, *cells in self.rows:
+            style = "bold" if name in self.marked else "red" if name in self.bad else ""
+            made.add_row(Text(name, style=style), *cells)
+        return made
+
+
+def rendered(parts: Sequence[RenderableType | Table], width: int, *, colour: bool = False) -> str:
+    """Tables and lines as text, the same wherever it is asked for: in Jupyter, too."""
+    file = io.StringIO()
+    out = Console(
+        file=file,
+        width=width,
+        force_terminal=colour,
+        force_jupyter=False,
+        color_system="standard" if colour else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
     )
-    for index, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
-    return made
-
-
-def scaled(value: float | None, factor: float, form: str) -> str:
-    """A figure times a factor, as written by `form`; a dash for None.
-
-    >>> scaled(0.125, 100, ".1f"), scaled(None, 1, ".1f")
-    ('12.5', '-')
-    """
-    return "-" if value is None else format(factor * value, form)
-
-
-def signed(value: float | None, digits: int) -> str:
-    """A difference with its sign; what rounds to zero has a plus, and a dash stands for None.
-
-    >>> signed(-0.00001, 4), signed(-0.2, 1), signed(None, 4)
-    ('+0.0000', '-0.2', '-')
-    """
-    return "-" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"
+    for part in parts:
+        out.print(part.rich() if isinstance(part, Table) else part)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vggtquant evaluate`, `merge` and `compare`: arguments, and what goes to the terminal.
+
+Importing this module is cheap; what computes is imported by each command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from .options import FOLDER
+
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Result
+
+_EXTRA = ("matplotlib", "rich", "PIL", "scipy", "jinja2", "msgspec")
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vggtquant evaluate`."""
+    parser.epilog = (
+        "Writes comprehensive_report.html, comprehensive_report.txt, comprehensive_results.json "
+        "and comprehensive_visualizations.png. Exits with 3 when a scheme failed, 2 for bad input."
+    )
+    what = parser.add_argument_group("what to evaluate")
+    what.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or one folder of them")
+    what.add_argument(
+        "--model",
+        default="builtin:tiny",
+        help="builtin:tiny (default), a hub id such as facebook/VGGT-1B, a directory, a .pt or "
+        ".safetensors file, module:function that returns a model, or a packed file",
+    )
+    what.add_argument(
+        "--source",
+        metavar="MODEL",
+        help="with a packed file: the float model that it is compared with (default: the one it "
+        "was made from, where that is at hand)",
+    )
+    what.add_argument(
+        "--image_folder", metavar="DIR", help="a folder of pictures (default: rendered scenes)"
+    )
+    what.add_argument(
+        "--max_images",
+        type=int,
+        metavar="N",
+        help="at most N pictures of a scene (default 32, fewer for a large model; 10 of each of "
+        "several scenes, 4 of each rendered one)",
+    )
+    what.add_argument(
+        "--scenes",
+        type=int,
+        metavar="N",
+        help="scenes to use (default 8 rendered ones, fewer for a large model; all of a folder)",
+    )
+    what.add_argument(
+        "--full",
+        dest="scenes",
+        action="store_const",
+        const=64,
+        help="64 rendered scenes: enough to tell close schemes apart (minutes)",
+    )
+    what.add_argument(
+        "--groups",
+        type=int,
+        metavar="N",
+        help="cut one folder of pictures into N groups that overlap by half: several scenes, so "
+        "that differences get intervals (5 or more)",
+    )
+    what.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="how a folder with ground truth is laid out: npz, eth3d, 7scenes, co3d or colmap; "
+        "pictures takes its pictures alone (default: by what is in it)",
+    )
+    what.add_argument(
+        "--mode",
+        choices=("crop", "pad"),
+        default="crop",
+        help="how pictures are brought to the model's width, as in VGGT (default crop)",
+    )
+    what.add_argument(
+        "--schemes",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME]",
+        help="schemes to run (default: all; `vggtquant schemes` lists them); may be repeated",
+    )
+    what.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a .toml or .json file of configs, evaluated beside --schemes (without these: alone)",
+    )
+    what.add_argument(
+        "--sensitivity",
+        nargs="?",
+        const="INT4_Group_128",
+        metavar="SCHEME",
+        help="beside the rest, quantize one layer at a time to SCHEME (default %(const)s) on the "
+        "first scene: a forward a layer, sensitivity.png, and sensitivity.json for quantize",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        *FOLDER,
+        dest="output_dir",
+        default="vggtquant_results",
+        metavar="DIR",
+        help="where the files go (default ./vggtquant_results)",
+    )
+    how.add_argument("--device", default="cpu", help="cpu, the only one that this version serves")
+    how.add_argument(
+        "--runs", type=int, metavar="N", help="timed passes a scheme (default 3, fewer if slow)"
+    )
+    how.add_argument(
+        "--warmup", type=int, metavar="N", help="forwards before them (default 1, none if slow)"
+    )
+    how.add_argument("--threads", type=int, metavar="N", help="threads (default: torch's choice)")
+    how.add_argument("--seed", type=int, default=0, help="which rendered scenes (default 0)")
+    which = parser.add_argument_group("which scheme to recommend")
+    which.add_argument(
+        "--max_drop",
+        type=float,
+        metavar="POINTS",
+        help="lose at most so many percentage points of pose AUC@30 against FP32's poses (default "
+        "1, with the depth within FP32's noise floor)",
+    )
+    which.add_argument("--max_bytes", metavar="SIZE", help="the whole model at most, as in 1.5GB")
+    which.add_argument(
+        "--min_speedup", type=float, metavar="X", help="at least X times as fast as FP32"
+    )
+    how.add_argument("--no-progress", action="store_true", help="a line a scheme instead of bars")
+    how.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the evaluation that was cut short in --output_dir, if there is one",
+    )
+    how.add_argument(
+        "--restart", action="store_true", help="drop an unfinished evaluation in --output_dir"
+    )
+    how.add_argument(
+        "--isolate",
+        action="store_true",
+        help="also load each scheme in a process of its own: load time, peak memory, file size",
+    )
+    how.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="evaluate the I-th of N parts of the scenes; `vggtquant merge` puts them together",
+    )
+
+
+def _shard(words: str) -> tuple[int, int]:
+    part, _, parts = words.partition("/")
+    if not (part.isdecimal() and parts.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{words!r} is no part of a whole, as 1/3 is")
+    return int(part), int(parts)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Runs `vggtquant evaluate`."""
+    need_extra()
+    own_the_process()
+    from ..checkpoint import budget
+    from ..configs import read_configs
+    from ..evaluation import evaluate as job
+    from ..evaluation.measure import plan
+    from ..progress import Progress
+
+    if args.image_folder and args.images:
+        raise UserError("--image_folder and pictures were both given; wanted one of them")
+    names = [name.strip() for names in args.schemes for name in names.split(",")]
+    files = [config for path in args.config for config in read_configs(path)]
+    settings = plan.Settings(
+        model=args.model,
+        source=args.source,
+        images=(args.image_folder,) if args.image_folder else tuple(args.images),
+        max_images=args.max_images,
+        scenes=args.scenes,
+        groups=args.groups,
+        mode=args.mode,
+        layout=args.layout,
+        configs=plan.configs_of([*names, *files]) if names or files else None,
+        output_dir=args.output_dir,
+        device=args.device,
+        runs=args.runs,
+        warmup=args.warmup,
+        threads=args.threads,
+        seed=args.seed,
+        sensitivity=args.sensitivity,
+        resume=args.resume,
+        restart=args.restart,
+        shard=args.shard,
+        max_drop=args.max_drop,
+        max_bytes=None if args.max_bytes is None else budget.parse_bytes(args.max_bytes),
+        min_speedup=args.min_speedup,
+        isolate=args.isolate,
+        argv=("vggtquant", *args.argv),
+    )
+    try:
+        with Progress(bars=False if args.no_progress else None) as progress:
+            result = job.evaluate(settings, progress)
+    except job.Interrupted as stopped:
+        if stopped.result is None:
+            print("vggtquant: interrupted before the first result", file=sys.stderr)
+        else:
+            rows = stopped.result.document.schemes
+            print(
+                f"vggtquant: interrupted; {len(rows)} finished schemes are kept in "
+                f"{settings.output_dir}; --resume goes on",
+                file=sys.stderr,
+            )
+        raise
+    _show(result)
+    return 3 if result.failed else 0
+
+
+def own_the_process() -> None:
+    """Has OpenMP's threads sleep soon when they wait, unless the user chose; before torch is there.
+
+    A thread that spins while another program has the other's core makes a forward take a hundred
+    times as long. libgomp (torch's) counts turns, Intel's and LLVM's milliseconds.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ.update(_WAITING)
+
+
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
+
+
+def _show(result: Result) -> None:
+    """The tables and what was written, to stdout."""
+    from ..evaluation.present import tables, text
+
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else tables.WIDTH
+    print()
+    print(text.terminal(result.document, width, colour=colour), end="")
+    for path in result.files:
+        print(f"wrote {path}")
+
+
+def need_extra() -> None:
+    """UserError when a package of the extra `eval` is missing."""
+    import importlib.util
+
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"this command needs {', '.join(missing)}; install with: pip install 'vggtquant[eval]'"
+        )
+
+
+# ---- merge, compare ------------------------------------------------------------------------------
+
+
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vggtquant merge`."""
+    parser.add_argument("shards", nargs="+", metavar="SHARD_DIR", help="--output_dir of each shard")
+    parser.add_argument(
+        *FOLDER, dest="output_dir", required=True, metavar="DIR", help="where the report goes"
+    )
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Runs `vggtquant merge`."""
+    need_extra()
+    from ..evaluation import merge as job
+
+    result = job.merge(args.shards, args.output_dir)
+    _show(result)
+    return 3 if result.failed else 0
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vggtquant compare`."""
+    parser.epilog = (
+        "Exits with 0 when the two could be compared, changed or not; with 4 when models, pictures "
+        "or machines differ and --force was not given; with 2 for what is no report."
+    )
+    what = "a comprehensive_results.json, or the folder of one"
+    parser.add_argument("a", metavar="A", help=what)
+    parser.add_argument("b", metavar="B", help="another one, with which it is compared")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="show what cannot be compared, too: scores of other models or pictures, times of "
+        "other machines; such figures are marked and get no ratio",
+    )
+    parser.add_argument("--json", action="store_true", help="all that changed, for programs")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Runs `vggtquant compare`."""
+    need_extra()
+    import msgspec
+
+    from ..evaluation import schema
+    from ..evaluation.analyse import changes
+    from ..evaluation.present import comparison
+
+    a, b = schema.read(args.a), schema.read(args.b)
+    found = changes.compare(a, b, force=args.force)
+    if args.json:
+        if found.refused:  # nobody reads past a flag
+            found.schemes = {}
+        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    else:
+        lines = comparison.refusal(found) if found.refused else comparison.in_words(found, a, b)
+        print("\n".join(lines))
+    return 4 if found.refused else 0
