@@ -253,7 +253,7 @@ def test_other_circumstances_are_refused(
 
         monkeypatch.setattr(toy, "build", lambda: toy.Toy(width=64).eval())
     if what == "version":
-        monkeypatch.setattr(vq, "__version__", "99.0")
+        monkeypatch.setattr(evaluate, "VERSION", "99.0")
     threads = {"threads": 5} if what == "threads" else {}
     named = {"weights": "model_sha256", "version": "vggtquant is"}.get(what, what)
     with pytest.raises(UserError, match=named):
