@@ -285,3 +285,22 @@ def test_sixteen_bits_in_a_model_and_a_packed_checkpoint(tmp_path: Path) -> None
 
 def plain_a8(model: nn.Module) -> nn.Module:
     return vq.quantize_model(copy.deepcopy(model), "INT4_Group_32_A8")[0]
+
+
+def test_wide_layers_have_the_bits_of_activation_bits_16() -> None:
+    """By name, also after a file: the others stay at 8 bits."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(4)))
+    plain = vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]
+    weight, x = net[2], torch.randn(3, 32)
+    wanted = {
+        width: vq.QuantizedLinear.from_linear(
+            weight, replace(plain, name="all", activation_bits=width)
+        )(x)
+        for width in (8, 16)
+    }
+    assert not torch.equal(wanted[8], wanted[16])
+    for pattern, width in (("2", 16), ("1", 8)):
+        config = replace(plain, name="some", wide_layers=(pattern,))
+        layer = vq.QuantizedLinear.from_linear(weight, config, name="2")
+        assert torch.equal(layer(x), wanted[width])

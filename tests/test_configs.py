@@ -36,7 +36,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
         "bits": 8, "symmetric": True, "per_channel": True, "group_size": 128,
         "calibration_samples": 100, "quantize_activations": False, "skip_first_last": True,
         "device": "cpu", "sensitive_layers": (), "sensitive_bits": 8, "normal_bits": 4,
-        "activation_bits": 8, "convolutions": "float",
+        "activation_bits": 8, "wide_layers": (), "convolutions": "float",
     }  # fmt: skip
     assert list(configs.QUANT_TYPES) == [
         "fp32", "bf16", "int8_per_tensor_sym", "int8_per_tensor_asym", "int8_per_channel_sym",
@@ -83,6 +83,18 @@ def test_mixed_precision_to_dict_and_back() -> None:
     assert hash(config) == hash(dataclasses.replace(config))
     assert [config.layer_bits(name) for name in ("a.0", "b", "c", "")] == [8, 8, 4, 4]
     assert config.layer_scheme("b").granularity == "per_channel"
+
+
+def test_wide_layers_code_activations_to_16_bits() -> None:
+    plain = vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]
+    config = dataclasses.replace(plain, name="poses", wide_layers="*camera_head*")
+    assert config.wide_layers == ("*camera_head*",)
+    assert config.layer_activation_bits("camera_head.trunk.0.attn.qkv") == 16
+    assert config.layer_activation_bits("aggregator.frame_blocks.0.attn.qkv") == 8
+    assert QuantizationConfig.from_dict(config.to_dict()) == config
+    assert "wide_layers" not in plain.to_dict()
+    with pytest.raises(vq.UserError, match="wide_layers are given, but quantize_activations"):
+        QuantizationConfig("x", "int8_per_channel_sym", wide_layers="*")
 
 
 def test_activation_bits_are_said_where_they_are_not_8() -> None:

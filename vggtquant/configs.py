@@ -118,15 +118,19 @@ class QuantizationConfig:
     """What quantize_activations codes to: 8, or 16 with an error 256 times smaller at twice the
     cost; exact sums, so the same bits on every machine, either way."""
 
+    wide_layers: tuple[str, ...] = ()
+    """fnmatch patterns of the layers that code activations to 16 bits whatever activation_bits
+    says, e.g. "*camera_head*": few tokens, which carry the poses."""
     convolutions: Literal["float", "int8"] = "float"
     """float: convolutions stay as they are. int8: INT8 weights and activations, but for the last
     convolution of each head; VGGT's dense heads then run as one module each."""
 
     def __post_init__(self) -> None:
         _one_of("convolutions", self.convolutions, ("float", "int8"))
-        patterns = self.sensitive_layers
-        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-        object.__setattr__(self, "sensitive_layers", patterns)
+        for field in ("sensitive_layers", "wide_layers"):
+            patterns = getattr(self, field)
+            patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+            object.__setattr__(self, field, patterns)
         object.__setattr__(self, "device", str(self.device))
         if self.quant_type not in QUANT_TYPES:
             raise UserError(
@@ -162,6 +166,8 @@ class QuantizationConfig:
             raise UserError(
                 f"activation_bits is {self.activation_bits}, but quantize_activations is False"
             )
+        if self.wide_layers and not self.quantize_activations:
+            raise UserError("wide_layers are given, but quantize_activations is False")
         if not self.quantizes and self.convolutions != "float":
             raise UserError(f"{self.quant_type} quantizes nothing, so no convolutions either")
         if not self.quantizes and self.quantize_activations:
@@ -186,6 +192,11 @@ class QuantizationConfig:
         sensitive = any(fnmatchcase(name, pattern) for pattern in self.sensitive_layers)
         return self.sensitive_bits if sensitive else self.normal_bits
 
+    def layer_activation_bits(self, name: str = "") -> int:
+        """Bits of the activations of the layer of that name, where activations are quantized."""
+        wide = any(fnmatchcase(name, pattern) for pattern in self.wide_layers)
+        return 16 if wide else self.activation_bits
+
     def layer_scheme(self, name: str = "") -> Scheme:
         """How the weight of the layer of that name is coded.
 
@@ -200,9 +211,13 @@ class QuantizationConfig:
         """Plain JSON-able fields; from_dict is the inverse.
 
         activation_bits stands there only where it is not 8, convolutions where they are not float,
-        so that readers who do not know them go on reading what they can compute.
+        wide_layers where there are any, so that readers who do not know them go on reading what
+        they can compute.
         """
         values = {**asdict(self), "sensitive_layers": list(self.sensitive_layers)}
+        values["wide_layers"] = list(self.wide_layers)
+        if not self.wide_layers:
+            del values["wide_layers"]
         if self.activation_bits == 8:
             del values["activation_bits"]
         if self.convolutions == "float":

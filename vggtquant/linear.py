@@ -91,6 +91,7 @@ class QuantizedLinear(nn.Module):
         self.config = config
         self.scheme = q.scheme
         self.name = name
+        self.activation_bits = config.layer_activation_bits(name)
         self.register_parameter("bias", bias)
         self._about, packed = _pack(q)
         self.register_buffer("packed", packed, persistent=False)
@@ -159,7 +160,7 @@ class QuantizedLinear(nn.Module):
         autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         if self.config.quantize_activations:
-            return "int8" if self.config.activation_bits == 8 else "int16", dtype
+            return "int8" if self.activation_bits == 8 else "int16", dtype
         return "bf16" if dtype == torch.bfloat16 else "float", dtype
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

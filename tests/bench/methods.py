@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,24 @@ from vggtquant.data import scenes
 OUTPUTS = ("depth", "world_points", "pose_enc")
 RESAMPLES = 2000
 
-ROWS = {  # name in the table: (config, method)
+CAMERA = ("*camera_head*",)
+W8A8 = vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]
+W4A8 = vq.CONFIGS["INT4_Group_128_A8"]
+ROWS = {  # name in the table: (config, method); what stands before the comma shares its "rtn" row
     "INT4 g128, rtn": ("INT4_Group_128", "rtn"),
     "INT4 g128, folds": ("INT4_Group_128", "folds"),
     "INT4 g128, bias": ("INT4_Group_128", "bias"),
     "INT4 g128, gptq": ("INT4_Group_128", "gptq"),
     "INT8 per channel, rtn": ("INT8_Per_Channel_Symmetric", "rtn"),
     "INT8 per channel, gptq": ("INT8_Per_Channel_Symmetric", "gptq"),
+    "W8A8, rtn": (W8A8, "rtn"),
+    "W8A8, rtn + 16-bit camera head": (replace(W8A8, wide_layers=CAMERA), "rtn"),
+    "W8A8, smoothquant": (W8A8, "smoothquant"),
+    "W8A8, gptq": (W8A8, "gptq"),
+    "W8A8, gptq + 16-bit camera head": (replace(W8A8, wide_layers=CAMERA), "gptq"),
+    "W4A8 g128, rtn": (W4A8, "rtn"),
+    "W4A8 g128, gptq": (W4A8, "gptq"),
+    "W4A8 g128, gptq + 16-bit camera head": (replace(W4A8, wide_layers=CAMERA), "gptq"),
 }
 
 
@@ -140,7 +152,7 @@ def main() -> None:
         mean, per_seed = score(rows).mean(), score(rows)
         drawn = score(rows[:, draw]).mean(0)
         low, high = interval(drawn)
-        beside = found.get((spec, row.rpartition(", ")[0] + ", rtn"))
+        beside = found.get((spec, row.partition(", ")[0] + ", rtn"))
         ratio = ""
         if beside and beside is not records:
             base = np.array(beside[0]["errors"])
