@@ -6,6 +6,7 @@ Importing this module is cheap; what computes is imported by `run`.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import warnings
@@ -151,7 +152,11 @@ def _find(images: str | Path, say: Callable[[str], None]) -> list[Path]:
     from .data.images import find_images
 
     folder = Path(images)
-    if folder.is_dir() and rendered.detect(folder) and not (folder / rendered.TRUTH).is_file():
+    if (
+        os.path.isdir(folder)
+        and rendered.detect(folder)
+        and not (folder / rendered.TRUTH).is_file()
+    ):
         first = min(path.parent for path in folder.glob(f"*/{rendered.TRUTH}"))
         raise UserError(f"{folder} holds several rendered scenes; wanted one, such as {first}")
     return _told(say, find_images, folder)

@@ -672,3 +672,45 @@ def test_intrinsics_that_are_none_are_told_by_every_layout(scene: Scene, tmp_pat
         for name, (write, _) in WRITERS.items():
             folder = write(bad, tmp_path / f"{name}{value}")
             _refused(folder, "intrinsics with", words)
+
+
+def test_a_truth_file_of_another_form_is_told(scene: Scene, tmp_path: Path) -> None:
+    folder = layouts.npz(scene, tmp_path)
+    path = folder / "truth.npz"
+    whole = path.read_bytes()
+    with np.load(path) as truth:
+        parts = dict(truth)
+    for changes, words in (
+        ({"depth": parts["depth"][0, 0]}, "depth is (28,); wanted (frames, height, width)"),
+        ({"extrinsics": np.eye(4)}, "extrinsics is (4, 4); wanted (frames, 3, 4)"),
+        ({"intrinsics": np.ones((3, 2, 2))}, "intrinsics is (3, 2, 2); wanted (frames, 3, 3)"),
+        ({name: parts[name][:0] for name in ("depth", "extrinsics", "intrinsics")}, "is (0, 28,"),
+        ({"depth": np.array(["x"])}, "holds no readable scene"),
+    ):
+        np.savez(path, **(parts | changes))
+        _refused(folder, "truth.npz", words)
+    for at in (40, 200, len(whole) // 2):
+        path.write_bytes(whole[:at] + b"\xff" * 30 + whole[at + 30 :])
+        for read in (datasets.find, scenes.load_scene):
+            try:
+                read(folder)
+            except UserError as error:  # of nothing else
+                assert str(tmp_path) in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("write", [layouts.colmap, layouts.co3d, layouts.co3d_poses])
+def test_a_name_too_long_for_a_file_is_told(
+    scene: Scene, tmp_path: Path, write: Callable[[Scene, Path], Path]
+) -> None:
+    folder = write(scene, tmp_path)
+    for path in folder.rglob("*"):
+        if path.suffix in (".txt", ".jgz"):
+            raw = path.read_bytes()
+            text = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+            path.write_bytes(
+                text.replace(b"/frame", b"/" + b"x" * 300).replace(b" frame", b" x" * 300)
+            )
+    _refused(folder, "but there is no")
+    assert datasets.find("x" * 300) is None
+    with pytest.raises(UserError, match="no such image folder"):
+        images.find_images("x" * 300)

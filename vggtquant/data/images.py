@@ -7,6 +7,7 @@ here, and pictures of more than 8 bits are scaled, where VGGT's loader clips the
 """
 
 import hashlib
+import os
 import re
 import warnings
 from collections import Counter
@@ -95,9 +96,9 @@ def find_images(folder: str | Path) -> list[Path]:
     '00.png'
     """
     folder = Path(folder)
-    if folder.is_file():
+    if os.path.isfile(folder):  # of Path's own, a name that is too long is an error
         return [folder]
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"no such image folder: {folder}")
     for sub in _SUBFOLDERS:
         if found := pictures_in(folder / sub):

@@ -6,6 +6,7 @@ A layout is a file of this package and a row of LAYOUTS; docs/protocols.md descr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def find(folder: str | Path, layout: str | None = None) -> tuple[str, list[Posed
     True
     """
     folder = Path(folder)
-    if layout == PICTURES:
+    if layout == PICTURES or (layout is None and not os.path.isdir(folder)):
         return None
     if layout is None:
         layout = next((name for name, known in LAYOUTS.items() if known.detect(folder)), None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from pathlib import Path
@@ -148,7 +149,7 @@ def _view(frame: Frame, folder: Path, path: Path) -> View | None:
     if camera is None:
         return None
     name = frame.image.path
-    root = next((r for r in (folder, folder.parent) if (r / name).is_file()), folder)
+    root = next((r for r in (folder, folder.parent) if os.path.isfile(r / name)), folder)
     image = picture(root / name, path)
     size = size_of(image)
     rotation, shift = np.array(camera.R), np.array(camera.T)

@@ -109,7 +109,7 @@ def _picture(name: str, pictures: Path, where: Path) -> Path:
         names.append(latin)
     for form in names:
         for path in (pictures / form, pictures.parent / form):
-            if path.is_file():
+            if os.path.isfile(path):  # of Path's own, a name that is too long is an error
                 return path
     raise UserError(f"{where} names {shown(name)}, but there is no {shown(pictures / name)}")
 

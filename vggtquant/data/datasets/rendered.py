@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from ...errors import UserError
 from .views import Array, PosedScene, View, finite, folders, nearest, picture, rigid
 
 TRUTH = "truth.npz"
+_ANY = ("height", "width")
+_SHAPES = {"depth": _ANY, "extrinsics": (3, 4), "intrinsics": (3, 3)}  # of each frame
 
 
 def _is_scene(folder: Path) -> bool:
@@ -33,11 +34,13 @@ def _views(scene: Path) -> list[View]:
     path = scene / TRUTH
     try:
         with np.load(path) as truth:
-            parts = {
-                name: truth[name].astype(float) for name in ("depth", "extrinsics", "intrinsics")
-            }
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            parts = {name: truth[name].astype(float) for name in _SHAPES}
+    except Exception as error:  # of zipfile, zlib and NumPy, which raise what they like
         raise UserError(f"{path} holds no readable scene ({error})") from error
+    for name, shape in _SHAPES.items():
+        seen = parts[name].shape
+        if len(seen) != 3 or 0 in seen or (shape != _ANY and seen[1:] != shape):
+            raise UserError(f"{path}: {name} is {seen}; wanted (frames, {shape[0]}, {shape[1]})")
     counts = {name: len(part) for name, part in parts.items()}
     if len(set(counts.values())) != 1:
         raise UserError(f"{path} holds different numbers of frames: {counts}")

@@ -7,6 +7,7 @@ first: COLMAP and PyTorch3D count from a pixel's corner, so their readers subtra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def pinhole(fx: float, fy: float, cx: float, cy: float) -> Array:
 
 def picture(path: Path, where: Path) -> Path:
     """The path itself; UserError when `where` names a picture that is not there."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # of Path's own, a name that is too long is an error
         raise UserError(f"{where} names {path.name}, but there is no {path}")
     return path
 
