@@ -784,6 +784,7 @@ static void test_all(void)
         test_values();
         test_exponentials(stride > 1 ? 997 : 1);
         test_errors();
+        test_convolutions();
     }
     test_quantize();
     test_nothing();

@@ -215,6 +215,13 @@ def test_the_dense_head_is_the_original(isa: str) -> None:
         for a, b in zip(wanted, found, strict=True):
             assert a.shape == b.shape
             assert (a.log() - b.log()).norm() / a.log().norm() < 0.05
+        calls: list[str] = []
+        for name, row in rows.items():
+            if row.skipped is None:
+                layer = whole.get_submodule(name)
+                layer.register_forward_hook(lambda m, x, y: calls.append(m.name))
+        whole(*given)
+        assert set(calls) == {name for name, row in rows.items() if row.skipped is None}
         # any number of pictures at a time gives the same bits
         for chunk in (1, 2, 8, None):
             again = whole.depth_head([whole.trunk(t) for t in given[0]], given[1], 1, chunk)

@@ -152,6 +152,25 @@ class QuantizedConv2d(QuantizedLinear):
 
     def by_pixel(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """x (n, height, width, in) as a Linear of each pixel; (n, height, width, out)."""
+        return self._told(x, self._by_pixel(x, dtype))
+
+    def pictures(
+        self, x: torch.Tensor, dtype: torch.dtype, **rest: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (n, height, width, in) with a scale a picture; relu_x=True: of relu(x).
+
+        y and its largest magnitudes; `rest` goes to ops.conv2d.
+        """
+        y, largest = self._pictures(x, dtype, **rest)
+        return self._told(x, y), largest
+
+    def _told(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """A dense head calls past nn.Module.__call__; forward hooks see its calls all the same."""
+        for hook in self._forward_hooks.values():
+            hook(self, (x.permute(0, 3, 1, 2),), y.permute(0, 3, 1, 2))
+        return y
+
+    def _by_pixel(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         n, high, wide, _ = x.shape
         up, across = self.shape.window.kernel
         bias = None if self.bias is None else self.bias.detach()
@@ -165,13 +184,9 @@ class QuantizedConv2d(QuantizedLinear):
         y = y.reshape(n, high, wide, up, across, self.shape.outputs)
         return y.permute(0, 1, 3, 2, 4, 5).reshape(n, high * up, wide * across, self.shape.outputs)
 
-    def pictures(
+    def _pictures(
         self, x: torch.Tensor, dtype: torch.dtype, *, relu_x: bool = False, **rest: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (n, height, width, in) with a scale a picture, of relu(x) with relu_x.
-
-        y and its largest magnitudes; `rest` goes to ops.conv2d.
-        """
         bias = None if self.bias is None else self.bias.detach().float()
         found = ops.conv2d(
             self.packed,
@@ -190,8 +205,9 @@ class QuantizedConv2d(QuantizedLinear):
         """forward of x (n, in, height, width) without autograd."""
         dtype = self._call(x)[1]
         inside = x.permute(0, 2, 3, 1)
-        y = self.by_pixel(inside, dtype) if self.shape.by_pixel else self.pictures(inside, dtype)[0]
-        return y.permute(0, 3, 1, 2)
+        if self.shape.by_pixel:
+            return self._by_pixel(inside, dtype).permute(0, 3, 1, 2)
+        return self._pictures(inside, dtype)[0].permute(0, 3, 1, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, in, height, width) to (n, out, …)."""

@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Convolutions of random shapes said another way: one output at a time, in 64-bit integers. Arrays
+ * are exactly as large as the contract says, so that the address sanitizer sees every step beyond.
+ */
+#include "core.h"
+
+#include <math.h>
+#include <string.h>
+
+static uint64_t state = 88172645463325252u;
+static size_t below(size_t n)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (size_t)(state >> 33) % n;
+}
+
+static float a_number(void) { return numbers[below(CORE_NUMBERS)]; }
+
+static float *floats(size_t n)
+{
+    float *const x = malloc(n * sizeof(*x));
+    for (size_t i = 0; i < n; i++)
+        x[i] = a_number();
+    return x;
+}
+
+/* One convolution and all that its call points at. */
+typedef struct scene {
+    vgq_conv_call call;
+    vgq_weight w;
+    int8_t *codes; /* [n][kernel][kernel][padded channels] */
+    float *scale, *x, *y, *residual, *bias, *columns, *rows, *last_weight, *last_bias;
+    float *largest, *y_largest; /* [4] */
+    int32_t *sums;
+    unsigned char *packed, *scratch;
+    size_t packed_nbytes, scratch_nbytes;
+} scene;
+
+static scene a_scene(size_t channels, size_t n, size_t kernel, size_t stride, int relu, int more)
+{
+    scene s = {.call = {.pictures = 2,
+                        .height = 1 + below(9),
+                        .width = 1 + below(15),
+                        .channels = channels,
+                        .kernel_height = kernel,
+                        .kernel_width = kernel,
+                        .stride_height = stride,
+                        .stride_width = stride,
+                        .padding_height = kernel / 2,
+                        .padding_width = kernel / 2,
+                        .relu_x = relu,
+                        .relu_y = more & 1,
+                        .relu_sum = more >> 1 & 1}};
+    vgq_conv_call *const c = &s.call;
+    c->source_height = more & 4 ? 1 + below(6) : c->height;
+    c->source_width = more & 4 ? 1 + below(6) : c->width;
+    c->out_height = (c->height + 2 * c->padding_height - kernel) / stride + 1;
+    c->out_width = (c->width + 2 * c->padding_width - kernel) / stride + 1;
+    const size_t padded = vgq_conv_channels(channels), k = kernel * kernel * padded;
+    s.codes = calloc(n * k, 1);
+    s.sums = calloc(n, sizeof(*s.sums));
+    for (size_t o = 0; o < n; o++)
+        for (size_t t = 0; t < kernel * kernel; t++)
+            for (size_t i = 0; i < channels; i++) {
+                const int code = (int)below(255) - 127;
+                s.codes[o * k + t * padded + i] = (int8_t)code;
+                s.sums[o] += code;
+            }
+    s.scale = floats(n);
+    s.bias = floats(n);
+    s.w = (vgq_weight){
+        .format = VGQ_I8, .n = n, .k = k, .group = k, .q = (uint8_t *)s.codes, .scale = s.scale};
+    s.packed_nbytes = vgq_packed_nbytes(&s.w);
+    s.packed = malloc(s.packed_nbytes);
+    CHECK(vgq_pack(&s.w, s.packed, s.packed_nbytes) == VGQ_OK, " ");
+    const size_t pixels = c->pictures * c->out_height * c->out_width;
+    s.x = floats(c->pictures * c->source_height * c->source_width * channels);
+    s.y = malloc(pixels * (more & 8 ? 3 : n) * sizeof(float));
+    s.residual = floats(pixels * n);
+    s.columns = floats(c->width * (channels / 2));
+    s.rows = floats(c->height * (channels / 2));
+    s.last_weight = floats((size_t)3 * 64);
+    s.last_bias = floats(3);
+    c->x = s.x;
+    c->y = s.y;
+    c->bias = s.bias;
+    c->weight_sums = s.sums;
+    c->y_largest = s.y_largest = floats(4);
+    s.largest = floats(4);
+    if (more & 2)
+        c->residual = s.residual;
+    if (more & 4 && channels % 2 == 0) {
+        c->column_embedding = s.columns;
+        c->row_embedding = s.rows;
+    }
+    if (more & 8) {
+        c->outputs = 3;
+        c->last_weight = s.last_weight;
+        c->last_bias = s.last_bias;
+    }
+    if (more & 16) {
+        for (size_t i = 0; i < 4; i++)
+            s.largest[i] = 1.5f;
+        c->x_largest = s.largest;
+    }
+    s.scratch_nbytes = vgq_conv2d_nbytes(&s.w, c);
+    s.scratch = malloc(s.scratch_nbytes);
+    CHECK(s.scratch_nbytes > 0, " ");
+    return s;
+}
+
+static void free_scene(scene *s)
+{
+    void *const all[] = {s->codes,   s->scale,     s->x,    s->y,           s->residual,
+                         s->bias,    s->columns,   s->rows, s->last_weight, s->last_bias,
+                         s->largest, s->y_largest, s->sums, s->packed,      s->scratch};
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+        free(all[i]);
+}
+
+static float lerp(float a, float b, float weight) { return a + weight * (b - a); }
+
+/* The input that the convolution sees; outside 0. */
+static float input_at(const scene *s, size_t picture, ptrdiff_t y, ptrdiff_t x, size_t channel)
+{
+    const vgq_conv_call *const c = &s->call;
+    if (y < 0 || x < 0 || y >= (ptrdiff_t)c->height || x >= (ptrdiff_t)c->width)
+        return 0;
+    const size_t high = c->source_height, wide = c->source_width, half = c->channels / 2;
+    const double v = c->height > 1 ? (double)y * (double)(high - 1) / (double)(c->height - 1) : 0;
+    const double h = c->width > 1 ? (double)x * (double)(wide - 1) / (double)(c->width - 1) : 0;
+    const size_t top = (size_t)v, left = (size_t)h;
+    const size_t under = top + 1 < high ? top + 1 : high - 1;
+    const size_t right = left + 1 < wide ? left + 1 : wide - 1;
+    const float down = (float)(v - (double)top), across = (float)(h - (double)left);
+#define AT(i, j) s->x[((picture * high + (i)) * wide + (j)) * c->channels + channel]
+    float value = lerp(lerp(AT(top, left), AT(under, left), down),
+                       lerp(AT(top, right), AT(under, right), down), across);
+#undef AT
+    if (c->column_embedding)
+        value += channel < half ? s->columns[(size_t)x * half + channel]
+                                : s->rows[(size_t)y * half + channel - half];
+    return value;
+}
+
+static float scale_of(const scene *s, size_t picture, float *inverse)
+{
+    const vgq_conv_call *const c = &s->call;
+    const size_t n = c->source_height * c->source_width * c->channels;
+    float largest = c->x_largest ? s->largest[0] : 0, added = 0;
+    for (size_t i = 0; i < n && !c->x_largest; i++) {
+        const float value = s->x[picture * n + i];
+        largest = fmaxf(largest, c->relu_x ? value : fabsf(value));
+    }
+    for (size_t i = 0; c->column_embedding && i < c->width * (c->channels / 2); i++)
+        added = fmaxf(added, fabsf(s->columns[i]));
+    for (size_t i = 0; c->column_embedding && i < c->height * (c->channels / 2); i++)
+        added = fmaxf(added, fabsf(s->rows[i]));
+    largest += added;
+    const float highest = c->relu_x ? 254.0f : 127.0f;
+    *inverse = largest > 0 ? highest / largest : 0;
+    return largest > 0 ? largest / highest : 0;
+}
+
+static float output_at(const scene *s, size_t picture, size_t i, size_t j, size_t o)
+{
+    const vgq_conv_call *const c = &s->call;
+    float inverse;
+    const float scale = scale_of(s, picture, &inverse);
+    const size_t padded = vgq_conv_channels(c->channels);
+    int64_t acc = 0;
+    for (size_t u = 0; u < c->kernel_height; u++)
+        for (size_t v = 0; v < c->kernel_width; v++)
+            for (size_t k = 0; k < c->channels; k++) {
+                const float x =
+                    input_at(s, picture, (ptrdiff_t)(i * c->stride_height + u - c->padding_height),
+                             (ptrdiff_t)(j * c->stride_width + v - c->padding_width), k);
+                const float code = rintf((c->relu_x ? fmaxf(x, 0) : x) * inverse);
+                acc += (int64_t)fmaxf(fminf(code, c->relu_x ? 254 : 127), -127) *
+                       s->codes[o * s->w.k + (u * c->kernel_width + v) * padded + k];
+            }
+    float y = (float)acc * scale;
+    y = y * s->scale[o];
+    y = y + (c->bias ? s->bias[o] : 0);
+    y = c->relu_y && y < 0 ? 0 : y;
+    if (c->residual)
+        y += s->residual[((picture * c->out_height + i) * c->out_width + j) * s->w.n + o];
+    return c->relu_sum && y < 0 ? 0 : y;
+}
+
+static float projected(const scene *s, const float *y, size_t o)
+{
+    float lane[16];
+    for (size_t i = 0; i < 64; i++) {
+        const float product = (i < s->w.n ? y[i] : 0) * s->last_weight[o * 64 + i];
+        lane[i % 16] = i < 16 ? product : lane[i % 16] + product;
+    }
+    for (size_t half = 8; half; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            lane[i] += lane[i + half];
+    return lane[0] + s->last_bias[o];
+}
+
+static void test_scene(size_t channels, size_t n, size_t kernel, size_t stride, int relu, int more)
+{
+    scene s = a_scene(channels, n, kernel, stride, relu, more);
+    const vgq_conv_call *const c = &s.call;
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, c, s.scratch, s.scratch_nbytes) == VGQ_OK, " ");
+    for (size_t picture = 0, at = 0; picture < c->pictures; picture++) {
+        float most[2] = {0, 0}, one[64];
+        for (size_t i = 0; i < c->out_height; i++)
+            for (size_t j = 0; j < c->out_width; j++) {
+                for (size_t o = 0; o < n; o++) {
+                    const float want = output_at(&s, picture, i, j, o);
+                    most[0] = fmaxf(most[0], fabsf(want));
+                    most[1] = fmaxf(most[1], want);
+                    if (c->outputs)
+                        one[o] = want;
+                    else
+                        CHECK(s.y[at] == want, "%zu %zu %zu: %g, not %g", i, j, o, (double)s.y[at],
+                              (double)want);
+                    at += !c->outputs;
+                }
+                for (size_t o = 0; o < c->outputs; o++, at++)
+                    CHECK(s.y[at] == projected(&s, one, o), "%zu %zu %zu", i, j, o);
+            }
+        CHECK(memcmp(most, s.y_largest + 2 * picture, sizeof(most)) == 0, "%zu", picture);
+    }
+    free_scene(&s);
+}
+
+/* What a call may get wrong, one thing at a time. */
+static void test_wrong_calls(void)
+{
+    scene s = a_scene(6, 5, 3, 1, 1, 8);
+    const vgq_conv_call right = s.call;
+#define REFUSED(change)                                                                         \
+    do {                                                                                        \
+        vgq_conv_call c = right;                                                                \
+        change;                                                                                 \
+        CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &c, s.scratch, s.scratch_nbytes) != VGQ_OK, \
+              #change);                                                                         \
+    } while (0)
+    REFUSED(c.x = NULL);
+    REFUSED(c.y = NULL);
+    REFUSED(c.weight_sums = NULL);
+    REFUSED(c.last_weight = NULL);
+    REFUSED(c.last_bias = NULL);
+    REFUSED(c.pictures = 0);
+    REFUSED(c.height = SIZE_MAX / 2);
+    REFUSED(c.width = 0);
+    REFUSED(c.channels = 9);
+    REFUSED(c.source_height = 0);
+    REFUSED(c.source_width = SIZE_MAX);
+    REFUSED(c.kernel_height = 0);
+    REFUSED(c.kernel_height = 2);
+    REFUSED(c.kernel_width = 4);
+    REFUSED(c.stride_height = 0);
+    REFUSED(c.stride_width = 0);
+    REFUSED(c.stride_height = SIZE_MAX);
+    REFUSED(c.stride_width = SIZE_MAX);
+    REFUSED(c.out_height = 0);
+    REFUSED(c.out_width = SIZE_MAX / 2);
+    REFUSED(c.x_dtype = VGQ_DTYPES);
+    REFUSED(c.y_dtype = VGQ_DTYPES);
+    REFUSED(c.column_embedding = s.columns);
+    REFUSED(c.row_embedding = s.rows);
+#undef REFUSED
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, NULL, s.scratch, s.scratch_nbytes) == VGQ_EINVAL,
+          " ");
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &right, NULL, s.scratch_nbytes) == VGQ_EINVAL, " ");
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &right, s.scratch, 63) == VGQ_EINVAL, " ");
+    CHECK(vgq_conv2d(s.packed, 5, &right, s.scratch, s.scratch_nbytes) == VGQ_EPACKED, " ");
+    CHECK(vgq_conv2d_nbytes(NULL, &right) == 0 && vgq_conv2d_nbytes(&s.w, NULL) == 0, " ");
+    free_scene(&s);
+}
+
+static void test_resizing(void)
+{
+    enum { HIGH = 3, WIDE = 5, CHANNELS = 7, TO_HIGH = 4, TO_WIDE = 9 };
+    float *const x = floats((size_t)HIGH * WIDE * CHANNELS);
+    float *const added = floats((size_t)TO_HIGH * TO_WIDE * CHANNELS);
+    float *const y = malloc((size_t)TO_HIGH * TO_WIDE * CHANNELS * sizeof(*y));
+    const vgq_resize_call call = {.pictures = 1,
+                                  .channels = CHANNELS,
+                                  .source_height = HIGH,
+                                  .source_width = WIDE,
+                                  .height = TO_HIGH,
+                                  .width = TO_WIDE,
+                                  .x = x,
+                                  .added = added,
+                                  .y = y};
+    const scene s = {.call = {.channels = CHANNELS,
+                              .height = TO_HIGH,
+                              .width = TO_WIDE,
+                              .source_height = HIGH,
+                              .source_width = WIDE},
+                     .x = x};
+    const size_t nbytes = vgq_resize_nbytes(&call);
+    void *const scratch = malloc(nbytes);
+    CHECK(vgq_resize(&call, scratch, nbytes) == VGQ_OK, " ");
+    for (size_t i = 0, at = 0; i < TO_HIGH; i++)
+        for (size_t j = 0; j < TO_WIDE; j++)
+            for (size_t k = 0; k < CHANNELS; k++, at++)
+                CHECK(y[at] == input_at(&s, 0, (ptrdiff_t)i, (ptrdiff_t)j, k) + added[at], " ");
+    vgq_resize_call wrong = call;
+    wrong.width = 0;
+    CHECK(vgq_resize_nbytes(&wrong) == 0 && vgq_resize_nbytes(NULL) == 0, " ");
+    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
+    CHECK(vgq_resize(&call, scratch, 63) == VGQ_EINVAL, " ");
+    CHECK(vgq_resize(&call, NULL, nbytes) == VGQ_EINVAL, " ");
+    wrong = call;
+    wrong.x = NULL;
+    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
+    wrong = call;
+    wrong.y = NULL;
+    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
+    wrong = call;
+    wrong.x_dtype = VGQ_DTYPES;
+    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
+    wrong.x_dtype = VGQ_F32;
+    wrong.y_dtype = VGQ_DTYPES;
+    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
+    wrong = call;
+    wrong.source_width = 0;
+    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
+    free(x);
+    free(added);
+    free(y);
+    free(scratch);
+}
+
+void test_convolutions(void)
+{
+    static const size_t channels[] = {1, 3, 8, 13, 24}, outputs[] = {1, 5, 64, 67};
+    for (int more = 0; more < 32; more++) {
+        const int projects = more & 8;
+        test_scene(channels[below(5)], outputs[below(projects ? 3 : 4)], 1 + below(4), 1 + below(2),
+                   more & 1, more);
+        test_scene(16, projects ? 20 : 70, 3, 1, !(more & 1), more);
+    }
+    test_wrong_calls();
+    test_resizing();
+}
