@@ -115,6 +115,20 @@ def test_what_follows_the_product(isa: str, dtype: torch.dtype, rng: np.random.G
     np.testing.assert_array_equal(z[:, :10].numpy(), wanted)
 
 
+def test_pictures_without_negative_values_have_unsigned_codes() -> None:
+    conv = nn.Conv2d(16, 12, 3, padding=1)
+    layer = QuantizedConv2d.from_conv(conv)
+    x = torch.randn(3, 16, 9, 9)
+    x[1] = x[1].relu()
+    y = layer(x)
+    inside = x.permute(0, 2, 3, 1)
+    for i, relu in enumerate((False, True, False)):
+        alone, _ = layer.pictures(inside[i : i + 1], torch.float32, relu_x=relu)
+        assert torch.equal(y[i], alone[0].permute(2, 0, 1))
+    errors = [(y[i] - conv(x[i : i + 1])[0]).norm() for i in range(3)]
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_numbers_at_the_edges(isa: str) -> None:
     layer = QuantizedConv2d.from_conv(nn.Conv2d(8, 4, 3, padding=1))
     x = torch.randn(4, 8, 5, 5)

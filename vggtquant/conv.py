@@ -106,8 +106,8 @@ class QuantizedConv2d(QuantizedLinear):
 
     x (n, in_channels, height, width) of float32, float16 or bfloat16 gives (n, out_channels, …) of
     the same dtype; under CPU autocast, of autocast's. Memory is channels last. A picture's
-    activations are coded with one scale, those of a 1x1 or a transposed convolution with one a
-    pixel. Sums are exact integers: the same bits on every instruction set and thread count.
+    activations are coded with one scale, and without a sign where none is negative; those of a 1x1
+    or a transposed convolution with one a pixel. Sums are exact integers: the same bits on every instruction set and thread count.
 
     >>> layer = QuantizedConv2d.from_conv(nn.Conv2d(16, 4, 3, padding=1))
     >>> layer(torch.ones(2, 16, 5, 7)).shape
@@ -178,7 +178,7 @@ class QuantizedConv2d(QuantizedLinear):
             bias = bias.repeat(up * across)
         rows = x.reshape(-1, self.shape.inputs)
         y = ops.linear(self.packed, self._about, "int8", rows, bias, dtype)
-        self.__dict__["last_kernel"] = ops.kernel_name("int8", 8, rows)
+        self.last_kernel = ops.kernel_name("int8", 8, rows)
         if not self.shape.transposed:
             return y.reshape(n, high, wide, self.shape.outputs)
         y = y.reshape(n, high, wide, up, across, self.shape.outputs)
@@ -198,7 +198,7 @@ class QuantizedConv2d(QuantizedLinear):
             relu_sums=self.sums() if relu_x else None,
             **rest,
         )
-        self.__dict__["last_kernel"] = ops.kernel_name("int8", 8, x)
+        self.last_kernel = ops.kernel_name("int8", 8, x)
         return found
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -207,7 +207,13 @@ class QuantizedConv2d(QuantizedLinear):
         inside = x.permute(0, 2, 3, 1)
         if self.shape.by_pixel:
             return self._by_pixel(inside, dtype).permute(0, 3, 1, 2)
-        return self._pictures(inside, dtype)[0].permute(0, 3, 1, 2)
+        # A picture without negative values, as a ReLU leaves it, has the finer unsigned codes.
+        signs = (inside.amin((1, 2, 3)) >= 0).tolist()
+        runs = (
+            [(0, len(signs))] if len(set(signs)) == 1 else [(i, i + 1) for i in range(len(signs))]
+        )
+        parts = [self._pictures(inside[a:b], dtype, relu_x=signs[a])[0] for a, b in runs]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).permute(0, 3, 1, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, in, height, width) to (n, out, …)."""
