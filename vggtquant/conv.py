@@ -107,7 +107,8 @@ class QuantizedConv2d(QuantizedLinear):
     x (n, in_channels, height, width) of float32, float16 or bfloat16 gives (n, out_channels, …) of
     the same dtype; under CPU autocast, of autocast's. Memory is channels last. A picture's
     activations are coded with one scale, and without a sign where none is negative; those of a 1x1
-    or a transposed convolution with one a pixel. Sums are exact integers: the same bits on every instruction set and thread count.
+    or a transposed convolution with one a pixel. Sums are exact integers: the same bits on every
+    instruction set and thread count.
 
     >>> layer = QuantizedConv2d.from_conv(nn.Conv2d(16, 4, 3, padding=1))
     >>> layer(torch.ones(2, 16, 5, 7)).shape
