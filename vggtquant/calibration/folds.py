@@ -229,15 +229,20 @@ def scale_inputs(edits: Edits, branch: Branch, factor: torch.Tensor) -> None:
     edits.set(branch.norm, norm_like(norm, (gain / s).to(dtype), (shift / s).to(dtype)))
 
 
-def fold(edits: Edits, group: int | None = None) -> int:
-    """F1, F3 and F4 on every block; returns how many branches there are.
+def fold_branch(edits: Edits, branch: Branch, group: int | None = None) -> None:
+    """F1, F3 and F4 on one branch.
 
     group: size of the groups that are to share a scale; F1 and F4 are then made only where they
     lower the rounding cost.
     """
+    fold_norm(edits, branch, group)
+    fold_layer_scale(edits, branch)
+    scale_values(edits, branch, group)
+
+
+def fold(edits: Edits, group: int | None = None) -> int:
+    """F1, F3 and F4 on every block; returns how many branches there are."""
     found = list(branches(edits.model))
     for branch in found:
-        fold_norm(edits, branch, group)
-        fold_layer_scale(edits, branch)
-        scale_values(edits, branch, group)
+        fold_branch(edits, branch, group)
     return len(found)

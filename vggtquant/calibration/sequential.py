@@ -66,6 +66,9 @@ def calibrate(
     config = get_config(config)
     how = get_method(method)
     linears, choice = walk.select(model, config, include, exclude, configs=configs)
+    order = list(linears)
+    left = {n: walk.left_in_float(n, linears[n], why) for n, why in choice.skipped.items()}
+    linears.clear()  # once they are swapped, their floats are free
     off = {p.device.type for p in model.parameters()} - {"cpu"}
     if off:
         raise UserError(f"the model is on {', '.join(sorted(off))}; calibrate on the CPU")
@@ -84,10 +87,7 @@ def calibrate(
         raise
     finally:
         model.train(training)
-    layers = [
-        rows[name] if name in rows else walk.left_in_float(name, layer, choice.skipped[name])
-        for name, layer in linears.items()
-    ]
+    layers = [rows.get(name) or left[name] for name in order]
     ops.trim()
     seen = f" with {shown.pictures} pictures: {shown.source}" if how.looks else ""
     notes = [f"method {method} ({how.words}){seen}", *job.notes]
@@ -117,10 +117,11 @@ class _Job:
     ) -> None:
         self.model, self.config, self.how, self.edits = model, config, how, edits
         self.shown, self.wanted = shown, wanted
-        self.floats = {name: model.get_submodule(name) for name in wanted}
         self.identity = _identity(model)
-        if how.folds:
-            folds.fold(edits, config.group_size if config.bits == 4 else None)
+        groups = any(c.layer_scheme(name).granularity == "per_group" for name, c in wanted.items())
+        self.group = config.group_size if groups else None
+        if how.folds and not how.looks:
+            folds.fold(edits, self.group)
         self.plan = segments(model, sorted(wanted), shown.batches[0]) if how.looks else []
         self.store = Store(None)
         self.notes: list[str] = []
@@ -164,6 +165,9 @@ class _Job:
 
         for index, segment in enumerate(self.plan):
             key = f"segment{index:04d}.done"
+            if self.how.folds:  # here, so that only one segment's folded weights are in memory
+                for branch in self._branches(segment):
+                    folds.fold_branch(self.edits, branch, self.group)
             if self.store.has(key):
                 done = self.store.get(key)
                 self._smooth(segment, done["factors"])
@@ -211,9 +215,7 @@ class _Job:
         return {"layers": done, "factors": factors}
 
     def _branches(self, segment: Segment) -> list[folds.Branch]:
-        """The segment's residual branches whose inputs are to be smoothed."""
-        if not self.how.smooths:
-            return []
+        """The residual branches of the segment's blocks."""
         return [b for b in folds.branches(self.model) if {b.first, b.last} & set(segment.layers)]
 
     def _factors(
@@ -222,7 +224,7 @@ class _Job:
         """SmoothQuant's factors of the layers that have a fold and quantized activations."""
         names = [
             name
-            for branch in self._branches(segment)
+            for branch in (self._branches(segment) if self.how.smooths else ())
             for name in ((branch.first, branch.last) if branch.attention else (branch.first,))
             if name in self.wanted and self.wanted[name].quantize_activations
         ]
