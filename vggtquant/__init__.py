@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .checkpoint.streaming import quantize_file
     from .configs import CONFIGS, QuantizationConfig, Scheme, get_config
     from .errors import UserError
+    from .evaluation.api import Report, evaluate
     from .linear import QuantizedLinear
     from .metrics import METRICS, Metric, compare, ssim
     from .model import LayerReport, ModelReport, model_bytes, quantize_model, restore_model
@@ -26,6 +27,7 @@ _HOME = {
     "calibration": ("calibrate",),
     "configs": ("CONFIGS", "QuantizationConfig", "Scheme", "get_config"),
     "errors": ("UserError",),
+    "evaluation.api": ("Report", "evaluate"),
     "linear": ("QuantizedLinear",),
     "metrics": ("METRICS", "Metric", "compare", "ssim"),
     "model": ("LayerReport", "ModelReport", "model_bytes", "quantize_model", "restore_model"),
@@ -45,11 +47,13 @@ __all__ = [
     "QTensor",
     "QuantizationConfig",
     "QuantizedLinear",
+    "Report",
     "Scheme",
     "UserError",
     "calibrate",
     "compare",
     "dequantize",
+    "evaluate",
     "get_config",
     "isa",
     "isas",

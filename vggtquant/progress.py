@@ -6,8 +6,10 @@ Everything goes to stderr, so that stdout holds the result alone.
 
 from __future__ import annotations
 
+import html
 import sys
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -95,3 +97,70 @@ class Progress:
             self._bars.remove_task(self._one)
             self._one = None
         self.say(f"[{self._schemes}] {summary} ({seconds:.1f} s)")
+
+
+class _Silent(Progress):
+    """Shows nothing."""
+
+    def say(self, line: str) -> None:
+        """Keeps it to itself."""
+
+
+def silent() -> Progress:
+    """One that shows nothing."""
+    return _Silent(bars=False)
+
+
+class _Notebook(Progress):
+    """One bar in a notebook's cell, with what is done beside it."""
+
+    def __init__(self, display: Any) -> None:
+        super().__init__(bars=False)
+        self._show = display
+        self._handle: Any = None
+        self._total, self._ticks, self._words = 1, 0, ""
+
+    def say(self, line: str) -> None:
+        """Keeps it to itself: a cell is no log."""
+
+    def start(self, forwards: int) -> None:
+        self._total = max(1, forwards)
+        self._draw()
+
+    def scheme(self, name: str, forwards: int) -> None:
+        self._words = name
+        self._draw()
+
+    def resize(self, forwards: int) -> None:
+        self._total += forwards
+
+    def tick(self) -> None:
+        self._ticks += 1
+        self._draw()
+
+    def done(self, summary: str, seconds: float) -> None:
+        self._words = summary
+        self._draw()
+
+    def __exit__(self, *_: object) -> None:
+        self._ticks, self._words = self._total, "done"
+        self._draw()
+
+    def _draw(self) -> None:
+        bar = f'<progress value="{self._ticks}" max="{self._total}"></progress>'
+        content = {"text/html": f"{bar} {html.escape(self._words)}", "text/plain": self._words}
+        if self._handle is None:
+            self._handle = self._show(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+
+
+def notebook_bar() -> Progress | None:
+    """A bar for a notebook; None outside of one."""
+    shell = sys.modules.get("IPython")
+    running = shell.get_ipython() if shell is not None else None
+    if type(running).__name__ != "ZMQInteractiveShell":
+        return None
+    from IPython.display import display
+
+    return _Notebook(display)

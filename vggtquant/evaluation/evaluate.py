@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,12 +118,14 @@ def evaluate(
     model: nn.Module | None = None,
     data: inputs.Inputs | None = None,
     runner: Runner = plainly,
+    draw: bool = True,
 ) -> Result:
     """Runs the whole evaluation and writes its files into `settings.output_dir`.
 
-    model, data: instead of what `settings` name. Raises UserError for bad input, before any work
-    where that can be known, and Interrupted (a KeyboardInterrupt that carries what was kept) when
-    it is stopped.
+    model, data: instead of what `settings` name. draw: the page and the pictures, too.
+
+    Raises UserError for bad input, before any work where that can be known, and Interrupted (a
+    KeyboardInterrupt that carries what was kept) when it is stopped.
     """
     from .. import models
 
@@ -145,7 +147,7 @@ def evaluate(
             except KeyboardInterrupt:
                 kept = write(folder, records.head, records.records, State.INTERRUPTED)
                 raise Interrupted(kept) from None
-            return finish(folder, records.head, records.records)
+            return finish(folder, records.head, records.records, charts=draw)
 
 
 # ---- what is evaluated ---------------------------------------------------------------------------
@@ -159,12 +161,20 @@ def _task(
 ) -> Task:
     loaded, packed, alone = _models(settings, given)
     if not alone:
-        refuse_nonfinite(linears(loaded.model))
+        _check_weights(linears(loaded.model))
     size = loaded.image_size
     available = data if data is not None else _inputs(settings, size)
     settings = replace(settings, layout=available.layout)
     found = plan.rows_of(settings, packed, alone)
     return Task(settings, loaded, found, available, runner)
+
+
+def _check_weights(layers: Mapping[str, nn.Linear]) -> None:
+    """UserError for weights that are NaN, infinite or more precise than float32."""
+    for name, layer in layers.items():
+        if layer.weight.dtype == torch.float64:
+            raise UserError(f"layer {name} is float64; wanted a float32 model: model.float()")
+    refuse_nonfinite(layers)
 
 
 def _models(
@@ -270,7 +280,7 @@ def _inputs(settings: Settings, size: int) -> inputs.Inputs:
 
 def variants_of(head: Head) -> list[Variant]:
     """The rows that a journal's head tells of, in the report's order."""
-    configs = [QuantizationConfig.from_dict(_plain(config)) for config in head.configs]
+    configs = [config.to_config() for config in head.configs]
     if head.settings.source == ALONE:
         return [Variant(configs[0].name, Kind.BASELINE, configs[0], Path(head.settings.model))]
     packed = {config.name for config in configs} & {Path(head.settings.model).name}
@@ -282,11 +292,6 @@ def variants_of(head: Head) -> list[Variant]:
 
 ALONE = "none"
 """The source of a packed file that is evaluated without its float model."""
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    found: dict[str, Any] = structs.asdict(config)
-    return found
 
 
 def _check_unfinished(settings: Settings, path: Path) -> None:
@@ -588,11 +593,12 @@ def write(
     return Result(document, files.write(folder, document, charts=charts))
 
 
-def finish(folder: Path, head: Head, records: Sequence[Record]) -> Result:
+def finish(folder: Path, head: Head, records: Sequence[Record], *, charts: bool = True) -> Result:
     """Writes the last reports of a complete evaluation."""
     found = rows.rows(variants_of(head), records, head.data.scenes)
     failed = any(row.status is Status.FAILED for row in found)
-    result = write(folder, head, records, State.WITH_FAILURES if failed else State.COMPLETE)
+    state = State.WITH_FAILURES if failed else State.COMPLETE
+    result = write(folder, head, records, state, charts=charts)
     assert result is not None  # FP32 is the first row of all
     return result
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from ..configs import QuantizationConfig
 from ..errors import UserError
@@ -215,11 +216,16 @@ class Config(Part):
     sensitive_bits: int
     normal_bits: int
     activation_bits: int = 8
+    convolutions: str = "float"
 
     @classmethod
     def of(cls, config: QuantizationConfig) -> Config:
         """The block of a config."""
         return msgspec.convert(config.to_dict(), cls)
+
+    def to_config(self) -> QuantizationConfig:
+        """The inverse of `of`."""
+        return QuantizationConfig.from_dict(structs.asdict(self))
 
 
 class Settings(Part):

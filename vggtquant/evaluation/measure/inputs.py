@@ -114,13 +114,12 @@ def given(items: Iterable[Any]) -> Inputs:
 def _given(number: int, item: Any) -> Sample:
     if hasattr(item, "seed") and hasattr(item, "images"):
         return _rendered(item)
-    try:
-        images, truth = item
-    except (TypeError, ValueError) as error:
+    if not isinstance(item, tuple | list) or len(item) != 2:
         raise UserError(
             f"scene {number} of the data is {type(item).__name__}; wanted (pictures, ground truth "
             "or None)"
-        ) from error
+        )
+    images, truth = item
     tensor = torch.as_tensor(images)
     tensor = tensor[0] if tensor.dim() == 5 and len(tensor) == 1 else tensor
     if tensor.dim() != 4 or tensor.shape[1] != 3 or not tensor.is_floating_point():

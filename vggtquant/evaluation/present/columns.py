@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from ..measure import variants
 from ..schema import Document, Kind, Row, Withheld
@@ -107,6 +108,31 @@ def blocks(document: Document, *, wide: bool = True) -> list[Block]:
         Block("FP32 again, and bfloat16: what an error stands beside", floor, narrower),
     ]
     return [block for block in found if block.rows]
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """A row's figures under names that say their units."""
+    found: dict[str, Any] = {
+        "scheme": row.name,
+        "kind": row.kind.value,
+        "status": row.status.value,
+        "reason": row.reason,
+        "activations": "int8" if row.config.quantize_activations else "float",
+    }
+    named: dict[str, Callable[[Row], float | None]] = {
+        "model_bytes": MB.value,
+        "times_smaller": SMALLER.value,
+        "forward_ms": MS.value,
+        "speedup": SPEEDUP.value,
+        "speedup_low": lambda row: row.timed.speedup_low,
+        "speedup_high": lambda row: row.timed.speedup_high,
+        "error": ERROR.value,
+        "auc_30_against_fp32": lambda row: (row.task.fp32 or {}).get("auc_30"),
+        "depth_abs_rel_against_fp32": lambda row: (row.task.fp32 or {}).get("depth_abs_rel"),
+        "auc_30": AUC.value,
+        "depth_abs_rel": ABS_REL.value,
+    }
+    return found | {key: value(row) if row.ok else None for key, value in named.items()}
 
 
 def withheld(row: Row) -> str | None:

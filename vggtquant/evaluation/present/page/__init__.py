@@ -76,6 +76,11 @@ def draw(document: Document) -> str:
     )
 
 
+def notebook(document: Document) -> str:
+    """The recommendation and the table, for a notebook's cell."""
+    return _environment().get_template("notebook.html").render(document=document)
+
+
 def _environment() -> jinja2.Environment:
     """Every text is escaped where it is put into a page."""
     found = jinja2.Environment(
