@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .files import writable_folder
+from .notes import told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from .data.images import Frames
     from .data.scenes import Scene
     from .model import ModelReport
-
-T = TypeVar("T")
 
 CONF_PERCENTILE = 25.0
 COLMAP_POINTS = (
@@ -108,7 +106,7 @@ def run(
     say(f"licence of the weights: {loaded.licence}")
     width = size or loaded.image_size
     if scene_number is None:
-        frames, scene = _told(say, load_frames, paths, check_mode(mode), size=width), None
+        frames, scene = told(say, load_frames, paths, check_mode(mode), size=width), None
     else:
         frames, scene = _rendered(scene_number, width, names)
     done = Reconstruction(frames=len(names))
@@ -159,17 +157,7 @@ def _find(images: str | Path, say: Callable[[str], None]) -> list[Path]:
     ):
         first = min(path.parent for path in folder.glob(f"*/{rendered.TRUTH}"))
         raise UserError(f"{folder} holds several rendered scenes; wanted one, such as {first}")
-    return _told(say, find_images, folder)
-
-
-def _told(say: Callable[[str], None], function: Callable[..., T], *args: Any, **options: Any) -> T:
-    """What a function returns; `say` is told what it warns of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        value = function(*args, **options)
-    for warning in caught:
-        say(f"note: {warning.message}")
-    return value
+    return told(say, find_images, folder)
 
 
 def _file_names(pictures: list[Path]) -> list[str]:

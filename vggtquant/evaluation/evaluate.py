@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..files import output_folder
 from ..linear import QuantizedLinear
 from ..model import model_bytes, refuse_nonfinite
+from ..notes import told
 from ..weights import names, tensors
 from .analyse import report, rows, shares
 from .measure import forecast, inputs, journal, layers, plan, variants
@@ -139,7 +140,7 @@ def evaluate(
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
-        task = _task(settings, model, data, runner)
+        task = _task(settings, model, data, runner, progress)
         planned, records = _begin(task, progress)
         with records:
             try:
@@ -158,12 +159,13 @@ def _task(
     given: nn.Module | None,
     data: inputs.Inputs | None,
     runner: Runner,
+    progress: Progress,
 ) -> Task:
     loaded, packed, alone = _models(settings, given)
     if not alone:
         _check_weights(linears(loaded.model))
     size = loaded.image_size
-    available = data if data is not None else _inputs(settings, size)
+    available = data if data is not None else told(progress.say, _inputs, settings, size)
     settings = replace(settings, layout=available.layout)
     found = plan.rows_of(settings, packed, alone)
     return Task(settings, loaded, found, available, runner)

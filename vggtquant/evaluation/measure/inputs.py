@@ -7,7 +7,6 @@ Says how much there is before it is made or read, so that a plan can choose how 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +42,6 @@ class Inputs:
     shape: Callable[[int], Shape]  # of a forward, when so many units are taken
     scenes: Callable[[int], int]  # how many scenes these units make
     take: Callable[[int], list[Sample]]
-    warnings: tuple[str, ...] = ()
     layout: str | None = None
     synthetic: bool = False
 
@@ -180,12 +178,8 @@ def posed(
         return None
     from ...data import datasets
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = datasets.find(source[0], layout)
+    found = datasets.find(source[0], layout)
     if found is None:
-        for warning in caught:  # of what looks like ground truth and is none
-            warnings.warn(warning.message, stacklevel=2)
         return None
     chosen = [
         replace(scene, views=datasets.spread(scene.views, most or DEFAULT_POSED))
@@ -195,7 +189,6 @@ def posed(
         f"scenes with ground truth ({found[0]})",
         [lambda scene=scene: _load_posed(scene, mode, size) for scene in chosen],  # type: ignore[misc]
         scenes,
-        tuple(dict.fromkeys(str(warning.message) for warning in caught)),
         layout=found[0],
     )
 
@@ -204,7 +197,6 @@ def _several(
     description: str,
     loads: Sequence[Callable[[], Sample]],
     scenes: int | None,
-    words: tuple[str, ...] = (),
     *,
     layout: str | None = None,
     all_of_them: bool = False,
@@ -222,7 +214,6 @@ def _several(
         lambda n: Shape(frames, height, width),
         lambda n: n,
         lambda n: [first, *(load() for load in loads[1:n])],
-        words,
         layout=layout,
     )
 
@@ -273,9 +264,7 @@ def pictures(
     name = paths[0].resolve().parent.name
     if groups is not None:
         return _groups(name, paths[: most or MOST_PICTURES], groups, mode, size)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        whole = _load(name, paths[: most or MOST_PICTURES], mode, size)
+    whole = _load(name, paths[: most or MOST_PICTURES], mode, size)
     height, width = whole.images.shape[-2:]
 
     def take(n: int) -> list[Sample]:
@@ -291,7 +280,6 @@ def pictures(
         lambda n: Shape(n, height, width),
         lambda n: 1,
         take,
-        tuple(str(warning.message) for warning in caught),
     )
 
 

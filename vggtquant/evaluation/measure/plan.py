@@ -13,6 +13,7 @@ from torch import nn
 
 from ...configs import CONFIGS, QuantizationConfig, get_config
 from ...errors import UserError
+from ...notes import told
 from ..schema import Budget, Forecast, Head, Planning
 from ..words import duration, megabytes
 from . import forecast, inputs, layers, timing, variants
@@ -194,7 +195,7 @@ def plan(
     if chosen is None and not settings.shard:
         amount = forecast.fitting(amount, available.least, nominal_s, budget)
     costs = forecast.rescaled(first, share(amount))
-    samples = take(settings, available, amount)
+    samples = told(say, take, settings, available, amount)
     planned = Planned(amount, Passes(), samples, costs, work)
 
     def seconds(runs: int, warmup: int) -> float:
@@ -237,7 +238,7 @@ def again(settings: Settings, available: inputs.Inputs, head: Head) -> Planned:
     return Planned(
         kept.amount,
         Passes(kept.runs, kept.warmup),
-        take(settings, available, kept.amount),
+        told(lambda line: None, take, settings, available, kept.amount),  # the first run said it
         head.forecast,
         forecast.Work(0, 0, 0, 0, "", 0),
     )
@@ -266,7 +267,6 @@ def _forecast_lines(planned: Planned, available: inputs.Inputs) -> list[str]:
     count, _, height, width = planned.samples[0].images.shape
     scenes, passes, work = len(planned.samples), planned.passes, planned.work
     lines = [
-        *available.warnings,
         f"{work.layers} Linear layers, {work.weights / 1e6:.1f} M weights, about "
         f"{work.linear_macs / 1e9:.2f} G of {work.macs / 1e9:.2f} G multiply-adds a forward",
         f"{scenes} scene{'s' if scenes > 1 else ''} of {count} pictures, {width} x {height} px; "
