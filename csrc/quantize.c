@@ -21,7 +21,8 @@ vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo,
                      uint64_t *nonfinite)
 {
     const size_t elements = shape.rows * shape.cols, groups = vgq_row_groups(shape);
-    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !lo || !hi || !nonfinite)))
+    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !lo || !hi)) ||
+        (shape.rows && !nonfinite))
         return VGQ_EINVAL;
     const vgq_context now = vgq_context_now();
 #pragma omp parallel num_threads(vgq_team(now.threads, elements))
@@ -234,7 +235,8 @@ vgq_status vgq_two_level(vgq_dtype dtype, vgq_shape shape, const void *x, float 
                          uint8_t *factor, int8_t *zero, double *error)
 {
     const size_t elements = shape.rows * shape.cols;
-    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !channel_scale || !factor || !error)))
+    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !factor)) ||
+        (shape.rows && (!channel_scale || !error)))
         return VGQ_EINVAL;
     const vgq_context now = vgq_context_now();
 #pragma omp parallel num_threads(vgq_team(now.threads, elements))

@@ -105,7 +105,8 @@ size_t vgq_row_groups(vgq_shape shape);
 size_t vgq_row_nbytes(vgq_format format, size_t cols);
 
 /* lo[group] <= 0 <= hi[group]: each group's range, widened to hold zero; nonfinite[row]: how many
- * of the row are NaN or infinite (its lo and hi are unspecified where there are any). */
+ * of the row are NaN or infinite (its lo and hi are unspecified where there are any); 0 for rows
+ * without columns. */
 vgq_status vgq_range(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo, float *hi,
                      uint64_t *nonfinite);
 
@@ -124,7 +125,7 @@ vgq_status vgq_dequantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, c
 /* Two-level scales for INT4: group scale = channel_scale[row] * factor[group], both chosen by
  * squared error. zero NULL: symmetric, factors 1..15; else factors 1..8 and a zero point a group.
  * error[row][0]: the row's squared error with them; error[row][1]: with float group scales.
- * x must be finite (vgq_range tells). */
+ * x must be finite (vgq_range tells). Rows without columns: the smallest scale, errors of 0. */
 vgq_status vgq_two_level(vgq_dtype dtype, vgq_shape shape, const void *x, float *channel_scale,
                          uint8_t *factor, int8_t *zero, double *error);
 

@@ -44,6 +44,10 @@ static void test_quantize_fronts(void)
     REFUSED(vgq_two_level(VGQ_F32, good, x, NULL, factor, NULL, values));
     REFUSED(vgq_two_level(VGQ_F32, good, x, scale, NULL, NULL, values));
     REFUSED(vgq_two_level(VGQ_F32, good, x, scale, factor, NULL, NULL));
+    const vgq_shape no_columns = {2, 0, 1}; /* what is a row's is written all the same */
+    REFUSED(vgq_range(VGQ_F32, no_columns, NULL, NULL, NULL, NULL));
+    REFUSED(vgq_two_level(VGQ_F32, no_columns, NULL, NULL, NULL, NULL, values));
+    REFUSED(vgq_two_level(VGQ_F32, no_columns, NULL, scale, NULL, NULL, NULL));
     const vgq_shape shapes[] = {
         {2, 8, 0}, {2, 8, 9}, {SIZE_MAX / 8, 8, 4}, {SIZE_MAX, SIZE_MAX, 1}};
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {

@@ -36,7 +36,6 @@ def arguments() -> dict[str, list[Any]]:
     q = rng.integers(0, 255, (N, K // 2), dtype=np.uint8)
     packed = np.empty(_cpu.packed_nbytes("i4", "two_level", SHAPE, False), np.uint8)
     _cpu.pack("i4", "two_level", SHAPE, q, scale, factor, None, packed)
-    scratch = np.empty(_cpu.linear_nbytes(packed, "int8", x, y), np.uint8)
     lo, hi = -np.ones(GROUPS, np.float32), np.ones(GROUPS, np.float32)
     floats = np.full(GROUPS, 0.1, np.float32)
     zero, wide = np.zeros(GROUPS, np.int8), np.empty((N, K), np.uint8)
@@ -49,8 +48,7 @@ def arguments() -> dict[str, list[Any]]:
         "pack": ["i4", "two_level", SHAPE, q, scale, factor, None, packed.copy()],
         "packed_weight": [packed],
         "unpack": [packed, q.copy(), scale.copy(), factor.copy(), None],
-        "linear_nbytes": [packed, "int8", x, y],
-        "linear": [packed, "int8", x, np.zeros(N, np.float32), y, scratch],
+        "linear": [packed, "int8", x, floats[:N].copy(), False, floats[:N].copy(), y.copy(), y],
     }
 
 
@@ -62,7 +60,7 @@ OUTPUTS = {
     "two_level": [2, 3, 4, 5],
     "pack": [7],
     "unpack": [1, 2, 3],
-    "linear": [4, 5],
+    "linear": [7],
 }
 ARRAYS = [
     (name, at)
@@ -112,12 +110,8 @@ def test_what_is_no_array(name: str, at: int) -> None:
 @each_array
 def test_wrong_sizes(name: str, at: int) -> None:
     a = arguments()[name][at].ravel()
-    if name == "linear_nbytes" and at > 0:
-        return  # the sizes of x and y are checked by linear
     shorter, longer = a[:-1].copy(), np.concatenate([a, a[:1]])
     for value in (shorter, longer, a[:0].copy()):
-        if (name, at) == ("linear", 5) and len(value) > len(a):
-            continue  # more scratch than needed is welcome
         refused(name, at, value, ValueError, "sizes|packed weights")
 
 
@@ -300,13 +294,41 @@ def test_packed_weights_come_back(layout: str, has_zero: bool, kind: str) -> Non
     ("x", "y"), [((N + 1, K), (N, N)), ((N, K + 1), (N, N)), ((N, K), (N, N + 1)),
                  ((N, K), (N * N,)), ((N * K,), (N, N))]
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["linear", "linear_nbytes"])
-def test_operands_of_one_wrong_size(name: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
-    given = arguments()[name]
+def test_operands_of_one_wrong_size(x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    given = arguments()["linear"]
     given[2] = np.zeros(x, np.float32)
-    given[-2 if name == "linear" else -1] = np.zeros(y, np.float32)
+    given[-1] = np.zeros(y, np.float32)
     with pytest.raises(ValueError, match=re.escape(f"x {x} and y {y} are given; (m, {K})")):
-        getattr(_cpu, name)(*given)
+        _cpu.linear(*given)
+
+
+@pytest.mark.parametrize("sizes", [(-1, 64, 8), (64, -1, 8), (64, 64, -1), (64, 64, -(2**63))])
+def test_negative_sizes_are_refused(sizes: tuple[int, int, int]) -> None:
+    """A negative group once wrapped to a huge one, and a pack read past its arrays."""
+    q, scale, none = np.zeros((64, 32), np.uint8), np.ones(64, np.float32), np.empty(0, np.uint8)
+    packed, x, count = (
+        np.zeros(1 << 16, np.uint8),
+        np.zeros((64, 64), np.float32),
+        np.empty(64, "u8"),
+    )
+    calls: list[tuple[Any, list[Any]]] = [
+        (_cpu.pack, ["i4", "two_level", sizes, q, scale, none, None, packed]),
+        (_cpu.cuda_pack, ["i4", "two_level", sizes, q, scale, none, None, packed]),
+        (_cpu.pack, ["i4", "per_group", sizes, q, scale, None, None, packed]),
+        (_cpu.cuda_pack, ["i4", "per_group", sizes, q, scale, None, None, packed]),
+        (_cpu.packed_nbytes, ["i4", "per_group", sizes, False]),
+        (_cpu.cuda_packed_nbytes, ["i4", "per_group", sizes, False]),
+        (_cpu.range, [sizes, x, scale, scale.copy(), count]),
+        (_cpu.quantize, ["i4", sizes, x, scale, None, q]),
+        (_cpu.dequantize, ["i4", sizes, q, scale, None, x]),
+        (_cpu.two_level, [sizes, x, scale, none, None, np.zeros((64, 2))]),
+        (_cpu.ssim_parts, [1, *sizes]),
+    ]
+    for call, given in calls:
+        with pytest.raises(
+            ValueError, match=f"a size of {min(sizes)} is given; 0 or more is wanted"
+        ):
+            call(*given)
 
 
 def test_parts_of_any_count() -> None:
@@ -314,6 +336,23 @@ def test_parts_of_any_count() -> None:
     assert _cpu.compare_parts(most) > _cpu.compare_parts(most // 2) > 0
     with pytest.raises(OverflowError):
         _cpu.compare_parts(most + 1)
+
+
+@pytest.mark.parametrize("kind", [0.5, 1.5, 3.75, -0.0001, 4, float("nan")])
+def test_a_shape_or_texture_between_two_kinds(kind: float) -> None:
+    """0.5 once passed for a box and was drawn as a room, whose six textures were not there."""
+    from test_hostile import more_arguments
+
+    function, given = more_arguments()["render"]
+    shapes = np.concatenate([given[0][:1], given[0][:1]])
+    shapes[1, 0] = kind
+    with pytest.raises(ValueError, match="shape 0 is a room, all others are boxes"):
+        function(shapes, *given[1:])
+    textures = given[1].copy()
+    textures[0, 0] = kind if kind != 4 else 9
+    if not float(textures[0, 0]).is_integer() or kind == 4:
+        with pytest.raises(ValueError, match="a texture is of no known kind"):
+            function(given[0], textures, *given[2:])
 
 
 def test_pictures_of_other_shapes_and_layouts() -> None:

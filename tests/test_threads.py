@@ -102,6 +102,98 @@ print(child, parent, work(vq), count)
     assert child == parent == after and count == "1"
 
 
+def test_a_child_that_loads_a_checkpoint_stays_alone() -> None:
+    """The fork is remembered whatever sets the number of threads afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        child, parent, counts = output(f"""
+import vggtquant as vq
+path = {folder!r} + "/model.safetensors"
+def layers():
+    return nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)])
+model = layers()
+vq.quantize_model(model, "INT4_Group_32")
+vq.save(model, path)
+model = layers()
+parent = work(vq)
+torch.exp(torch.randn(1000, 1000))  # torch's pool, which the child lacks
+def load_and_work():
+    vq.load(path, model=model)
+    return work(vq)
+child = in_child(load_and_work)
+def counts():
+    from vggtquant import ops
+    seen = [ops.threads()]
+    for n in (0, 3):
+        ops.set_threads(n)
+        seen.append(ops.threads())
+    return seen
+print(child, parent, str(in_child(counts)).replace(" ", ""))
+""").split()
+    assert child == parent and counts == "[1,1,1]"
+
+
+def test_a_load_keeps_the_caller_s_number_of_threads() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        told = output(f"""
+import vggtquant as vq
+from vggtquant import ops
+model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)])
+vq.quantize_model(model, "INT4_Group_32")
+vq.save(model, {folder!r} + "/model.safetensors")
+ops.set_threads(3)
+vq.load({folder!r} + "/model.safetensors",
+        model=nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)]))
+print(ops.threads())
+""")
+    assert told == "3"
+
+
+def test_a_thread_s_limit_is_its_own() -> None:
+    told = output("""
+from vggtquant import ops
+ops.set_threads(4)
+seen = []
+def other():
+    seen.append(ops.limit_threads(1))
+    seen.append(ops.threads())
+t = threading.Thread(target=other)
+t.start(), t.join()
+print(seen, ops.threads(), ops.limit_threads(2), ops.threads(), ops.limit_threads(0), ops.threads())
+""")
+    assert told == "[0, 1] 4 0 2 2 4"
+
+
+def test_linear_while_others_choose_instruction_sets_and_thread_counts() -> None:
+    """A call keeps what it began with: no crash, no refusal for scratch, the same bits."""
+    assert (
+        output("""
+import vggtquant as vq
+from vggtquant import ops
+w, x = torch.randn(256, 512), torch.randn(70, 512)
+layers = []
+for name in ("INT8_Per_Channel_Symmetric_A8", "INT4_Group_32_A8"):
+    layers.append(vq.QuantizedLinear(vq.quantize(w, name), None, vq.CONFIGS[name]))
+want = [layer(x) for layer in layers]
+stop = threading.Event()
+def others():
+    while not stop.is_set():
+        for name in ops.isas():
+            ops.use_isa(name)
+            ops.set_threads(1)
+            ops.set_threads(4)
+t = threading.Thread(target=others)
+t.start()
+try:
+    same = all(torch.equal(layer(x), y) for _ in range(300) for layer, y in zip(layers, want))
+finally:
+    stop.set()
+    t.join()
+print(same)
+""")
+        == "True"
+    )
+
+
 def test_a_fork_after_torch_s_own_work_only() -> None:
     """The pool that a child lacks may be one that vggtquant never used."""
     child, parent = output("""

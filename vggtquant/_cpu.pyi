@@ -68,19 +68,17 @@ def cuda_pack(
 ) -> None: ...
 def cuda_unpack(packed: U8, q: U8, scale: F32, factor: U8 | None, zero: I8 | None, /) -> None: ...
 def linear_isa(activations: Activations, /) -> tuple[Activations, str]: ...
-def linear_nbytes(packed: U8, activations: Activations, x: Values, y: Values, /) -> int: ...
 def linear(
     packed: U8,
     activations: Activations,
     x: Values,
     bias: F32 | None,
+    gelu: bool,
+    layer_scale: F32 | None,
+    residual: Values | None,
     y: Values,
-    scratch: U8,
     /,
 ) -> None: ...
-def attention_nbytes(
-    scores: Activations, values: Activations, qkv: Values, y: Values, /
-) -> int: ...
 def attention(
     scores: Activations,
     values: Activations,
@@ -90,7 +88,6 @@ def attention(
     rope: tuple[F32 | None, F32 | None, int],
     scale: float,
     y: Values,
-    scratch: U8,
     /,
 ) -> None: ...
 def conv2d(

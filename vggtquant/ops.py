@@ -462,23 +462,43 @@ def linear(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     gelu: bool = False,
+    layer_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y = x w^T + bias for x of shape (m, k) in one of the core's dtypes; y (m, n) of `dtype`."""
-    if bias is not None:
-        _check_dense(bias)
-    added = None if bias is None else bias.detach().float().contiguous()
+    """y = x w^T + bias, then GELU, a scale for each output and a residual where they are given.
+
+    x: (m, k) of one of the core's dtypes. bias, layer_scale: (n,). residual: (m, n) of `dtype`.
+    Returns (m, n) of `dtype`, rounded once. docs/conventions.md: "Linear".
+
+    Raises:
+        UserError: tensors on a device that is not served; on a GPU, a layer_scale or a residual.
+    """
     if _on_gpu(x):
+        if layer_scale is not None or residual is not None:
+            raise UserError("layer_scale and residual are served on the CPU; x is on a GPU")
+        if bias is not None:
+            _check_dense(bias)
+        added = None if bias is None else bias.detach().float().contiguous()
         y = torch.empty((x.shape[0], about.n), dtype=dtype, device=x.device)
         return _linear_on_gpu(packed, about, activations, x, added, y, gelu)
-    weight, source = memory(packed), values(x)
     y = _room((x.shape[0], about.n), dtype)
-    into = _array(y.view(torch.uint16) if dtype == torch.bfloat16 else y)
-    nbytes = _cpu.linear_nbytes(weight, activations, source, into)
-    scratch = _room(nbytes, torch.uint8).numpy()
+    before = None if residual is None else values(residual)
     _cpu.linear(
-        weight, activations, source, None if added is None else _array(added), into, scratch
+        memory(packed),
+        activations,
+        values(x),
+        _floats(bias),
+        gelu,
+        _floats(layer_scale),
+        before,
+        _bits_of(y),
     )
     return y
+
+
+def _bits_of(y: torch.Tensor) -> NDArray[Any]:
+    """The memory of a new CPU tensor; bfloat16 as its bits."""
+    return _array(y.view(torch.uint16) if y.dtype == torch.bfloat16 else y)
 
 
 PANEL = 256
@@ -634,10 +654,8 @@ def attention(
         raise UserError(f"scale {scale} is given; a finite one that is not negative is wanted")
     source = qkv.detach().resolve_neg()
     y = _room((batch, tokens, heads * dim), dtype or qkv.dtype)
-    into = _array(y.view(torch.uint16) if y.dtype == torch.bfloat16 else y)
     x = _array(source.view(torch.uint16) if source.dtype == torch.bfloat16 else source)
     values = mode if pv is None else pv
-    scratch = _room(_cpu.attention_nbytes(mode, values, x, into), torch.uint8).numpy()
     _cpu.attention(
         mode,
         values,
@@ -646,8 +664,7 @@ def attention(
         _norm(k_norm),
         (_floats(cos), _floats(sin), width),
         factor,
-        into,
-        scratch,
+        _bits_of(y),
     )
     return y
 

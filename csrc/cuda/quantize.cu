@@ -71,12 +71,13 @@ vgq_status vgq_range_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, float
                           uint64_t *nonfinite, void *stream)
 {
     const size_t elements = shape.rows * shape.cols;
-    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !lo || !hi || !nonfinite)))
+    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !lo || !hi)) ||
+        (shape.rows && !nonfinite))
         return VGQ_EINVAL;
     const pieces p = pieces_of(shape);
     const size_t groups = shape.rows * p.row_groups;
     cudaStream_t const on = (cudaStream_t)stream;
-    if (shape.rows && nonfinite &&
+    if (shape.rows &&
         cudaMemsetAsync(nonfinite, 0, shape.rows * sizeof(*nonfinite), on) != cudaSuccess)
         return VGQ_ECUDA;
     if (!elements)
@@ -430,10 +431,11 @@ vgq_status vgq_two_level_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, f
                               uint8_t *factor, int8_t *zero, double *error, void *stream)
 {
     const size_t elements = shape.rows * shape.cols;
-    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !channel_scale || !factor || !error)) ||
+    if (vgq_bad_shape(dtype, shape) || (elements && (!x || !factor)) ||
+        (shape.rows && (!channel_scale || !error)) ||
         shape.rows > VGQ_MOST_BLOCKS)
         return VGQ_EINVAL;
-    if (!elements)
+    if (!shape.rows)
         return VGQ_OK;
     VGQ_BY_DTYPE(dtype,
                  vgq_launch(two_level_kernel<DTYPE>, (unsigned)shape.rows, VGQ_THREADS, 0, stream,

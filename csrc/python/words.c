@@ -46,6 +46,42 @@ int vgq_parse_scales(PyObject *object, void *scales)
     return 0;
 }
 
+int vgq_parse_size(PyObject *object, void *size)
+{
+    const Py_ssize_t n = PyNumber_AsSsize_t(object, PyExc_OverflowError);
+    if (n == -1 && PyErr_Occurred())
+        return 0;
+    if (n < 0) {
+        PyErr_Format(PyExc_ValueError, "a size of %zd is given; 0 or more is wanted", n);
+        return 0;
+    }
+    *(size_t *)size = (size_t)n;
+    return 1;
+}
+
+static int three_sizes(PyObject *object, size_t *first, size_t *second, size_t *third)
+{
+    if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 3) {
+        PyErr_SetString(PyExc_TypeError, "a tuple of three sizes is wanted");
+        return 0;
+    }
+    return vgq_parse_size(PyTuple_GET_ITEM(object, 0), first) &&
+           vgq_parse_size(PyTuple_GET_ITEM(object, 1), second) &&
+           vgq_parse_size(PyTuple_GET_ITEM(object, 2), third);
+}
+
+int vgq_parse_shape(PyObject *object, void *shape)
+{
+    vgq_shape *const s = shape;
+    return three_sizes(object, &s->rows, &s->cols, &s->group);
+}
+
+int vgq_parse_nkg(PyObject *object, void *weight)
+{
+    vgq_weight *const w = weight;
+    return three_sizes(object, &w->n, &w->k, &w->group);
+}
+
 int vgq_unusable(vgq_shape shape)
 {
     return shape.cols && (!shape.group || shape.group > shape.cols ||

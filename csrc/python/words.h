@@ -13,6 +13,11 @@
 int vgq_parse_format(PyObject *object, void *format);
 int vgq_parse_scales(PyObject *object, void *scales);
 int vgq_parse_activations(PyObject *object, void *activations);
+/* A size, which is not negative; (rows, columns, group) of a vgq_shape; (n, k, group) of a
+ * vgq_weight. */
+int vgq_parse_size(PyObject *object, void *size);
+int vgq_parse_shape(PyObject *object, void *shape);
+int vgq_parse_nkg(PyObject *object, void *weight);
 const char *vgq_scales_name(vgq_scales scales);
 const char *vgq_activations_name(vgq_activations activations);
 

@@ -62,13 +62,13 @@ static float soft(float u, float v, uint32_t seed)
 
 // ---- textures: colour at (u, v) of a face, in units of length
 
-static vec pattern(const vgq_texture *t, float u, float v, uint32_t seed)
+static vec pattern(const vgq_render_texture *t, float u, float v, uint32_t seed)
 {
     const vec c0 = load(t->colour), c1 = load(t->colour + 3), c2 = load(t->colour + 6);
     const int32_t x = floor_i32(u), y = floor_i32(v);
     const float a = u - (float)x, b = v - (float)y;
 
-    switch ((vgq_texture_kind)t->kind) { // uncovered: vgq_scene_check refuses other kinds
+    switch ((vgq_render_texture_kind)t->kind) { // uncovered: vgq_render_check refuses other kinds
     case VGQ_CLOUD: {
         const float s = clamp01(2.0f * soft(u, v, seed) - 0.5f);
         return s < 0.5f ? mix(c0, c1, 2.0f * s) : mix(c1, c2, 2.0f * s - 1.0f);
@@ -126,13 +126,13 @@ static vec pattern(const vgq_texture *t, float u, float v, uint32_t seed)
         return h >> (4 * (j - 1) + i - 1) & 1 ? c1 : paper;
     }
     case VGQ_FLAT:
-    case VGQ_TEXTURE_KINDS:
+    case VGQ_RENDER_TEXTURE_KINDS:
         break;
     }
     return c0;
 }
 
-static vec texture_colour(const vgq_texture *t, float u, float v, uint32_t face)
+static vec texture_colour(const vgq_render_texture *t, float u, float v, uint32_t face)
 {
     const uint32_t seed = (uint32_t)t->seed + face * 7919u;
     const float p = t->frame[0] * u - t->frame[1] * v, q = t->frame[1] * u + t->frame[0] * v;
@@ -147,7 +147,7 @@ typedef struct {
     float from_pixel[9];            // unit-form direction = from_pixel * (x, y, 1)
     vec origin;                     // camera centre in unit form
     float left, right, top, bottom; // bounding rectangle on the plane z = 1
-    vgq_shape_kind kind;
+    vgq_render_shape_kind kind;
 } view;
 
 typedef struct {
@@ -155,7 +155,7 @@ typedef struct {
     int shape, axis; // axis: the face's normal is along +-axis of the unit form; 3: a curved side
 } hit;
 
-static void see(const vgq_shape *shape, const vgq_camera *camera, view *out)
+static void see(const vgq_render_shape *shape, const vgq_render_camera *camera, view *out)
 {
     const float *r = camera->rotation, *m = shape->to_local;
     const float offset[3] = {camera->centre[0] - shape->centre[0],
@@ -172,7 +172,7 @@ static void see(const vgq_shape *shape, const vgq_camera *camera, view *out)
             (m[3 * i] * offset[0] + m[3 * i + 1] * offset[1] + m[3 * i + 2] * offset[2]) * inverse;
     }
     out->origin = load(origin);
-    out->kind = (vgq_shape_kind)shape->kind;
+    out->kind = (vgq_render_shape_kind)shape->kind;
 
     const vec half = load(shape->half);
     const float radius = sqrtf(dot(half, half));
@@ -293,10 +293,10 @@ static float diamond_angle(float x, float z)
     return x >= 0.0f ? (z >= 0.0f ? r : 4.0f + r) : 2.0f - r;
 }
 
-static vec shade(const vgq_scene *scene, const vgq_camera *camera, const view *views, hit h,
-                 float x, float y)
+static vec shade(const vgq_render_scene *scene, const vgq_render_camera *camera, const view *views,
+                 hit h, float x, float y)
 {
-    const vgq_shape *shape = &scene->shapes[h.shape];
+    const vgq_render_shape *shape = &scene->shapes[h.shape];
     const view *v = &views[h.shape];
     const vec local = add(v->origin, scaled(direction(v, x, y), h.t));
     const float p[3] = {local.x, local.y, local.z};
@@ -327,7 +327,7 @@ static vec shade(const vgq_scene *scene, const vgq_camera *camera, const view *v
         face = 2u * (uint32_t)axis + (p[axis] > 0.0f);
     }
     const size_t room_face = v->kind == VGQ_ROOM ? face : 0;
-    const vgq_texture *texture = &scene->textures[(size_t)shape->texture + room_face];
+    const vgq_render_texture *texture = &scene->textures[(size_t)shape->texture + room_face];
     const vec albedo = texture_colour(texture, tu, tv, face);
 
     const float *m = shape->to_local; // its transpose turns the normal into the world
@@ -340,7 +340,7 @@ static vec shade(const vgq_scene *scene, const vgq_camera *camera, const view *v
     const vec place = add(load(camera->centre), scaled(ray, h.t));
     vec light = load(scene->ambient);
     for (size_t i = 0; i < scene->n_lights; i++) {
-        const vgq_light *l = &scene->lights[i];
+        const vgq_render_light *l = &scene->lights[i];
         vec towards = load(l->position);
         float strength = 1.0f;
         if (l->is_point != 0.0f) {
@@ -364,13 +364,19 @@ static int alike(vec a, vec b)
 
 static uint8_t to_byte(float linear) { return (uint8_t)(sqrtf(clamp01(linear)) * 255.0f + 0.5f); }
 
-const char *vgq_scene_check(const vgq_scene *scene)
+/* A kind travels as a float; one between two kinds would become the lower one when it is read. */
+static int is_kind(float kind, int kinds)
 {
-    if (scene->n_shapes < 1 || scene->n_shapes > VGQ_MAX_SHAPES)
+    return kind >= 0.0f && kind < (float)kinds && kind == (float)(int)kind;
+}
+
+const char *vgq_render_check(const vgq_render_scene *scene)
+{
+    if (scene->n_shapes < 1 || scene->n_shapes > VGQ_RENDER_SHAPES)
         return "a scene holds 1 to 96 shapes";
     for (size_t i = 0; i < scene->n_shapes; i++) {
-        const vgq_shape *s = &scene->shapes[i];
-        if (!(s->kind >= 0.0f && s->kind < (float)VGQ_SHAPE_KINDS) || (s->kind == 0.0f) != (i == 0))
+        const vgq_render_shape *s = &scene->shapes[i];
+        if (!is_kind(s->kind, VGQ_RENDER_SHAPE_KINDS) || (s->kind == 0.0f) != (i == 0))
             return "shape 0 is a room, all others are boxes, ellipsoids or cylinders";
         const double last = (double)s->texture + (i == 0 ? 5 : 0);
         if (!(s->texture >= 0.0f && last < (double)scene->n_textures))
@@ -379,8 +385,8 @@ const char *vgq_scene_check(const vgq_scene *scene)
             return "a shape's half sizes must be positive";
     }
     for (size_t i = 0; i < scene->n_textures; i++) {
-        const vgq_texture *t = &scene->textures[i];
-        if (!(t->kind >= 0.0f && t->kind < (float)VGQ_TEXTURE_KINDS))
+        const vgq_render_texture *t = &scene->textures[i];
+        if (!is_kind(t->kind, VGQ_RENDER_TEXTURE_KINDS))
             return "a texture is of no known kind";
         if (!(t->seed >= 0.0f && t->seed < 0x1p24f))
             return "a texture's seed must be an integer below 2^24";
@@ -388,15 +394,15 @@ const char *vgq_scene_check(const vgq_scene *scene)
     return NULL;
 }
 
-void vgq_render_rows(const vgq_scene *scene, const vgq_camera *camera, size_t width, size_t height,
-                     size_t first, size_t last, int antialias, uint8_t *rgb, float *depth,
-                     float *points)
+void vgq_render_rows(const vgq_render_scene *scene, const vgq_render_camera *camera, size_t width,
+                     size_t height, size_t first, size_t last, int antialias, uint8_t *rgb,
+                     float *depth, float *points)
 {
     // a rotated grid: four rays with four different rows and columns
     static const float grid[4][2] = {
         {-0.375f, -0.125f}, {0.375f, 0.125f}, {0.125f, -0.375f}, {-0.125f, 0.375f}};
-    view views[VGQ_MAX_SHAPES];
-    int list[VGQ_MAX_SHAPES];
+    view views[VGQ_RENDER_SHAPES];
+    int list[VGQ_RENDER_SHAPES];
     for (size_t i = 0; i < scene->n_shapes; i++)
         see(&scene->shapes[i], camera, &views[i]);
 

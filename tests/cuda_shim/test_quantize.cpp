@@ -101,6 +101,13 @@ static void refusals()
     CHECK(vgq_quantize_cuda(VGQ_I4, VGQ_F32, empty, NULL, NULL, NULL, NULL, NULL) == VGQ_OK);
     CHECK(vgq_range_cuda(VGQ_F32, empty, NULL, NULL, NULL, nonfinite, NULL) == VGQ_OK);
     CHECK(!nonfinite[0] && !nonfinite[1] && !nonfinite[2]);
+    CHECK(vgq_range_cuda(VGQ_F32, empty, NULL, NULL, NULL, NULL, NULL) == VGQ_EINVAL);
+    double error[6] = {7, 7, 7, 7, 7, 7}, want[6] = {7, 7, 7, 7, 7, 7};
+    float channel[3] = {7, 7, 7};
+    CHECK(vgq_two_level_cuda(VGQ_F32, empty, NULL, NULL, NULL, NULL, error, NULL) == VGQ_EINVAL);
+    CHECK(vgq_two_level_cuda(VGQ_F32, empty, NULL, scale, NULL, NULL, error, NULL) == VGQ_OK);
+    CHECK(vgq_two_level(VGQ_F32, empty, NULL, channel, NULL, NULL, want) == VGQ_OK);
+    CHECK(!memcmp(scale, channel, sizeof(channel)) && !memcmp(error, want, sizeof(want)));
     CHECK(vgq_cuda_devices() == 1);
 }
 

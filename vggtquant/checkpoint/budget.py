@@ -20,7 +20,6 @@ from ..selection import Choice, Patterns, Request
 from ..weights import linears
 from ..weights.tensors import Weights
 from .document import Layer
-from .storage import one_thread_a_worker
 from .streaming import Progress, checked_config, code, fixed_nbytes, in_order
 
 
@@ -114,11 +113,10 @@ def from_bytes(
         return _cost(found, mixed, name, None if sensitivity is None else sensitivity[name])
 
     costs: dict[str, Cost] = {}
-    with one_thread_a_worker():
-        for name, cost in in_order(job, choice.chosen):
-            costs[name] = cost
-            if progress:
-                progress(len(costs), len(choice.chosen), name)
+    for name, cost in in_order(job, choice.chosen):
+        costs[name] = cost
+        if progress:
+            progress(len(costs), len(choice.chosen), name)
     fixed = fixed_nbytes(found, choice, mixed, float_dtype)
     least = fixed + sum(min(cost.nbytes_4, cost.nbytes_8) for cost in costs.values())
     if least > most:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..weights.container import Blob, Planned, Writer, header_bound
 from ..weights.tensors import open_weights
 from .document import Checkpoint, Layer, is_checkpoint
-from .storage import describe, one_thread_a_worker
+from .storage import describe
 from .streaming import in_order
 
 # ---- info ----------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def dequantize(path: str | Path, out: str | Path) -> int:
     def job(name: str) -> Blob:
         return Blob.of(name, view.checked(name))
 
-    with Writer(out, header_bound(plan, metadata)) as file, one_thread_a_worker():
+    with Writer(out, header_bound(plan, metadata)) as file:
         for name, blob in in_order(job, view.shapes):
             file.add(blob)
             view.release(name)
@@ -285,15 +285,14 @@ def diff(a: str | Path, b: str | Path) -> Difference:
     def job(name: str) -> Row | None:
         return _compare(name, left.tensor(name), right.tensor(name))
 
-    with one_thread_a_worker():
-        same_shape = [name for name in both if left.shapes[name] == right.shapes[name]]
-        for name, row in in_order(job, same_shape):
-            left.release(name)
-            right.release(name)
-            if row is None:
-                found.same += 1
-            else:
-                found.rows.append(row)
+    same_shape = [name for name in both if left.shapes[name] == right.shapes[name]]
+    for name, row in in_order(job, same_shape):
+        left.release(name)
+        right.release(name)
+        if row is None:
+            found.same += 1
+        else:
+            found.rows.append(row)
     return found
 
 

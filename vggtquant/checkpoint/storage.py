@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -228,14 +227,9 @@ def _float_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield dot + name, x
 
 
-@contextmanager
-def one_thread_a_worker() -> Iterator[None]:
-    """Whole tensors are dealt to threads here, so the kernels' own threads would only wait."""
-    ops.set_threads(1)
-    try:
-        yield
-    finally:
-        ops.set_threads(0)
+def workers(count: int, name: str) -> ThreadPoolExecutor:
+    """Threads to which whole tensors are dealt: each computes alone, or teams would only wait."""
+    return ThreadPoolExecutor(count, name, ops.limit_threads, (1,))
 
 
 # ---- load ----------------------------------------------------------------------------------------
@@ -265,16 +259,15 @@ def load(
     """
     checkpoint = Checkpoint(_file_of(source))
     layers = checkpoint.document.layers
-    pool = ThreadPoolExecutor(torch.get_num_threads(), "load")
+    pool = workers(torch.get_num_threads(), "load")
     try:
         # Bytes are checked and packed while Python builds the model.
-        with one_thread_a_worker():
-            coming = {layer.name: pool.submit(_pack, checkpoint, layer) for layer in layers}
-            floats = {name: pool.submit(_read, checkpoint, name) for name in checkpoint.floats}
-            target = model if isinstance(model, nn.Module) else _build(checkpoint, model)
-            _check_fit(checkpoint, target)
-            packed = {name: future.result() for name, future in coming.items()}
-            read = {name: future.result() for name, future in floats.items()}
+        coming = {layer.name: pool.submit(_pack, checkpoint, layer) for layer in layers}
+        floats = {name: pool.submit(_read, checkpoint, name) for name in checkpoint.floats}
+        target = model if isinstance(model, nn.Module) else _build(checkpoint, model)
+        _check_fit(checkpoint, target)
+        packed = {name: future.result() for name, future in coming.items()}
+        read = {name: future.result() for name, future in floats.items()}
     finally:
         pool.shutdown(cancel_futures=True)
 

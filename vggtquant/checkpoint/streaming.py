@@ -34,7 +34,7 @@ from .document import (
     stored,
     tensors_of,
 )
-from .storage import Saved, one_thread_a_worker, place, save, write_config, writer
+from .storage import Saved, place, save, workers, write_config, writer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -127,7 +127,7 @@ def quantize_file(
     done, total = 0, sum(about.nbytes for about in found.tensors.values())
     path, folder = place(out)
     with Writer(path, room(document, planned(found, choice))) as file:
-        with _digest(found) as digest, one_thread_a_worker():
+        with _digest(found) as digest:
             for name, made in in_order(job, found.tensors):
                 for blob in made.blobs:
                     sha256[blob.name] = blob.sha256
@@ -308,13 +308,13 @@ def _planned_document(found: Weights, choice: Choice, config: QuantizationConfig
 
 def in_order(job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
     """Each item with job(item), computed by all cores, in order, few results waiting at a time."""
-    workers = min(torch.get_num_threads(), MOST_WORKERS)
-    pool = ThreadPoolExecutor(workers, "quantize")
+    most = min(torch.get_num_threads(), MOST_WORKERS)
+    pool = workers(most, "quantize")
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
             waiting.append((item, pool.submit(job, item)))
-            if len(waiting) > workers + 1:
+            if len(waiting) > most + 1:
                 first, future = waiting.popleft()
                 yield first, future.result()
         while waiting:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Attention, for the module vggtquant._cpu: see cpu.c. */
+ * Attention, for the module vggtquant._cpu: parse, check shapes, call, report. */
 #include "binding.h"
 
 /* qkv, whose first four axes may lie anywhere, and what it and y say of a call. */
@@ -45,19 +45,6 @@ static int bind_operands(vgq_attention_call *call, PyObject *object, PyArrayObje
     return 1;
 }
 
-static PyObject *py_attention_nbytes(PyObject *self, PyObject *args)
-{
-    PyObject *qkv;
-    PyArrayObject *y;
-    vgq_attention_call call = {.scale = 1};
-    (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&OO&:attention_nbytes", vgq_parse_activations, &call.scores,
-                          vgq_parse_activations, &call.values, &qkv, vgq_out_values, &y) ||
-        !bind_operands(&call, qkv, y))
-        return NULL;
-    return PyLong_FromSize_t(vgq_attention_nbytes(&call));
-}
-
 static int norm_fits(vgq_norm *norm, size_t dim, PyArrayObject *weight, PyArrayObject *bias)
 {
     norm->weight = vgq_data(weight);
@@ -68,15 +55,15 @@ static int norm_fits(vgq_norm *norm, size_t dim, PyArrayObject *weight, PyArrayO
 static PyObject *py_attention(PyObject *self, PyObject *args)
 {
     PyObject *qkv;
-    PyArrayObject *q_weight, *q_bias, *k_weight, *k_bias, *cosine, *sine, *y, *scratch;
+    PyArrayObject *q_weight, *q_bias, *k_weight, *k_bias, *cosine, *sine, *y;
     vgq_attention_call call = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O(O&O&f)(O&O&f)(O&O&n)fO&O&:attention", vgq_parse_activations,
+    if (!PyArg_ParseTuple(args, "O&O&O(O&O&f)(O&O&f)(O&O&O&)fO&:attention", vgq_parse_activations,
                           &call.scores, vgq_parse_activations, &call.values, &qkv, vgq_optional_f32,
                           &q_weight, vgq_optional_f32, &q_bias, &call.q_norm.eps, vgq_optional_f32,
                           &k_weight, vgq_optional_f32, &k_bias, &call.k_norm.eps, vgq_optional_f32,
-                          &cosine, vgq_optional_f32, &sine, &call.rope_width, &call.scale,
-                          vgq_out_values, &y, vgq_out_u8, &scratch) ||
+                          &cosine, vgq_optional_f32, &sine, vgq_parse_size, &call.rope_width,
+                          &call.scale, vgq_out_values, &y) ||
         !bind_operands(&call, qkv, y))
         return NULL;
     if (cosine && call.dim)
@@ -88,12 +75,13 @@ static PyObject *py_attention(PyObject *self, PyObject *args)
         return vgq_wrong_sizes();
     call.cos = vgq_data(cosine);
     call.sin = vgq_data(sine);
-    VGQ_RETURN(vgq_attention(&call, vgq_data(scratch), (size_t)PyArray_SIZE(scratch)));
+    const vgq_context now = vgq_context_now();
+    call.context = &now;
+    VGQ_RETURN_WITH_SCRATCH(vgq_attention_nbytes(&call),
+                            vgq_attention(&call, scratch.data, scratch.nbytes));
 }
 
 PyMethodDef vgq_attention_methods[] = {
-    {"attention_nbytes", py_attention_nbytes, METH_VARARGS,
-     "Bytes of scratch that attention wants."},
     {"attention", py_attention, METH_VARARGS, "y = softmax(scale q k^T) v, for every head."},
     {NULL, NULL, 0, NULL},
 };

@@ -17,6 +17,7 @@
 
 /* float32, float16, or uint16 holding the bits of bfloat16 */
 int vgq_in_values(PyObject *object, void *array);
+int vgq_optional_values(PyObject *object, void *array);
 int vgq_out_values(PyObject *object, void *array);
 /* one dtype each; `optional` ones take None as NULL */
 int vgq_in_f32(PyObject *object, void *array);
@@ -46,6 +47,30 @@ void *vgq_data(PyArrayObject *array);
         const vgq_status status_ = (call);     \
         return vgq_regain(&released, status_); \
     } while (0)
+
+/* The same for a call that wants scratch: it finds it in `scratch`. */
+#define VGQ_RETURN_WITH_SCRATCH(wanted, call)                   \
+    do {                                                        \
+        vgq_scratch scratch;                                    \
+        if (!vgq_take_scratch(&scratch, (wanted)))              \
+            return NULL;                                        \
+        vgq_released released;                                  \
+        vgq_release(&released);                                 \
+        const vgq_status status_ = (call);                      \
+        PyObject *const done_ = vgq_regain(&released, status_); \
+        vgq_give_scratch(&scratch);                             \
+        return done_;                                           \
+    } while (0)
+
+/* Memory for one call. A thread keeps what its last call had, up to a limit, so that the next one
+ * need not wait for the system to clear new pages. */
+typedef struct vgq_scratch {
+    unsigned char *data;
+    size_t nbytes;
+} vgq_scratch;
+/* 0 with MemoryError set. */
+int vgq_take_scratch(vgq_scratch *scratch, size_t nbytes);
+void vgq_give_scratch(vgq_scratch *scratch);
 
 typedef struct vgq_released {
     PyThreadState *thread;

@@ -51,6 +51,7 @@ static int convert(PyObject *object, PyArrayObject **array, int writable, int ty
         return convert(object, array, writable, type, wanted); \
     }
 CONVERTER(in_values, 0, 0, NPY_NOTYPE, "float32, float16 or uint16 (bfloat16 bits)")
+CONVERTER(optional_values, 1, 0, NPY_NOTYPE, "float32, float16 or uint16 (bfloat16 bits)")
 CONVERTER(out_values, 0, 1, NPY_NOTYPE, "float32, float16 or uint16 (bfloat16 bits)")
 CONVERTER(in_f32, 0, 0, NPY_FLOAT32, "float32")
 CONVERTER(out_f32, 0, 1, NPY_FLOAT32, "float32")

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The Linear's part of module vggtquant._cpu: parse, check shapes, call, report. */
 #include "binding.h"
+#include "../../weight.h"
 
-/* Whether the arrays hold what the weight says; then its pointers are set. */
+/* Whether the arrays hold what the weight, as vgq_check_weight leaves it, says; then its pointers
+ * are set. */
 static int bind_weight(vgq_weight *w, PyArrayObject *q, PyArrayObject *scale, PyArrayObject *factor,
                        PyArrayObject *zero)
 {
-    const size_t row_groups = w->group ? (w->k + w->group - 1) / w->group : 0;
-    const size_t groups = w->scales == VGQ_PER_ROW ? w->n : w->n * row_groups;
+    const size_t groups = w->n * ((w->k + w->group - 1) / w->group);
     if (!vgq_has(q, w->n * vgq_row_nbytes(w->format, w->k)) ||
         !vgq_has(scale, w->scales == VGQ_PER_GROUP ? groups : w->n) ||
         (w->scales == VGQ_TWO_LEVEL) != (factor != NULL) || (factor && !vgq_has(factor, groups)) ||
@@ -34,8 +35,8 @@ static const layout for_cuda = {vgq_cuda_packed_nbytes, vgq_cuda_pack, vgq_cuda_
 static PyObject *packed_nbytes(const layout *as, PyObject *args)
 {
     vgq_weight w = {0};
-    if (!PyArg_ParseTuple(args, "O&O&(nnn)p:packed_nbytes", vgq_parse_format, &w.format,
-                          vgq_parse_scales, &w.scales, &w.n, &w.k, &w.group, &w.asymmetric))
+    if (!PyArg_ParseTuple(args, "O&O&O&p:packed_nbytes", vgq_parse_format, &w.format,
+                          vgq_parse_scales, &w.scales, vgq_parse_nkg, &w, &w.asymmetric))
         return NULL;
     return PyLong_FromSize_t(as->nbytes(&w));
 }
@@ -44,15 +45,16 @@ static PyObject *pack(const layout *as, PyObject *args)
 {
     vgq_weight w = {0};
     PyArrayObject *q, *scale, *factor, *zero, *packed;
-    if (!PyArg_ParseTuple(args, "O&O&(nnn)O&O&O&O&O&:pack", vgq_parse_format, &w.format,
-                          vgq_parse_scales, &w.scales, &w.n, &w.k, &w.group, vgq_in_u8, &q,
-                          vgq_in_f32, &scale, vgq_optional_in_u8, &factor, vgq_optional_in_i8,
-                          &zero, vgq_out_u8, &packed))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&O&O&:pack", vgq_parse_format, &w.format,
+                          vgq_parse_scales, &w.scales, vgq_parse_nkg, &w, vgq_in_u8, &q, vgq_in_f32,
+                          &scale, vgq_optional_in_u8, &factor, vgq_optional_in_i8, &zero,
+                          vgq_out_u8, &packed))
         return NULL;
     w.asymmetric = zero != NULL;
-    if (w.k > VGQ_DEEPEST)
-        return vgq_done(VGQ_EDEPTH);
-    if (w.n > (size_t)PY_SSIZE_T_MAX / 8 / VGQ_DEEPEST || !bind_weight(&w, q, scale, factor, zero))
+    const vgq_status status = vgq_check_weight(&w, &w);
+    if (status != VGQ_OK)
+        return vgq_done(status);
+    if (!bind_weight(&w, q, scale, factor, zero))
         return vgq_wrong_sizes();
     VGQ_RETURN(as->pack(&w, vgq_data(packed), (size_t)PyArray_SIZE(packed)));
 }
@@ -154,52 +156,40 @@ static PyObject *py_linear_isa(PyObject *self, PyObject *args)
     return Py_BuildValue("(ss)", vgq_activations_name(activations), isa);
 }
 
-static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
-{
-    vgq_weight w;
-    PyArrayObject *packed, *x, *y;
-    vgq_linear_call call = {0};
-    (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&:linear_nbytes", vgq_in_u8, &packed, vgq_parse_activations,
-                          &call.activations, vgq_in_values, &x, vgq_out_values, &y))
-        return NULL;
-    const vgq_status status = vgq_packed_weight(vgq_data(packed), (size_t)PyArray_SIZE(packed), &w);
-    if (status != VGQ_OK)
-        return vgq_done(status);
-    if (bad_operands(&w, x, y))
-        return NULL;
-    call.m = (size_t)PyArray_DIM(x, 0);
-    call.x_dtype = vgq_dtype_of(x);
-    call.y_dtype = vgq_dtype_of(y);
-    return PyLong_FromSize_t(vgq_linear_nbytes(&w, &call));
-}
-
 static PyObject *py_linear(PyObject *self, PyObject *args)
 {
     vgq_weight w;
-    PyArrayObject *packed, *x, *bias, *y, *scratch;
+    PyArrayObject *packed, *x, *bias, *layer_scale, *residual, *y;
     vgq_linear_call call = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&:linear", vgq_in_u8, &packed, vgq_parse_activations,
-                          &call.activations, vgq_in_values, &x, vgq_optional_f32, &bias,
-                          vgq_out_values, &y, vgq_out_u8, &scratch))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&pO&O&O&:linear", vgq_in_u8, &packed, vgq_parse_activations,
+                          &call.activations, vgq_in_values, &x, vgq_optional_f32, &bias, &call.gelu,
+                          vgq_optional_f32, &layer_scale, vgq_optional_values, &residual,
+                          vgq_out_values, &y))
         return NULL;
     const size_t nbytes = (size_t)PyArray_SIZE(packed);
-    vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
+    const vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
     if (status != VGQ_OK)
         return vgq_done(status);
     if (bad_operands(&w, x, y))
         return NULL;
-    call.m = (size_t)PyArray_DIM(x, 0);
-    if (bias && !vgq_has(bias, w.n))
+    if ((bias && !vgq_has(bias, w.n)) || (layer_scale && !vgq_has(layer_scale, w.n)) ||
+        (residual &&
+         (!PyArray_SAMESHAPE(residual, y) || PyArray_TYPE(residual) != PyArray_TYPE(y))))
         return vgq_wrong_sizes();
+    const vgq_context now = vgq_context_now();
+    call.context = &now;
+    call.m = (size_t)PyArray_DIM(x, 0);
     call.x_dtype = vgq_dtype_of(x);
     call.y_dtype = vgq_dtype_of(y);
     call.x = vgq_data(x);
     call.bias = vgq_data(bias);
+    call.layer_scale = vgq_data(layer_scale);
+    call.residual = vgq_data(residual);
     call.y = vgq_data(y);
-    VGQ_RETURN(vgq_linear(vgq_data(packed), nbytes, &call, vgq_data(scratch),
-                          (size_t)PyArray_SIZE(scratch)));
+    VGQ_RETURN_WITH_SCRATCH(
+        vgq_linear_nbytes(&w, &call),
+        vgq_linear(vgq_data(packed), nbytes, &call, scratch.data, scratch.nbytes));
 }
 
 PyMethodDef vgq_linear_methods[] = {
@@ -213,7 +203,7 @@ PyMethodDef vgq_linear_methods[] = {
     {"cuda_unpack", py_cuda_unpack, METH_VARARGS, "The inverse of cuda_pack."},
     {"linear_isa", py_linear_isa, METH_VARARGS,
      "What activations are while they are multiplied, and the instruction set that does it."},
-    {"linear_nbytes", py_linear_nbytes, METH_VARARGS, "Bytes of scratch that linear wants."},
-    {"linear", py_linear, METH_VARARGS, "y = x w^T + bias."},
+    {"linear", py_linear, METH_VARARGS,
+     "y = x w^T + bias, then what is asked for: GELU, a scale for each output, a residual."},
     {NULL, NULL, 0, NULL},
 };

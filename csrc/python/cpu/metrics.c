@@ -140,12 +140,13 @@ static PyObject *py_cross_entropy_parts(PyObject *self, PyObject *rows)
 
 static PyObject *py_ssim_parts(PyObject *self, PyObject *args)
 {
-    Py_ssize_t images, height, width, channels;
+    vgq_images shape;
     (void)self;
-    if (!PyArg_ParseTuple(args, "nnnn:ssim_parts", &images, &height, &width, &channels))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&:ssim_parts", vgq_parse_size, &shape.images,
+                          vgq_parse_size, &shape.height, vgq_parse_size, &shape.width,
+                          vgq_parse_size, &shape.channels))
         return NULL;
-    return PyLong_FromSize_t(vgq_ssim_parts(
-        (vgq_images){(size_t)images, (size_t)height, (size_t)width, (size_t)channels}));
+    return PyLong_FromSize_t(vgq_ssim_parts(shape));
 }
 
 static PyObject *py_ssim_limits(PyObject *self, PyObject *unused)

@@ -7,9 +7,8 @@ static PyObject *py_range(PyObject *self, PyObject *args)
     vgq_shape shape;
     PyArrayObject *x, *lo, *hi, *nonfinite;
     (void)self;
-    if (!PyArg_ParseTuple(args, "(nnn)O&O&O&O&:range", &shape.rows, &shape.cols, &shape.group,
-                          vgq_in_values, &x, vgq_out_f32, &lo, vgq_out_f32, &hi, vgq_out_u64,
-                          &nonfinite))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&:range", vgq_parse_shape, &shape, vgq_in_values, &x,
+                          vgq_out_f32, &lo, vgq_out_f32, &hi, vgq_out_u64, &nonfinite))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
     if (vgq_unusable(shape) || !vgq_has(x, shape.rows * shape.cols) || !vgq_has(lo, groups) ||
@@ -52,9 +51,9 @@ static PyObject *py_quantize(PyObject *self, PyObject *args)
     vgq_shape shape;
     PyArrayObject *x, *scale, *zero, *q;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&:quantize", vgq_parse_format, &format, &shape.rows,
-                          &shape.cols, &shape.group, vgq_in_values, &x, vgq_in_f32, &scale,
-                          vgq_optional_in_i8, &zero, vgq_out_u8, &q))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&:quantize", vgq_parse_format, &format, vgq_parse_shape,
+                          &shape, vgq_in_values, &x, vgq_in_f32, &scale, vgq_optional_in_i8, &zero,
+                          vgq_out_u8, &q))
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
         return vgq_wrong_sizes();
@@ -68,8 +67,8 @@ static PyObject *py_dequantize(PyObject *self, PyObject *args)
     vgq_shape shape;
     PyArrayObject *x, *scale, *zero, *q;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&:dequantize", vgq_parse_format, &format,
-                          &shape.rows, &shape.cols, &shape.group, vgq_in_u8, &q, vgq_in_f32, &scale,
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&:dequantize", vgq_parse_format, &format,
+                          vgq_parse_shape, &shape, vgq_in_u8, &q, vgq_in_f32, &scale,
                           vgq_optional_in_i8, &zero, vgq_out_values, &x))
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
@@ -83,9 +82,9 @@ static PyObject *py_two_level(PyObject *self, PyObject *args)
     vgq_shape shape;
     PyArrayObject *x, *channel_scale, *factor, *zero, *error;
     (void)self;
-    if (!PyArg_ParseTuple(args, "(nnn)O&O&O&O&O&:two_level", &shape.rows, &shape.cols, &shape.group,
-                          vgq_in_values, &x, vgq_out_f32, &channel_scale, vgq_out_u8, &factor,
-                          vgq_optional_out_i8, &zero, vgq_out_f64, &error))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&:two_level", vgq_parse_shape, &shape, vgq_in_values,
+                          &x, vgq_out_f32, &channel_scale, vgq_out_u8, &factor, vgq_optional_out_i8,
+                          &zero, vgq_out_f64, &error))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
     if (vgq_unusable(shape) || !vgq_has(x, shape.rows * shape.cols) ||

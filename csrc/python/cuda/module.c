@@ -99,8 +99,8 @@ static PyObject *py_range(PyObject *self, PyObject *args)
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "(nnn)O&O&O&O&n:range", &shape.rows, &shape.cols, &shape.group,
-                          values, &x, f32, &lo, f32, &hi, i64, &nonfinite, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&n:range", vgq_parse_shape, &shape, values, &x, f32, &lo,
+                          f32, &hi, i64, &nonfinite, &stream))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
     if (vgq_unusable(shape) || x.n != shape.rows * shape.cols || lo.n != groups || hi.n != groups ||
@@ -149,9 +149,9 @@ static PyObject *py_quantize(PyObject *self, PyObject *args)
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&n:quantize", vgq_parse_format, &format, &shape.rows,
-                          &shape.cols, &shape.group, values, &x, f32, &scale, optional_i8, &zero,
-                          u8, &q, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&n:quantize", vgq_parse_format, &format,
+                          vgq_parse_shape, &shape, values, &x, f32, &scale, optional_i8, &zero, u8,
+                          &q, &stream))
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
         return vgq_wrong_sizes();
@@ -170,9 +170,9 @@ static PyObject *py_dequantize(PyObject *self, PyObject *args)
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&(nnn)O&O&O&O&n:dequantize", vgq_parse_format, &format,
-                          &shape.rows, &shape.cols, &shape.group, u8, &q, f32, &scale, optional_i8,
-                          &zero, values, &x, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&n:dequantize", vgq_parse_format, &format,
+                          vgq_parse_shape, &shape, u8, &q, f32, &scale, optional_i8, &zero, values,
+                          &x, &stream))
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
         return vgq_wrong_sizes();
@@ -190,9 +190,8 @@ static PyObject *py_two_level(PyObject *self, PyObject *args)
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "(nnn)O&O&O&O&O&n:two_level", &shape.rows, &shape.cols,
-                          &shape.group, values, &x, f32, &channel_scale, u8, &factor, optional_i8,
-                          &zero, f64, &error, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&n:two_level", vgq_parse_shape, &shape, values, &x, f32,
+                          &channel_scale, u8, &factor, optional_i8, &zero, f64, &error, &stream))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
     if (vgq_unusable(shape) || x.n != shape.rows * shape.cols || channel_scale.n != shape.rows ||
@@ -226,11 +225,11 @@ static PyObject *py_compare(PyObject *self, PyObject *args)
 
 static PyObject *py_cross_entropy_parts(PyObject *self, PyObject *args)
 {
-    Py_ssize_t rows;
+    size_t rows;
     (void)self;
-    if (!PyArg_ParseTuple(args, "n:cross_entropy_parts", &rows))
+    if (!PyArg_ParseTuple(args, "O&:cross_entropy_parts", vgq_parse_size, &rows))
         return NULL;
-    return PyLong_FromSize_t(vgq_cross_entropy_cuda_parts((size_t)rows));
+    return PyLong_FromSize_t(vgq_cross_entropy_cuda_parts(rows));
 }
 
 static PyObject *py_cross_entropy(PyObject *self, PyObject *args)
@@ -286,8 +285,8 @@ static int parse_weight(PyObject *object, void *weight)
         PyErr_SetString(PyExc_TypeError, "a weight is (format, scales, (n, k, group), asymmetric)");
         return 0;
     }
-    return PyArg_ParseTuple(object, "O&O&(nnn)p:weight", vgq_parse_format, &w->format,
-                            vgq_parse_scales, &w->scales, &w->n, &w->k, &w->group, &w->asymmetric);
+    return PyArg_ParseTuple(object, "O&O&O&p:weight", vgq_parse_format, &w->format,
+                            vgq_parse_scales, &w->scales, vgq_parse_nkg, w, &w->asymmetric);
 }
 
 static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
@@ -295,8 +294,8 @@ static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
     vgq_weight w;
     vgq_linear_call call = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&n:linear_nbytes", parse_weight, &w, vgq_parse_activations,
-                          &call.activations, &call.m))
+    if (!PyArg_ParseTuple(args, "O&O&O&:linear_nbytes", parse_weight, &w, vgq_parse_activations,
+                          &call.activations, vgq_parse_size, &call.m))
         return NULL;
     return PyLong_FromSize_t(vgq_linear_cuda_nbytes(&w, &call));
 }

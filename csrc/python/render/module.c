@@ -56,10 +56,10 @@ static PyObject *py_render(PyObject *self, PyObject *args)
                           as_f32, &lights, as_f32, &ambient, as_f32, &cameras, &antialias, &first,
                           &last, as_u8, &rgb, as_f32, &depth, as_f32, &points))
         return NULL;
-    const Py_ssize_t n_shapes = rows_of(shapes, sizeof(vgq_shape), "shapes");
-    const Py_ssize_t n_textures = rows_of(textures, sizeof(vgq_texture), "textures");
-    const Py_ssize_t n_lights = rows_of(lights, sizeof(vgq_light), "lights");
-    const Py_ssize_t n_cameras = rows_of(cameras, sizeof(vgq_camera), "cameras");
+    const Py_ssize_t n_shapes = rows_of(shapes, sizeof(vgq_render_shape), "shapes");
+    const Py_ssize_t n_textures = rows_of(textures, sizeof(vgq_render_texture), "textures");
+    const Py_ssize_t n_lights = rows_of(lights, sizeof(vgq_render_light), "lights");
+    const Py_ssize_t n_cameras = rows_of(cameras, sizeof(vgq_render_camera), "cameras");
     if (n_shapes < 0 || n_textures < 0 || n_lights < 0 || n_cameras < 0)
         return NULL;
     if (PyArray_SIZE(ambient) != 3 || PyArray_NDIM(depth) != 3 ||
@@ -74,13 +74,13 @@ static PyObject *py_render(PyObject *self, PyObject *args)
         return PyErr_Format(PyExc_ValueError, "rows %zd to %zd are not in the %zd rows", first,
                             last, n_cameras * (Py_ssize_t)height);
     const float *sky = PyArray_DATA(ambient);
-    const vgq_scene scene = {PyArray_DATA(shapes),    PyArray_DATA(textures), PyArray_DATA(lights),
-                             (size_t)n_shapes,        (size_t)n_textures,     (size_t)n_lights,
-                             {sky[0], sky[1], sky[2]}};
-    const char *fault = vgq_scene_check(&scene);
+    const vgq_render_scene scene = {
+        PyArray_DATA(shapes), PyArray_DATA(textures), PyArray_DATA(lights),    (size_t)n_shapes,
+        (size_t)n_textures,   (size_t)n_lights,       {sky[0], sky[1], sky[2]}};
+    const char *fault = vgq_render_check(&scene);
     if (fault)
         return PyErr_Format(PyExc_ValueError, "%s", fault);
-    const vgq_camera *camera = PyArray_DATA(cameras);
+    const vgq_render_camera *camera = PyArray_DATA(cameras);
     uint8_t *colours = PyArray_DATA(rgb);
     float *z = PyArray_DATA(depth), *xyz = PyArray_DATA(points);
     // A few rows at a time, so that a signal's handler need not wait for the whole.
@@ -132,7 +132,7 @@ static int execute(PyObject *module)
 {
     if (PyArray_ImportNumPyAPI() < 0)
         return -1;
-    return PyModule_AddIntConstant(module, "MAX_SHAPES", VGQ_MAX_SHAPES);
+    return PyModule_AddIntConstant(module, "MAX_SHAPES", VGQ_RENDER_SHAPES);
 }
 
 static PyModuleDef_Slot slots[] = {
