@@ -175,6 +175,7 @@ vgq_context vgq_context_now(void) { return (vgq_context){choice(), vgq_threads()
         return names[ISA_##name];
 #define FOUND_quantize(name)
 #define FOUND_metrics(name)
+#define FOUND_rows(name)
 #define FOUND_attention(name)
 #define FOUND_conv(name)
 #define X(subject, name) FOUND_##subject(name)

@@ -54,6 +54,7 @@ typedef struct vgq_quantize_kernels {
 
 #include "kernels_metrics.h"
 #include "kernels_linear.h"
+#include "kernels_rows.h"
 #include "kernels_attention.h"
 #include "kernels_conv.h"
 
@@ -66,6 +67,7 @@ typedef struct vgq_kernels {
     vgq_quantize_kernels quantize;
     vgq_metrics_kernels metrics;
     vgq_linear_kernels linear;
+    vgq_rows_kernels rows;
     vgq_attention_kernels attention;
     vgq_conv_kernels conv;
 } vgq_kernels;
@@ -105,13 +107,16 @@ int vgq_has_amx(void);
     X(quantize, scalar)      \
     X(metrics, scalar)       \
     X(linear, scalar)        \
+    X(rows, scalar)          \
     X(attention, scalar)     \
     X(quantize, avx2)        \
     X(metrics, avx2)         \
     X(linear, avx2)          \
+    X(rows, avx2)            \
     X(linear, avxvnni)       \
     X(quantize, avx512)      \
     X(linear, avx512)        \
+    X(rows, avx512)          \
     X(linear, avx512vnni)    \
     X(linear, avx512bf16)    \
     X(linear, amx)           \
@@ -134,6 +139,7 @@ int vgq_has_i8mm(void);
     X(quantize, scalar)  \
     X(metrics, scalar)   \
     X(linear, scalar)    \
+    X(rows, scalar)      \
     X(attention, scalar) \
     X(conv, scalar)      \
     X(linear, neon)      \
@@ -141,8 +147,13 @@ int vgq_has_i8mm(void);
     X(linear, neoni8mm)
 #else
 #define VGQ_ISAS(X) X(scalar, 1, 1)
-#define VGQ_TABLES(X) \
-    X(quantize, scalar) X(metrics, scalar) X(linear, scalar) X(attention, scalar) X(conv, scalar)
+#define VGQ_TABLES(X)    \
+    X(quantize, scalar)  \
+    X(metrics, scalar)   \
+    X(linear, scalar)    \
+    X(rows, scalar)      \
+    X(attention, scalar) \
+    X(conv, scalar)
 #endif
 
 #define X(subject, isa) extern const vgq_##subject##_kernels vgq_##subject##_##isa;

@@ -33,6 +33,7 @@ static void plan_codes(vgq_plan *plan)
         .kernels = plan->kernels,
         .dtype = call->x_dtype,
         .x = call->x,
+        .norm = call->norm,
         .coded = call->coded,
         .k = plan->w.k,
         .code_row = product->code_row ? product->code_row : kernels->code_row,
@@ -133,8 +134,8 @@ static void place(vgq_plan *plan, unsigned char *at)
 static int bad_codes(const vgq_linear_call *call, size_t k)
 {
     const vgq_coded *const coded = call->coded;
-    return coded && (call->activations != VGQ_INT8_ACTIVATIONS || coded->pitch < k ||
-                     coded->pitch % 8 || coded->pitch > SIZE_MAX / 8 / call->m);
+    return coded && (call->activations != VGQ_INT8_ACTIVATIONS || call->norm.weight ||
+                     coded->pitch < k || coded->pitch % 8 || coded->pitch > SIZE_MAX / 8 / call->m);
 }
 
 static int bad_call(const vgq_linear_call *call)

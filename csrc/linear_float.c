@@ -10,7 +10,10 @@ static vgq_dtype float_dtype(const vgq_plan *plan)
     return plan->float_gemm == plan->kernels->linear.float_gemm ? VGQ_F32 : VGQ_BF16;
 }
 
-int vgq_copies_floats(const vgq_plan *plan) { return plan->call.x_dtype != float_dtype(plan); }
+int vgq_copies_floats(const vgq_plan *plan)
+{
+    return plan->call.norm.weight || plan->call.x_dtype != float_dtype(plan);
+}
 
 void vgq_plan_floats(vgq_plan *plan)
 {
@@ -32,11 +35,15 @@ void vgq_copy_token(const vgq_plan *plan, size_t m, float *buffer)
     const size_t k = plan->w.k;
     const vgq_linear_call *const call = &plan->call;
     unsigned char *const to = plan->floats + m * k * plan->float_gemm->nbytes;
-    if (float_dtype(plan) == VGQ_F32)
-        vgq_floats(kernels, call->x_dtype, call->x, m * k, k, (float *)(void *)to);
-    else
-        kernels->quantize.store[VGQ_BF16](
-            k, vgq_floats(kernels, call->x_dtype, call->x, m * k, k, buffer), to);
+    const int stays = float_dtype(plan) == VGQ_F32;
+    float *const floats = stays ? (float *)(void *)to : buffer;
+    const float *x = vgq_floats(kernels, call->x_dtype, call->x, m * k, k, floats);
+    if (call->norm.weight) {
+        kernels->rows.norm_row(k, x, &call->norm, floats);
+        x = floats;
+    }
+    if (!stays)
+        kernels->quantize.store[VGQ_BF16](k, x, to);
 }
 
 #define EIGHT 1, 1, 1, 1, 1, 1, 1, 1

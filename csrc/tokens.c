@@ -58,7 +58,11 @@ void vgq_code_token(const vgq_tokens *tokens, size_t m, float *buffer)
         code_line(tokens, m, buffer, 1); /* rint(code * 1) is the code */
         return;
     }
-    const float *const x = vgq_floats(tokens->kernels, tokens->dtype, tokens->x, m * k, k, buffer);
+    const float *x = vgq_floats(tokens->kernels, tokens->dtype, tokens->x, m * k, k, buffer);
+    if (tokens->norm.weight) {
+        tokens->kernels->rows.norm_row(k, x, &tokens->norm, buffer);
+        x = buffer;
+    }
     const float highest = tokens->digits == 1 ? VGQ_INT8_HIGHEST : VGQ_INT16_HIGHEST;
     float inverse;
     tokens->scale[m] = vgq_token_scale(tokens->kernels->linear.largest(k, x), highest, &inverse);

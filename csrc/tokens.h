@@ -12,6 +12,7 @@ typedef struct vgq_tokens {
     const vgq_kernels *kernels;
     vgq_dtype dtype;
     const void *x;          /* [m][k] */
+    vgq_norm norm;          /* of each row, before it is coded */
     const vgq_coded *coded; /* its codes take another form; NULL: x is coded */
     size_t k;
     vgq_code_row_fn *code_row; /* the form of the codes */

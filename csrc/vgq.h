@@ -253,6 +253,13 @@ typedef enum vgq_activations {
     VGQ_ACTIVATIONS
 } vgq_activations;
 
+/* LayerNorm over a row: (x - mean) / sqrt(variance + eps) * weight + bias. weight NULL: none.
+ * bias NULL: zeros. */
+typedef struct vgq_norm {
+    const float *weight, *bias; /* [length of the row] */
+    float eps;
+} vgq_norm;
+
 /* Activations that are coded already, as VGQ_INT8_ACTIVATIONS codes them: for several products of
  * the same rows. */
 typedef struct vgq_coded {
@@ -271,6 +278,7 @@ typedef struct vgq_linear_call {
     const void *x;
     const float *bias;
     void *y;
+    vgq_norm norm;            /* of each row of x before all that; not with `coded` */
     int gelu;                 /* then GELU (gelu.h) */
     const float *layer_scale; /* then output j times layer_scale[j] */
     const void *residual;     /* then plus residual[m][n] of y's dtype, which may be y itself; then
@@ -294,13 +302,6 @@ vgq_status vgq_linear(const void *packed, size_t nbytes, const vgq_linear_call *
 
 /* ---- attention (attention.c) ------------------------------------------------------------------
  */
-
-/* LayerNorm over the channels of a head: (x - mean) / sqrt(variance + eps) * weight + bias.
- * weight NULL: none. bias NULL: zeros. */
-typedef struct vgq_norm {
-    const float *weight, *bias; /* [dim] */
-    float eps;
-} vgq_norm;
 
 /* One call's operands. With q, k and v of one batch and head, each [tokens][dim] of qkv:
  * y = softmax(scale * rope(norm(q)) rope(norm(k))^T) v, rows of y in [batch][tokens][heads][dim].

@@ -21,7 +21,7 @@ static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 /* ---- guarded buffers ------------------------------------------------------------------------- */
 
-enum { SLOTS = 8, CAPACITY = 1 << 20, CANARY = 64, LENGTHS = 68 };
+enum { SLOTS = 10, CAPACITY = 1 << 20, CANARY = 64, LENGTHS = 68 };
 
 typedef struct slot {
     unsigned char *first, *last; /* between two unmapped pages */
@@ -414,7 +414,10 @@ static void test_truncated(const vgq_weight *w)
     free(whole);
 }
 
-static void test_product(const vgq_weight *w, vgq_linear_call call, int with_bias)
+/* What surrounds a product, as bits of a word. */
+enum { BIAS = 1, NORM = 2, SCALE = 4, RESIDUAL = 8, EVERYTHING = 15 };
+
+static void test_product(const vgq_weight *w, vgq_linear_call call, int around)
 {
     static unsigned char packed[CAPACITY], y_scalar[CAPACITY], y_isa[CAPACITY];
     const size_t nbytes = vgq_packed_nbytes(w), x_n = call.m * w->k, y_n = call.m * w->n;
@@ -428,12 +431,22 @@ static void test_product(const vgq_weight *w, vgq_linear_call call, int with_bia
             const void *const weight = buffer(0, nbytes / 4, 4, packed);
             call.x = buffer(1, x_n, element_nbytes[call.x_dtype], values(call.x_dtype, numbers));
             const float *const bias = buffer(2, w->n, sizeof(float), numbers);
-            call.bias = with_bias ? bias : NULL;
+            call.bias = around & BIAS ? bias : NULL;
+            const float *const norm = buffer(4, w->k, sizeof(float), numbers + 1);
+            const float *const shift = buffer(5, w->k, sizeof(float), numbers + 2);
+            call.norm.weight = around & NORM ? norm : NULL;
+            call.norm.bias = call.m % 2 ? shift : NULL;
+            call.norm.eps = 1e-5f;
+            const float *const scale = buffer(6, w->n, sizeof(float), numbers + 3);
+            call.layer_scale = around & SCALE ? scale : NULL;
+            const void *const residual =
+                buffer(7, y_n, element_nbytes[call.y_dtype], values(call.y_dtype, numbers + 5));
+            call.residual = around & RESIDUAL ? residual : NULL;
             call.y = buffer(3, y_n, element_nbytes[call.y_dtype], NULL);
             const size_t scratch_nbytes = vgq_linear_nbytes(w, &call);
-            void *const scratch = buffer(4, scratch_nbytes, 1, NULL);
+            void *const scratch = buffer(8, scratch_nbytes, 1, NULL);
             CHECK(vgq_linear(weight, nbytes, &call, scratch, scratch_nbytes) == VGQ_OK, " ");
-            intact(5);
+            intact(9);
             if (p == 0)
                 memcpy(isa ? y_isa : y_scalar, call.y, y_nbytes);
             CHECK(memcmp(call.y, isa ? y_isa : y_scalar, y_nbytes) == 0,
@@ -616,8 +629,8 @@ static void test_linear(void)
                 vgq_linear_call other = call;
                 other.activations = (vgq_activations)((k + 1 + i % 2) % VGQ_ACTIVATIONS);
                 other.m = rows[(k + i + j + 3) % 7];
-                test_product(&w, call, k % 3 != 0);
-                test_product(&w, other, k % 3 == 0);
+                test_product(&w, call, (int)((k + 3 * i) % (EVERYTHING + 1)));
+                test_product(&w, other, EVERYTHING - (int)((k + 3 * i) % (EVERYTHING + 1)));
             }
     for (size_t i = 0; i < KINDS; i++) {
         vgq_weight w = weight_of(kinds[i], 65, 67), deep = weight_of(kinds[i], 3, 1530);

@@ -262,6 +262,36 @@ def exact_product(codes: NDArray[np.int64], v: NDArray[np.int64]) -> NDArray[np.
     return (codes.astype(np.float64) @ v.T.astype(np.float64)).astype(np.int64)
 
 
+def lane_sum(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sixteen lanes (rows, 16) by a tree: i with i + 8, then 4, 2, 1."""
+    for half in (8, 4, 2, 1):
+        x = x[:, :half] + x[:, half:]
+    return x
+
+
+def layer_norm(
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    eps: float,
+) -> NDArray[np.float32]:
+    """LayerNorm of rows (m, k): lane i % 16 adds in the order of i."""
+    rows, k = x.shape
+    padded = np.zeros((rows, -(-k // 16) * 16), F32)
+    padded[:, :k] = x
+    lanes = np.zeros((rows, 16), F32)
+    for i in range(0, padded.shape[1], 16):
+        lanes = lanes + padded[:, i : i + 16]
+    d = x - lane_sum(lanes) / F32(k)
+    padded[:, :k] = d
+    lanes = np.zeros((rows, 16), F32)
+    for i in range(0, padded.shape[1], 16):
+        lanes = fma(padded[:, i : i + 16], padded[:, i : i + 16], lanes)
+    inverse = F32(1) / np.sqrt(lane_sum(lanes) / F32(k) + F32(eps))
+    scaled = d * inverse
+    return scaled * weight if bias is None else fma(scaled, weight, bias)
+
+
 def linear_int(
     x: NDArray[np.float32], w: Coded, bias: NDArray[np.float32] | None, bits: int = 8
 ) -> NDArray[np.float32]:

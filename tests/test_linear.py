@@ -4,6 +4,7 @@
 import copy
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ from linears import (
     case,
     coded,
     config_for,
+    has_bf16,
     layer_of,
     product,
     same,
@@ -656,3 +658,96 @@ def test_packed_bytes_of_another_shape_are_refused(int8: bool) -> None:
         wanted = rf"y \(4, 65\) are given; \(m, {k}\) and \(m, {n}\) are wanted"
         with pytest.raises(ValueError, match=wanted):
             layer(torch.ones(4, 40))
+
+
+# ---- what surrounds a product --------------------------------------------------------------------
+
+
+AROUND = [
+    {},
+    {"norm": True},
+    {"norm": True, "bias": False},
+    {"layer_scale": True},
+    {"residual": True},
+    {"norm": True, "layer_scale": True, "residual": True},
+]
+
+
+@pytest.mark.parametrize("around", AROUND, ids=lambda a: "-".join(a) or "nothing")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@activations
+def test_around_a_product(
+    around: dict[str, bool], dtype: torch.dtype, int8: bool, isa: str
+) -> None:
+    """LayerNorm before, LayerScale and residual after: the reference's bits."""
+    q, bias, tokens = case("INT8_Per_Channel_Symmetric", 65, 130)
+    layer = layer_of(q, bias, int8)
+    generator = torch.Generator().manual_seed(1)
+    weight, shift, scale = (torch.randn(n, generator=generator) for n in (130, 130, 65))
+    x = (3 * tokens[:9] + 1).to(dtype)
+    residual = torch.randn((9, 65), generator=generator).to(dtype)
+    rows = x
+    norm = None
+    if around.get("norm"):
+        norm = ops.Norm(weight, shift if around.get("bias", True) else None, 1e-5)
+        added = None if norm.bias is None else norm.bias.numpy()
+        rows = torch.from_numpy(
+            reference.layer_norm(reference.widen(x), weight.numpy(), added, 1e-5)
+        )
+        exact = torch.nn.functional.layer_norm(
+            x.double(), (130,), weight.double(), None if added is None else shift.double(), 1e-5
+        )
+        torch.testing.assert_close(rows.double(), exact, rtol=0, atol=1e-5)
+    if int8:
+        want = reference.linear_int(reference.widen(rows), coded(q), bias.numpy())
+    elif dtype == torch.bfloat16 and has_bf16():
+        want = reference.linear_bf16(reference.widen(rows), coded(q), bias.numpy())
+    else:
+        want = reference.linear_float(
+            reference.widen(rows), coded(q), bias.numpy(), isa != "scalar"
+        )
+    if around.get("layer_scale"):
+        want = want * scale.numpy()
+    if around.get("residual"):
+        want = want + reference.widen(residual)
+    got = layer.fused(
+        x,
+        norm=norm,
+        layer_scale=scale if around.get("layer_scale") else None,
+        residual=residual if around.get("residual") else None,
+    )
+    same(got, reference.narrow(want, reference.dtype_name(torch.empty(0, dtype=dtype))))
+
+
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 64, 1000])
+def test_layer_norm_of_any_width(k: int, isa: str, threads: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    layer = QuantizedLinear.from_linear(nn.Linear(k, 8), config_for(True)).requires_grad_(False)
+    x = 10 * torch.randn((37, k), generator=generator) + 100
+    weight, bias = torch.randn((2, k), generator=generator)
+    rows = reference.layer_norm(x.numpy(), weight.numpy(), bias.numpy(), 1e-6)
+    assert torch.equal(
+        layer.fused(x, norm=ops.Norm(weight, bias, 1e-6)), layer(torch.from_numpy(rows))
+    )
+
+
+def test_layer_norm_of_what_is_not_finite(isa: str) -> None:
+    layer = QuantizedLinear.from_linear(nn.Linear(40, 8), config_for(True)).requires_grad_(False)
+    x = torch.randn(4, 40)
+    x[1, 3], x[2, 5] = math.inf, math.nan
+    y = layer.fused(x, norm=ops.Norm(torch.ones(40), None, 1e-5))
+    assert y[1:3].isnan().all() and y[[0, 3]].isfinite().all()
+
+
+def test_gelu_has_the_same_bits_on_every_instruction_set() -> None:
+    layer = QuantizedLinear.from_linear(nn.Linear(40, 77), config_for(True)).requires_grad_(False)
+    x = torch.cat([torch.randn(50, 40) * 10.0**e for e in range(-8, 5)])
+    before = vq.isa()
+    found = []
+    for isa in vq.isas():
+        vq.use_isa(isa)
+        found.append(bits(layer.fused(x, gelu=True)))
+    vq.use_isa(before)
+    assert len(set(found)) == 1
+    want = torch.nn.functional.gelu(layer(x).double())
+    torch.testing.assert_close(layer.fused(x, gelu=True).double(), want, rtol=3e-7, atol=3e-7)

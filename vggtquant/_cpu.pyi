@@ -72,6 +72,7 @@ def linear(
     packed: U8,
     activations: Activations,
     x: Values,
+    norm: Norm,
     bias: F32 | None,
     gelu: bool,
     layer_scale: F32 | None,

@@ -75,6 +75,16 @@ _DERIVED: Any = None
 _FREE = {"bits": 8, "symmetric": True, "per_channel": True}
 
 
+_LATER = {
+    "activation_bits": 8,
+    "attention": "float",
+    "fuse": False,
+    "wide_layers": (),
+    "convolutions": "float",
+}
+"""Default of the fields that the first version of the file format did not know."""
+
+
 @dataclass(frozen=True)
 class QuantizationConfig:
     """What is wanted of a model's Linear layers; nothing here touches a tensor.
@@ -117,6 +127,13 @@ class QuantizationConfig:
     activation_bits: int = 8
     """What quantize_activations codes to: 8, or 16 with an error 256 times smaller at twice the
     cost; exact sums, so the same bits on every machine, either way."""
+    attention: Literal["float", "bf16", "int8"] = "float"
+    """How q, k and the softmax's products are computed in the attentions of VGGT and DINOv2 that
+    hold a quantized layer. float: such an attention stays as it is. bf16, int8: it is swapped; with
+    int8, the product with v is in bfloat16."""
+    fuse: bool = False
+    """Swap the whole transformer blocks of VGGT and DINOv2 that hold a quantized layer: LayerNorm,
+    GELU, LayerScale and residual become part of the products beside them."""
 
     wide_layers: tuple[str, ...] = ()
     """fnmatch patterns of the layers that code activations to 16 bits whatever activation_bits
@@ -142,7 +159,13 @@ class QuantizationConfig:
                 object.__setattr__(self, field, _FREE[field] if fixed is None else fixed)
             elif fixed is not None and seen != fixed:
                 raise UserError(f"{self.quant_type} has {field}={fixed}, not {seen}")
-        for field in ("symmetric", "per_channel", "quantize_activations", "skip_first_last"):
+        for field in (
+            "symmetric",
+            "per_channel",
+            "quantize_activations",
+            "skip_first_last",
+            "fuse",
+        ):
             _one_of(field, getattr(self, field), (True, False))
         if not re.fullmatch(r"(cpu|cuda)(:\d+)?", self.device):
             raise UserError(f"device is {self.device!r}; one of 'cpu', 'cuda' is wanted")
@@ -168,10 +191,12 @@ class QuantizationConfig:
             )
         if self.wide_layers and not self.quantize_activations:
             raise UserError("wide_layers are given, but quantize_activations is False")
-        if not self.quantizes and self.convolutions != "float":
-            raise UserError(f"{self.quant_type} quantizes nothing, so no convolutions either")
         if not self.quantizes and self.quantize_activations:
             raise UserError(f"{self.quant_type} quantizes nothing, so no activations either")
+        _one_of("attention", self.attention, ("float", "bf16", "int8"))
+        for field in ("attention", "fuse", "convolutions"):
+            if not self.quantizes and getattr(self, field) != _LATER[field]:
+                raise UserError(f"{self.quant_type} quantizes nothing, so no {field} either")
 
     @property
     def quantizes(self) -> bool:
@@ -210,19 +235,11 @@ class QuantizationConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able fields; from_dict is the inverse.
 
-        activation_bits stands there only where it is not 8, convolutions where they are not float,
-        wide_layers where there are any, so that readers who do not know them go on reading what
-        they can compute.
+        Fields that came later (_LATER) stand there only where they are not the default, so that
+        readers who do not know them go on reading what they can compute.
         """
-        values = {**asdict(self), "sensitive_layers": list(self.sensitive_layers)}
-        values["wide_layers"] = list(self.wide_layers)
-        if not self.wide_layers:
-            del values["wide_layers"]
-        if self.activation_bits == 8:
-            del values["activation_bits"]
-        if self.convolutions == "float":
-            del values["convolutions"]
-        return values
+        kept = {k: v for k, v in asdict(self).items() if k not in _LATER or v != _LATER[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizationConfig:
@@ -272,7 +289,7 @@ CONFIGS |= {
     if config.quantizes
 }
 CONFIGS |= {  # everything in integers, not the Linear layers alone
-    name: replace(CONFIGS[linears], name=name, convolutions="int8")
+    name: replace(CONFIGS[linears], name=name, attention="int8", fuse=True, convolutions="int8")
     for name, linears in (
         ("INT8_Fast", "INT8_Per_Channel_Symmetric_A8"),
         ("INT4_Fast", "INT4_Group_128_A8"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -168,6 +169,29 @@ class QuantizedLinear(nn.Module):
         activations, dtype = self._call(x)
         return _product(self.packed, self._about, activations, x, bias, dtype)
 
+    def fused(
+        self,
+        x: torch.Tensor,
+        *,
+        norm: ops.Norm | None = None,
+        gelu: bool = False,
+        layer_scale: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """forward with what stands around a Linear in a transformer's block, without autograd:
+        residual + layer_scale * gelu(forward(norm(x))), each where it is given.
+
+        x (..., in_features); residual (..., out_features) decides the dtype of the result.
+        """
+        activations, dtype = self._call(x)
+        dtype = dtype if residual is None else residual.dtype
+        recorded = torch.compiler.is_compiling() or ops.is_recorded(x)
+        call: Callable[..., torch.Tensor] = _linear_op if recorded else _linear
+        about = (*self._about, activations, dtype)
+        around = (*(norm or (None, None, 0.0)), gelu, layer_scale, residual)
+        y: torch.Tensor = call(x, self.packed, self.bias, *about, *around)
+        return y
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) to (..., out_features)."""
         if not isinstance(x, torch.Tensor):
@@ -318,8 +342,9 @@ def _product(
     x: torch.Tensor,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
+    **around: Any,
 ) -> torch.Tensor:
-    y = ops.linear(packed, about, activations, x, bias, dtype)
+    y = ops.linear(packed, about, activations, x, bias, dtype, **around)
     packed.last_kernel = ops.kernel_name(activations, about.bits, x)  # type: ignore[attr-defined]
     return y
 
@@ -327,13 +352,7 @@ def _product(
 # ---- the operator for graphs, tracers and transforms ---------------------------------------------
 
 
-@torch.library.custom_op(
-    "vggtquant::linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor packed, Tensor? bias, int bits, str scales, int n, int k, int group, "
-    "bool asymmetric, str activations, ScalarType dtype) -> Tensor",
-)
-def _linear_op(
+def _linear(
     x: Any,
     packed: Any,
     bias: Any,
@@ -345,23 +364,52 @@ def _linear_op(
     asymmetric: bool,
     activations: Any,
     dtype: torch.dtype,
+    norm_weight: Any = None,
+    norm_bias: Any = None,
+    norm_eps: float = 0.0,
+    gelu: bool = False,
+    layer_scale: Any = None,
+    residual: Any = None,
 ) -> Any:
-    """x (..., k) to (..., n)."""
+    """x (..., k) to (..., n), with what QuantizedLinear.fused takes."""
     _check_shape(x, k)
     about = ops.Packed(bits, scales, n, k, group, asymmetric)
     rows = x.reshape(math.prod(x.shape[:-1]), k)
-    return _product(packed, about, activations, rows, bias, dtype).reshape(*x.shape[:-1], n)
+    y = _product(
+        packed,
+        about,
+        activations,
+        rows,
+        bias,
+        dtype,
+        norm=None if norm_weight is None else ops.Norm(norm_weight, norm_bias, norm_eps),
+        gelu=gelu,
+        layer_scale=layer_scale,
+        residual=None if residual is None else residual.reshape(len(rows), n),
+    )
+    return y.reshape(*x.shape[:-1], n)
+
+
+_linear_op = torch.library.custom_op(
+    "vggtquant::linear",
+    _linear,
+    mutates_args=(),
+    schema="(Tensor x, Tensor packed, Tensor? bias, int bits, str scales, int n, int k, int group, "
+    "bool asymmetric, str activations, ScalarType dtype, Tensor? norm_weight=None, "
+    "Tensor? norm_bias=None, float norm_eps=0.0, bool gelu=False, Tensor? layer_scale=None, "
+    "Tensor? residual=None) -> Tensor",
+)
 
 
 @_linear_op.register_fake
 def _(x: Any, packed: Any, bias: Any, bits: Any, scales: Any, n: Any, k: Any, *rest: Any) -> Any:
     _check_shape(x, k)
-    return x.new_empty((*x.shape[:-1], n), dtype=rest[-1])
+    return x.new_empty((*x.shape[:-1], n), dtype=rest[3])
 
 
 def _batched(info: Any, in_dims: Any, x: Any, packed: Any, bias: Any, *rest: Any) -> Any:
     """vmap over tokens; over layers it cannot be."""
-    if in_dims[1] is not None or in_dims[2] is not None:
+    if any(dim is not None for dim in in_dims[1:]):
         raise NotImplementedError(
             "vmap over the weights or biases of QuantizedLinear layers is not supported; "
             "vmap over inputs is"
@@ -400,14 +448,15 @@ def _(grad: Any, packed: Any, bits: Any, scales: Any, n: Any, k: Any, *rest: Any
 
 
 def _backward(ctx: Any, grad: Any) -> Any:
+    """Of a product alone: blocks that want gradients run unfused."""
     (packed,) = ctx.saved_tensors
     x = _input_gradient(grad, packed, *ctx.about).to(ctx.dtypes[0])
     bias = None if ctx.dtypes[1] is None else grad.flatten(0, -2).sum(0).to(ctx.dtypes[1])
-    return x, None, bias, *([None] * 8)
+    return x, None, bias, *([None] * 14)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, packed, bias, *about = inputs[:-2]
+    x, packed, bias, *about = inputs[:9]
     ctx.save_for_backward(packed)
     ctx.about = about
     ctx.dtypes = x.dtype, None if bias is None else bias.dtype

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from . import ops
+from . import ops, recognition
 from .configs import QuantizationConfig, get_config
 from .conv import Conv, weight_rows
 from .dense import Swapped, convolutions_of, set_module, swap_convolutions
@@ -65,6 +65,10 @@ class ModelReport:
     notes: list[str]
     originals: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     """The modules that were swapped out, where keep_originals asked for them."""
+    modules: list[recognition.ModuleReport] = field(default_factory=list)
+    """Attentions and blocks, where the config asks for more than Linear layers."""
+    swapped: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    """Those of them that were swapped out."""
 
     @property
     def quantized(self) -> list[LayerReport]:
@@ -95,6 +99,7 @@ class ModelReport:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "layers": [{**asdict(layer), "shape": list(layer.shape)} for layer in self.layers],
+            "modules": [asdict(module) for module in self.modules],
             "notes": list(self.notes),
         }
 
@@ -109,6 +114,9 @@ class ModelReport:
                 f"{layer.name:{width}}  {shape:>13}  {layer.bytes_after:>10}  {noise:>7}  "
                 + "; ".join(filter(None, (what, layer.note)))
             )
+        for module in self.modules:
+            what = module.scheme if module.skipped is None else f"skipped: {module.skipped}"
+            lines.append(f"{module.name:{width}}  {module.kind}: {what}")
         lines.append(
             f"{len(self.quantized)} of {len(self.layers)} layers quantized: "
             f"{self.bytes_before / 1e6:.2f} MB before, {self.bytes_after / 1e6:.2f} MB after"
@@ -137,7 +145,8 @@ def quantize_model(
     keep_originals: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Model, ModelReport]:
-    """Swap a model's Linear layers for quantized ones, in place.
+    """Swap a model's Linear layers for quantized ones, in place; with config.attention and
+    config.fuse, attentions and blocks that hold some too (docs/performance.md).
 
     include, exclude: fnmatch patterns of layer names. filter_fn: called with a Linear and its name;
     False leaves it in float. configs: pattern to another config than `config`, or to None to leave
@@ -177,10 +186,11 @@ def quantize_model(
         notes += said
         if keep_originals:
             originals |= replaced
+    modules, swapped = recognition.swap(model, dict.fromkeys(choice.chosen.values()))
     ops.trim()
     if progress:
         progress(done, wanted, "")
-    return model, ModelReport(config, layers, notes, originals)
+    return model, ModelReport(config, layers, notes, originals, modules, swapped)
 
 
 def select(
@@ -227,6 +237,8 @@ def restore_model(model: nn.Module, report: ModelReport) -> None:
             f"the report holds none of the {len(report.quantized)} float layers; "
             "quantize_model(…, keep_originals=True) keeps them"
         )
+    for name, module in reversed(report.swapped.items()):  # a block before the attention in it
+        set_module(model, name, module)
     for name, module in report.originals.items():
         set_module(model, name, module)
 

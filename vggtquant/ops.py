@@ -454,6 +454,14 @@ def fitted(packed: torch.Tensor, about: Packed, like: torch.Tensor) -> torch.Ten
     return pack(about, *unpack(packed, about), like)
 
 
+class Norm(NamedTuple):
+    """LayerNorm over the last axis; weight and bias of its length."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    eps: float = 1e-5
+
+
 def linear(
     packed: torch.Tensor,
     about: Packed,
@@ -461,21 +469,24 @@ def linear(
     x: torch.Tensor,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
+    *,
+    norm: Norm | None = None,
     gelu: bool = False,
     layer_scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y = x w^T + bias, then GELU, a scale for each output and a residual where they are given.
+    """y = norm(x) w^T + bias, then GELU, a scale for each output and a residual, where given.
 
-    x: (m, k) of one of the core's dtypes. bias, layer_scale: (n,). residual: (m, n) of `dtype`.
-    Returns (m, n) of `dtype`, rounded once. docs/conventions.md: "Linear".
+    x: (m, k) of one of the core's dtypes. norm: over k. bias, layer_scale: (n,). residual: (m, n)
+    of `dtype`. Returns (m, n) of `dtype`, rounded once. docs/conventions.md: "Linear".
 
     Raises:
-        UserError: tensors on a device that is not served; on a GPU, a layer_scale or a residual.
+        UserError: tensors on a device that is not served; on a GPU, a norm, a layer_scale or a
+            residual.
     """
     if _on_gpu(x):
-        if layer_scale is not None or residual is not None:
-            raise UserError("layer_scale and residual are served on the CPU; x is on a GPU")
+        if norm is not None or layer_scale is not None or residual is not None:
+            raise UserError("norm, layer_scale and residual are served on the CPU; x is on a GPU")
         if bias is not None:
             _check_dense(bias)
         added = None if bias is None else bias.detach().float().contiguous()
@@ -487,6 +498,7 @@ def linear(
         memory(packed),
         activations,
         values(x),
+        _norm(norm),
         _floats(bias),
         gelu,
         _floats(layer_scale),
@@ -568,14 +580,6 @@ def kernel_name(activations: _cpu.Activations, bits: int, x: torch.Tensor) -> st
 
 
 # ---- attention -----------------------------------------------------------------------------------
-
-
-class Norm(NamedTuple):
-    """LayerNorm over the channels of a head; weight and bias of shape (dim,)."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    eps: float = 1e-5
 
 
 def _norm(norm: Norm | None) -> tuple[NDArray[Any] | None, NDArray[Any] | None, float]:
@@ -667,6 +671,15 @@ def attention(
         _bits_of(y),
     )
     return y
+
+
+def attention_kernel_name(mode: _cpu.Activations, pv: _cpu.Activations) -> str:
+    """What `attention` multiplies, and with which instructions at most.
+
+    >>> attention_kernel_name("int8", "bf16").startswith("attention, int8 and bf16, ")
+    True
+    """
+    return f"attention, {mode} and {pv}, {isa()}"
 
 
 WIDEST = 128

@@ -7,10 +7,13 @@
 
 #include "isa.h"
 #include "../formats.h"
+#include "../gelu.h"
 
 #include <immintrin.h>
 
 ISA_BEGIN("avx2,fma,f16c")
+
+#include "gelu_avx2.h"
 
 static uint32_t largest_avx2(size_t k, const float *x)
 {
@@ -429,6 +432,15 @@ static void flush_avx2(const int32_t *acc, int32_t offset, int32_t sum, const fl
     }
 }
 
+static void gelu_avx2(size_t n, float *x)
+{
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(x + i, vgq_gelu_avx2(_mm256_loadu_ps(x + i)));
+    for (; i < n; i++)
+        x[i] = vgq_gelu(x[i]);
+}
+
 ISA_END
 
 static const vgq_float_gemm float_gemm_avx2 = {sizeof(float), decode_panel_avx2, float_tile_avx2};
@@ -464,6 +476,7 @@ const vgq_linear_kernels vgq_linear_avx2 = {
     .finish = finish_avx2,
     .finish16 = finish16_avx2,
     .flush = flush_avx2,
+    .gelu = gelu_avx2,
 };
 
 #endif

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .. import files, ops, vggt
+from .. import files, ops, recognition, vggt
 from ..about import VERSION
 from ..configs import QuantizationConfig
 from ..conv import QuantizedConv2d, product_shape
@@ -285,6 +285,7 @@ def load(
     for name, x in read.items():
         _put(target, name, x)
     fuse_heads(target)
+    recognition.swap(target, checkpoint.document.configs)
     target.to(device=device, dtype=dtype)
     return target if isinstance(model, nn.Module) else target.eval()
 

@@ -159,13 +159,14 @@ static PyObject *py_linear_isa(PyObject *self, PyObject *args)
 static PyObject *py_linear(PyObject *self, PyObject *args)
 {
     vgq_weight w;
-    PyArrayObject *packed, *x, *bias, *layer_scale, *residual, *y;
+    PyArrayObject *packed, *x, *norm_weight, *norm_bias, *bias, *layer_scale, *residual, *y;
     vgq_linear_call call = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&pO&O&O&:linear", vgq_in_u8, &packed, vgq_parse_activations,
-                          &call.activations, vgq_in_values, &x, vgq_optional_f32, &bias, &call.gelu,
-                          vgq_optional_f32, &layer_scale, vgq_optional_values, &residual,
-                          vgq_out_values, &y))
+    if (!PyArg_ParseTuple(args, "O&O&O&(O&O&f)O&pO&O&O&:linear", vgq_in_u8, &packed,
+                          vgq_parse_activations, &call.activations, vgq_in_values, &x,
+                          vgq_optional_f32, &norm_weight, vgq_optional_f32, &norm_bias,
+                          &call.norm.eps, vgq_optional_f32, &bias, &call.gelu, vgq_optional_f32,
+                          &layer_scale, vgq_optional_values, &residual, vgq_out_values, &y))
         return NULL;
     const size_t nbytes = (size_t)PyArray_SIZE(packed);
     const vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
@@ -173,7 +174,9 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
         return vgq_done(status);
     if (bad_operands(&w, x, y))
         return NULL;
-    if ((bias && !vgq_has(bias, w.n)) || (layer_scale && !vgq_has(layer_scale, w.n)) ||
+    if ((norm_weight && !vgq_has(norm_weight, w.k)) ||
+        (norm_bias && (!norm_weight || !vgq_has(norm_bias, w.k))) ||
+        (bias && !vgq_has(bias, w.n)) || (layer_scale && !vgq_has(layer_scale, w.n)) ||
         (residual &&
          (!PyArray_SAMESHAPE(residual, y) || PyArray_TYPE(residual) != PyArray_TYPE(y))))
         return vgq_wrong_sizes();
@@ -183,6 +186,8 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     call.x_dtype = vgq_dtype_of(x);
     call.y_dtype = vgq_dtype_of(y);
     call.x = vgq_data(x);
+    call.norm.weight = vgq_data(norm_weight);
+    call.norm.bias = vgq_data(norm_bias);
     call.bias = vgq_data(bias);
     call.layer_scale = vgq_data(layer_scale);
     call.residual = vgq_data(residual);
@@ -204,6 +209,6 @@ PyMethodDef vgq_linear_methods[] = {
     {"linear_isa", py_linear_isa, METH_VARARGS,
      "What activations are while they are multiplied, and the instruction set that does it."},
     {"linear", py_linear, METH_VARARGS,
-     "y = x w^T + bias, then what is asked for: GELU, a scale for each output, a residual."},
+     "y = norm(x) w^T + bias, then what is asked for: GELU, a scale for each output, a residual."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows beside a product, for AVX-512. */
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+
+#include "isa.h"
+
+ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+#include "norm_row.h"
+
+static void norm_row_avx512(size_t k, const float *x, const vgq_norm *norm, float *y)
+{
+    norm_row(k, x, norm, y);
+}
+
+const vgq_rows_kernels vgq_rows_avx512 = {.norm_row = norm_row_avx512};
+
+ISA_END
+
+#endif

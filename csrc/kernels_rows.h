@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Private: the slots of what is done with one row of floats beside a product (included by
+ * kernels.h). */
+#ifndef VGQ_KERNELS_ROWS_H
+#define VGQ_KERNELS_ROWS_H
+
+/* y[k] = LayerNorm of x[k]; x and y may be the same. norm->weight is there. In float: lane i % 16
+ * adds x[i] in the order of i, the lanes are added by the tree of vgq_lane_sum, and the sum is
+ * divided by k: the mean. The squares of x[i] - mean are added in the same way, each by one fused
+ * multiply-add; inverse = 1 / sqrt(their mean + eps). Then (x[i] - mean) * inverse, and with bias
+ * one fused multiply-add by weight[i] and bias[i], else times weight[i]. */
+typedef void vgq_norm_row_fn(size_t k, const float *x, const vgq_norm *norm, float *y);
+
+typedef struct vgq_rows_kernels {
+    vgq_norm_row_fn *norm_row;
+} vgq_rows_kernels;
+
+#endif

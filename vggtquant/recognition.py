@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which attentions and blocks of a model are swapped, whether they agree, and what is left alone.
+
+A module is recognised by the path of its class and the arguments of its forward, then by its
+structure; then it is computed both ways on random tokens. Every module that looks like an attention
+or a block and stays as it is gets a reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .blocks import Mode, QuantizedAttention, QuantizedBlock, Swapped, drops_out
+from .configs import QuantizationConfig
+from .dense import set_module
+from .linear import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """An attention or a block of the model and what became of it."""
+
+    name: str
+    kind: str
+    """attention or block"""
+    scheme: str
+    """What computes it, or its class where it stays."""
+    error: float | None = None
+    """Relative L2 distance of what it adds to random tokens from what the original adds."""
+    skipped: str | None = None
+    """Why it stays as it was."""
+
+
+# The end of a class's path, and the arguments of its forward.
+ATTENTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("vggt.layers.attention.Attention", ("x", "pos")),
+    ("vggt.layers.attention.MemEffAttention", ("x", "attn_bias", "pos")),
+    ("dinov2.layers.attention.Attention", ("x",)),
+    ("dinov2.layers.attention.Attention", ("x", "is_causal")),
+    ("dinov2.layers.attention.MemEffAttention", ("x", "attn_bias")),
+    ("vggtquant.tiny.layers.Attention", ("x", "rope")),
+)
+BLOCKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("vggt.layers.block.Block", ("x", "pos")),
+    ("vggt.layers.block.NestedTensorBlock", ("x_or_x_list",)),
+    ("dinov2.layers.block.Block", ("x",)),
+    ("dinov2.layers.block.NestedTensorBlock", ("x_or_x_list",)),
+    ("vggtquant.tiny.layers.Block", ("x", "rope")),
+)
+
+BOUNDS: dict[str, float] = {"float": 0.01, "bf16": 0.02, "int8": 0.05}
+"""Largest error with which a module is swapped, by how its attention multiplies."""
+
+
+def _class_reason(module: nn.Module, known: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+    path = f".{type(module).__module__}.{type(module).__qualname__}"
+    wanted = [arguments for end, arguments in known if path.endswith(f".{end}")]
+    if not wanted:
+        return f"its class {path[1:]} is not known"
+    seen = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    if seen not in wanted:
+        return f"its forward takes ({', '.join(seen)}); ({', '.join(wanted[-1])}) is known"
+    return ""
+
+
+def _arguments(module: nn.Module) -> tuple[str, ...]:
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def _kept_reason(module: nn.Module) -> str:
+    """What of the module or of those in it a swap would lose."""
+    for name, inner in module.named_modules():
+        where = f"its {name}" if name else "it"
+        if "forward" in vars(inner):
+            return f"{where} has a forward of its own"
+        hooks = (inner._forward_hooks, inner._forward_pre_hooks)
+        if isinstance(inner, QuantizedLinear | nn.Linear) and name:
+            continue  # they may have hooks of their own, for which the original is called
+        if any(hooks) or inner._backward_hooks or inner._backward_pre_hooks:
+            return f"{where} has hooks"
+        if inner.training and drops_out(inner):
+            return f"{where} drops out while training"
+    if module._parameters or module._buffers:
+        return "it has parameters of its own"
+    return ""
+
+
+def _is(module: nn.Module | None, *kinds: type) -> bool:
+    """Of exactly one of these classes."""
+    return type(module) in kinds
+
+
+def _norm_fits(norm: nn.Module | None, width: int) -> bool:
+    return (
+        isinstance(norm, nn.LayerNorm)
+        and _is(norm, nn.LayerNorm)
+        and norm.normalized_shape == (width,)
+        and norm.weight is not None
+    )
+
+
+def _linear_fits(layer: nn.Module | None, n: int, k: int) -> bool:
+    return (
+        isinstance(layer, nn.Linear | QuantizedLinear)
+        and _is(layer, nn.Linear, QuantizedLinear)
+        and (layer.out_features, layer.in_features) == (n, k)
+    )
+
+
+_ATTENTION_CHILDREN = {"qkv", "proj", "q_norm", "k_norm", "attn_drop", "proj_drop", "rope"}
+
+
+def _attention_structure(attn: nn.Module) -> str:
+    parts = attn._modules
+    extra = parts.keys() - _ATTENTION_CHILDREN
+    if extra:
+        return f"it has a module {sorted(extra)[0]} that is not known"
+    qkv = parts.get("qkv")
+    dim = getattr(qkv, "in_features", 0)
+    heads = getattr(attn, "num_heads", 0)
+    if not isinstance(heads, int) or heads < 1 or dim % heads:
+        return f"{dim} channels do not fit {heads} heads"
+    width = dim // heads
+    if not _linear_fits(qkv, 3 * dim, dim) or not _linear_fits(parts.get("proj"), dim, dim):
+        return "its qkv and proj are no plain Linear layers of its width"
+    if width % 8 or width > ops.WIDEST:
+        return f"heads of {width} channels; a multiple of 8, up to {ops.WIDEST}, is wanted"
+    for name in ("q_norm", "k_norm"):
+        norm = parts.get(name)
+        if norm is not None and not _is(norm, nn.Identity) and not _norm_fits(norm, width):
+            return f"its {name} is a {type(norm).__name__}"
+    for name in ("attn_drop", "proj_drop"):
+        if not _is(parts.get(name), nn.Dropout, nn.Identity, type(None)):
+            return f"its {name} is a {type(parts[name]).__name__}"
+    turned = parts.get("rope")
+    if turned is not None and (
+        type(turned).__name__ != "RotaryPositionEmbedding2D"
+        or not isinstance(getattr(turned, "base_frequency", None), int | float)
+        or width % 4
+    ):
+        return f"its rope is a {type(turned).__name__}"
+    return ""
+
+
+_BLOCK_CHILDREN = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
+
+
+def _block_structure(block: nn.Module) -> str:
+    parts = block._modules
+    extra = parts.keys() - _BLOCK_CHILDREN
+    if extra:
+        return f"it has a module {sorted(extra)[0]} that is not known"
+    attn, mlp = parts.get("attn"), parts.get("mlp")
+    if not isinstance(attn, QuantizedAttention) or mlp is None:
+        return "its attention was not swapped"
+    dim = attn.qkv.in_features
+    for name in ("norm1", "norm2"):
+        if not _norm_fits(parts.get(name), dim):
+            return f"its {name} is no LayerNorm of its width with a weight"
+    for name in ("ls1", "ls2"):
+        scale = parts.get(name)
+        if scale is None or _is(scale, nn.Identity):
+            continue
+        gamma = scale._parameters.get("gamma")
+        if type(scale).__name__ != "LayerScale" or gamma is None or gamma.shape != (dim,):
+            return f"its {name} is a {type(scale).__name__}"
+    for name in ("drop_path1", "drop_path2"):
+        path = parts.get(name)
+        if not _is(path, nn.Identity, type(None)) and type(path).__name__ != "DropPath":
+            return f"its {name} is a {type(path).__name__}"
+    inner = mlp._modules
+    fc1 = inner.get("fc1")
+    hidden = getattr(fc1, "out_features", 0)
+    act = inner.get("act")
+    if (
+        inner.keys() - {"fc1", "act", "fc2", "drop"}
+        or not _linear_fits(fc1, hidden, dim)
+        or not _linear_fits(inner.get("fc2"), dim, hidden)
+    ):
+        return f"its mlp, a {type(mlp).__name__}, is no pair of Linear layers"
+    if not isinstance(act, nn.GELU) or act.approximate != "none":
+        return f"its mlp has a {type(act).__name__} that is not the exact GELU"
+    return ""
+
+
+def _place_reason(module: nn.Module) -> str:
+    devices = {str(x.device) for x in [*module.parameters(), *module.buffers()]}
+    if devices != {"cpu"}:
+        return f"it is on {', '.join(sorted(devices))}; the CPU alone is served"
+    return ""
+
+
+# ---- verification --------------------------------------------------------------------------------
+
+
+def _tokens(module: nn.Module, dim: int, normed: bool) -> Tensor:
+    """Random tokens (2, 21, dim); where they are to be normed, small ones, for which eps counts."""
+    generator = torch.Generator().manual_seed(dim)
+    x = torch.randn((2, 21, dim), generator=generator, device="cpu")
+    if normed:
+        x *= 0.03 * torch.tensor([1.0, 0.1, 3.0], device="cpu").repeat(7)[:, None]
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return x.to(dtype)
+
+
+def _positions(arguments: tuple[str, ...], attn: QuantizedAttention) -> dict[str, object]:
+    """Positions of those tokens in the form that forward takes."""
+    y, x = torch.arange(21, device="cpu") % 4, torch.arange(21, device="cpu") // 4
+    pos = torch.stack([y, x], dim=-1)
+    if "rope" in arguments:
+        from .tiny.layers import rope_tables
+
+        return {"rope": rope_tables(pos, attn.qkv.in_features // attn.heads)}
+    if "pos" in arguments and attn._modules.get("rope") is not None:
+        return {"pos": pos.expand(2, 21, 2).clone()}
+    return {}
+
+
+@torch.no_grad()
+def error_of(swapped: Swapped, residual: bool) -> float:
+    """Relative L2 distance of what the module adds to random tokens from what the original adds."""
+    attn = swapped._attention()
+    x = _tokens(swapped, attn.qkv.in_features, normed=residual)
+    given = _positions(swapped._arguments, attn)
+    with torch.autocast("cpu", enabled=False):
+        want = swapped.original.forward(x, **given).double()
+        got = swapped(x, **given).double()
+    if residual:
+        want, got = want - x.double(), got - x.double()
+    norm = want.norm().item()
+    return float((got - want).norm().item() / norm) if norm else float((got - want).norm().item())
+
+
+# ---- the swap ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an attention or a block has to be."""
+
+    name: str
+    children: frozenset[str]
+    """Names of modules by which it is told from others."""
+    classes: tuple[tuple[str, tuple[str, ...]], ...]
+    structure: Callable[[nn.Module], str]
+
+    def is_like(self, module: nn.Module) -> bool:
+        """Whether it looks like one, and is not swapped."""
+        return self.children <= module._modules.keys() and not isinstance(module, Swapped)
+
+
+_ATTENTION = _Kind("attention", frozenset({"qkv", "proj"}), ATTENTIONS, _attention_structure)
+_BLOCK = _Kind("block", frozenset({"norm1", "attn", "norm2", "mlp"}), BLOCKS, _block_structure)
+
+
+class _Swap:
+    """One run over a model."""
+
+    def __init__(self, model: nn.Module, configs: Iterable[QuantizationConfig]) -> None:
+        self.model = model
+        self.configs = list(configs)
+        self.rows: list[ModuleReport] = []
+        self.originals: dict[str, nn.Module] = {}
+
+    def config_of(self, module: nn.Module) -> QuantizationConfig | None:
+        """The config of the first layer in it that was quantized."""
+        layers = (m for m in module.modules() if isinstance(m, QuantizedLinear))
+        return next((layer.config for layer in layers if layer.config in self.configs), None)
+
+    def take(self, name: str, module: nn.Module, kind: _Kind, make: Callable[[], Swapped]) -> bool:
+        """Swap the module, or say why not."""
+        reason = (
+            ("it is the model itself" if not name else "")
+            or _place_reason(module)
+            or _class_reason(module, kind.classes)
+            or _kept_reason(module)
+            or kind.structure(module)
+        )
+        error, scheme = None, type(module).__name__
+        if not reason:
+            swapped = make()
+            mode = swapped.mode if isinstance(swapped, QuantizedAttention) else "float"
+            error = error_of(swapped, residual=kind is _BLOCK)
+            if not error <= BOUNDS[mode]:
+                reason = f"it differs by {error:.3g} on random tokens; {BOUNDS[mode]} is accepted"
+        if not reason:
+            scheme = swapped.scheme_name
+            set_module(self.model, name, swapped)
+            self.originals[name] = module
+        self.rows.append(ModuleReport(name, kind.name, scheme, error, reason or None))
+        return not reason
+
+    def attention(self, name: str, attn: nn.Module, fused: bool) -> None:
+        """An attention, if its config wants it or the block around it is to be fused."""
+        config = self.config_of(attn)
+        if config is None:
+            self.leave(name, attn, _ATTENTION)
+        elif fused or config.attention != "float":
+            mode: Mode = config.attention
+            pv: Mode = "bf16" if mode == "int8" else mode
+            self.take(
+                name, attn, _ATTENTION, lambda: QuantizedAttention(attn, _arguments(attn), mode, pv)
+            )
+
+    def block(self, name: str, block: nn.Module) -> None:
+        """A block whose attention has been looked at."""
+        done = self.take(name, block, _BLOCK, lambda: QuantizedBlock(block, _arguments(block)))
+        attn = f"{name}.attn" if name else "attn"
+        swapped = self.originals.get(attn) and self.model.get_submodule(attn)
+        if not done and isinstance(swapped, QuantizedAttention) and swapped.mode == "float":
+            set_module(self.model, attn, self.originals.pop(attn))  # nobody asked for it alone
+            self.rows[:] = [row for row in self.rows if row.name != attn]
+
+    def leave(self, name: str, module: nn.Module, kind: _Kind) -> None:
+        """A row for a module that holds nothing of ours."""
+        reason = "it holds no layer that was quantized"
+        self.rows.append(ModuleReport(name, kind.name, type(module).__name__, None, reason))
+
+    def run(self) -> None:
+        found = list(self.model.named_modules())
+        blocks = {name: module for name, module in found if _BLOCK.is_like(module)}
+        configs = {name: self.config_of(block) for name, block in blocks.items()}
+        fused = {name for name, config in configs.items() if config is not None and config.fuse}
+        for name, module in found:
+            if _ATTENTION.is_like(module):
+                self.attention(name, module, name.rpartition(".")[0] in fused)
+        for name, block in blocks.items():
+            if name in fused:
+                self.block(name, block)
+            elif configs[name] is None and any(config.fuse for config in self.configs):
+                self.leave(name, block, _BLOCK)
+
+
+def swap(
+    model: nn.Module, configs: Iterable[QuantizationConfig]
+) -> tuple[list[ModuleReport], dict[str, nn.Module]]:
+    """Replace the model's attentions and blocks as the configs of their layers say, in place.
+
+    Returns a row for each module that looks like one, and those that were replaced, by name.
+    """
+    wanted = [config for config in configs if config.attention != "float" or config.fuse]
+    run = _Swap(model, wanted)
+    if wanted:
+        run.run()
+    return run.rows, run.originals
