@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 import vggtquant as vq
@@ -13,7 +14,6 @@ from vggtquant.evaluation.measure import journal, task, variants
 from vggtquant.evaluation.schema import (
     METRIC_NAMES,
     Bytes,
-    Config,
     Cpu,
     Data,
     Document,
@@ -133,7 +133,7 @@ def head(names: list[str], scenes: int = 1) -> Head:
         journal=journal.VERSION,
         identity={},
         plan=Planning(amount=1, runs=3, warmup=1),
-        configs=[Config.of(vq.get_config(name)) for name in names],
+        configs=[vq.get_config(name) for name in names],
         linears=["first"],
         environment=Environment(
             utc="2026-01-02T03:04:05Z",
@@ -211,3 +211,8 @@ def document(found: list[Row], **blocks: Any) -> Document:
     """A document of rows; `blocks` replace those that follow from them."""
     names = [one.name for one in found if one.name in vq.CONFIGS]
     return report.assemble(head(names), found, State.COMPLETE, **blocks)
+
+
+def plain(made: Document) -> dict[str, Any]:
+    """A document as a reader of its file has it."""
+    return json.loads(msgspec.json.encode(made))

@@ -3,9 +3,10 @@
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from vggtquant.evaluation import schema
 from vggtquant.evaluation.api import Report
 from vggtquant.evaluation.measure import inputs
 from vggtquant.evaluation.present import text
-from vggtquant.evaluation.schema import Config, Kind, Status
+from vggtquant.evaluation.schema import Kind, Status
 
 INT8, INT4 = "INT8_Per_Channel_Symmetric", "INT4_Group_32"
 QUICK = {"runs": 1, "warmup": 0, "progress": False}
@@ -143,9 +144,9 @@ def test_what_it_refuses_is_one_line(given: dict, words: str) -> None:
 
 
 def test_a_config_is_kept_whole() -> None:
-    assert Config.__struct_fields__ == tuple(field.name for field in fields(vq.QuantizationConfig))
     for config in vq.CONFIGS.values():
-        assert Config.of(config).to_config() == config
+        kept = msgspec.json.decode(msgspec.json.encode(config), type=vq.QuantizationConfig)
+        assert kept == config
 
 
 # ---- packed files --------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ def test_the_best_is_a_config(report: Report) -> None:
     assert report.best(max_drop=1.0) is None  # there are no poses
     for row in report.document.schemes:
         row.task.fp32 = {"auc_30": 1 - row.error, "depth_abs_rel": row.error}
-    assert report.best(max_drop=1.0) == vq.CONFIGS[INT8]
+    assert report.best(max_drop=1.1) == vq.CONFIGS[INT8]
     assert report.best(max_drop=9.0) == vq.CONFIGS["INT4_Group_128"]
     with pytest.raises(UserError, match="max_drop"):
         report.best(max_drop=-1)

@@ -219,7 +219,7 @@ class Report:
         rows = self.document.schemes
         found = recommendation.recommend(rows, budget, intervals.statistics(rows))
         row = self.document.row(found.scheme)
-        return None if row is None else row.config.to_config()
+        return None if row is None else row.config
 
     def write(self, folder: str | Path) -> list[Path]:
         """Writes the report's files into a folder, made if missing; returns their paths."""

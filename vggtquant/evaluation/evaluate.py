@@ -38,7 +38,6 @@ from .measure.journal import Journal
 from .measure.plan import Planned, Settings
 from .measure.variants import Variant
 from .schema import (
-    Config,
     Data,
     Document,
     Environment,
@@ -282,7 +281,7 @@ def _inputs(settings: Settings, size: int) -> inputs.Inputs:
 
 def variants_of(head: Head) -> list[Variant]:
     """The rows that a journal's head tells of, in the report's order."""
-    configs = [config.to_config() for config in head.configs]
+    configs = head.configs
     if head.settings.source == ALONE:
         return [Variant(configs[0].name, Kind.BASELINE, configs[0], Path(head.settings.model))]
     packed = {config.name for config in configs} & {Path(head.settings.model).name}
@@ -410,7 +409,7 @@ def _head(task: Task, planned: Planned, identity: dict[str, Any]) -> Head:
         journal=journal.VERSION,
         identity=identity,
         plan=planned.block(),
-        configs=[Config.of(row.config) for row in task.rows if not row.once],
+        configs=[row.config for row in task.rows if not row.once],
         linears=plain,
         environment=describe(settings.argv or tuple(sys.argv)),
         model=Model(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import structs
 
 from ..configs import QuantizationConfig
 from ..errors import UserError
@@ -197,35 +196,6 @@ class Data(Part):
     synthetic: bool
     preprocessing: str
     scenes: list[SceneInput]
-
-
-class Config(Part):
-    """The fields of a QuantizationConfig."""
-
-    name: str
-    quant_type: str
-    bits: int
-    symmetric: bool
-    per_channel: bool
-    group_size: int
-    calibration_samples: int
-    quantize_activations: bool
-    skip_first_last: bool
-    device: str
-    sensitive_layers: list[str]
-    sensitive_bits: int
-    normal_bits: int
-    activation_bits: int = 8
-    convolutions: str = "float"
-
-    @classmethod
-    def of(cls, config: QuantizationConfig) -> Config:
-        """The block of a config."""
-        return msgspec.convert(config.to_dict(), cls)
-
-    def to_config(self) -> QuantizationConfig:
-        """The inverse of `of`."""
-        return QuantizationConfig.from_dict(structs.asdict(self))
 
 
 class Settings(Part):
@@ -421,7 +391,7 @@ class Row(Part, kw_only=True):
     status: Status = Status.OK
     why: Why | None = None
     reason: str | None = None
-    config: Config
+    config: QuantizationConfig
     error: float | None = None
     bytes: Bytes | None = None
     time: Time | None = None
@@ -783,7 +753,7 @@ class Head(Part):
     journal: int
     identity: dict[str, Any]
     plan: Planning
-    configs: list[Config]
+    configs: list[QuantizationConfig]
     linears: list[str]
     environment: Environment
     model: Model

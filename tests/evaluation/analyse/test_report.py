@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 
 import jsonschema
-import msgspec
 import pytest
-from builders import SCHEMA, SCHEMA_FILE, document, row, seven, variant, with_scenes
+from builders import SCHEMA, SCHEMA_FILE, document, plain, row, seven, variant, with_scenes
 from PIL import Image
 
 import vggtquant as vq
@@ -17,11 +16,6 @@ from vggtquant.evaluation import schema, words
 from vggtquant.evaluation.analyse import intervals, recommendation, report, rows
 from vggtquant.evaluation.present import charts, files, tables, text
 from vggtquant.evaluation.schema import Best, Recheck, Row, Status, Task, Why
-
-
-def _plain(made: schema.Document) -> dict:
-    return msgspec.to_builtins(made)
-
 
 # ---- picks ---------------------------------------------------------------------------------------
 
@@ -92,7 +86,7 @@ def test_the_schema_is_generated_and_of_this_version() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_documents_follow_the_schema(count: int) -> None:
-    jsonschema.validate(_plain(document(seven()[:count])), SCHEMA)
+    jsonschema.validate(plain(document(seven()[:count])), SCHEMA)
 
 
 def test_failed_and_skipped_rows_follow_the_schema() -> None:
@@ -100,11 +94,11 @@ def test_failed_and_skipped_rows_follow_the_schema() -> None:
     skipped.status, skipped.why, skipped.reason = Status.SKIPPED, Why.SLOW, "would take 3 h"
     failed = rows.empty(variant("INT4_Group_64"))
     failed.status, failed.why, failed.reason = Status.FAILED, Why.NONFINITE, "NaN"
-    jsonschema.validate(_plain(document([*seven()[:1], skipped, failed])), SCHEMA)
+    jsonschema.validate(plain(document([*seven()[:1], skipped, failed])), SCHEMA)
 
 
 def test_the_schema_refuses_what_is_wrong() -> None:
-    made = _plain(document(seven()))
+    made = plain(document(seven()))
     jsonschema.validate(made, SCHEMA)
     for change in ({"status": "splendid"}, {"unheard": 1}, {"error": "large"}):
         wrong = made | {"schemes": [made["schemes"][0] | change]}

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import jsonschema
-import msgspec
 import pytest
 import torch
-from builders import SCHEMA
+from builders import SCHEMA, plain
 from torch import nn
 from toy import build
 
@@ -130,7 +129,7 @@ def _evaluate(folder: Path, *words: str) -> tuple[int, Document]:
 def test_evaluate_shows_it_everywhere_and_goes_on(tmp_path: Path, capsys) -> None:
     code, document = _evaluate(tmp_path / "a", *LAYERS)
     assert code == 0
-    jsonschema.validate(msgspec.to_builtins(document), SCHEMA)
+    jsonschema.validate(plain(document), SCHEMA)
     wanted = document.sensitivity
     assert wanted.scheme == INT4 and len(wanted.layers) == wanted.layers_to_try > 3
     out, err = capsys.readouterr()

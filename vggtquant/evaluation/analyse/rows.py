@@ -20,7 +20,6 @@ from ..schema import (
     Alone,
     Broke,
     Bytes,
-    Config,
     Facts,
     KernelUse,
     Kind,
@@ -132,7 +131,7 @@ def rows(
 
 def empty(variant: Variant) -> Row:
     """A row without anything measured."""
-    return Row(name=variant.name, kind=variant.kind, config=Config.of(variant.config))
+    return Row(name=variant.name, kind=variant.kind, config=variant.config)
 
 
 def _row(variant: Variant, group: Group, baseline: Group) -> Row:
