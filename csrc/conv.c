@@ -192,7 +192,8 @@ static int bad_conv(const vgq_weight *w, const vgq_conv_call *c)
     return !c || (unsigned)c->x_dtype >= VGQ_DTYPES || (unsigned)c->y_dtype >= VGQ_DTYPES ||
            bad_sizes(c) || w->format != VGQ_I8 || w->asymmetric || w->scales != VGQ_PER_ROW ||
            w->k / c->kernel_height / c->kernel_width != vgq_conv_channels(c->channels) ||
-           w->k % (c->kernel_height * c->kernel_width) || (c->outputs && w->n > VGQ_PANEL) ||
+           w->k % (c->kernel_height * c->kernel_width) ||
+           ((c->outputs || c->folded) && w->n > VGQ_PANEL) || (c->folded && w->n % 2) ||
            too_many(c->pictures, c->out_height, c->out_width, w->n) ||
            (!c->column_embedding) != (!c->row_embedding) ||
            (c->column_embedding && c->channels % 2);
@@ -309,11 +310,14 @@ static void store_pixel(vgq_conv_task *task, size_t pixel, size_t p, float *y)
     const vgq_conv_plan *const plan = task->plan;
     const vgq_conv_call *const call = &plan->call;
     const vgq_quantize_kernels *const quantize = &plan->kernels->quantize;
-    const size_t n = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
-    const size_t first = pixel * plan->w.n + p * VGQ_PANEL,
+    const size_t whole = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
+    const size_t n = call->folded ? whole / 2 : whole;
+    const size_t first = pixel * (call->folded ? n : plan->w.n) + p * VGQ_PANEL,
                  nbytes = vgq_dtype_nbytes(call->y_dtype);
     float widened[VGQ_PANEL];
     const float *residual = NULL;
+    if (call->folded)
+        plan->kernels->conv.add(n, y + n, y);
     if (call->residual)
         residual = vgq_floats(plan->kernels, call->y_dtype, call->residual, first, n, widened);
     plan->kernels->conv.last(n, y, call->relu_y, residual, call->relu_sum, task->most);

@@ -358,6 +358,8 @@ typedef struct vgq_conv_call {
     /* Added to x: the first half of a pixel's channels gets its column's row, the rest its row's.
      * Each [width or height][channels / 2]; both NULL: nothing. */
     const float *column_embedding, *row_embedding;
+    int folded; /* n is at most 64 and even, and outputs o and o + n / 2 are parts of one, with a
+                   part of its weight each: their sum is output o, and below n is half of that */
     const int32_t *weight_sums; /* [n]: the sum of each output's weights; used with relu_x */
     const float *bias;          /* [n]; NULL: none */
     int relu_y;                 /* y = relu(y), before the residual */

@@ -265,6 +265,7 @@ static void test_wrong_calls(void)
     REFUSED(c.out_width = SIZE_MAX / 2);
     REFUSED(c.x_dtype = VGQ_DTYPES);
     REFUSED(c.y_dtype = VGQ_DTYPES);
+    REFUSED(c.folded = 1);
     REFUSED(c.column_embedding = s.columns);
     REFUSED(c.row_embedding = s.rows);
 #undef REFUSED
@@ -274,6 +275,29 @@ static void test_wrong_calls(void)
     CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &right, s.scratch, 63) == VGQ_EINVAL, " ");
     CHECK(vgq_conv2d(s.packed, 5, &right, s.scratch, s.scratch_nbytes) == VGQ_EPACKED, " ");
     CHECK(vgq_conv2d_nbytes(NULL, &right) == 0 && vgq_conv2d_nbytes(&s.w, NULL) == 0, " ");
+    free_scene(&s);
+}
+
+/* Two parts of a weight: the second half of the outputs is added to the first. */
+static void test_folded(void)
+{
+    scene s = a_scene(8, 64, 3, 1, 0, 16);
+    const size_t pixels = s.call.pictures * s.call.out_height * s.call.out_width;
+    float *const apart = malloc(pixels * 64 * sizeof(*apart));
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &s.call, s.scratch, s.scratch_nbytes) == VGQ_OK,
+          " ");
+    memcpy(apart, s.y, pixels * 64 * sizeof(*apart));
+    s.call.folded = 1;
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &s.call, s.scratch, s.scratch_nbytes) == VGQ_OK,
+          " ");
+    for (size_t i = 0; i < pixels; i++)
+        for (size_t o = 0; o < 32; o++)
+            CHECK(s.y[i * 32 + o] == apart[i * 64 + o] + apart[i * 64 + 32 + o], "%zu %zu", i, o);
+    free(apart);
+    free_scene(&s);
+    s = a_scene(8, 66, 3, 1, 0, 0);
+    s.call.folded = 1;
+    CHECK(vgq_conv2d_nbytes(&s.w, &s.call) == 0, " ");
     free_scene(&s);
 }
 
@@ -341,6 +365,7 @@ void test_convolutions(void)
                    more & 1, more);
         test_scene(16, projects ? 20 : 70, 3, 1, !(more & 1), more);
     }
+    test_folded();
     test_wrong_calls();
     test_resizing();
 }

@@ -101,6 +101,7 @@ def conv2d(
     relu_x: bool,
     relu_y: bool,
     relu_sum: bool,
+    folded: bool,
     x_largest: F32 | None,
     column_embedding: F32 | None,
     row_embedding: F32 | None,

@@ -39,6 +39,16 @@ class Shape:
         w = self.window
         return self.transposed or (w.kernel == w.stride == (1, 1) and w.padding == (0, 0))
 
+    @property
+    def folded(self) -> bool:
+        """Whether weights have two parts."""
+        return not self.by_pixel and self.outputs <= FOLDED
+
+
+FOLDED = 32
+"""Outputs up to which a convolution's weights have two INT8 parts: the second one is what the first
+one leaves, and takes the half of the kernels' 64 columns that would be padding."""
+
 
 def reason_against(conv: nn.Module) -> str | None:
     """Why a convolution stays in float; None: QuantizedConv2d can take its place."""
@@ -84,7 +94,11 @@ def weight_rows(conv: Conv) -> torch.Tensor:
         return weight.reshape(shape.outputs, shape.inputs)
     padded = weight.new_zeros(shape.outputs, *shape.window.kernel, ops.conv_channels(shape.inputs))
     padded[..., : shape.inputs] = weight.permute(0, 2, 3, 1)
-    return padded.reshape(shape.outputs, -1)
+    rows = padded.reshape(shape.outputs, -1)
+    if not shape.folded:
+        return rows
+    first = torch.as_tensor(quantize(rows, _CONFIG.scheme(8)).dequantize())
+    return torch.cat([rows, rows - first])
 
 
 def product_shape(layer: nn.Module) -> tuple[int, int] | None:
@@ -98,7 +112,7 @@ def product_shape(layer: nn.Module) -> tuple[int, int] | None:
     if shape.transposed:
         return up * across * shape.outputs, shape.inputs
     inputs = shape.inputs if shape.by_pixel else ops.conv_channels(shape.inputs)
-    return shape.outputs, up * across * inputs
+    return shape.outputs * (2 if shape.folded else 1), up * across * inputs
 
 
 class QuantizedConv2d(QuantizedLinear):
@@ -106,9 +120,10 @@ class QuantizedConv2d(QuantizedLinear):
 
     x (n, in_channels, height, width) of float32, float16 or bfloat16 gives (n, out_channels, …) of
     the same dtype; under CPU autocast, of autocast's. Memory is channels last. A picture's
-    activations are coded with one scale, and without a sign where none is negative; those of a 1x1
-    or a transposed convolution with one a pixel. Sums are exact integers: the same bits on every
-    instruction set and thread count.
+    activations are coded with one scale, and without a sign where none is negative; those of a
+    transposed convolution with one a pixel, those of a 1x1 too, to 16 bits. Up to 32 outputs have
+    weights of two INT8 parts. Sums are exact integers: the same bits on every instruction set and
+    thread count.
 
     >>> layer = QuantizedConv2d.from_conv(nn.Conv2d(16, 4, 3, padding=1))
     >>> layer(torch.ones(2, 16, 5, 7)).shape
@@ -178,8 +193,9 @@ class QuantizedConv2d(QuantizedLinear):
         if bias is not None and self.shape.transposed:
             bias = bias.repeat(up * across)
         rows = x.reshape(-1, self.shape.inputs)
-        y = ops.linear(self.packed, self._about, "int8", rows, bias, dtype)
-        self.last_kernel = ops.kernel_name("int8", 8, rows)
+        kind: Any = "int8" if self.shape.transposed else "int16"
+        y = ops.linear(self.packed, self._about, kind, rows, bias, dtype)
+        self.last_kernel = ops.kernel_name(kind, 8, rows)
         if not self.shape.transposed:
             return y.reshape(n, high, wide, self.shape.outputs)
         y = y.reshape(n, high, wide, up, across, self.shape.outputs)
@@ -189,6 +205,8 @@ class QuantizedConv2d(QuantizedLinear):
         self, x: torch.Tensor, dtype: torch.dtype, *, relu_x: bool = False, **rest: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         bias = None if self.bias is None else self.bias.detach().float()
+        if bias is not None and self.shape.folded:
+            bias = torch.cat([bias, torch.zeros_like(bias)])
         found = ops.conv2d(
             self.packed,
             self._about,
@@ -197,6 +215,7 @@ class QuantizedConv2d(QuantizedLinear):
             bias,
             dtype,
             relu_sums=self.sums() if relu_x else None,
+            folded=self.shape.folded,
             **rest,
         )
         self.last_kernel = ops.kernel_name("int8", 8, x)

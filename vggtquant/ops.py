@@ -747,6 +747,7 @@ def conv2d(
     relu_sums: torch.Tensor | None = None,
     relu: bool = False,
     relu_sum: bool = False,
+    folded: bool = False,
     largest: torch.Tensor | None = None,
     embedding: Tables | None = None,
     residual: torch.Tensor | None = None,
@@ -757,12 +758,13 @@ def conv2d(
     y (n, height, width, outputs) of `dtype`, and its largest magnitudes (n, 2) as vgq_conv_call
     in csrc/vgq.h has them. size: x is resized to it first. relu_sums: x counts as relu(x); the sums
     of each output's weights. relu, relu_sum: before and after the residual is added. largest: those
-    of x, where they are known.
+    of x, where they are known. folded: the second half of the outputs is added to the first.
     """
     size = size or (x.shape[1], x.shape[2])
     high, wide = out_size or window.outputs(size)
     last = projection or Projection(None, None)  # type: ignore[arg-type]
-    outputs = about.n if projection is None else len(projection.bias)
+    own = about.n // 2 if folded else about.n
+    outputs = own if projection is None else len(projection.bias)
     y = _room((x.shape[0], high, wide, outputs), dtype)
     found = torch.empty((x.shape[0], 2), dtype=torch.float32)
     columns, rows = embedding or (None, None)
@@ -774,6 +776,7 @@ def conv2d(
         relu_sums is not None,
         relu,
         relu_sum,
+        folded,
         *map(_into, (largest, columns, rows, relu_sums, bias, residual, *last, y, found)),
     ]
     scratch = _room(_cpu.conv2d(*[*args, None]), torch.uint8).numpy()

@@ -48,14 +48,15 @@ static PyObject *py_conv2d(PyObject *self, PyObject *args)
     PyArrayObject *packed, *x, *x_largest, *columns, *rows, *sums, *bias, *residual, *last_weight,
         *last_bias, *y, *y_largest, *scratch;
     (void)self;
-    if (!PyArg_ParseTuple(
-            args, "O&O&(nn)(nn)(nn)(nn)pppO&O&O&O&O&O&O&O&O&O&O&:conv2d", vgq_in_u8, &packed,
-            vgq_in_values, &x, &c.height, &c.width, &c.kernel_height, &c.kernel_width,
-            &c.stride_height, &c.stride_width, &c.padding_height, &c.padding_width, &c.relu_x,
-            &c.relu_y, &c.relu_sum, vgq_optional_f32, &x_largest, vgq_optional_f32, &columns,
-            vgq_optional_f32, &rows, optional_i32, &sums, vgq_optional_f32, &bias, optional_values,
-            &residual, vgq_optional_f32, &last_weight, vgq_optional_f32, &last_bias, vgq_out_values,
-            &y, vgq_optional_f32, &y_largest, vgq_optional_out_u8, &scratch))
+    if (!PyArg_ParseTuple(args, "O&O&(nn)(nn)(nn)(nn)ppppO&O&O&O&O&O&O&O&O&O&O&:conv2d", vgq_in_u8,
+                          &packed, vgq_in_values, &x, &c.height, &c.width, &c.kernel_height,
+                          &c.kernel_width, &c.stride_height, &c.stride_width, &c.padding_height,
+                          &c.padding_width, &c.relu_x, &c.relu_y, &c.relu_sum, &c.folded,
+                          vgq_optional_f32, &x_largest, vgq_optional_f32, &columns,
+                          vgq_optional_f32, &rows, optional_i32, &sums, vgq_optional_f32, &bias,
+                          optional_values, &residual, vgq_optional_f32, &last_weight,
+                          vgq_optional_f32, &last_bias, vgq_out_values, &y, vgq_optional_f32,
+                          &y_largest, vgq_optional_out_u8, &scratch))
         return NULL;
     const size_t nbytes = (size_t)PyArray_SIZE(packed);
     const vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
@@ -70,13 +71,13 @@ static PyObject *py_conv2d(PyObject *self, PyObject *args)
     c.out_height = (size_t)PyArray_DIM(y, 1);
     c.out_width = (size_t)PyArray_DIM(y, 2);
     c.outputs = last_weight ? (size_t)PyArray_DIM(y, 3) : 0;
-    const size_t half = c.channels / 2, pictures = c.pictures;
-    if ((size_t)PyArray_DIM(y, 0) != pictures ||
-        (!last_weight && (size_t)PyArray_DIM(y, 3) != w.n) || !last_weight != !last_bias ||
-        !fits(x_largest, 2, pictures, 2, 0, 0) || !fits(y_largest, 2, pictures, 2, 0, 0) ||
-        !fits(columns, 2, c.width, half, 0, 0) || !fits(rows, 2, c.height, half, 0, 0) ||
-        !fits(sums, 1, w.n, 0, 0, 0) || !fits(bias, 1, w.n, 0, 0, 0) ||
-        !fits(residual, 4, pictures, c.out_height, c.out_width, w.n) ||
+    const size_t half = c.channels / 2, pictures = c.pictures, n = c.folded ? w.n / 2 : w.n;
+    if ((size_t)PyArray_DIM(y, 0) != pictures || (!last_weight && (size_t)PyArray_DIM(y, 3) != n) ||
+        !last_weight != !last_bias || !fits(x_largest, 2, pictures, 2, 0, 0) ||
+        !fits(y_largest, 2, pictures, 2, 0, 0) || !fits(columns, 2, c.width, half, 0, 0) ||
+        !fits(rows, 2, c.height, half, 0, 0) || !fits(sums, 1, w.n, 0, 0, 0) ||
+        !fits(bias, 1, w.n, 0, 0, 0) ||
+        !fits(residual, 4, pictures, c.out_height, c.out_width, n) ||
         (residual && vgq_dtype_of(residual) != vgq_dtype_of(y)) ||
         !fits(last_weight, 2, c.outputs, 64, 0, 0) || !fits(last_bias, 1, c.outputs, 0, 0, 0))
         return vgq_wrong_sizes();
