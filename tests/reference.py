@@ -428,3 +428,119 @@ def fma(
     to_odd = np.isfinite(total) & (lost != 0) & (total.view(np.int64) % 2 == 0)
     toward = np.where(lost > 0, np.inf, -np.inf)
     return np.where(to_odd, np.nextafter(total, toward), total).astype(F32)
+
+
+# ---- attention -----------------------------------------------------------------------------------
+
+KEYS = 256
+LOG2E = F32(1.44269504)
+EXP2_FLOATS = [0.00132647273, 0.00967151299, 0.0555073358, 0.240222424, 0.693147004, 1.0]
+EXP2_CODES = [14.0272789, 61.7637978, 176.78714, 255.0]
+SCORE_MOST = F32(2.0**21)
+
+
+def f32_fma(a: Array, b: Array, c: Array) -> NDArray[np.float32]:
+    """fma of float32 arrays that broadcast."""
+    a, b, c = np.broadcast_arrays(np.asarray(a, F32), np.asarray(b, F32), np.asarray(c, F32))
+    return fma(a.copy(), b.copy(), c.copy())
+
+
+def exp2(x: NDArray[np.float32], coefficients: list[float]) -> NDArray[np.float32]:
+    """2^x by a polynomial of what x stands beside an integer; 0 below 2^-126."""
+    whole = np.rint(np.maximum(x, F32(-127)))
+    f = np.maximum(x, F32(-127)) - whole
+    p = np.full(x.shape, coefficients[0], F32)
+    for c in coefficients[1:]:
+        p = f32_fma(p, f, F32(c))
+    with np.errstate(invalid="ignore"):
+        return np.where(x < -126, F32(0), np.ldexp(p, whole.astype(int))).astype(F32)
+
+
+def float_lane_sum(lanes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sixteen lanes (..., 16), by the tree."""
+    for n in (8, 4):
+        lanes = lanes[..., :n] + lanes[..., n:]
+    return (lanes[..., 0] + lanes[..., 2]) + (lanes[..., 1] + lanes[..., 3])
+
+
+def lanes_of(x: NDArray[np.float32], combine: str) -> NDArray[np.float32]:
+    """Element i of a row to lane i mod 16, in order; "squares" adds their squares."""
+    padded = np.zeros((*x.shape[:-1], -(-x.shape[-1] // 16) * 16), F32)
+    padded[..., : x.shape[-1]] = x
+    lanes = np.zeros((*x.shape[:-1], 16), F32)
+    for i in range(0, padded.shape[-1], 16):
+        part = padded[..., i : i + 16]
+        lanes = f32_fma(part, part, lanes) if combine == "squares" else lanes + part
+    return lanes
+
+
+def prepare(
+    x: NDArray[np.float32],
+    norm: tuple[NDArray[np.float32], NDArray[np.float32] | None, float] | None,
+    rope: tuple[NDArray[np.float32], NDArray[np.float32], int] | None,
+) -> NDArray[np.float32]:
+    """Rows of q or k, (tokens, dim), normalized and rotated."""
+    dim = F32(x.shape[1])
+    if norm is not None:
+        weight, bias, eps = norm
+        x = x - (float_lane_sum(lanes_of(x, "sum")) / dim)[:, None]
+        variance = float_lane_sum(lanes_of(x, "squares")) / dim
+        x = x * (F32(1) / np.sqrt(variance + F32(eps)))[:, None]
+        x = x * weight if bias is None else f32_fma(x, weight, bias)
+    if rope is not None:
+        cos, sin, width = rope
+        rows = np.arange(len(x)) % len(cos)
+        halves = x.reshape(len(x), -1, 2, width // 2)
+        partner = np.stack([-halves[:, :, 1], halves[:, :, 0]], axis=2).reshape(x.shape)
+        x = f32_fma(partner, sin[rows], x * cos[rows])
+    return x
+
+
+def key_scale(scale: np.float32) -> np.float32:
+    if not scale < 2.0**93:
+        return F32(np.nan)
+    return (np.array(scale).view(np.uint32) & ~np.uint32(3)).view(F32)[()]
+
+
+def attention_int8(
+    q: NDArray[np.float32], k: NDArray[np.float32], v: NDArray[np.float32], scale: float
+) -> NDArray[np.float32]:
+    """softmax(scale q k^T) v of one head with INT8 scores and values; q and k are prepared."""
+    tokens, dim = q.shape
+    n = min(tokens, KEYS)
+    mean = np.zeros(dim, F32)
+    for i in range(n):
+        mean = mean + k[i * tokens // n]
+    k = k - mean / F32(n)
+    q_codes, q_scale = zip(*map(code_token, q), strict=True)
+    k_codes, k_scale = zip(*map(code_token, k), strict=True)
+    r = np.array(q_scale, F32) * (F32(scale) * LOG2E)
+    by = np.array([key_scale(s) for s in k_scale], F32)
+    if np.isnan(by).any() or not np.isfinite(v).all():
+        return np.full(q.shape, np.nan, F32)
+    scores = exact_product(np.array(q_codes), np.array(k_codes))
+    top = np.full(tokens, -(2.0**23), F32)
+    lanes, o = np.zeros((tokens, 16), F32), np.zeros((tokens, dim), F32)
+    for at in range(0, tokens, KEYS):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            s = scores[:, at : at + KEYS].astype(F32) * by[at : at + KEYS]
+            peak = s.max(axis=1) * r
+            far = ~(np.abs(peak) <= SCORE_MOST) & ~np.isnan(r)
+            most = (SCORE_MOST / r)[far, None]
+            s[far] = np.clip(s[far], -most, most)
+            peak = np.where(far, np.copysign(SCORE_MOST, peak), peak).astype(F32)
+            peak = np.where(np.isnan(r), F32(0), peak)
+            p = exp2(f32_fma(s, r[:, None], -peak[:, None]), EXP2_CODES)
+        before, top = top, np.maximum(top, np.ceil(peak))
+        kept = exp2(before - top, EXP2_FLOATS)
+        added = exp2(peak - top, EXP2_FLOATS)
+        lanes = f32_fma(lanes_of(p, "sum"), added[:, None], lanes * kept[:, None])
+        block = v[at : at + KEYS]
+        columns = [code_token(column) for column in block.T]
+        codes = np.array([c[0] for c in columns]).T
+        v_scale = np.array([c[1] for c in columns], F32)
+        with np.errstate(invalid="ignore"):
+            weights = np.where(np.isnan(p), 0, np.minimum(np.rint(p), 255)).astype(np.int64)
+        sums = exact_product(weights, codes.T).astype(F32)
+        o = f32_fma(sums, v_scale * added[:, None], o * kept[:, None])
+    return o * (F32(1) / float_lane_sum(lanes))[:, None]

@@ -18,6 +18,9 @@ FLAGS = ["-std=c11", "-O3", "-ffp-contract=off"]  # setup.py's, as far as they c
 
 # file: how many tiles have a loop at least, so that a test of nothing fails
 TILES = {
+    "attention_avx2.c": 6,
+    "attention_avx512.c": 4,
+    "attention_avx512vnni.c": 4,
     "linear_avx2.c": 8,
     "linear_avx2_int4.c": 4,
     "linear_avx512.c": 1,

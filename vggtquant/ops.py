@@ -658,6 +658,8 @@ def attention(
         raise UserError(f"scale {scale} is given; a finite one that is not negative is wanted")
     source = qkv.detach().resolve_neg()
     y = _room((batch, tokens, heads * dim), dtype or qkv.dtype)
+    if not y.numel():
+        return y
     x = _array(source.view(torch.uint16) if source.dtype == torch.bfloat16 else source)
     values = mode if pv is None else pv
     _cpu.attention(

@@ -221,7 +221,7 @@ static int pack_keys_f32_avx2(size_t n, size_t depth, const float *x, void *pane
     _mm256_storeu_ps(sums + (r)*BLOCK, a##r##0); \
     _mm256_storeu_ps(sums + (r)*BLOCK + 8, a##r##1);
 #define TILE(rows, EACH)                                                               \
-    __attribute__((noinline)) static void sums_f32_##rows##x16_avx2(                   \
+    __attribute__((noinline)) static void tile_f32_##rows##x16_avx2(                   \
         size_t n, const float *q, size_t ld, const float *w, size_t step, float *sums) \
     {                                                                                  \
         EACH(ZERO)                                                                     \
@@ -249,7 +249,7 @@ static void scores_f32_6x16_avx2(size_t keys, size_t depth, const void *q, const
     (void)first, (void)scale;
     for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK) {
         float sums[ROWS][BLOCK];
-        sums_f32_6x16_avx2(depth, q, depth, k, BLOCK, sums[0]);
+        tile_f32_6x16_avx2(depth, q, depth, k, BLOCK, sums[0]);
         for (size_t r = 0; r < ROWS; r++)
             memcpy(s + r * VGQ_KEYS, sums[r], sizeof(sums[r]));
     }
@@ -273,9 +273,9 @@ static void values_f32_avx2(size_t rows, size_t keys, size_t depth, const void *
     (void)scale;
     for (size_t m = 0, n; m < rows; m += n) {
         n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
-        sums_f32_fn *const tile = n == 6   ? sums_f32_6x16_avx2
-                                  : n == 2 ? sums_f32_2x16_avx2
-                                           : sums_f32_1x16_avx2;
+        sums_f32_fn *const tile = n == 6   ? tile_f32_6x16_avx2
+                                  : n == 2 ? tile_f32_2x16_avx2
+                                           : tile_f32_1x16_avx2;
         for (size_t c = 0; c < depth; c += BLOCK) {
             float sums[ROWS][BLOCK];
             tile(keys, p + m * VGQ_KEYS, VGQ_KEYS, v + c, depth, sums[0]);
@@ -342,7 +342,7 @@ static inline __m256i two_codes(const int16_t *q)
     _mm256_storeu_si256((void *)(sums + (r)*BLOCK), a##r##0); \
     _mm256_storeu_si256((void *)(sums + (r)*BLOCK + 8), a##r##1);
 #define TILE(rows, EACH)                                                                     \
-    __attribute__((noinline)) static void sums_i16_##rows##x16_avx2(                         \
+    __attribute__((noinline)) static void tile_i16_##rows##x16_avx2(                         \
         size_t n, const int16_t *q, size_t ld, const int16_t *w, size_t step, int32_t *sums) \
     {                                                                                        \
         EACH(ZERO)                                                                           \
@@ -371,7 +371,7 @@ static void scores_i16_6x16_avx2(size_t keys, size_t depth, const void *q, const
     (void)first;
     for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK) {
         int32_t sums[ROWS][BLOCK];
-        sums_i16_6x16_avx2(depth, q, depth, k, 2 * BLOCK, sums[0]);
+        tile_i16_6x16_avx2(depth, q, depth, k, 2 * BLOCK, sums[0]);
         const __m256 k0 = _mm256_loadu_ps(scale + j), k1 = _mm256_loadu_ps(scale + j + 8);
         for (size_t r = 0; r < ROWS; r++) {
             const __m256i *const from = (const void *)sums[r];
@@ -405,9 +405,9 @@ static void values_i16_avx2(size_t rows, size_t keys, size_t depth, const void *
     const int16_t *const p = weights, *const v = block;
     for (size_t m = 0, n; m < rows; m += n) {
         n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
-        sums_i16_fn *const tile = n == 6   ? sums_i16_6x16_avx2
-                                  : n == 2 ? sums_i16_2x16_avx2
-                                           : sums_i16_1x16_avx2;
+        sums_i16_fn *const tile = n == 6   ? tile_i16_6x16_avx2
+                                  : n == 2 ? tile_i16_2x16_avx2
+                                           : tile_i16_1x16_avx2;
         for (size_t c = 0; c < depth; c += BLOCK) {
             int32_t sums[ROWS][BLOCK];
             tile(keys, p + m * VGQ_KEYS, VGQ_KEYS, v + 2 * c, 2 * depth, sums[0]);

@@ -161,9 +161,9 @@ static int pack_keys_f32_avx512(size_t n, size_t depth, const float *x, void *pa
     _mm512_storeu_ps(s + (r)*VGQ_KEYS + 32, a##r##2); \
     _mm512_storeu_ps(s + (r)*VGQ_KEYS + 48, a##r##3);
 
-static void scores_f32_6x64_avx512(size_t keys, size_t depth, const void *queries,
-                                   const int32_t *first, const void *panels, const float *scale,
-                                   float *s)
+static void tile_scores_f32_6x64_avx512(size_t keys, size_t depth, const void *queries,
+                                        const int32_t *first, const void *panels,
+                                        const float *scale, float *s)
 {
     const size_t ld = depth;
     const float *k = panels;
@@ -216,20 +216,20 @@ static void softmax_f32_avx512(size_t rows, size_t n, float *s, const float *r, 
     _mm512_store_ps(sums[r] + 16, a##r##1); \
     _mm512_store_ps(sums[r] + 32, a##r##2); \
     _mm512_store_ps(sums[r] + 48, a##r##3);
-#define TILE(rows, EACH)                                                                  \
-    static void values_f32_##rows##x64_avx512(size_t keys, size_t depth, const float *at, \
-                                              const float *v, const float *kept,          \
-                                              const float *added, float *o)               \
-    {                                                                                     \
-        enum { ld = VGQ_KEYS };                                                           \
-        EACH(ZERO)                                                                        \
-        for (size_t j = 0; j < keys; j++, at++, v += depth) {                             \
-            FOUR(v)                                                                       \
-            EACH(STEP)                                                                    \
-        }                                                                                 \
-        _Alignas(64) float sums[rows][64];                                                \
-        EACH(SAVE)                                                                        \
-        join_floats(rows, depth, sums[0], kept, added, o);                                \
+#define TILE(rows, EACH)                                                                       \
+    static void tile_values_f32_##rows##x64_avx512(size_t keys, size_t depth, const float *at, \
+                                                   const float *v, const float *kept,          \
+                                                   const float *added, float *o)               \
+    {                                                                                          \
+        enum { ld = VGQ_KEYS };                                                                \
+        EACH(ZERO)                                                                             \
+        for (size_t j = 0; j < keys; j++, at++, v += depth) {                                  \
+            FOUR(v)                                                                            \
+            EACH(STEP)                                                                         \
+        }                                                                                      \
+        _Alignas(64) float sums[rows][64];                                                     \
+        EACH(SAVE)                                                                             \
+        join_floats(rows, depth, sums[0], kept, added, o);                                     \
     }
 TILE(6, EACH_6)
 TILE(2, EACH_2)
@@ -249,11 +249,11 @@ static void values_f32_avx512(size_t rows, size_t keys, size_t depth, const void
     for (size_t m = 0, n; m < rows; m += n) {
         n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
         for (size_t c = 0; c < depth; c += 64)
-            (n == 6   ? values_f32_6x64_avx512
-             : n == 2 ? values_f32_2x64_avx512
-                      : values_f32_1x64_avx512)(keys, depth, p + m * VGQ_KEYS,
-                                                (const float *)block + c, kept + m, added + m,
-                                                o + m * depth + c);
+            (n == 6   ? tile_values_f32_6x64_avx512
+             : n == 2 ? tile_values_f32_2x64_avx512
+                      : tile_values_f32_1x64_avx512)(keys, depth, p + m * VGQ_KEYS,
+                                                     (const float *)block + c, kept + m, added + m,
+                                                     o + m * depth + c);
     }
 }
 
@@ -264,7 +264,7 @@ static const vgq_scores_gemm scores_f32 = {.rows = ROWS,
                                            .k_nbytes = sizeof(float),
                                            .code_queries = code_queries_f32_avx512,
                                            .pack_keys = pack_keys_f32_avx512,
-                                           .tile = scores_f32_6x64_avx512};
+                                           .tile = tile_scores_f32_6x64_avx512};
 static const vgq_values_gemm values_f32 = {.p_nbytes = sizeof(float),
                                            .v_nbytes = sizeof(float),
                                            .pack_values = pack_values_f32_avx512,

@@ -93,9 +93,9 @@ int vgq_pack_keys_i8_avx512vnni(size_t n, size_t depth, const float *x, void *pa
     const __m512 k##c = _mm512_loadu_ps(scale + 16 * (c)); \
     const __m512 high##c = _mm512_mul_ps(k##c, _mm512_set1_ps(-ABOVE));
 
-static void scores_i8_6x64_avx512vnni(size_t keys, size_t depth, const void *queries,
-                                      const int32_t *first, const void *panels, const float *scale,
-                                      float *s)
+static void tile_scores_i8_6x64_avx512vnni(size_t keys, size_t depth, const void *queries,
+                                           const int32_t *first, const void *panels,
+                                           const float *scale, float *s)
 {
     const int8_t *const q = queries;
     const uint8_t *k = panels;
@@ -196,20 +196,20 @@ void vgq_softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *r, 
     }
 #define SAVE_ONE(r, c) _mm512_store_si512(sums[r] + 16 * (c), a##r##c);
 #define SAVE(r) COLUMNS(SAVE_ONE, r)
-#define TILE(rows, EACH)                                                                          \
-    static void values_i8_##rows##x64_avx512vnni(size_t keys, size_t depth, const uint8_t *p,     \
-                                                 const int8_t *v, const float *scale,             \
-                                                 const float *kept, const float *added, float *o) \
-    {                                                                                             \
-        EACH(ZERO)                                                                                \
-        for (size_t j = 0; j < keys; j += 4, v += 4 * depth) {                                    \
-            const __m512i w0 = _mm512_loadu_si512(v), w1 = _mm512_loadu_si512(v + 64);            \
-            const __m512i w2 = _mm512_loadu_si512(v + 128), w3 = _mm512_loadu_si512(v + 192);     \
-            EACH(STEP)                                                                            \
-        }                                                                                         \
-        _Alignas(64) int32_t sums[rows][64];                                                      \
-        EACH(SAVE)                                                                                \
-        join_sums(rows, depth, sums[0], scale, kept, added, o);                                   \
+#define TILE(rows, EACH)                                                                      \
+    static void tile_values_i8_##rows##x64_avx512vnni(                                        \
+        size_t keys, size_t depth, const uint8_t *p, const int8_t *v, const float *scale,     \
+        const float *kept, const float *added, float *o)                                      \
+    {                                                                                         \
+        EACH(ZERO)                                                                            \
+        for (size_t j = 0; j < keys; j += 4, v += 4 * depth) {                                \
+            const __m512i w0 = _mm512_loadu_si512(v), w1 = _mm512_loadu_si512(v + 64);        \
+            const __m512i w2 = _mm512_loadu_si512(v + 128), w3 = _mm512_loadu_si512(v + 192); \
+            EACH(STEP)                                                                        \
+        }                                                                                     \
+        _Alignas(64) int32_t sums[rows][64];                                                  \
+        EACH(SAVE)                                                                            \
+        join_sums(rows, depth, sums[0], scale, kept, added, o);                               \
     }
 TILE(6, EACH_6)
 TILE(2, EACH_2)
@@ -223,11 +223,11 @@ static void values_i8_avx512vnni(size_t rows, size_t keys, size_t depth, const v
     for (size_t m = 0, n; m < rows; m += n) {
         n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
         for (size_t c = 0; c < depth; c += 64)
-            (n == 6   ? values_i8_6x64_avx512vnni
-             : n == 2 ? values_i8_2x64_avx512vnni
-                      : values_i8_1x64_avx512vnni)(keys, depth, p + m * VGQ_KEYS,
-                                                   (const int8_t *)block + 4 * c, scale + c,
-                                                   kept + m, added + m, o + m * depth + c);
+            (n == 6   ? tile_values_i8_6x64_avx512vnni
+             : n == 2 ? tile_values_i8_2x64_avx512vnni
+                      : tile_values_i8_1x64_avx512vnni)(keys, depth, p + m * VGQ_KEYS,
+                                                        (const int8_t *)block + 4 * c, scale + c,
+                                                        kept + m, added + m, o + m * depth + c);
     }
 }
 
@@ -238,7 +238,7 @@ static const vgq_scores_gemm scores_i8 = {.rows = ROWS,
                                           .k_nbytes = 1,
                                           .code_queries = vgq_code_queries_i8_avx512vnni,
                                           .pack_keys = vgq_pack_keys_i8_avx512vnni,
-                                          .tile = scores_i8_6x64_avx512vnni};
+                                          .tile = tile_scores_i8_6x64_avx512vnni};
 static const vgq_values_gemm values_i8 = {.p_nbytes = 1,
                                           .v_nbytes = 1,
                                           .pack_values = vgq_pack_values_i8_avx512vnni,
