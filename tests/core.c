@@ -520,6 +520,25 @@ static void test_attention(void)
         }
 }
 
+/* Scratch: at most 2 MB a thread, whatever the tokens. */
+static void test_attention_scratch(void)
+{
+    for (size_t tokens = 1; tokens < 1000000; tokens *= 7)
+        for (size_t dim = 64; dim <= VGQ_WIDEST; dim *= 2)
+            for (int mode = 0; mode < 9; mode++) {
+                const vgq_attention_call call = {.scores = (vgq_activations)(mode % 3),
+                                                 .values = (vgq_activations)(mode / 3),
+                                                 .batch = 1,
+                                                 .tokens = tokens,
+                                                 .heads = 16,
+                                                 .dim = dim,
+                                                 .scale = 1};
+                const size_t nbytes = vgq_attention_nbytes(&call);
+                CHECK(nbytes && nbytes <= (size_t)vgq_threads() << 21, "%zu tokens of %zu: %zu",
+                      tokens, dim, nbytes);
+            }
+}
+
 static void test_attention_refusals(void)
 {
     static float x[3 * 64], y[64], angle[64];
@@ -796,6 +815,7 @@ static void test_all(void)
         vgq_use(isas[isa]);
         test_values();
         test_exponentials(stride > 1 ? 997 : 1);
+        test_attention_scratch();
         test_errors();
         test_convolutions();
     }
