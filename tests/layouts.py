@@ -3,12 +3,14 @@
 
 import gzip
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vggtquant.data import scenes
+from vggtquant.data.datasets import colmap_model
 from vggtquant.data.scenes import Scene
 from vggtquant.scoring import geometry
 
@@ -47,6 +49,43 @@ def colmap(scene: Scene, folder: Path, *, pictures: str = "", model: str = "spar
         path = folder / model / f"{file}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def to_binary(folder: Path) -> None:
+    """Puts COLMAP's binary files in the place of a text model's, by the format's description."""
+    model = folder / "sparse" / "0"
+    numbers = {name: number for number, (name, _) in colmap_model.MODELS.items()}
+    cameras, pictures, points = (
+        [line.split() for line in (model / f"{name}.txt").read_text().splitlines()[1:]]
+        for name in ("cameras", "images", "points3D")
+    )
+    blob = struct.pack("<Q", len(cameras))
+    for number, name, width, height, *values in cameras:
+        blob += struct.pack("<IiQQ", int(number), numbers[name], int(width), int(height))
+        blob += struct.pack(f"<{len(values)}d", *map(float, values))
+    (model / "cameras.bin").write_bytes(blob)
+    blob = struct.pack("<Q", len(pictures) // 2)
+    for (number, *pose, camera, name), seen in zip(pictures[::2], pictures[1::2], strict=True):
+        blob += struct.pack("<I7dI", int(number), *map(float, pose), int(camera))
+        blob += name.encode() + b"\0" + struct.pack("<Q", len(seen) // 3 + 1)
+        blob += struct.pack("<ddQ", 1.5, 2.5, 2**64 - 1)  # an observation of no point
+        for u, v, point in zip(seen[::3], seen[1::3], seen[2::3], strict=True):
+            blob += struct.pack("<ddQ", float(u), float(v), int(point))
+    (model / "images.bin").write_bytes(blob)
+    blob = struct.pack("<Q", len(points))
+    for number, x, y, z, r, g, b, error, *track in points:
+        blob += struct.pack("<Q3d3Bd", int(number), *map(float, (x, y, z)), *map(int, (r, g, b)),
+                            float(error))  # fmt: skip
+        blob += struct.pack(f"<Q{len(track)}I", len(track) // 2, *map(int, track))
+    (model / "points3D.bin").write_bytes(blob)
+    for path in model.glob("*.txt"):
+        path.unlink()
+
+
+def colmap_binary(scene: Scene, folder: Path) -> Path:
+    """As COLMAP itself writes it."""
+    to_binary(colmap(scene, folder))
     return folder
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import fuzz_datasets
 import layouts
 import numpy as np
 import pytest
@@ -484,41 +485,9 @@ def test_a_depth_map_of_another_size_is_told(scene: Scene, tmp_path: Path) -> No
 # ---- COLMAP's files: text as people keep it, binary as COLMAP writes it --------------------------
 
 
-def _binary(folder: Path) -> None:
-    """Puts binary files in the place of a text model's, by the description of the format."""
-    model = folder / "sparse" / "0"
-    numbers = {name: number for number, (name, _) in colmap_model.MODELS.items()}
-    cameras, pictures, points = (
-        [line.split() for line in (model / f"{name}.txt").read_text().splitlines()[1:]]
-        for name in ("cameras", "images", "points3D")
-    )
-    blob = struct.pack("<Q", len(cameras))
-    for number, name, width, height, *values in cameras:
-        blob += struct.pack("<IiQQ", int(number), numbers[name], int(width), int(height))
-        blob += struct.pack(f"<{len(values)}d", *map(float, values))
-    (model / "cameras.bin").write_bytes(blob)
-    blob = struct.pack("<Q", len(pictures) // 2)
-    for (number, *pose, camera, name), seen in zip(pictures[::2], pictures[1::2], strict=True):
-        blob += struct.pack("<I7dI", int(number), *map(float, pose), int(camera))
-        blob += name.encode() + b"\0" + struct.pack("<Q", len(seen) // 3 + 1)
-        blob += struct.pack("<ddQ", 1.5, 2.5, 2**64 - 1)  # an observation of no point
-        for u, v, point in zip(seen[::3], seen[1::3], seen[2::3], strict=True):
-            blob += struct.pack("<ddQ", float(u), float(v), int(point))
-    (model / "images.bin").write_bytes(blob)
-    blob = struct.pack("<Q", len(points))
-    for number, x, y, z, r, g, b, error, *track in points:
-        blob += struct.pack("<Q3d3Bd", int(number), *map(float, (x, y, z)), *map(int, (r, g, b)),
-                            float(error))  # fmt: skip
-        blob += struct.pack(f"<Q{len(track)}I", len(track) // 2, *map(int, track))
-    (model / "points3D.bin").write_bytes(blob)
-    for path in model.glob("*.txt"):
-        path.unlink()
-
-
 def test_a_binary_model_is_the_text_one(scene: Scene, tmp_path: Path) -> None:
     text = datasets.find(layouts.colmap(scene, tmp_path / "text"))
-    folder = layouts.colmap(scene, tmp_path / "binary")
-    _binary(folder)
+    folder = layouts.colmap_binary(scene, tmp_path / "binary")
     for name in ("rigs.bin", "frames.bin"):  # beside them since COLMAP 3.12
         (folder / "sparse" / "0" / name).write_bytes(b"unread")
     found = datasets.find(folder)
@@ -540,7 +509,7 @@ def test_every_camera_model_has_its_parameters_read(scene: Scene, tmp_path: Path
         words = " ".join(map(str, values))
         text = "".join(f"{i} {name} {SIZE} {SIZE} {words}\n" for i in (1, 2, 3))
         (folder / "sparse" / "0" / "cameras.txt").write_text(f"# cameras\n{text}")
-        _binary(folder)
+        layouts.to_binary(folder)
         model = colmap_model.read(folder / "sparse" / "0")
         assert model.cameras[3] == colmap_model.Camera(name, (SIZE, SIZE), tuple(values)), number
         if "FISHEYE" in name or name in ("FOV", "EUCM", "EQUIRECTANGULAR"):
@@ -554,8 +523,7 @@ def test_every_camera_model_has_its_parameters_read(scene: Scene, tmp_path: Path
 
 @pytest.mark.parametrize("file", ["cameras", "images", "points3D"])
 def test_a_binary_file_that_is_cut_short_is_told(scene: Scene, tmp_path: Path, file: str) -> None:
-    folder = layouts.colmap(scene, tmp_path)
-    _binary(folder)
+    folder = layouts.colmap_binary(scene, tmp_path)
     path = folder / "sparse" / "0" / f"{file}.bin"
     whole = path.read_bytes()
     for length in (0, 5, 8, 11, 40, 61, len(whole) // 2, len(whole) - 1):
@@ -566,8 +534,7 @@ def test_a_binary_file_that_is_cut_short_is_told(scene: Scene, tmp_path: Path, f
 
 
 def test_an_unknown_camera_model_is_told(scene: Scene, tmp_path: Path) -> None:
-    folder = layouts.colmap(scene, tmp_path)
-    _binary(folder)
+    folder = layouts.colmap_binary(scene, tmp_path)
     path = folder / "sparse" / "0" / "cameras.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:12] + struct.pack("<i", 99) + whole[16:])
@@ -714,3 +681,8 @@ def test_a_name_too_long_for_a_file_is_told(
     assert datasets.find("x" * 300) is None
     with pytest.raises(UserError, match="no such image folder"):
         images.find_images("x" * 300)
+
+
+def test_damaged_files_of_every_layout_are_read_or_refused(tmp_path: Path) -> None:
+    told = fuzz_datasets.run(tmp_path, seed=0, count=300)
+    assert told["refused"] > 100 and told["read"] > 20, told
