@@ -30,6 +30,12 @@ static inline int vgq_is_stored(const vgq_epilogue *e, size_t p)
            (p + 1) * VGQ_PANEL <= e->n;
 }
 
+/* The same for a strip, which can do GELU and bfloat16 too. */
+static inline int vgq_is_stored_by_strip(const vgq_epilogue *e, size_t p)
+{
+    return e->dtype != VGQ_F16 && !e->layer_scale && !e->residual && (p + 1) * VGQ_PANEL <= e->n;
+}
+
 /* The bias of panel p, 0 where there is none. */
 void vgq_bias_of(const vgq_epilogue *e, size_t p, float bias[VGQ_PANEL]);
 

@@ -57,6 +57,22 @@ typedef struct vgq_operand {
     const vgq_panel *panel;
 } vgq_operand;
 
+/* Rows of a task that are multiplied and finished together, 8-bit codes with a scale a row. */
+typedef struct vgq_strip {
+    size_t rows;
+    const void *codes; /* [rows][ld]: inputs up to the next multiple of 64 can be read */
+    size_t ld;
+    const int32_t *sum;   /* [rows] */
+    const float *x_scale; /* [rows] */
+    const struct vgq_columns *columns;
+    int32_t *acc; /* scratch: [rows][64] */
+    void *y;      /* [rows][ldy]: float32 or bfloat16 */
+    size_t ldy;
+    vgq_dtype dtype;
+    int gelu; /* whether GELU follows the bias */
+} vgq_strip;
+enum { VGQ_STRIP_ROWS = 256 }; /* most; their codes stay in L2 */
+
 /* One way to multiply codes with a panel. An instruction set lists its ways, each for the cases in
  * which it is the fastest; the first one that applies is taken. */
 typedef struct vgq_product {
@@ -80,6 +96,8 @@ typedef struct vgq_product {
     /* acc[rows][64] = codes w. Lines of codes lie ld codes apart, sums as vgq_tokens has them. */
     void (*tile)(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
                  const int32_t *sums, int32_t *acc);
+    /* A whole strip of rows at once, finished: where that is faster; NULL: tiles alone. */
+    void (*strip)(const vgq_operand *w, const vgq_strip *strip);
 } vgq_product;
 
 /* applies: two-level W4 for so few lines that expanding the panel would cost more than the product;

@@ -9,7 +9,8 @@
 #include <string.h>
 
 enum {
-    MOST_ROWS = 768,  /* of a task: amortizes preparing a panel, and its codes stay in L2 */
+    MOST_ROWS = 768, /* of a task: amortizes preparing a panel, and its codes stay in L2 */
+    MOST_STRIP_ROWS = 3072,
     CODED_AT_ONCE = 8 /* tokens of a task of the activations' pass */
 };
 
@@ -57,14 +58,18 @@ static void plan_codes(vgq_plan *plan)
         plan->bytes_nbytes = plan->at.depth * VGQ_PANEL;
     if (product->operand_nbytes)
         plan->operand_nbytes = vgq_round_up(product->operand_nbytes(plan->at.depth), VGQ_ALIGN);
-    plan->acc_nbytes = plan->mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
+    plan->strip_rows = product->strip && digits == 1 ? VGQ_STRIP_ROWS : 0;
+    plan->acc_nbytes = (plan->strip_rows ? plan->strip_rows : plan->mr) * VGQ_PANEL *
+                       (sizeof(int32_t) + sizeof(float));
 }
 
 /* As few blocks as keep every thread busy and no block too long; by shape and team alone. */
 static void cut_rows(vgq_plan *plan)
 {
     const size_t threads = (size_t)plan->crew.team;
-    plan->blocks = (plan->lines + MOST_ROWS - 1) / MOST_ROWS;
+    /* A strip's codes are what stays in L2, so its tasks may be long. */
+    const size_t most = plan->strip_rows ? MOST_STRIP_ROWS : MOST_ROWS;
+    plan->blocks = (plan->lines + most - 1) / most;
     if (plan->at.panels < 4 * threads && plan->blocks < threads)
         plan->blocks = threads;
     plan->rows = vgq_round_up((plan->lines + plan->blocks - 1) / plan->blocks, plan->mr);
@@ -135,7 +140,7 @@ static int bad_codes(const vgq_linear_call *call, size_t k)
 {
     const vgq_coded *const coded = call->coded;
     return coded && (call->activations != VGQ_INT8_ACTIVATIONS || call->norm.weight ||
-                     coded->pitch < k || coded->pitch % 8 || coded->pitch > SIZE_MAX / 8 / call->m);
+                     coded->pitch < k || coded->pitch % 64 || coded->pitch > SIZE_MAX / 8 / call->m);
 }
 
 static int bad_call(const vgq_linear_call *call)
@@ -288,6 +293,36 @@ static void group_rows(const vgq_plan *plan, const vgq_task *task, size_t m, siz
     }
 }
 
+/* The rows of a task, a strip at a time. */
+static void strip_task(const vgq_plan *plan, const vgq_task *task, const vgq_operand *operand,
+                       int32_t *acc, const vgq_columns *columns)
+{
+    const vgq_tokens *const tokens = &plan->tokens;
+    const vgq_epilogue *const e = &plan->epilogue;
+    const int stored = vgq_is_stored_by_strip(e, task->p);
+    float *const floats = (float *)(void *)(acc + plan->strip_rows * VGQ_PANEL);
+    for (size_t m = task->start, rows; m < task->end; m += rows) {
+        const size_t left = task->end - m, strips = (left - 1) / plan->strip_rows + 1;
+        rows = vgq_min(left, vgq_round_up((left + strips - 1) / strips, plan->mr));
+        const vgq_strip strip = {
+            .rows = rows,
+            .codes = tokens->codes + m * tokens->pitch,
+            .ld = tokens->pitch,
+            .sum = tokens->sum + m,
+            .x_scale = tokens->scale + m,
+            .columns = columns,
+            .acc = acc,
+            .y = stored ? (void *)vgq_y_at(e, m, task->p) : floats,
+            .ldy = stored ? e->n : VGQ_PANEL,
+            .dtype = stored ? e->dtype : VGQ_F32,
+            .gelu = stored && e->gelu,
+        };
+        plan->product->strip(operand, &strip);
+        for (size_t r = 0; r < rows && !stored; r++)
+            vgq_store_row(e, m + r, task->p, floats + r * VGQ_PANEL);
+    }
+}
+
 static void code_task(const vgq_plan *plan, const vgq_task *task)
 {
     const vgq_tokens *const tokens = &plan->tokens;
@@ -295,6 +330,10 @@ static void code_task(const vgq_plan *plan, const vgq_task *task)
     vgq_columns columns;
     const vgq_operand operand = operand_of(plan, task, &panel, &columns);
     int32_t *const acc = (int32_t *)(void *)(task->own + plan->bytes_nbytes + plan->operand_nbytes);
+    if (plan->strip_rows) {
+        strip_task(plan, task, &operand, acc, &columns);
+        return;
+    }
     for (size_t m = task->start, rows; m < task->end; m += rows) {
         rows = tile_rows(plan, task->end - m);
         if (plan->w.scales == VGQ_PER_GROUP) {

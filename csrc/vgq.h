@@ -264,7 +264,7 @@ typedef struct vgq_norm {
  * the same rows. */
 typedef struct vgq_coded {
     const int8_t *codes; /* [m][pitch], 0 from k on */
-    size_t pitch;        /* a multiple of 8, at least k */
+    size_t pitch;        /* a multiple of 64, at least k */
     const float *scale;  /* [m] */
     const int32_t *sum;  /* [m]: of each row's codes */
 } vgq_coded;

@@ -8,6 +8,7 @@
  *                                     load at the end */
 #define _GNU_SOURCE
 #include "core.h"
+#include "../csrc/formats.h"
 
 #include <math.h>
 #include <string.h>
@@ -168,6 +169,16 @@ static void test_dispatch(void)
     CHECK(vgq_use("") == VGQ_EISA, " ");
     CHECK(vgq_use(isas[0]) == VGQ_OK && vgq_use(NULL) == VGQ_OK, " ");
     CHECK(strcmp(vgq_isa(), isas[n_isas - 1]) == 0, "NULL is the best");
+#if defined(VGQ_WRONG_MODELS) /* a build whose AVX-VNNI and AMX instructions compute wrongly */
+    CHECK(vgq_isa_refused(0) && vgq_use(vgq_isa_refused(0)) == VGQ_EISA,
+          "a wrong table is refused");
+    for (size_t i = 0; i < n_isas; i++)
+        CHECK(strcmp(isas[i], "amx") != 0 && strcmp(isas[i], "avxvnni") != 0, "%s is left",
+              isas[i]);
+    printf("core: refused %s\n", vgq_isa_refused(0));
+    exit(0);
+#endif
+    CHECK(vgq_isa_refused(0) == NULL, "%s is refused", vgq_isa_refused(0));
     for (int status = -1; status <= VGQ_STATUSES; status++)
         CHECK(strlen(vgq_message((vgq_status)status)) > 1, "status %d", status);
     CHECK(strlen(vgq_openmp()) > 0 && vgq_threads() >= 1, " ");
@@ -414,6 +425,111 @@ static void test_truncated(const vgq_weight *w)
     free(whole);
 }
 
+/* The same rows, if they are few, coded by the caller give the same bits. */
+static void test_coded(const vgq_weight *w, vgq_linear_call call, const void *packed, size_t nbytes)
+{
+    enum { MOST_ROWS = 64, MOST_PITCH = 2048 };
+    static float row[MOST_PITCH], scale[MOST_ROWS];
+    static int8_t coded[MOST_ROWS * MOST_PITCH];
+    static int32_t sum[MOST_ROWS];
+    const size_t pitch = (w->k + 63) / 64 * 64, y_n = call.m * w->n;
+    const size_t y_nbytes = y_n * element_nbytes[call.y_dtype];
+    if (call.m > MOST_ROWS || pitch > MOST_PITCH)
+        return;
+    memset(coded, 0, sizeof(coded));
+    for (size_t m = 0; m < call.m; m++) {
+        uint32_t largest = 0;
+        float inverse;
+        for (size_t i = 0; i < w->k; i++) {
+            const char *const at =
+                (const char *)call.x + (m * w->k + i) * element_nbytes[call.x_dtype];
+            uint16_t half;
+            memcpy(&half, at, sizeof(half));
+            if (call.x_dtype == VGQ_F32)
+                memcpy(&row[i], at, sizeof(row[i]));
+            else
+                row[i] = call.x_dtype == VGQ_F16 ? vgq_float_of_f16(half) : vgq_float_of_bf16(half);
+            const uint32_t magnitude = vgq_bits_of_float(row[i]) & 0x7fffffffu;
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        scale[m] = vgq_token_scale(largest, VGQ_INT8_HIGHEST, &inverse);
+        sum[m] = 0;
+        for (size_t i = 0; i < w->k; i++)
+            sum[m] += coded[m * pitch + i] = vgq_encode_token(row[i], inverse);
+    }
+    void *const want = malloc(y_nbytes + 1);
+    CHECK(want != NULL, " ");
+    memcpy(want, call.y, y_nbytes);
+    vgq_coded given = {
+        .codes = buffer(1, call.m * pitch, 1, coded),
+        .pitch = pitch,
+        .scale = scale,
+        .sum = sum,
+    };
+    call.x = NULL;
+    call.coded = &given;
+    call.y = buffer(3, y_n, element_nbytes[call.y_dtype], NULL);
+    const size_t scratch_nbytes = vgq_linear_nbytes(w, &call);
+    void *const scratch = buffer(4, scratch_nbytes, 1, NULL);
+    CHECK(vgq_linear(packed, nbytes, &call, scratch, scratch_nbytes) == VGQ_OK, " ");
+    intact(5);
+    CHECK(memcmp(call.y, want, y_nbytes) == 0, "coded %zu x %zu x %zu", call.m, w->n, w->k);
+    free(want);
+    for (int bad = 0; bad < 6; bad++) {
+        vgq_linear_call wrong = call;
+        vgq_coded other = given;
+        wrong.coded = &other;
+        if (bad == 0)
+            other.codes = NULL;
+        else if (bad == 1)
+            other.scale = NULL;
+        else if (bad == 2)
+            other.sum = NULL;
+        else if (bad == 3)
+            other.pitch = pitch + 8;
+        else if (bad == 4)
+            other.pitch = pitch - 64;
+        else
+            wrong.activations = VGQ_INT16_ACTIVATIONS;
+        CHECK(vgq_linear(packed, nbytes, &wrong, scratch, scratch_nbytes) == VGQ_EINVAL, "%d", bad);
+        CHECK(bad < 3 || vgq_linear_nbytes(w, &wrong) == 0, "%d", bad);
+    }
+}
+
+/* What follows the bias, as a product with it says: v, GELU, a scale, a residual, one rounding. */
+static void test_epilogue(const vgq_weight *w, vgq_linear_call call, const void *packed,
+                          size_t nbytes)
+{
+    static float plain[CAPACITY / 4], want[CAPACITY / 4];
+    static unsigned char scratch[4 << 20];
+    const size_t y_n = call.m * w->n, size = element_nbytes[call.y_dtype];
+    vgq_linear_call floats = call;
+    floats.y_dtype = VGQ_F32;
+    floats.y = plain;
+    floats.layer_scale = floats.residual = NULL;
+    CHECK(vgq_linear_nbytes(w, &floats) <= sizeof(scratch), "room in the test");
+    CHECK(vgq_linear(packed, nbytes, &floats, scratch, sizeof(scratch)) == VGQ_OK, " ");
+    void *const y = buffer(3, y_n, size, values(call.y_dtype, numbers));
+    for (size_t i = 0; i < y_n; i++) {
+        const float scaled = plain[i] * numbers[i % w->n];
+        const float before = call.y_dtype == VGQ_F32   ? numbers[i]
+                             : call.y_dtype == VGQ_F16 ? vgq_float_of_f16(halves[0][i])
+                                                       : vgq_float_of_bf16(halves[1][i]);
+        want[i] = scaled + before;
+    }
+    call.layer_scale = buffer(6, w->n, sizeof(float), numbers);
+    call.residual = call.y = y;
+    CHECK(vgq_linear(packed, nbytes, &call, scratch, sizeof(scratch)) == VGQ_OK, " ");
+    intact(8);
+    for (size_t i = 0; i < y_n; i++) {
+        const uint16_t half =
+            call.y_dtype == VGQ_F16 ? vgq_f16_of_float(want[i]) : vgq_bf16_of_float(want[i]);
+        CHECK(memcmp((char *)y + i * size,
+                     call.y_dtype == VGQ_F32 ? (void *)&want[i] : (void *)&half, size) == 0,
+              "output %zu of %zu x %zu", i, call.m, w->n);
+    }
+}
+
 /* What surrounds a product, as bits of a word. */
 enum { BIAS = 1, NORM = 2, SCALE = 4, RESIDUAL = 8, EVERYTHING = 15 };
 
@@ -451,6 +567,15 @@ static void test_product(const vgq_weight *w, vgq_linear_call call, int around)
                 memcpy(isa ? y_isa : y_scalar, call.y, y_nbytes);
             CHECK(memcmp(call.y, isa ? y_isa : y_scalar, y_nbytes) == 0,
                   "%zu x %zu x %zu depends on where its buffers lie", call.m, w->n, w->k);
+            if (p == 0 && call.activations == VGQ_INT8_ACTIVATIONS && !call.norm.weight)
+                test_coded(w, call, packed, nbytes);
+            if (p == 0) {
+                call.x =
+                    buffer(1, x_n, element_nbytes[call.x_dtype], values(call.x_dtype, numbers));
+                if (around & NORM)
+                    call.norm.weight = buffer(4, w->k, sizeof(float), numbers + 1);
+                test_epilogue(w, call, packed, nbytes);
+            }
         }
         CHECK(!isa || !exact || memcmp(y_isa, y_scalar, y_nbytes) == 0,
               "%zu x %zu x %zu, scales %d", call.m, w->n, w->k, w->scales);

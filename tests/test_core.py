@@ -118,6 +118,16 @@ def test_instructions_that_this_cpu_may_lack(core_folder: Path, stride: int) -> 
     assert re.search(r"\(scalar, (avx2, avxvnni, )?.*amx\)", told)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
+def test_kernels_that_compute_wrongly_are_not_used(tmp_path: Path) -> None:
+    """Tables that are not confirmed on hardware try themselves; here their instructions are wrong."""
+    models = f'VGQ_MODELS="{ROOT / "tests" / "models.h"}"'
+    flags = [*FLAGS, "-O1", "-Wno-unknown-pragmas", f"-D{models}", "-DVGQ_WRONG_MODELS"]
+    flags += ["-DVGQ_CONFIRMED_AVXVNNI=0", "-DVGQ_CONFIRMED_AMX=0"]
+    shell(COMPILER, *flags, *SOURCES, "-o", tmp_path / "core", *LIBRARIES, cwd=tmp_path)
+    assert shell(tmp_path / "core", "0", cwd=tmp_path).startswith("core: refused a")
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="a counting build for x86-64")
 @pytest.mark.slow
 def test_every_branch_of_the_core_is_taken(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * For the thread sanitizer: three threads call every front at once, each with a team of four
- * (tsan_team.c), one of them under a vgq_stop that ends some of its calls. */
+ * For the thread sanitizer: three threads call every front at once while a fourth chooses
+ * instruction sets, each with a team of four (tsan_team.c), one of them under a vgq_stop that ends
+ * some of its calls. */
 #include "../csrc/vgq.h"
 
 #include <pthread.h>
@@ -20,6 +21,22 @@ static void *room(size_t nbytes)
     if (!p)
         abort();
     return p;
+}
+
+static int done;
+
+/* Chooses another instruction set and another number of threads all the time: calls that have begun
+ * keep theirs. */
+static void *choices(void *argument)
+{
+    (void)argument;
+    for (size_t i = 0; !__atomic_load_n(&done, __ATOMIC_RELAXED); i++) {
+        if (!vgq_isa_here(i))
+            i = 0;
+        vgq_use(vgq_isa_here(i));
+        vgq_set_threads(i % 2 ? 0 : 2);
+    }
+    return vgq_use(NULL) == VGQ_OK ? NULL : &wrong;
 }
 
 static void *calls(void *argument)
@@ -51,7 +68,9 @@ static void *calls(void *argument)
         unsigned char *const packed = room(nbytes);
         status |= vgq_pack(&w, packed, nbytes);
         for (int a = 0; a < VGQ_ACTIVATIONS; a++) {
-            vgq_linear_call call = {.activations = (vgq_activations)a, .m = ROWS, .x = x, .y = y};
+            const vgq_context now = vgq_context_now();
+            vgq_linear_call call = {
+                .activations = (vgq_activations)a, .m = ROWS, .x = x, .y = y, .context = &now};
             const size_t scratch_nbytes = vgq_linear_nbytes(&w, &call);
             void *const scratch = room(scratch_nbytes);
             if (scratch_nbytes)
@@ -71,16 +90,20 @@ static void *calls(void *argument)
 
 int main(void)
 {
-    pthread_t threads[CALLERS];
+    pthread_t threads[CALLERS], chooser;
     for (size_t i = 0; i < N; i++)
         x[i] = (float)(i * 2654435761u % 1000) / 500 - 1;
     if (vgq_use(NULL) != VGQ_OK)
+        return 2;
+    if (pthread_create(&chooser, NULL, choices, NULL))
         return 2;
     for (size_t i = 0; i < CALLERS; i++)
         if (pthread_create(&threads[i], NULL, calls, i ? NULL : &wrong))
             return 2;
     for (size_t i = 0; i < CALLERS; i++)
         pthread_join(threads[i], NULL);
+    __atomic_store_n(&done, 1, __ATOMIC_RELAXED);
+    pthread_join(chooser, NULL);
     printf("threads: %d callers, teams of %d, %s, status %d: no race\n", CALLERS, vgq_threads(),
            vgq_openmp(), wrong);
     return wrong != 0;

@@ -10,6 +10,15 @@
 #include <immintrin.h>
 
 ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#include "epilogue_avx512.h"
+
+static void gelu_avx512(size_t n, float *x)
+{
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 here = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
+        _mm512_mask_storeu_ps(x + i, here, vgq_gelu_avx512(_mm512_maskz_loadu_ps(here, x + i)));
+    }
+}
 
 static inline __mmask16 first(size_t n)
 {
@@ -232,6 +241,7 @@ const vgq_linear_kernels vgq_linear_avx512 = {
     .finish = finish_avx512,
     .finish16 = finish16_avx512,
     .flush = flush_avx512,
+    .gelu = gelu_avx512,
 };
 
 #endif
