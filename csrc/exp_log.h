@@ -1,49 +1,50 @@
 /* SPDX-License-Identifier: Apache-2.0
  * e^x and ln x in double, each a fixed list of correctly rounded operations: no libm, whose last
- * bit differs between machines. SIMD twins repeat the list of exp_one operation by operation. */
+ * bit differs between machines. SIMD twins repeat the list of vgq_exp_one operation by operation.
+ */
 #ifndef VGQ_EXP_LOG_H
 #define VGQ_EXP_LOG_H
 
 #include "formats.h"
 
 /* ln 2 in two parts, the first of 32 bits, so that its product with an exponent is exact. */
-#define LN2_HIGH 0x1.62e42feep-1
-#define LN2_LOW 0x1.a39ef35793c76p-33
+#define VGQ_LN2_HIGH 0x1.62e42feep-1
+#define VGQ_LN2_LOW 0x1.a39ef35793c76p-33
 /* 1.5 * 2^52: adding it rounds to an integer, which then stands in the low bits. */
-#define ROUNDER 0x1.8p52
-#define EXP_LOWEST -708.0
-#define EXP_HIGHEST 709.0
+#define VGQ_ROUNDER 0x1.8p52
+#define VGQ_EXP_LOWEST -708.0
+#define VGQ_EXP_HIGHEST 709.0
 
 /* e^x = 2^k * e^y with |y| <= ln 2 / 2; e^y by its Taylor series, whose first missing term is below
  * 2^-57. Horner's TERM(1 / i!), i from 13 down to 2. */
-#define EXP_TAYLOR(TERM)  \
-    TERM(1.0 / 479001600) \
-    TERM(1.0 / 39916800)  \
-    TERM(1.0 / 3628800)   \
-    TERM(1.0 / 362880)    \
-    TERM(1.0 / 40320)     \
-    TERM(1.0 / 5040)      \
-    TERM(1.0 / 720)       \
-    TERM(1.0 / 120)       \
-    TERM(1.0 / 24)        \
-    TERM(1.0 / 6)         \
+#define VGQ_EXP_TAYLOR(TERM) \
+    TERM(1.0 / 479001600)    \
+    TERM(1.0 / 39916800)     \
+    TERM(1.0 / 3628800)      \
+    TERM(1.0 / 362880)       \
+    TERM(1.0 / 40320)        \
+    TERM(1.0 / 5040)         \
+    TERM(1.0 / 720)          \
+    TERM(1.0 / 120)          \
+    TERM(1.0 / 24)           \
+    TERM(1.0 / 6)            \
     TERM(1.0 / 2)
-#define EXP_TAYLOR_FIRST (1.0 / 6227020800)
+#define VGQ_EXP_TAYLOR_FIRST (1.0 / 6227020800)
 
-VGQ_INLINE double exp_one(double x)
+VGQ_INLINE double vgq_exp_one(double x)
 {
     if (x != x)
         return x;
-    if (x < EXP_LOWEST)
+    if (x < VGQ_EXP_LOWEST)
         return 0;
-    if (x > EXP_HIGHEST)
+    if (x > VGQ_EXP_HIGHEST)
         return INFINITY;
-    const double shifted = x * 0x1.71547652b82fep0 /* 1 / ln 2 */ + ROUNDER;
-    const double k = shifted - ROUNDER;
-    const double y = (x - k * LN2_HIGH) - k * LN2_LOW;
-    double p = EXP_TAYLOR_FIRST;
+    const double shifted = x * 0x1.71547652b82fep0 /* 1 / ln 2 */ + VGQ_ROUNDER;
+    const double k = shifted - VGQ_ROUNDER;
+    const double y = (x - k * VGQ_LN2_HIGH) - k * VGQ_LN2_LOW;
+    double p = VGQ_EXP_TAYLOR_FIRST;
 #define TERM(t) p = p * y + t;
-    EXP_TAYLOR(TERM)
+    VGQ_EXP_TAYLOR(TERM)
 #undef TERM
     p = 1 + (y + y * y * p);
     uint64_t exponent, bits;
@@ -57,7 +58,7 @@ VGQ_INLINE double exp_one(double x)
 /* x = 2^k * m with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(s), s = (m - 1) / (m + 1), by its
  * series. The sum is arranged as in FreeBSD's e_log.c, so that m - 1, which is exact, comes in
  * last. */
-VGQ_INLINE double log_one(double x)
+VGQ_INLINE double vgq_log_one(double x)
 {
     uint64_t bits;
     memcpy(&bits, &x, sizeof(bits));
@@ -72,7 +73,8 @@ VGQ_INLINE double log_one(double x)
     double series = 2.0 / 23;
     for (int i = 21; i >= 3; i -= 2)
         series = series * z + 2.0 / i;
-    return k * LN2_HIGH - ((half_square - (s * (half_square + z * series) + k * LN2_LOW)) - f);
+    return k * VGQ_LN2_HIGH -
+           ((half_square - (s * (half_square + z * series) + k * VGQ_LN2_LOW)) - f);
 }
 
 #endif

@@ -154,7 +154,8 @@ typedef struct vgq_linear_kernels {
 #if defined(__x86_64__)
 extern const vgq_product vgq_product_int4_avx2, vgq_product_few_avx2;
 extern const vgq_product vgq_product_avx512vnni, vgq_product_few_avx512vnni;
-vgq_code_row_fn vgq_code_row_u8_avx2;
+vgq_largest_fn vgq_largest_avx2;
+vgq_code_row_fn vgq_code_row_i8_avx2, vgq_code_row_i16_avx2, vgq_code_row_u8_avx2;
 #endif
 
 /* Rows of a float tile: every table's is this or handles this. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Private: one call of the Linear, cut up. linear.c makes the plan and multiplies codes,
- * linear_float.c multiplies floats. */
+ * Private: one call of the Linear, cut up. linear_plan.c makes the plan, linear.c multiplies
+ * codes, linear_float.c floats. */
 #ifndef VGQ_LINEAR_H
 #define VGQ_LINEAR_H
 
@@ -38,6 +38,16 @@ typedef struct vgq_task {
     size_t start, end, p;
     unsigned char *own;
 } vgq_task;
+
+/* Whether a call, or the codes that it gives for k inputs, cannot be served; m is not 0 for codes.
+ */
+int vgq_bad_call(const vgq_linear_call *call);
+int vgq_bad_codes(const vgq_linear_call *call, size_t k);
+/* weight: as vgq_check_weight leaves it. */
+vgq_plan vgq_plan_of(const vgq_weight *weight, const vgq_linear_call *call);
+size_t vgq_plan_nbytes(const vgq_plan *plan);
+/* Lays the plan's scratch out from `at` on. */
+void vgq_plan_place(vgq_plan *plan, unsigned char *at);
 
 vgq_panel vgq_panel_at(const vgq_plan *plan, size_t p);
 

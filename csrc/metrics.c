@@ -201,7 +201,7 @@ static double decibels(double peak_square, double mse)
     const double ten_over_ln_10 = 0x1.15f2ced384f29p+2;
     if (mse == 0)
         return INFINITY;
-    return peak_square > 0 ? ten_over_ln_10 * log_one(peak_square / mse) : NAN;
+    return peak_square > 0 ? ten_over_ln_10 * vgq_log_one(peak_square / mse) : NAN;
 }
 
 /* sqrt(x * x) is x, so equal arrays give exactly 1; rounding could otherwise step beyond it. */
@@ -249,7 +249,7 @@ vgq_status vgq_log(size_t n, const double *x, double *y)
     vgq_float_mode mode;
     vgq_float_enter(&mode);
     for (size_t i = 0; i < n && !vgq_stopped_at(i); i++)
-        y[i] = log_one(x[i]);
+        y[i] = vgq_log_one(x[i]);
     vgq_float_leave(&mode);
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }

@@ -48,8 +48,8 @@ VGQ_INLINE void vgq_add_to_range(float r, float c, vgq_moments *m)
 VGQ_INLINE void vgq_add_entropy(const double sums[VGQ_SOFTMAX_SUMS], vgq_entropy *total)
 {
     const double sum_r = sums[VGQ_SOFTMAX_R], sum_c = sums[VGQ_SOFTMAX_C];
-    const double divergence = sums[VGQ_SOFTMAX_KL] / sum_r + log_one(sum_c / sum_r);
-    total->cross_entropy += log_one(sum_c) + sums[VGQ_SOFTMAX_CROSS] / sum_r;
+    const double divergence = sums[VGQ_SOFTMAX_KL] / sum_r + vgq_log_one(sum_c / sum_r);
+    total->cross_entropy += vgq_log_one(sum_c) + sums[VGQ_SOFTMAX_CROSS] / sum_r;
     total->kl_divergence += divergence > 0 ? divergence : 0; /* rounding can leave -1e-16 */
 }
 

@@ -100,7 +100,7 @@ def mutants(file: str) -> list[Mutant]:
     text = re.sub(r"/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.S)
     found = []
     for number, line in enumerate(text.splitlines()):
-        constants = re.match(r"\s*#define (LN2|ROUNDER|EXP_\w+ )|\s*TERM\(1", line)
+        constants = re.match(r"\s*#define (LN2|VGQ_ROUNDER|EXP_\w+ )|\s*TERM\(1", line)
         declares = re.match(r"(static|VGQ_INLINE|extern|const vgq_|typedef|[a-z]).*[({,]$", line)
         if declares or (line.lstrip().startswith("#") and not constants):
             continue

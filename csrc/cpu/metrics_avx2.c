@@ -130,23 +130,24 @@ static float peak_avx2(size_t n, const float *x)
     return peak;
 }
 
-/* exp_one, operation by operation. */
+/* vgq_exp_one, operation by operation. */
 static inline __m256d exp4(__m256d x)
 {
     const __m256d shifted =
-        _mm256_add_pd(_mm256_mul_pd(x, set4(0x1.71547652b82fep0)), set4(ROUNDER));
-    const __m256d k = _mm256_sub_pd(shifted, set4(ROUNDER));
-    const __m256d y = _mm256_sub_pd(_mm256_sub_pd(x, _mm256_mul_pd(k, set4(LN2_HIGH))),
-                                    _mm256_mul_pd(k, set4(LN2_LOW)));
-    __m256d p = set4(EXP_TAYLOR_FIRST);
+        _mm256_add_pd(_mm256_mul_pd(x, set4(0x1.71547652b82fep0)), set4(VGQ_ROUNDER));
+    const __m256d k = _mm256_sub_pd(shifted, set4(VGQ_ROUNDER));
+    const __m256d y = _mm256_sub_pd(_mm256_sub_pd(x, _mm256_mul_pd(k, set4(VGQ_LN2_HIGH))),
+                                    _mm256_mul_pd(k, set4(VGQ_LN2_LOW)));
+    __m256d p = set4(VGQ_EXP_TAYLOR_FIRST);
 #define TERM(t) p = _mm256_add_pd(_mm256_mul_pd(p, y), set4(t));
-    EXP_TAYLOR(TERM)
+    VGQ_EXP_TAYLOR(TERM)
 #undef TERM
     p = _mm256_add_pd(set4(1), _mm256_add_pd(y, _mm256_mul_pd(_mm256_mul_pd(y, y), p)));
     p = _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(p),
                                              _mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)));
-    p = _mm256_blendv_pd(p, set4(INFINITY), _mm256_cmp_pd(x, set4(EXP_HIGHEST), _CMP_GT_OQ));
-    p = _mm256_blendv_pd(p, _mm256_setzero_pd(), _mm256_cmp_pd(x, set4(EXP_LOWEST), _CMP_LT_OQ));
+    p = _mm256_blendv_pd(p, set4(INFINITY), _mm256_cmp_pd(x, set4(VGQ_EXP_HIGHEST), _CMP_GT_OQ));
+    p = _mm256_blendv_pd(p, _mm256_setzero_pd(),
+                         _mm256_cmp_pd(x, set4(VGQ_EXP_LOWEST), _CMP_LT_OQ));
     return _mm256_blendv_pd(p, x, _mm256_cmp_pd(x, x, _CMP_UNORD_Q));
 }
 
@@ -187,7 +188,7 @@ static void exp_avx2(size_t n, const double *x, double *y)
     for (; i + 4 <= n; i += 4)
         _mm256_storeu_pd(y + i, exp4(_mm256_loadu_pd(x + i)));
     for (; i < n; i++)
-        y[i] = exp_one(x[i]);
+        y[i] = vgq_exp_one(x[i]);
 }
 
 /* ---- structural similarity ----------------------------------------------------------------------

@@ -27,9 +27,9 @@ static void softmax_scalar(size_t n, const float *r, float r_peak, const float *
     for (size_t i = 0; i < n; i++) {
         const size_t lane = i % VGQ_LANES;
         const double a = (double)r[i] - r_peak, b = (double)c[i] - c_peak;
-        const double ea = exp_one(a);
+        const double ea = vgq_exp_one(a);
         lanes[VGQ_SOFTMAX_R][lane] += ea;
-        lanes[VGQ_SOFTMAX_C][lane] += exp_one(b);
+        lanes[VGQ_SOFTMAX_C][lane] += vgq_exp_one(b);
         lanes[VGQ_SOFTMAX_CROSS][lane] += ea * -b;
         lanes[VGQ_SOFTMAX_KL][lane] += ea * (a - b);
     }
@@ -71,7 +71,7 @@ static double ssim_down_scalar(size_t n, const vgq_ssim_row *const rows[VGQ_SSIM
 static void exp_scalar(size_t n, const double *x, double *y)
 {
     for (size_t i = 0; i < n; i++)
-        y[i] = exp_one(x[i]);
+        y[i] = vgq_exp_one(x[i]);
 }
 
 const vgq_metrics_kernels vgq_metrics_scalar = {

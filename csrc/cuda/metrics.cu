@@ -136,9 +136,9 @@ static __global__ void entropy_rows_kernel(size_t rows, size_t cols, array r, ar
     for (size_t i = threadIdx.x % VGQ_LANES; i < n; i += VGQ_LANES) {
         const double a = (double)element(r, row * cols + i) - r_peak;
         const double b = (double)element(c, row * cols + i) - c_peak;
-        const double ea = exp_one(a);
+        const double ea = vgq_exp_one(a);
         sums[VGQ_SOFTMAX_R] += ea;
-        sums[VGQ_SOFTMAX_C] += exp_one(b);
+        sums[VGQ_SOFTMAX_C] += vgq_exp_one(b);
         sums[VGQ_SOFTMAX_CROSS] += ea * -b;
         sums[VGQ_SOFTMAX_KL] += ea * (a - b);
     }
