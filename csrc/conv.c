@@ -123,7 +123,9 @@ static vgq_conv_plan conv_plan_of(const vgq_weight *w, const vgq_conv_call *call
     const vgq_context now = call->context ? *call->context : vgq_context_now();
     vgq_conv_plan plan = {.w = *w, .call = *call, .kernels = now.kernels};
     const vgq_product *const *way = plan.kernels->linear.products;
-    while ((*way)->applies) /* the last one takes any lines, and bytes as they are packed */
+    const size_t lines = call->out_height * call->out_width;
+    /* One whose operand may be cut between the rows of a kernel; the last one can, and applies. */
+    while (!(*way)->weight_nbytes || ((*way)->applies && !(*way)->applies(w, lines)))
         way++;
     const vgq_product *const product = plan.product = *way;
     plan.at = vgq_layout_of(&plan.w);

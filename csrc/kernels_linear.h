@@ -86,7 +86,8 @@ typedef struct vgq_product {
     int32_t offset;            /* what the operand's elements stand above the weights */
     int whole_offset;          /* 1: prepare's offsets are subtracted as they are; 0: times the sum
                                   of the row's codes */
-    size_t weight_nbytes;      /* of an element of an operand that may be cut between groups */
+    size_t weight_nbytes;      /* of an element of an operand that may be cut between inputs; 0: it
+                                  may not be, or is never for groups with scales of their own */
     /* Bytes of the operand in scratch, and how it is made from the panel and its bytes (those NULL
      * with `nibbles`); offset holds `offset` and may be changed. NULL: the operand is what the
      * product reads. */

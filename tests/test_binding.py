@@ -156,9 +156,7 @@ def test_shapes_that_do_not_fit(name: str, shape: tuple[int, int, int]) -> None:
     refused(name, at, shape, ValueError, "size")
 
 
-@pytest.mark.parametrize(
-    "shape", [(N, K, 12), (N, K, 0), (0, K, G), (N, 0, G), (2**62, K, G)]
-)
+@pytest.mark.parametrize("shape", [(N, K, 12), (N, K, 0), (0, K, G), (N, 0, G), (2**62, K, G)])
 def test_weights_that_cannot_be_packed(shape: tuple[int, int, int]) -> None:
     assert _cpu.packed_nbytes("i4", "two_level", shape, False) == 0
     refused("pack", 2, shape, ValueError, "sizes|32-bit")

@@ -249,12 +249,79 @@ static void tile_amx(size_t rows, const vgq_operand *w, const void *codes, size_
     tile_release();
 }
 
+/* ---- any inputs of a panel as it is packed ----------------------------------------------------
+ */
+
+enum { STEP = 4 * VGQ_PANEL /* bytes of a panel's four inputs */ };
+
+/* 64 inputs of both row blocks (of one where `both` is not) and of 32 columns. */
+static inline void multiply(int both, const int8_t *q, size_t ld, const uint8_t *bytes,
+                            size_t stride)
+{
+    tile_load(4, q, ld);
+    tile_load(6, bytes, stride);
+    tile_load(7, bytes + STRIPE, stride);
+    tile_multiply(0, 4, 6);
+    tile_multiply(1, 4, 7);
+    if (both) {
+        tile_load(5, q + ROWS * ld, ld);
+        tile_multiply(2, 5, 6);
+        tile_multiply(3, 5, 7);
+    }
+}
+
+static void tile_slice_amx(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
+                           const int32_t *sums, int32_t *acc)
+{
+    const size_t whole = w->k / STRIPE * STRIPE, rest = w->k - whole;
+    const int both = rows > ROWS;
+    int8_t last[2 * ROWS * STRIPE]; /* the inputs after the last 64, and zeros */
+    uint8_t bytes[ROWS * 2 * STRIPE];
+    (void)sums;
+    memset(last, 0, rest ? sizeof(last) : 0);
+    memset(bytes, 0, rest ? sizeof(bytes) : 0);
+    for (size_t r = 0; r < rows && rest; r++)
+        memcpy(last + r * STRIPE, (const int8_t *)codes + r * ld + whole, rest);
+    const tile_shapes shapes = shapes_of(rows);
+    tile_configure(&shapes);
+    for (size_t half = 0; half < 2; half++) {
+        const uint8_t *const panel = (const uint8_t *)w->data + half * 2 * STRIPE;
+        tile_zero(0);
+        tile_zero(1);
+        if (both) {
+            tile_zero(2);
+            tile_zero(3);
+        }
+        for (size_t i = 0; i < whole; i += STRIPE)
+            multiply(both, (const int8_t *)codes + i, ld, panel + i * VGQ_PANEL, STEP);
+        if (rest) {
+            for (size_t s = 0; s < rest / 4; s++)
+                memcpy(bytes + s * 2 * STRIPE, panel + whole * VGQ_PANEL + s * STEP, 2 * STRIPE);
+            multiply(both, last, STRIPE, bytes, 2 * STRIPE);
+        }
+        int32_t *const to = acc + half * 2 * ROWS;
+        tile_store(0, to, VGQ_PANEL * sizeof(int32_t));
+        tile_store(1, to + ROWS, VGQ_PANEL * sizeof(int32_t));
+        if (both) {
+            tile_store(2, to + ROWS * VGQ_PANEL, VGQ_PANEL * sizeof(int32_t));
+            tile_store(3, to + ROWS * VGQ_PANEL + ROWS, VGQ_PANEL * sizeof(int32_t));
+        }
+    }
+    tile_release();
+}
+
 ISA_END
 
 /* For fewer lines, preparing a panel and half-empty tiles would cost more than they gain. */
 static int many_lines(const vgq_weight *w, size_t lines)
 {
     return w->scales != VGQ_PER_GROUP && lines > VGQ_FEW_LINES;
+}
+
+static int many_lines_of_slices(const vgq_weight *w, size_t lines)
+{
+    (void)w;
+    return lines > VGQ_FEW_LINES;
 }
 
 static const vgq_product product_amx = {
@@ -268,8 +335,17 @@ static const vgq_product product_amx = {
     .strip = strip_amx,
 };
 
-static const vgq_product *const products_amx[] = {&product_amx, &vgq_product_few_avx512vnni,
-                                                  &vgq_product_avx512vnni, NULL};
+static const vgq_product product_slices_amx = {
+    .applies = many_lines_of_slices,
+    .mr = BLOCK,
+    .code_nbytes = 1,
+    .weight_nbytes = 1,
+    .offset = 128,
+    .tile = tile_slice_amx,
+};
+
+static const vgq_product *const products_amx[] = {
+    &product_amx, &product_slices_amx, &vgq_product_few_avx512vnni, &vgq_product_avx512vnni, NULL};
 
 const vgq_linear_kernels vgq_linear_amx = {.products = products_amx};
 
