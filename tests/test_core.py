@@ -120,7 +120,7 @@ def test_instructions_that_this_cpu_may_lack(core_folder: Path, stride: int) -> 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
 def test_kernels_that_compute_wrongly_are_not_used(tmp_path: Path) -> None:
-    """Tables that are not confirmed on hardware try themselves; here their instructions are wrong."""
+    """Tables not confirmed on hardware try themselves; here their instructions are wrong."""
     models = f'VGQ_MODELS="{ROOT / "tests" / "models.h"}"'
     flags = [*FLAGS, "-O1", "-Wno-unknown-pragmas", f"-D{models}", "-DVGQ_WRONG_MODELS"]
     flags += ["-DVGQ_CONFIRMED_AVXVNNI=0", "-DVGQ_CONFIRMED_AMX=0"]
