@@ -48,7 +48,17 @@ def arguments() -> dict[str, list[Any]]:
         "pack": ["i4", "two_level", SHAPE, q, scale, factor, None, packed.copy()],
         "packed_weight": [packed],
         "unpack": [packed, q.copy(), scale.copy(), factor.copy(), None],
-        "linear": [packed, "int8", x, floats[:N].copy(), False, floats[:N].copy(), y.copy(), y],
+        "linear": [
+            packed,
+            "int8",
+            x,
+            (None, None, 0.0),
+            floats[:N].copy(),
+            False,
+            floats[:N].copy(),
+            y.copy(),
+            y,
+        ],  # fmt: skip
     }
 
 
@@ -60,7 +70,7 @@ OUTPUTS = {
     "two_level": [2, 3, 4, 5],
     "pack": [7],
     "unpack": [1, 2, 3],
-    "linear": [7],
+    "linear": [8],
 }
 ARRAYS = [
     (name, at)
