@@ -805,7 +805,8 @@ def json_schema() -> dict[str, Any]:
     """The JSON schema of Document; keys that no type has are not allowed in what we write."""
     (found,), parts = msgspec.json.schema_components((Document,), ref_template="#/$defs/{name}")
     for part in parts.values():
-        part.pop("title", None)
+        for key in ("title", "description"):
+            part.pop(key, None)
         for one in part.get("properties", {}).values():
             one.pop("default", None)
         if "properties" in part:
