@@ -61,6 +61,9 @@ def same(path: Path, wanted: dict[str, torch.Tensor]) -> bool:
 def test_same_layers_and_codes_as_in_memory(
     config: vq.QuantizationConfig, zoo: Path, tmp_path: Path
 ) -> None:
+    if config.convolutions != "float":  # a file does not tell them, and Zoo is nobody's model
+        assert "packs convolutions, which takes the model" in refused(zoo, tmp_path, config)
+        return
     done = quantize_file(zoo, config, tmp_path / "a.safetensors")
     model = Zoo()
     assert same(tmp_path / "a.safetensors", in_memory(model, config))
@@ -393,6 +396,8 @@ def test_info(zoo: Path, tmp_path: Path) -> None:
 
 def test_dequantize(config: vq.QuantizationConfig, zoo: Path, tmp_path: Path) -> None:
     packed, out = tmp_path / "a.safetensors", tmp_path / "float.safetensors"
+    if config.convolutions != "float":
+        pytest.skip("Zoo's convolutions are packed in memory only")
     quantize_file(zoo, config, packed)
     inspection.dequantize(packed, out)
     state = safetensors.torch.load_file(out)
@@ -484,7 +489,7 @@ def test_command_with_a_budget(
         assert code == 2 and err.count("\n") == 1
 
 
-def test_packed_files_are_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packed_files_are_models(tmp_path: Path) -> None:
     from vggtquant import models
 
     model = TinyVGGT().eval()
@@ -492,9 +497,9 @@ def test_packed_files_are_models(tmp_path: Path, capsys: pytest.CaptureFixture[s
     save(model, tmp_path / "a.safetensors")
     loaded = models.load_model(tmp_path / "a.safetensors")
     assert loaded.image_size == 112 and not loaded.model.training
-    words = ("evaluate", "--model", tmp_path / "a.safetensors", "--output_dir", tmp_path / "out")
-    code, _, err = run(capsys, *words)
-    assert code == 2 and "is quantized already" in err
+    images = torch.rand(2, 3, 28, 28)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(images)["depth"], model(images)["depth"])
 
 
 def test_pages_are_given_back(tmp_path: Path) -> None:

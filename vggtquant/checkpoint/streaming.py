@@ -173,6 +173,11 @@ def _as_a_model(
     """Through the model itself: names and shapes do not tell what its convolutions do."""
     if max_bytes is not None:
         raise UserError(f"max_bytes is for Linear layers; {config.name} packs convolutions too")
+    if found.model is None and not architectures.recognised(found.shapes, found.place.settings):
+        raise UserError(
+            f"{config.name} packs convolutions, which takes the model, and that of "
+            f"{found.place.name} is not known; quantize_model(model, …) and save do it"
+        )
     whole = instantiate(found).eval()
     model.quantize_model(whole, config, include=include, exclude=exclude, configs=configs)
     source = Source(found.place.name, found.sha256(), found.place.licence, found.nbytes)
