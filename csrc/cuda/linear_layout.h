@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * How a weight lies in GPU memory: plain C, read by the packer (csrc/linear_cuda.c) and by the
+ * How a weight lies in GPU memory: plain C, read by the packer (csrc/pack_cuda.c) and by the
  * kernels (linear.cuh).
  *
  *      header | scale | column | panel 0 | panel 1 | ...     64 outputs a panel, the last one
