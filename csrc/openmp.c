@@ -201,7 +201,8 @@ int vgq_limit_threads(int n)
 int vgq_threads(void)
 {
     const runtime *const r = openmp();
-    const int most = wanted ? wanted : r ? r->max_threads() : 1;
+    const int set = wanted; /* read once: another thread may set it */
+    const int most = set ? set : r ? r->max_threads() : 1;
     if (forked)
         return 1;
     return limit && limit < most ? limit : most;
