@@ -12,6 +12,7 @@ import ctypes
 import math
 import mmap
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -64,6 +65,13 @@ def use_isa(name: str | None) -> None:
             f"these do: {', '.join(isas())}"
         ) from error
 
+
+if _refused := _cpu.isas_refused():
+    warnings.warn(
+        f"the kernels for {', '.join(_refused)} gave other results than the scalar ones on this "
+        f"machine and are not used; {isa()} is",
+        stacklevel=2,
+    )
 
 if "VGGTQUANT_ISA" in os.environ:  # once, before anything is computed
     use_isa(os.environ["VGGTQUANT_ISA"])
