@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from ..schema import Difference, Document, Kind, Row
 from . import columns, labels
@@ -375,10 +376,13 @@ def has_differences(document: Document, told: Told) -> bool:
 def _legend_below(
     axis: Axes, handles: Sequence[Any], names: Sequence[str], columns: int = 4
 ) -> None:
-    """A legend under the axis label."""
+    """A legend under the axis label, at a distance in points, whatever the chart's height."""
+    figure = axis.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    below = axis.transAxes + ScaledTranslation(0, -40 / 72, figure.dpi_scale_trans)
     axis.legend(
-        handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.09), fontsize=8, ncols=columns,
-        frameon=False, handletextpad=0.4, columnspacing=1.0,
+        handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), bbox_transform=below,
+        fontsize=8, ncols=columns, frameon=False, handletextpad=0.4, columnspacing=1.0,
     )  # fmt: skip
 
 
