@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from ..about import VERSION
 from ..errors import UserError
-from . import evaluation, packed, run
+from . import evaluation, packed, report, run
 from .options import FOLDER
 
 DESCRIPTION = "Quantize the VGGT multi-view transformer for real, and measure what it costs."
@@ -142,6 +142,11 @@ COMMANDS: dict[
         "put the shards of an evaluation together into one report",
         evaluation.add_merge_arguments,
         evaluation.merge,
+    ),
+    "report": (
+        "write an experiment report with figures and tables of results of evaluate",
+        report.add_arguments,
+        report.main,
     ),
     "run": (
         "reconstruct a scene from pictures with a (quantized) model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,10 +222,37 @@ class Report:
         row = self.document.row(found.scheme)
         return None if row is None else row.config
 
-    def write(self, folder: str | Path) -> list[Path]:
-        """Writes the report's files into a folder, made if missing; returns their paths."""
+    def write(
+        self,
+        folder: str | Path,
+        format: str | None = None,
+        language: str = "en",
+        core: bool = False,
+    ) -> list[Path]:
+        """Writes the report's files into a folder, made if missing; returns their paths.
+
+        Args:
+            format: md, latex, html or docx: an experiment report with figures and tables as files,
+                as `vggtquant report` writes; None: the files of `vggtquant evaluate`.
+            language: of the experiment report, en or zh.
+            core: the experiment report has the eight schemes alone.
+
+        Raises:
+            UserError: an unknown format or language, no python-docx for docx.
+        """
         from .present import files
 
+        if format is not None:
+            from .present import paper
+
+            return paper.write(
+                self.document,
+                folder,
+                form=format,
+                language=language,
+                core=core,
+                warn=lambda words: warnings.warn(words, stacklevel=3),
+            )
         return files.write(writable_folder(Path(folder).expanduser()), self.document)
 
     def __str__(self) -> str:

@@ -48,7 +48,7 @@ _DECADES = 5  # that the axis of errors shows, from the largest down
 _OUTPUT_MARKERS = "osD^vP*X<>"
 _OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
 # No date, and names of elements that do not change: the same document gives the same bytes.
-_RC: Any = {"svg.hashsalt": "vggtquant", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
+RC: Any = {"svg.hashsalt": "vggtquant", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
 
 
 def kind(row: Row) -> str:
@@ -100,22 +100,26 @@ def png(document: Document) -> bytes:
         frameon=False,
     )
     file = io.BytesIO()
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure.savefig(file, format="png", metadata={"Software": "vggtquant"})
     return file.getvalue()
 
 
-def svg(document: Document, name: str) -> str:
-    """One of CHARTS, or of the differences in TOLD, as an SVG element."""
+def figure(document: Document, name: str) -> Figure:
+    """One of CHARTS, or of the differences in TOLD, as a figure of its own."""
     chart = CHARTS[name]
     height = 1.5 + 0.27 * len(document.schemes) if chart.by_row else 4.6
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(7.2, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        axis = figure.subplots()
-        chart.draw(axis, document)
+    made = Figure(figsize=(7.2, height), layout="constrained")
+    FigureCanvasAgg(made)
+    chart.draw(made.subplots(), document)
+    return made
+
+
+def svg(document: Document, name: str) -> str:
+    """The same as an SVG element."""
+    with matplotlib.rc_context(RC):
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        figure(document, name).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     found = file.getvalue()
     return found[found.index("<svg") :]
 
@@ -123,7 +127,7 @@ def svg(document: Document, name: str) -> str:
 # ---- a bar a scheme ------------------------------------------------------------------------------
 
 
-def _schemes_axis(axis: Axes, rows: Sequence[Row]) -> None:
+def schemes_axis(axis: Axes, rows: Sequence[Row]) -> None:
     """Schemes from top to bottom, numbered, so that charts beside each other share their rows."""
     axis.set_ylim(len(rows) - 0.4, -0.6)
     names = [f"{row.name}  {number}" for number, row in enumerate(rows, 1)]
@@ -167,7 +171,7 @@ def _bars(column: Column, unit: str, *, scale: float = 1.0, reference: float | N
 
     def draw(axis: Axes, document: Document) -> None:
         rows = document.schemes
-        _schemes_axis(axis, rows)
+        schemes_axis(axis, rows)
         axis.set_xlabel(unit)
         ends = [0.0]
         for place, row in enumerate(rows):
@@ -227,7 +231,7 @@ def _log_axis(axis: Axes) -> None:
 def _mae(axis: Axes, document: Document) -> None:
     """MAE of every output, since no single one stands for the model."""
     rows = document.schemes
-    _schemes_axis(axis, rows)
+    schemes_axis(axis, rows)
     axis.set_xlabel("MAE against FP32, each output in its own unit (log scale)")
     _log_axis(axis)
     names = list(rows[0].metrics)
@@ -336,7 +340,7 @@ def _differences(told: Told) -> Draw:
     def draw(axis: Axes, document: Document) -> None:
         found = _against(document, told)
         rows = [row for row, _ in found]
-        _schemes_axis(axis, rows)
+        schemes_axis(axis, rows)
         axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8.5)
         better = "right" if document.statistics.larger_is_better.get(told.score) else "left"
         axis.set_xlabel(f"minus FP32, {told.unit}; {better} is better")
