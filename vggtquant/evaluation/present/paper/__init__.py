@@ -65,7 +65,8 @@ def write(
         warn(NO_FONT)
     drawn = dict(figures.files(shown, language))
     made = {f"figures/{name}": found for name, found in drawn.items()}
-    made |= {f"tables/{block.name}.csv": _csv(block) for block in blocks if _has_csv(block)}
+    grids = [block for block in blocks if isinstance(block, Grid) and block.name is not None]
+    made |= {f"tables/{grid.name}.csv": _csv(grid) for grid in grids}
     title = say("title", model=document.model.name)
     made[_NAMES[form]] = _set(form, title, blocks, document, language, drawn)
     for name, found in made.items():
@@ -78,15 +79,10 @@ def _one_of(what: str, seen: str, wanted: tuple[str, ...]) -> None:
         raise UserError(f"no {what} {seen!r}; wanted one of {', '.join(wanted)}")
 
 
-def _has_csv(block: Block) -> bool:
-    return isinstance(block, Grid) and block.name is not None
-
-
-def _csv(block: Block) -> bytes:
+def _csv(grid: Grid) -> bytes:
     """With a byte order mark, without which spreadsheets misread Chinese."""
-    assert isinstance(block, Grid)
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(block.exact)
+    csv.writer(file, lineterminator="\n").writerows(grid.exact)
     return file.getvalue().encode("utf-8-sig")
 
 

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +39,7 @@ CHINESE = (
 )
 """Fonts with simplified Chinese characters, the first that is installed is used."""
 
+_CHINESE_FILES = "cjk|sourcehan|msyh|pingfang|simhei|wqy"
 _SQUEEZED = 6.0  # the largest bar over the median one from which on bars are on a log scale
 _META: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
@@ -46,6 +50,9 @@ _META: dict[str, dict[str, Any]] = {
 
 def chinese_font() -> str | None:
     """The name of an installed font with Chinese characters; None without one."""
+    for path in font_manager.findSystemFonts():  # matplotlib's own list may be older than a font
+        if re.search(_CHINESE_FILES, Path(path).name.lower()):
+            font_manager.fontManager.addfont(path)
     there = set(font_manager.get_font_names())
     return next((name for name in CHINESE if name in there), None)
 
@@ -58,19 +65,32 @@ def names(document: Document) -> list[str]:
 def files(document: Document, language: str) -> Iterator[tuple[str, bytes]]:
     """File name and content of each figure in each format; labels are English without a font."""
     font = chinese_font() if language == "zh" else None
-    families = [font, "DejaVu Sans"] if font else ["DejaVu Sans"]
+    families = ["DejaVu Sans", font] if font else ["DejaVu Sans"]
     rc: Any = charts.RC | {"font.family": families, "axes.unicode_minus": False, "pdf.fonttype": 42}
-    with matplotlib.rc_context(rc):
+    with matplotlib.rc_context(rc), _no_words_on_weights():
         for name in names(document):
             figure = _figure(document, name)
             if font:
                 _translate(figure)
+            figure.set_dpi(300)
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # placed once, for all formats
             for form in FORMATS:
                 file = io.BytesIO()
                 figure.savefig(file, format=form, dpi=300, metadata=_META[form])
                 yield f"{name}.{form}", file.getvalue()
+
+
+@contextlib.contextmanager
+def _no_words_on_weights() -> Iterator[None]:
+    """Some Chinese fonts have one weight, of which matplotlib would tell at each text."""
+    log = logging.getLogger("matplotlib.font_manager")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _figure(document: Document, name: str) -> Figure:
@@ -117,6 +137,7 @@ def _metrics(document: Document, output: str) -> Figure:
     rows = [row for row in document.schemes if row.kind is not Kind.BASELINE]
     figure = Figure(figsize=(11.0, 2.2 + 0.42 * max(4, len(rows))), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.1)
     axes = figure.subplots(2, 4, sharey=True)
     units = {one.name: one.unit for one in document.metrics}
     for axis, name in zip(axes.flat, content.EIGHT, strict=True):
