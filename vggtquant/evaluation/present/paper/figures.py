@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from ...schema import Document, Kind
-from .. import charts
+from .. import charts, labels
 from . import content
 
 FORMATS = ("svg", "pdf", "png")
@@ -133,8 +133,18 @@ def _stretch(figure: Figure) -> None:
 
 
 def _metrics(document: Document, output: str) -> Figure:
-    """The eight metrics of an output, a panel each, with the schemes in the same order."""
-    rows = [row for row in document.schemes if row.kind is not Kind.BASELINE]
+    """The eight metrics of an output, a panel each, with the schemes in the same order.
+
+    Float references far below every scheme are left out, as in the chart of the trade-off.
+    """
+    errors = {row.name: row.error for row in document.finished() if row.error is not None}
+    references = [row.name for row in document.schemes if row.kind is Kind.REFERENCE]
+    shown = labels.beside_others(errors, references)
+    rows = [
+        row
+        for row in document.schemes
+        if row.kind is not Kind.BASELINE and (row.name in shown or row.name not in references)
+    ]
     figure = Figure(figsize=(11.0, 2.2 + 0.42 * max(4, len(rows))), layout="constrained")
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.1)
