@@ -202,19 +202,25 @@ def readings(document: Document, score: str) -> dict[Reading, list[str]]:
     return found
 
 
+def _all(document: Document, say: Phrases, names: list[str]) -> str:
+    """Names, or a word where they are those of every scheme that finished."""
+    there = len(scored(document))
+    return say("all_schemes", count=there) if len(names) == there > 3 else say.names(names)
+
+
 def scores(document: Document, say: Phrases) -> Iterator[str]:
     """For each task score, which differences from FP32 are shown, and which are not."""
     seen = False
     for score, (title, _) in SCORES.items():
         found = readings(document, score)
         sentences = [
-            say(key, score=say(title), names=say.names(found[reading]))
+            say(key, names=_all(document, say, found[reading]))
             for reading, key in _READINGS.items()
             if reading in found
         ]
         if sentences:
             seen = True
-            yield say.sentences(sentences)
+            yield say.sentences([say("score_topic", score=say(title)), *sentences])
     statistics = document.statistics
     if seen and statistics.note is None:
         yield say(

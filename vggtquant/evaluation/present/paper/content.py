@@ -186,6 +186,13 @@ def _method(document: Document, say: Phrases) -> Iterator[Block]:
         yield formula
     if any(row.config.quantize_activations for row in document.schemes):
         yield Paragraph(say("activations"))
+    beyond = [
+        row.name
+        for row in document.schemes
+        if row.config.attention != "float" or row.config.fuse or row.config.convolutions != "float"
+    ]
+    if beyond:
+        yield Paragraph(say("beyond_linear", names=say.names(beyond)))
     yield Paragraph(say("metrics_text"))
     facts = {one.name: one for one in document.metrics}
     yield Grid(
