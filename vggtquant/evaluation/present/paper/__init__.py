@@ -128,7 +128,7 @@ _TEX = {
     "%": r"\%",
     "$": r"\$",
     "#": r"\#",
-    "_": r"\_",
+    "_": r"\_\allowbreak{}",  # names of schemes are long
     "{": r"\{",
     "}": r"\}",
     "~": r"\textasciitilde{}",
