@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What the files of the C core's test share: core.c runs all, core_values.c says values another
- * way, core_attention.c the exponentials of attention, core_conv.c convolutions, core_errors.c gives
- * what is refused, core_stop.c stops calls, core_teams.c tries threads, forks and OpenMP runtimes.
+ * way, core_attention.c the exponentials of attention, core_conv.c convolutions, core_errors.c
+ * gives what is refused, core_stop.c stops calls, core_teams.c tries threads, forks and OpenMP
+ * runtimes.
  */
 #ifndef CORE_H
 #define CORE_H

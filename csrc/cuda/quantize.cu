@@ -432,8 +432,7 @@ vgq_status vgq_two_level_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, f
 {
     const size_t elements = shape.rows * shape.cols;
     if (vgq_bad_shape(dtype, shape) || (elements && (!x || !factor)) ||
-        (shape.rows && (!channel_scale || !error)) ||
-        shape.rows > VGQ_MOST_BLOCKS)
+        (shape.rows && (!channel_scale || !error)) || shape.rows > VGQ_MOST_BLOCKS)
         return VGQ_EINVAL;
     if (!shape.rows)
         return VGQ_OK;
