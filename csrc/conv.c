@@ -6,209 +6,11 @@
  * pixels later: one call of the Linear's tile multiplies a row of the kernel with as many pixels
  * as it has rows, and no picture is ever copied into a matrix. A task is some rows of one picture;
  * it codes them as it comes to them, so that they are still in the cache. */
-#include "packed.h"
-#include "tasks.h"
+#include "conv.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
-enum {
-    BLOCK_PIXELS = 512, /* whose codes are made before they are multiplied, at least */
-    LEAST_ROWS = 4,     /* of a task: the rows around it are coded twice */
-    STEP = 8            /* inputs that a tile takes at least */
-};
-
 #define UNSIGNED_HIGHEST 254.0f /* codes -127..127, less their zero point of -127 */
-
-static size_t aligned(size_t nbytes) { return vgq_round_up(nbytes, VGQ_ALIGN); }
-
-size_t vgq_conv_channels(size_t channels) { return vgq_round_up(channels, STEP); }
-
-/* ---- rows of pictures as floats ---------------------------------------------------------------
- */
-
-/* Where an output row or column of a resized picture lies in its source. */
-typedef struct vgq_place {
-    size_t first, second;
-    float weight; /* of the second */
-} vgq_place;
-
-static vgq_place place_of(size_t i, size_t size, size_t source)
-{
-    const double at = size > 1 ? (double)i * (double)(source - 1) / (double)(size - 1) : 0;
-    const size_t first = (size_t)at;
-    return (vgq_place){first, vgq_min(first + 1, source - 1), (float)(at - (double)first)};
-}
-
-/* Pictures as they are read: resized where the sizes differ. */
-typedef struct vgq_pictures {
-    const vgq_kernels *kernels;
-    const void *x;
-    vgq_dtype dtype;
-    size_t height, width, channels, source_height, source_width;
-} vgq_pictures;
-
-static int resized(const vgq_pictures *p)
-{
-    return p->height != p->source_height || p->width != p->source_width;
-}
-
-/* Floats of scratch for source_floats. */
-static size_t source_length(const vgq_pictures *p)
-{
-    return (resized(p) ? 3 : 1) * p->source_width * p->channels;
-}
-
-static const float *stored_row(const vgq_pictures *p, size_t picture, size_t y, float *buffer)
-{
-    const size_t n = p->source_width * p->channels;
-    return vgq_floats(p->kernels, p->dtype, p->x, (picture * p->source_height + y) * n, n, buffer);
-}
-
-/* Row y of a picture, of the source's width. */
-static const float *source_floats(const vgq_pictures *p, size_t picture, size_t y, float *buffer)
-{
-    if (!resized(p))
-        return stored_row(p, picture, y, buffer);
-    const vgq_place place = place_of(y, p->height, p->source_height);
-    const size_t n = p->source_width * p->channels;
-    const float *const first = stored_row(p, picture, place.first, buffer);
-    const float *const second = stored_row(p, picture, place.second, buffer + n);
-    p->kernels->conv.lerp(n, first, second, place.weight, buffer + 2 * n);
-    return buffer + 2 * n;
-}
-
-/* Pixel x of a row of source_floats. */
-static const float *pixel_floats(const vgq_pictures *p, const float *row, size_t x, float *buffer)
-{
-    if (!resized(p))
-        return row + x * p->channels;
-    const vgq_place place = place_of(x, p->width, p->source_width);
-    p->kernels->conv.lerp(p->channels, row + place.first * p->channels,
-                          row + place.second * p->channels, place.weight, buffer);
-    return buffer;
-}
-
-/* ---- the plan ---------------------------------------------------------------------------------
- */
-
-typedef struct vgq_conv_plan {
-    vgq_weight w;
-    vgq_layout at;
-    vgq_conv_call call;
-    vgq_pictures pictures;
-    const vgq_kernels *kernels;
-    const vgq_product *product;
-    vgq_code_row_fn *code_row;
-    const unsigned char *panels;
-    size_t pixel;            /* codes of a pixel */
-    size_t line;             /* pixels of a row of codes, padding included */
-    size_t segment;          /* inputs of a row of the kernel */
-    size_t block_rows;       /* output rows whose codes are made at once */
-    size_t task_rows, tasks; /* tasks of a picture */
-    int joined;              /* whether tiles run on from a row to the next */
-    size_t codes_nbytes, sums_nbytes, windows_nbytes, floats_nbytes, operand_nbytes, acc_nbytes;
-    vgq_crew crew;
-    _Atomic uint32_t *largest; /* [pictures][2] of y, as bits */
-    uint32_t *x_largest;       /* [pictures][2] */
-} vgq_conv_plan;
-
-static size_t input_rows(const vgq_conv_plan *plan, size_t rows)
-{
-    return (rows - 1) * plan->call.stride_height + plan->call.kernel_height;
-}
-
-static vgq_conv_plan conv_plan_of(const vgq_weight *w, const vgq_conv_call *call)
-{
-    const vgq_context now = call->context ? *call->context : vgq_context_now();
-    vgq_conv_plan plan = {.w = *w, .call = *call, .kernels = now.kernels};
-    const vgq_product *const *way = plan.kernels->linear.products;
-    const size_t lines = call->out_height * call->out_width;
-    /* One whose operand may be cut between the rows of a kernel; the last one can, and applies. */
-    while (!(*way)->weight_nbytes || ((*way)->applies && !(*way)->applies(w, lines)))
-        way++;
-    const vgq_product *const product = plan.product = *way;
-    plan.at = vgq_layout_of(&plan.w);
-    plan.pictures =
-        (vgq_pictures){plan.kernels, call->x,        call->x_dtype,       call->height,
-                       call->width,  call->channels, call->source_height, call->source_width};
-    plan.code_row = product->code_row ? product->code_row : plan.kernels->linear.code_row;
-    plan.pixel = vgq_conv_channels(call->channels);
-    plan.line = (call->out_width - 1) * call->stride_width + call->kernel_width;
-    plan.segment = call->kernel_width * plan.pixel;
-    plan.joined = call->stride_height == 1 && call->stride_width == 1 && product->mr >= 16;
-    const size_t pixels = call->pictures * call->out_height * call->out_width;
-    plan.crew.team = vgq_team(now.threads, pixels * w->k * vgq_min(w->n, 1024) / 64);
-    const size_t threads = (size_t)plan.crew.team;
-    size_t tasks = (4 * threads + call->pictures - 1) / call->pictures;
-    tasks = vgq_min(tasks, (call->out_height + LEAST_ROWS - 1) / LEAST_ROWS);
-    plan.task_rows = (call->out_height + tasks - 1) / tasks;
-    plan.tasks = (call->out_height + plan.task_rows - 1) / plan.task_rows;
-    plan.block_rows =
-        vgq_min((BLOCK_PIXELS + call->out_width - 1) / call->out_width, plan.task_rows);
-    const size_t pixels_in = input_rows(&plan, plan.block_rows) * plan.line;
-    plan.codes_nbytes = aligned(pixels_in * plan.pixel * product->code_nbytes);
-    plan.sums_nbytes = aligned(pixels_in * sizeof(int32_t));
-    plan.windows_nbytes = aligned(plan.block_rows * plan.line * sizeof(int32_t));
-    plan.floats_nbytes =
-        aligned((source_length(&plan.pictures) + 2 * call->channels) * sizeof(float));
-    plan.operand_nbytes =
-        product->operand_nbytes ? aligned(product->operand_nbytes(plan.at.depth)) : 0;
-    plan.acc_nbytes =
-        product->mr * VGQ_PANEL * (call->kernel_height * sizeof(int32_t) + 2 * sizeof(float));
-    plan.crew.own_nbytes = plan.codes_nbytes + plan.sums_nbytes + plan.windows_nbytes +
-                           plan.floats_nbytes + plan.operand_nbytes + aligned(plan.acc_nbytes);
-    return plan;
-}
-
-static size_t largest_nbytes(const vgq_conv_plan *plan)
-{
-    return aligned(plan->call.pictures * 2 * sizeof(uint32_t));
-}
-
-static size_t conv_plan_nbytes(const vgq_conv_plan *plan)
-{
-    return VGQ_ALIGN + 2 * largest_nbytes(plan) + vgq_crew_nbytes(&plan->crew);
-}
-
-/* No product of sizes may overflow. */
-static int too_many(size_t a, size_t b, size_t c, size_t d)
-{
-    const size_t most = SIZE_MAX / 64;
-    return !a || !b || !c || !d || a > most / b || a * b > most / c || a * b * c > most / d;
-}
-
-static int bad_sizes(const vgq_conv_call *c)
-{
-    return too_many(c->pictures, c->height, c->width, c->channels) ||
-           too_many(c->pictures, c->source_height, c->source_width, c->channels) ||
-           too_many(1, c->kernel_height, c->kernel_width, c->channels) || !c->stride_height ||
-           !c->stride_width || too_many(c->pictures, c->out_height, c->out_width, 1) ||
-           c->kernel_height > VGQ_DEEPEST || c->kernel_width > VGQ_DEEPEST ||
-           c->stride_height > VGQ_DEEPEST || c->stride_width > VGQ_DEEPEST ||
-           too_many(c->out_height, c->stride_height, c->out_width, c->stride_width);
-}
-
-static int bad_conv(const vgq_weight *w, const vgq_conv_call *c)
-{
-    return !c || (unsigned)c->x_dtype >= VGQ_DTYPES || (unsigned)c->y_dtype >= VGQ_DTYPES ||
-           bad_sizes(c) || w->format != VGQ_I8 || w->asymmetric || w->scales != VGQ_PER_ROW ||
-           w->k / c->kernel_height / c->kernel_width != vgq_conv_channels(c->channels) ||
-           w->k % (c->kernel_height * c->kernel_width) ||
-           ((c->outputs || c->folded) && w->n > VGQ_PANEL) || (c->folded && w->n % 2) ||
-           too_many(c->pictures, c->out_height, c->out_width, w->n) ||
-           (!c->column_embedding) != (!c->row_embedding) ||
-           (c->column_embedding && c->channels % 2);
-}
-
-size_t vgq_conv2d_nbytes(const vgq_weight *weight, const vgq_conv_call *call)
-{
-    vgq_weight w;
-    if (vgq_check_weight(weight, &w) != VGQ_OK || bad_conv(&w, call))
-        return 0;
-    const vgq_conv_plan plan = conv_plan_of(&w, call);
-    return conv_plan_nbytes(&plan);
-}
 
 /* ---- a task -----------------------------------------------------------------------------------
  */
@@ -221,7 +23,7 @@ typedef struct vgq_conv_task {
     unsigned char *codes; /* [input rows][line][pixel] */
     int32_t *sums;        /* [input rows][line]: of a pixel's codes */
     int32_t *windows;     /* [pixels of the block]: of all codes that an output is made of */
-    float *floats;        /* source_length, then two pixels */
+    float *floats;        /* vgq_source_length, then two pixels */
     unsigned char *operand;
     int32_t *acc;
     float *y; /* [mr][64], and as many residuals */
@@ -238,7 +40,7 @@ static void code_padding(const vgq_conv_task *task, size_t pixel, size_t pixels)
 {
     const vgq_conv_plan *const plan = task->plan;
     const size_t nbytes = plan->pixel * plan->product->code_nbytes;
-    float *const values = task->floats + source_length(&plan->pictures);
+    float *const values = task->floats + vgq_source_length(&plan->pictures);
     if (!pixels)
         return;
     for (size_t i = 0; i < plan->call.channels; i++)
@@ -262,13 +64,14 @@ static void code_line(const vgq_conv_task *task, ptrdiff_t y, size_t to)
         return;
     }
     const vgq_conv_kernels *const conv = &plan->kernels->conv;
-    const float *const row = source_floats(&plan->pictures, task->picture, (size_t)y, task->floats);
-    float *const pixel = task->floats + source_length(&plan->pictures);
+    const float *const row =
+        vgq_source_floats(&plan->pictures, task->picture, (size_t)y, task->floats);
+    float *const pixel = task->floats + vgq_source_length(&plan->pictures);
     const size_t left = vgq_min(call->padding_width, plan->line);
     const size_t inside = vgq_min(call->width, plan->line - left);
     code_padding(task, start, left);
     for (size_t x = 0; x < inside; x++) {
-        const float *from = pixel_floats(&plan->pictures, row, x, pixel);
+        const float *from = vgq_pixel_floats(&plan->pictures, row, x, pixel);
         if (call->column_embedding) {
             if (from != pixel)
                 memcpy(pixel, from, channels * sizeof(*pixel));
@@ -445,7 +248,7 @@ static void run_conv_task(const void *job, size_t index, unsigned char *own)
     size_t kept = 0; /* rows of codes that the block before has left at the front */
     for (size_t y = first, rows; y < end && !vgq_stopped(); y += rows) {
         rows = vgq_min(plan->block_rows, end - y);
-        const size_t wanted = input_rows(plan, rows);
+        const size_t wanted = vgq_conv_input_rows(plan, rows);
         const ptrdiff_t top =
             (ptrdiff_t)(y * call->stride_height) - (ptrdiff_t)call->padding_height;
         for (size_t i = kept; i < wanted; i++)
@@ -474,7 +277,7 @@ static void look_for_largest(const void *job, size_t i, unsigned char *own)
     const vgq_pictures *const p = &plan->pictures;
     _Atomic uint32_t *const to = (_Atomic uint32_t *)(void *)plan->x_largest;
     const size_t picture = i / p->source_height, n = p->source_width * p->channels;
-    const float *const row = stored_row(p, picture, i % p->source_height, (float *)(void *)own);
+    const float *const row = vgq_stored_row(p, picture, i % p->source_height, (float *)(void *)own);
     uint32_t positive = 0;
     if (!plan->call.relu_x) {
         grow(to + 2 * picture, plan->kernels->linear.largest(n, row));
@@ -508,19 +311,19 @@ vgq_status vgq_conv2d(const void *packed, size_t nbytes, const vgq_conv_call *ca
     vgq_status status = vgq_packed_weight(packed, nbytes, &w);
     if (status != VGQ_OK)
         return status;
-    if (bad_conv(&w, call) || !call->x || !call->y || (call->relu_x && !call->weight_sums) ||
+    if (vgq_bad_conv(&w, call) || !call->x || !call->y || (call->relu_x && !call->weight_sums) ||
         (call->outputs && (!call->last_weight || !call->last_bias)))
         return VGQ_EINVAL;
-    vgq_conv_plan plan = conv_plan_of(&w, call);
-    if (!scratch || scratch_nbytes < conv_plan_nbytes(&plan))
+    vgq_conv_plan plan = vgq_conv_plan_of(&w, call);
+    if (!scratch || scratch_nbytes < vgq_conv_plan_nbytes(&plan))
         return VGQ_EINVAL;
     unsigned char *at = scratch;
     at += (VGQ_ALIGN - (uintptr_t)at % VGQ_ALIGN) % VGQ_ALIGN;
     plan.panels = (const unsigned char *)packed + sizeof(vgq_header);
     plan.largest = (_Atomic uint32_t *)(void *)at;
-    plan.x_largest = (uint32_t *)(void *)(at + largest_nbytes(&plan));
-    memset(at, 0, 2 * largest_nbytes(&plan));
-    vgq_crew_place(&plan.crew, at + 2 * largest_nbytes(&plan));
+    plan.x_largest = (uint32_t *)(void *)(at + vgq_conv_largest_nbytes(&plan));
+    memset(at, 0, 2 * vgq_conv_largest_nbytes(&plan));
+    vgq_crew_place(&plan.crew, at + 2 * vgq_conv_largest_nbytes(&plan));
     for (size_t i = 0; i < 2 * call->pictures && call->x_largest; i++)
         plan.x_largest[i] = vgq_bits_of_float(call->x_largest[i]) & 0x7fffffffu;
     if (!call->x_largest)
@@ -534,76 +337,4 @@ vgq_status vgq_conv2d(const void *packed, size_t nbytes, const vgq_conv_call *ca
     for (size_t i = 0; i < 2 * call->pictures && call->y_largest; i++)
         call->y_largest[i] = vgq_float_of_bits(atomic_load(&plan.largest[i]));
     return status;
-}
-
-/* ---- resizing alone ---------------------------------------------------------------------------
- */
-
-typedef struct vgq_resize_plan {
-    vgq_resize_call call;
-    vgq_pictures pictures;
-    vgq_crew crew;
-} vgq_resize_plan;
-
-static int bad_resize(const vgq_resize_call *c)
-{
-    return !c || (unsigned)c->x_dtype >= VGQ_DTYPES || (unsigned)c->y_dtype >= VGQ_DTYPES ||
-           too_many(c->pictures, c->height, c->width, c->channels) ||
-           too_many(c->pictures, c->source_height, c->source_width, c->channels);
-}
-
-static vgq_resize_plan resize_plan_of(const vgq_resize_call *c)
-{
-    const vgq_context now = c->context ? *c->context : vgq_context_now();
-    vgq_resize_plan plan = {
-        .call = *c,
-        .pictures = {now.kernels, c->x, c->x_dtype, c->height, c->width, c->channels,
-                     c->source_height, c->source_width},
-    };
-    const size_t row = c->width * c->channels;
-    plan.crew.team = vgq_team(now.threads, c->pictures * c->height * row);
-    plan.crew.own_nbytes = aligned((source_length(&plan.pictures) + 2 * row) * sizeof(float));
-    return plan;
-}
-
-size_t vgq_resize_nbytes(const vgq_resize_call *call)
-{
-    if (bad_resize(call))
-        return 0;
-    const vgq_resize_plan plan = resize_plan_of(call);
-    return VGQ_ALIGN + vgq_crew_nbytes(&plan.crew);
-}
-
-/* Row i of all pictures. own: what source_floats wants, a row, what is added to it. */
-static void resize_row(const void *job, size_t i, unsigned char *own)
-{
-    const vgq_resize_plan *const plan = job;
-    const vgq_resize_call *const call = &plan->call;
-    const vgq_kernels *const kernels = plan->pictures.kernels;
-    const size_t channels = call->channels, n = call->width * channels;
-    float *const buffer = (float *)(void *)own, *const y = buffer + source_length(&plan->pictures);
-    const float *const row =
-        source_floats(&plan->pictures, i / call->height, i % call->height, buffer);
-    for (size_t x = 0; x < call->width; x++) {
-        const float *const pixel = pixel_floats(&plan->pictures, row, x, y + x * channels);
-        if (pixel != y + x * channels)
-            memcpy(y + x * channels, pixel, channels * sizeof(*y));
-    }
-    if (call->added)
-        kernels->conv.add(n, vgq_floats(kernels, call->y_dtype, call->added, i * n, n, y + n), y);
-    kernels->quantize.store[call->y_dtype](
-        n, y, (char *)call->y + i * n * vgq_dtype_nbytes(call->y_dtype));
-}
-
-vgq_status vgq_resize(const vgq_resize_call *call, void *scratch, size_t scratch_nbytes)
-{
-    if (bad_resize(call) || !call->x || !call->y || !scratch)
-        return VGQ_EINVAL;
-    vgq_resize_plan plan = resize_plan_of(call);
-    if (scratch_nbytes < VGQ_ALIGN + vgq_crew_nbytes(&plan.crew))
-        return VGQ_EINVAL;
-    unsigned char *const at = scratch;
-    vgq_crew_place(&plan.crew, at + (VGQ_ALIGN - (uintptr_t)at % VGQ_ALIGN) % VGQ_ALIGN);
-    return vgq_run_tasks(&plan.crew, plan.crew.team, call->pictures * call->height, resize_row,
-                         &plan);
 }

@@ -339,6 +339,20 @@ def test_negative_sizes_are_refused(sizes: tuple[int, int, int]) -> None:
             call(*given)
 
 
+@pytest.mark.parametrize("pair", range(4), ids=["size", "kernel", "stride", "padding"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_negative_sizes_of_a_convolution_are_refused(pair: int, axis: int) -> None:
+    sizes = [[4, 4], [1, 1], [1, 1], [0, 0]]
+    sizes[pair][axis] = -3
+    packed = np.empty(_cpu.packed_nbytes("i8", "per_row", (8, 8, 8), False), np.uint8)
+    q, scale = np.zeros((8, 8), np.uint8), np.ones(8, np.float32)
+    _cpu.pack("i8", "per_row", (8, 8, 8), q, scale, None, None, packed)
+    x, y, most = (np.zeros(s, np.float32) for s in ((1, 4, 4, 8), (1, 4, 4, 8), (1, 2)))
+    given: list[Any] = [packed, x, *map(tuple, sizes), *[False] * 4, *[None] * 8, y, most, None]
+    with pytest.raises(ValueError, match="a size of -3 is given; 0 or more is wanted"):
+        _cpu.conv2d(*given)
+
+
 def test_parts_of_any_count() -> None:
     most = 2**64 - 1
     assert _cpu.compare_parts(most) > _cpu.compare_parts(most // 2) > 0

@@ -48,15 +48,16 @@ static PyObject *py_conv2d(PyObject *self, PyObject *args)
     PyArrayObject *packed, *x, *x_largest, *columns, *rows, *sums, *bias, *residual, *last_weight,
         *last_bias, *y, *y_largest, *scratch;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&(nn)(nn)(nn)(nn)ppppO&O&O&O&O&O&O&O&O&O&O&:conv2d", vgq_in_u8,
-                          &packed, vgq_in_values, &x, &c.height, &c.width, &c.kernel_height,
-                          &c.kernel_width, &c.stride_height, &c.stride_width, &c.padding_height,
-                          &c.padding_width, &c.relu_x, &c.relu_y, &c.relu_sum, &c.folded,
-                          vgq_optional_f32, &x_largest, vgq_optional_f32, &columns,
-                          vgq_optional_f32, &rows, optional_i32, &sums, vgq_optional_f32, &bias,
-                          optional_values, &residual, vgq_optional_f32, &last_weight,
-                          vgq_optional_f32, &last_bias, vgq_out_values, &y, vgq_optional_f32,
-                          &y_largest, vgq_optional_out_u8, &scratch))
+    if (!PyArg_ParseTuple(
+            args, "O&O&(O&O&)(O&O&)(O&O&)(O&O&)ppppO&O&O&O&O&O&O&O&O&O&O&:conv2d", vgq_in_u8,
+            &packed, vgq_in_values, &x, vgq_parse_size, &c.height, vgq_parse_size, &c.width,
+            vgq_parse_size, &c.kernel_height, vgq_parse_size, &c.kernel_width, vgq_parse_size,
+            &c.stride_height, vgq_parse_size, &c.stride_width, vgq_parse_size, &c.padding_height,
+            vgq_parse_size, &c.padding_width, &c.relu_x, &c.relu_y, &c.relu_sum, &c.folded,
+            vgq_optional_f32, &x_largest, vgq_optional_f32, &columns, vgq_optional_f32, &rows,
+            optional_i32, &sums, vgq_optional_f32, &bias, optional_values, &residual,
+            vgq_optional_f32, &last_weight, vgq_optional_f32, &last_bias, vgq_out_values, &y,
+            vgq_optional_f32, &y_largest, vgq_optional_out_u8, &scratch))
         return NULL;
     const size_t nbytes = (size_t)PyArray_SIZE(packed);
     const vgq_status status = vgq_packed_weight(vgq_data(packed), nbytes, &w);
