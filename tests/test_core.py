@@ -45,8 +45,9 @@ def core_folder(shared: Path) -> Path:
     return folder
 
 
-def shell(*command: object) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+def shell(*command: object, cwd: Path | None = None) -> str:
+    words = [*map(str, command)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, cwd=cwd)
     assert done.returncode == 0, f"{command[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 

@@ -51,7 +51,7 @@ def packed(n: int, k: int) -> Array:
 def linear(activations: str) -> list[Any]:
     m, n, k = 1 << 19, 1024, 512
     weight, x, y = packed(n, k), zeros((m, k)), zeros((m, n))
-    return [weight, activations, x, None, False, None, None, y]
+    return [weight, activations, x, (None, None, 0.0), None, False, None, None, y]
 
 
 def scene(width: int, height: int) -> list[Any]:
