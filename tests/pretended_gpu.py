@@ -66,9 +66,9 @@ TO, TO_CUDA = torch.Tensor.to, torch.Tensor.cuda
 
 
 def is_device(x: Any) -> bool:
-    return isinstance(x, torch.device) or (
-        isinstance(x, str) and x.split(":")[0] in ("cuda", "cpu")
-    )
+    """The GPU or the CPU; torch's meta device is itself."""
+    kind = x.type if isinstance(x, torch.device) else x.split(":")[0] if isinstance(x, str) else ""
+    return kind in ("cuda", "cpu")
 
 
 def called(func: Any, args: Any, kwargs: Any) -> Any:
