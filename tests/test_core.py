@@ -47,7 +47,7 @@ def core_folder(shared: Path) -> Path:
 
 def shell(*command: object, cwd: Path | None = None) -> str:
     words = [*map(str, command)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, cwd=cwd)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1500, cwd=cwd)
     assert done.returncode == 0, f"{command[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 
