@@ -651,6 +651,8 @@ def test_few_tables_are_kept() -> None:
     "fields, words",
     [
         ({"attention": "int4"}, "attention is 'int4'; one of 'float', 'bf16', 'int8'"),
+        ({"attention_values": "int8"}, "attention_values is 'int8', but attention is 'float'"),
+        ({"attention": "int8", "attention_values": "float"}, "one of 'bf16', 'int8'"),
         ({"fuse": "yes"}, "fuse is 'yes'"),
         ({"quant_type": "fp32", "fuse": True}, "quantizes nothing"),
         ({"quant_type": "fp32", "attention": "int8"}, "quantizes nothing"),

@@ -37,7 +37,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
         "calibration_samples": 100, "quantize_activations": False, "skip_first_last": True,
         "device": "cpu", "sensitive_layers": (), "sensitive_bits": 8, "normal_bits": 4,
         "activation_bits": 8, "attention": "float", "fuse": False, "wide_layers": (),
-        "convolutions": "float",
+        "convolutions": "float", "attention_values": "bf16",
     }  # fmt: skip
     assert list(configs.QUANT_TYPES) == [
         "fp32", "bf16", "int8_per_tensor_sym", "int8_per_tensor_asym", "int8_per_channel_sym",
@@ -56,7 +56,9 @@ def test_a_name_says_what_its_config_does(config: QuantizationConfig) -> None:
         return
     if config.name.endswith("_Fast"):
         linears = "INT8_Per_Channel_Symmetric_A8" if config.bits == 8 else "INT4_Group_128_A8"
-        everything = {"attention": "int8", "fuse": True, "convolutions": "int8"}
+        everything = {
+            "attention": "int8", "attention_values": "int8", "fuse": True, "convolutions": "int8",
+        }  # fmt: skip
         assert config == dataclasses.replace(vq.CONFIGS[linears], name=config.name, **everything)
         return
     scheme = config.layer_scheme()

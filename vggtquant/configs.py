@@ -81,6 +81,7 @@ _LATER = {
     "fuse": False,
     "wide_layers": (),
     "convolutions": "float",
+    "attention_values": "bf16",
 }
 """Default of the fields that the first version of the file format did not know."""
 
@@ -129,8 +130,7 @@ class QuantizationConfig:
     cost; exact sums, so the same bits on every machine, either way."""
     attention: Literal["float", "bf16", "int8"] = "float"
     """How q, k and the softmax's products are computed in the attentions of VGGT and DINOv2 that
-    hold a quantized layer. float: such an attention stays as it is. bf16, int8: it is swapped; with
-    int8, the product with v is in bfloat16."""
+    hold a quantized layer. float: such an attention stays as it is. bf16, int8: it is swapped."""
     fuse: bool = False
     """Swap the whole transformer blocks of VGGT and DINOv2 that hold a quantized layer: LayerNorm,
     GELU, LayerScale and residual become part of the products beside them."""
@@ -141,6 +141,9 @@ class QuantizationConfig:
     convolutions: Literal["float", "int8"] = "float"
     """float: convolutions stay as they are. int8: INT8 weights and activations, but for the last
     convolution of each head; VGGT's dense heads then run as one module each."""
+    attention_values: Literal["bf16", "int8"] = "bf16"
+    """How attention="int8" multiplies the softmax by v: bf16 has the smaller error, int8 takes half
+    the time where the CPU multiplies bfloat16 slowly (docs/performance.md)."""
 
     def __post_init__(self) -> None:
         _one_of("convolutions", self.convolutions, ("float", "int8"))
@@ -194,6 +197,12 @@ class QuantizationConfig:
         if not self.quantizes and self.quantize_activations:
             raise UserError(f"{self.quant_type} quantizes nothing, so no activations either")
         _one_of("attention", self.attention, ("float", "bf16", "int8"))
+        _one_of("attention_values", self.attention_values, ("bf16", "int8"))
+        if self.attention_values != "bf16" and self.attention != "int8":
+            raise UserError(
+                f"attention_values is {self.attention_values!r}, but attention is "
+                f"{self.attention!r}; 'int8' is wanted with it"
+            )
         for field in ("attention", "fuse", "convolutions"):
             if not self.quantizes and getattr(self, field) != _LATER[field]:
                 raise UserError(f"{self.quant_type} quantizes nothing, so no {field} either")
@@ -289,7 +298,14 @@ CONFIGS |= {
     if config.quantizes
 }
 CONFIGS |= {  # everything in integers, not the Linear layers alone
-    name: replace(CONFIGS[linears], name=name, attention="int8", fuse=True, convolutions="int8")
+    name: replace(
+        CONFIGS[linears],
+        name=name,
+        attention="int8",
+        attention_values="int8",
+        fuse=True,
+        convolutions="int8",
+    )
     for name, linears in (
         ("INT8_Fast", "INT8_Per_Channel_Symmetric_A8"),
         ("INT4_Fast", "INT4_Group_128_A8"),

@@ -303,7 +303,7 @@ class _Swap:
             self.leave(name, attn, _ATTENTION)
         elif fused or config.attention != "float":
             mode: Mode = config.attention
-            pv: Mode = "bf16" if mode == "int8" else mode
+            pv: Mode = config.attention_values if mode == "int8" else mode
             self.take(
                 name, attn, _ATTENTION, lambda: QuantizedAttention(attn, _arguments(attn), mode, pv)
             )
