@@ -15,11 +15,17 @@ ISA_BEGIN("avx2,fma,f16c")
 
 #include <immintrin.h>
 
-enum { ROWS = 6, BLOCK = 16 };
+/* A group is several tiles' rows, so that a block of k or v that is in L1 serves all of them. */
+enum { ROWS = 6, GROUP = 4 * ROWS, BLOCK = 16 };
 
 static void prepare_avx2(const vgq_rows *rows, size_t first, size_t n, float *to)
 {
-    prepare_rows(rows, first, n, to);
+    vgq_rows known = *rows; /* VGGT's heads: with lengths that the compiler sees */
+    if (rows->dim == 64 && (!rows->cos || rows->rope_width == 32)) {
+        known.dim = known.depth = 64;
+        known.rope_width = 32;
+    }
+    prepare_rows(&known, first, n, to);
 }
 
 /* The first n of 8 lanes. */
@@ -70,15 +76,6 @@ __attribute__((noinline, cold)) static float far_row_peak(size_t n, float *s, fl
     return vgq_row_peak(n, s, max, r);
 }
 
-/* What comes before the p of a row: the block's peak, the row's top and the factors. */
-static inline __m256 begin_row(size_t n, float *s, float r, float *top, float *kept, float *added)
-{
-    const float max = largest_score(n, s);
-    const float peak = fabsf(max * r) <= VGQ_SCORE_MOST ? max * r : far_row_peak(n, s, max, r);
-    vgq_join_top(peak, top, kept, added);
-    return _mm256_set1_ps(peak);
-}
-
 /* The exponents of 8 scores, not below -127, split into integers, which stand in the low bits of
  * *whole, and what is left. A NaN stays one. */
 static inline __m256 split(__m256 s, __m256 r, __m256 peak, __m256i *whole)
@@ -118,6 +115,48 @@ static inline __m256 exp2_floats(__m256 s, __m256 r, __m256 peak)
     return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
 }
 
+/* 2^e, 0 below 2^-126: of integers e <= 0, exact. */
+static inline __m256 powers(__m256 e)
+{
+    const __m256 counts = _mm256_cmp_ps(e, _mm256_set1_ps(-126.0f), _CMP_GE_OQ);
+    const __m256i bits =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(e), _mm256_set1_epi32(127)), 23);
+    return _mm256_and_ps(counts, _mm256_castsi256_ps(bits));
+}
+
+/* What comes before the p of the rows: the peaks of their blocks, their tops and the factors,
+ * vgq_row_peak and vgq_join_top of 8 rows at a time. */
+static inline void begin_rows(size_t rows, size_t n, float *s, const float *r, float *top,
+                              float *peak, float *kept, float *added)
+{
+    const __m256 most = _mm256_set1_ps(VGQ_SCORE_MOST), sign = _mm256_set1_ps(-0.0f);
+    const __m256 one = _mm256_set1_ps(1);
+    for (size_t m = 0; m < rows; m++)
+        peak[m] = largest_score(n, s + m * VGQ_KEYS);
+    for (size_t m = 0; m < rows; m += 8) {
+        const __m256i lanes = _mm256_castps_si256(first_lanes(rows - m));
+        const __m256 max = _mm256_loadu_ps(peak + m), factor = _mm256_maskload_ps(r + m, lanes);
+        const __m256 high = _mm256_mul_ps(max, factor);
+        const __m256 beyond = _mm256_cmp_ps(_mm256_andnot_ps(sign, high), most, _CMP_NLE_UQ);
+        unsigned far =
+            (unsigned)_mm256_movemask_ps(_mm256_and_ps(beyond, _mm256_castsi256_ps(lanes)));
+        float max_of[8];
+        _mm256_storeu_ps(max_of, max);
+        _mm256_storeu_ps(peak + m, high);
+        for (; far; far &= far - 1) {
+            const size_t i = m + (size_t)__builtin_ctz(far);
+            peak[i] = far_row_peak(n, s + i * VGQ_KEYS, max_of[i - m], r[i]);
+        }
+        const __m256 now = _mm256_loadu_ps(peak + m), before = _mm256_maskload_ps(top + m, lanes);
+        const __m256 both = _mm256_max_ps(_mm256_ceil_ps(now), before);
+        _mm256_maskstore_ps(top + m, lanes, both);
+        _mm256_maskstore_ps(kept + m, lanes, powers(_mm256_sub_ps(before, both)));
+        const __m256 counts =
+            _mm256_cmp_ps(_mm256_sub_ps(now, both), _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
+        _mm256_maskstore_ps(added + m, lanes, _mm256_and_ps(counts, exp2_floats(now, one, both)));
+    }
+}
+
 /* to[8] = to * kept + x * added */
 static inline void join(float *to, __m256 x, float kept, __m256 added)
 {
@@ -135,9 +174,11 @@ static inline void gather_lanes(float *lanes, __m256 low, __m256 high, float kep
 static void softmax_f32_avx2(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
                              float *kept, float *added, void *weights)
 {
+    float peaks[VGQ_GROUP_MOST];
+    begin_rows(rows, n, s, r, to.top, peaks, kept, added);
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         float *const p = (float *)weights + m * VGQ_KEYS;
-        const __m256 peak = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
+        const __m256 peak = _mm256_set1_ps(peaks[m]);
         const __m256 factor = _mm256_set1_ps(r[m]);
         __m256 low = _mm256_setzero_ps(), high = low;
         for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 16) {
@@ -159,9 +200,11 @@ static void softmax_f32_avx2(size_t rows, size_t n, float *s, const float *r, vg
 static void softmax_i16_avx2(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
                              float *kept, float *added, void *weights)
 {
+    float peaks[VGQ_GROUP_MOST];
+    begin_rows(rows, n, s, r, to.top, peaks, kept, added);
     for (size_t m = 0; m < rows; m++, s += VGQ_KEYS) {
         int16_t *const p = (int16_t *)weights + m * VGQ_KEYS;
-        const __m256 peak = begin_row(n, s, r[m], &to.top[m], &kept[m], &added[m]);
+        const __m256 peak = _mm256_set1_ps(peaks[m]);
         const __m256 factor = _mm256_set1_ps(r[m]);
         __m256 low = _mm256_setzero_ps(), high = low;
         for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 16) {
@@ -242,17 +285,18 @@ TILE(1, EACH_1)
 typedef void sums_f32_fn(size_t n, const float *q, size_t ld, const float *w, size_t step,
                          float *sums);
 
-static void scores_f32_6x16_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
-                                 const void *panels, const float *scale, float *s)
+static void scores_f32_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
+                            const void *panels, const float *scale, float *s)
 {
     const float *k = panels;
     (void)first, (void)scale;
-    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK) {
-        float sums[ROWS][BLOCK];
-        tile_f32_6x16_avx2(depth, q, depth, k, BLOCK, sums[0]);
-        for (size_t r = 0; r < ROWS; r++)
-            memcpy(s + r * VGQ_KEYS, sums[r], sizeof(sums[r]));
-    }
+    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK)
+        for (size_t m = 0; m < GROUP; m += ROWS) {
+            float sums[ROWS][BLOCK];
+            tile_f32_6x16_avx2(depth, (const float *)q + m * depth, depth, k, BLOCK, sums[0]);
+            for (size_t r = 0; r < ROWS; r++)
+                memcpy(s + (m + r) * VGQ_KEYS, sums[r], sizeof(sums[r]));
+        }
 }
 
 static int pack_values_f32_avx2(size_t n, size_t depth, const float *x, void *block, float *scale)
@@ -271,12 +315,12 @@ static void values_f32_avx2(size_t rows, size_t keys, size_t depth, const void *
 {
     const float *const p = weights, *const v = block;
     (void)scale;
-    for (size_t m = 0, n; m < rows; m += n) {
-        n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
-        sums_f32_fn *const tile = n == 6   ? tile_f32_6x16_avx2
-                                  : n == 2 ? tile_f32_2x16_avx2
-                                           : tile_f32_1x16_avx2;
-        for (size_t c = 0; c < depth; c += BLOCK) {
+    for (size_t c = 0; c < depth; c += BLOCK)
+        for (size_t m = 0, n; m < rows; m += n) {
+            n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
+            sums_f32_fn *const tile = n == 6   ? tile_f32_6x16_avx2
+                                      : n == 2 ? tile_f32_2x16_avx2
+                                               : tile_f32_1x16_avx2;
             float sums[ROWS][BLOCK];
             tile(keys, p + m * VGQ_KEYS, VGQ_KEYS, v + c, depth, sums[0]);
             for (size_t i = 0; i < n; i++) {
@@ -286,7 +330,6 @@ static void values_f32_avx2(size_t rows, size_t keys, size_t depth, const void *
                 join(to + 8, _mm256_loadu_ps(sums[i] + 8), kept[m + i], now);
             }
         }
-    }
 }
 
 /* ---- INT8 -------------------------------------------------------------------------------------
@@ -364,21 +407,24 @@ TILE(1, EACH_1)
 typedef void sums_i16_fn(size_t n, const int16_t *q, size_t ld, const int16_t *w, size_t step,
                          int32_t *sums);
 
-static void scores_i16_6x16_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
-                                 const void *panels, const float *scale, float *s)
+static void scores_i16_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
+                            const void *panels, const float *scale, float *s)
 {
     const int16_t *k = panels;
     (void)first;
     for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK) {
-        int32_t sums[ROWS][BLOCK];
-        tile_i16_6x16_avx2(depth, q, depth, k, 2 * BLOCK, sums[0]);
         const __m256 k0 = _mm256_loadu_ps(scale + j), k1 = _mm256_loadu_ps(scale + j + 8);
-        for (size_t r = 0; r < ROWS; r++) {
-            const __m256i *const from = (const void *)sums[r];
-            _mm256_storeu_ps(s + r * VGQ_KEYS,
-                             _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), k0));
-            _mm256_storeu_ps(s + r * VGQ_KEYS + 8,
-                             _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1)), k1));
+        for (size_t m = 0; m < GROUP; m += ROWS) {
+            int32_t sums[ROWS][BLOCK];
+            tile_i16_6x16_avx2(depth, (const int16_t *)q + m * depth, depth, k, 2 * BLOCK, sums[0]);
+            for (size_t r = 0; r < ROWS; r++) {
+                const __m256i *const from = (const void *)sums[r];
+                float *const to = s + (m + r) * VGQ_KEYS;
+                _mm256_storeu_ps(to,
+                                 _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), k0));
+                _mm256_storeu_ps(
+                    to + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1)), k1));
+            }
         }
     }
 }
@@ -403,12 +449,12 @@ static void values_i16_avx2(size_t rows, size_t keys, size_t depth, const void *
                             const float *added, float *o)
 {
     const int16_t *const p = weights, *const v = block;
-    for (size_t m = 0, n; m < rows; m += n) {
-        n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
-        sums_i16_fn *const tile = n == 6   ? tile_i16_6x16_avx2
-                                  : n == 2 ? tile_i16_2x16_avx2
-                                           : tile_i16_1x16_avx2;
-        for (size_t c = 0; c < depth; c += BLOCK) {
+    for (size_t c = 0; c < depth; c += BLOCK)
+        for (size_t m = 0, n; m < rows; m += n) {
+            n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
+            sums_i16_fn *const tile = n == 6   ? tile_i16_6x16_avx2
+                                      : n == 2 ? tile_i16_2x16_avx2
+                                               : tile_i16_1x16_avx2;
             int32_t sums[ROWS][BLOCK];
             tile(keys, p + m * VGQ_KEYS, VGQ_KEYS, v + 2 * c, 2 * depth, sums[0]);
             for (size_t i = 0; i < n; i++) {
@@ -418,28 +464,27 @@ static void values_i16_avx2(size_t rows, size_t keys, size_t depth, const void *
                         fmaf((float)sums[i][l], scale[c + l] * added[m + i], to[l] * kept[m + i]);
             }
         }
-    }
 }
 
 ISA_END
 
-static const vgq_scores_gemm scores_f32 = {.rows = ROWS,
+static const vgq_scores_gemm scores_f32 = {.rows = GROUP,
                                            .q_nbytes = sizeof(float),
                                            .k_nbytes = sizeof(float),
                                            .code_queries = code_queries_f32_avx2,
                                            .pack_keys = pack_keys_f32_avx2,
-                                           .tile = scores_f32_6x16_avx2};
+                                           .tile = scores_f32_avx2};
 static const vgq_values_gemm values_f32 = {.p_nbytes = sizeof(float),
                                            .v_nbytes = sizeof(float),
                                            .pack_values = pack_values_f32_avx2,
                                            .softmax = softmax_f32_avx2,
                                            .tile = values_f32_avx2};
-static const vgq_scores_gemm scores_i8 = {.rows = ROWS,
+static const vgq_scores_gemm scores_i8 = {.rows = GROUP,
                                           .q_nbytes = sizeof(int16_t),
                                           .k_nbytes = sizeof(int16_t),
                                           .code_queries = code_queries_i16_avx2,
                                           .pack_keys = pack_keys_i16_avx2,
-                                          .tile = scores_i16_6x16_avx2};
+                                          .tile = scores_i16_avx2};
 static const vgq_values_gemm values_i8 = {.p_nbytes = sizeof(int16_t),
                                           .v_nbytes = sizeof(int16_t),
                                           .pack_values = pack_values_i16_avx2,

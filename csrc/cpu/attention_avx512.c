@@ -11,6 +11,9 @@ ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 #include "attention_avx512.h"
 
+/* Several tiles, so that a panel of k that is in L1 serves all of them. */
+enum { GROUP = 4 * ROWS };
+
 /* ---- rows: prepare_rows, a row of 4 or 8 registers at a time ----------------------------------
  */
 
@@ -78,9 +81,7 @@ static inline void rotate_registers(const vgq_rows *rows, size_t token, size_t p
 static inline void prepare_registers(const vgq_rows *rows, size_t first, size_t n, size_t parts,
                                      float *to)
 {
-    enum { AHEAD = 8 /* rows, each on a page of its own */ };
     const size_t step = rows->stride * vgq_dtype_nbytes(rows->dtype);
-    const size_t row_nbytes = rows->dim * vgq_dtype_nbytes(rows->dtype);
     /* rope_tokens of whole registers only: dim is a multiple of 16 then */
     const int whole = rows->cos && rows->rope_width % 32 == 0;
     const char *from = (const char *)rows->x + first * step;
@@ -91,8 +92,7 @@ static inline void prepare_registers(const vgq_rows *rows, size_t first, size_t 
         __m512 x[VGQ_WIDEST / 16];
         for (size_t i = 0; i < VGQ_WIDEST / 16; i++)
             x[i] = _mm512_setzero_ps(); /* gcc does not see that the others are not read */
-        for (size_t i = 0; i < row_nbytes && t + AHEAD < first + n; i += 64)
-            __builtin_prefetch(from + AHEAD * step + i);
+        fetch_ahead(rows, from);
         for (size_t i = 0; i < parts; i++)
             x[i] = load_values(rows, from, 16 * i, mask[i]);
         if (rows->norm.weight)
@@ -155,28 +155,30 @@ static int pack_keys_f32_avx512(size_t n, size_t depth, const float *x, void *pa
 #define FOUR(from)                                                              \
     const __m512 w0 = _mm512_loadu_ps(from), w1 = _mm512_loadu_ps((from) + 16), \
                  w2 = _mm512_loadu_ps((from) + 32), w3 = _mm512_loadu_ps((from) + 48);
-#define SAVE(r)                                       \
-    _mm512_storeu_ps(s + (r)*VGQ_KEYS, a##r##0);      \
-    _mm512_storeu_ps(s + (r)*VGQ_KEYS + 16, a##r##1); \
-    _mm512_storeu_ps(s + (r)*VGQ_KEYS + 32, a##r##2); \
-    _mm512_storeu_ps(s + (r)*VGQ_KEYS + 48, a##r##3);
+#define SAVE(r)                                        \
+    _mm512_storeu_ps(to + (r)*VGQ_KEYS, a##r##0);      \
+    _mm512_storeu_ps(to + (r)*VGQ_KEYS + 16, a##r##1); \
+    _mm512_storeu_ps(to + (r)*VGQ_KEYS + 32, a##r##2); \
+    _mm512_storeu_ps(to + (r)*VGQ_KEYS + 48, a##r##3);
 
 static void tile_scores_f32_6x64_avx512(size_t keys, size_t depth, const void *queries,
                                         const int32_t *first, const void *panels,
                                         const float *scale, float *s)
 {
     const size_t ld = depth;
-    const float *k = panels;
+    const float *panel = panels;
     (void)first, (void)scale;
-    for (size_t j = 0; j < keys; j += VGQ_PANEL, s += VGQ_PANEL) {
-        const float *at = queries;
-        EACH_6(ZERO)
-        for (size_t i = 0; i < depth; i++, at++, k += VGQ_PANEL) {
-            FOUR(k)
-            EACH_6(STEP)
+    for (size_t j = 0; j < keys; j += VGQ_PANEL, panel += depth * VGQ_PANEL)
+        for (size_t m = 0; m < GROUP; m += ROWS) {
+            const float *at = (const float *)queries + m * depth, *k = panel;
+            float *const to = s + m * VGQ_KEYS + j;
+            EACH_6(ZERO)
+            for (size_t i = 0; i < depth; i++, at++, k += VGQ_PANEL) {
+                FOUR(k)
+                EACH_6(STEP)
+            }
+            EACH_6(SAVE)
         }
-        EACH_6(SAVE)
-    }
 }
 
 #undef SAVE
@@ -259,7 +261,7 @@ static void values_f32_avx512(size_t rows, size_t keys, size_t depth, const void
 
 ISA_END
 
-static const vgq_scores_gemm scores_f32 = {.rows = ROWS,
+static const vgq_scores_gemm scores_f32 = {.rows = GROUP,
                                            .q_nbytes = sizeof(float),
                                            .k_nbytes = sizeof(float),
                                            .code_queries = code_queries_f32_avx512,

@@ -60,11 +60,21 @@ static inline void rotate(const vgq_rows *rows, size_t token, float *x)
     }
 }
 
+/* Ask for the row that stands some rows behind `from`: in qkv each has a page of its own. */
+static inline void fetch_ahead(const vgq_rows *rows, const char *from)
+{
+    enum { AHEAD = 8 };
+    const size_t nbytes = vgq_dtype_nbytes(rows->dtype);
+    for (size_t i = 0; i < rows->dim * nbytes; i += 64)
+        __builtin_prefetch(from + AHEAD * rows->stride * nbytes + i);
+}
+
 static inline void prepare_rows(const vgq_rows *rows, size_t first, size_t n, float *to)
 {
     for (size_t t = first; t < first + n; t++, to += rows->depth) {
         const char *const from =
             (const char *)rows->x + t * rows->stride * vgq_dtype_nbytes(rows->dtype);
+        fetch_ahead(rows, from); /* behind the last row too: it asks, and does not read */
         const uint16_t *const half = (const uint16_t *)(const void *)from;
         if (rows->dtype == VGQ_F32)
             memcpy(to, from, rows->dim * sizeof(*to));

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention alone, 16 heads of 64: ours against torch's and, where it is installed, OpenVINO's.
 
-    python tests/bench/attention.py [--tokens 930,3720] [--repeats 5] [--threads 2]
+    OMP_PROC_BIND=close OMP_PLACES={0},{1} python tests/bench/attention.py [--isa avx512bf16]
+        [--tokens 930,3720] [--rounds 7] [--only ours] [--out attention.md]
 
 Prints a Markdown table of GMAC/s (two products of tokens x tokens x 64 a head), the median of the
-runs, all candidates in turns. To lower every side to the same instructions: VGGTQUANT_ISA,
-ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY. Leave OMP_PLACES unset: OpenVINO's threads would share a
-core.
+rounds and, in brackets, the best; all candidates take turns. --isa lowers every side to the same
+instruction set. OpenVINO's calls may run on every core, whatever OMP_PLACES pins the thread to.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 
 import torch
+from model import ISAS, lowered
+from peers import every_core
 from torch.nn import functional as F
 
 from vggtquant import ops
@@ -63,8 +69,14 @@ def openvino(precision: str) -> Callable[[torch.Tensor], Call]:
             "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        compiled = ov.Core().compile_model(model, "CPU", options)
-        return lambda: compiled(arrays, share_inputs=True, share_outputs=True)
+        with every_core():
+            compiled = ov.Core().compile_model(model, "CPU", options)
+
+        def call() -> object:
+            with every_core():
+                return compiled(arrays, share_inputs=True, share_outputs=True)
+
+        return call
 
     return make
 
@@ -82,25 +94,40 @@ CANDIDATES: dict[str, Callable[[torch.Tensor], Call]] = {
 }
 
 
-def measure(tokens: int, repeats: int) -> dict[str, float]:
-    """GMAC/s of each candidate that can be made here."""
+def measure(tokens: int, rounds: int, only: str) -> dict[str, list[float]]:
+    """Seconds of each candidate that can be made here, one a round."""
     qkv = torch.randn(1, tokens, 3, HEADS, DIM, generator=torch.Generator().manual_seed(0))
     calls: dict[str, Call] = {}
     for name, make in CANDIDATES.items():
+        if not any(name.startswith(part) for part in only.split(",")):
+            continue
         try:
             calls[name] = make(qkv)
             calls[name]()
         except Exception as error:  # a peer that is not installed, or cannot
             calls.pop(name, None)
-            print(f"{name} is left out: {str(error).splitlines()[0]}")
+            print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
+    for _ in range(rounds):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def shown(tokens: int, seconds: list[float] | None) -> str:
+    if not seconds:
+        return ""
     work = 2 * tokens * tokens * HEADS * DIM / 1e9
-    return {name: work / statistics.median(times) for name, times in seconds.items()}
+    return f"{work / statistics.median(seconds):.0f} ({work / min(seconds):.0f})"
+
+
+def version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"no {package}"
 
 
 def main() -> None:
@@ -108,17 +135,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--tokens", default="930,1374,3720,9300")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"instruction set {ops.isa()}, {ops.threads()} threads, GMAC/s, median")
-    rows = {n: measure(n, options.repeats) for n in map(int, options.tokens.split(","))}
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="beginnings of names, with commas between")
+    parser.add_argument("--isa", choices=ISAS, help="no side goes higher than this")
+    parser.add_argument("--out", type=Path, help="the table is written there too")
+    args = parser.parse_args()
+    if args.isa and os.environ.get("VGGTQUANT_ISA") != args.isa:  # read when libraries are loaded
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | lowered(args.isa))
+    rows = {n: measure(n, args.rounds, args.only) for n in map(int, args.tokens.split(","))}
     names = [name for name in CANDIDATES if any(name in row for row in rows.values())]
-    print("| tokens | " + " | ".join(names) + " |")
-    print("|" + "---|" * (len(names) + 1))
-    for tokens, row in rows.items():
-        print(f"| {tokens} | " + " | ".join(f"{row.get(name, 0):.0f}" for name in names) + " |")
+    lines = [
+        f"Kernels {ops.isa()}, {ops.threads()} threads, {args.rounds} rounds; "
+        + ", ".join(map(version, ("torch", "openvino", "nncf")))
+        + "; GMAC/s, median (best)",
+        "",
+        "| tokens | " + " | ".join(names) + " |",
+        "|" + "---|" * (len(names) + 1),
+    ]
+    lines += [
+        f"| {n:,} | " + " | ".join(shown(n, row.get(name)) for name in names) + " |"
+        for n, row in rows.items()
+    ]
+    text = "\n".join(lines)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

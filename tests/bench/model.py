@@ -82,6 +82,7 @@ def lowered(isa: str | None) -> dict[str, str]:
         "VGGTQUANT_ISA": isa,
         "ONEDNN_MAX_CPU_ISA": onednn,
         "ATEN_CPU_CAPABILITY": aten,
+        "MKL_ENABLE_INSTRUCTIONS": aten.upper(),
     }
 
 
