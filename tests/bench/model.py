@@ -11,13 +11,16 @@ that are modules of torch or ours, measured in a forward of its own. RSS is held
 that has imported torch and nothing else: "at rest" after the swap, "peak" in the forwards after it.
 
 --isa lowers torch, OpenVINO and our kernels to the same instruction set. OpenVINO's model is
-converted once (14 GB, minutes) and quantized by NNCF (longer); both are kept in --cache.
+converted once (14 GB, minutes) and quantized by NNCF (longer); both are kept in --cache, as are our
+quantized models until the package changes. With --results a run that was cut off goes on where it
+was; --profile prints the time of each kernel of ours and of torch instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import os
 import platform
@@ -105,6 +108,40 @@ def changed(model: nn.Module, variant: Variant) -> nn.Module:
     return model
 
 
+def fresh(args: argparse.Namespace, variant: Variant) -> nn.Module:
+    """The model, changed as the variant says."""
+    from vggtquant import models
+
+    model = models.load_model(args.model).model
+    if hasattr(model, "track_head"):
+        model.track_head = None  # the tracker: without points to follow it does not run
+    model = changed(model, variant)
+    gc.collect()
+    return model
+
+
+def kept(args: argparse.Namespace, variant: Variant) -> nn.Module:
+    """A model of ours out of the cache, where this same package has put it there."""
+    import vggtquant as vq
+
+    sources = sorted(Path(vq.__file__).parent.rglob("*.py"))
+    key = hashlib.sha256(f"{args.model} {variant.change} {torch.__version__}".encode())
+    for source in sources:
+        key.update(source.read_bytes())
+    file = args.cache / f"{variant.change}-{key.hexdigest()[:12]}.pt"
+    if not file.exists():
+        model = fresh(args, variant)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for old in file.parent.glob(f"{variant.change}-*.pt"):
+            old.unlink()
+        torch.save(model, file.with_suffix(".new"))
+        file.with_suffix(".new").rename(file)
+        del model
+        gc.collect()
+    model: nn.Module = torch.load(file, weights_only=False)
+    return model
+
+
 def prepared(args: argparse.Namespace) -> tuple[Forward, nn.Module | None]:
     """The forward of args.variant, and the module that computes it, where it is one of torch."""
     variant = VARIANTS[args.variant]
@@ -113,16 +150,7 @@ def prepared(args: argparse.Namespace) -> tuple[Forward, nn.Module | None]:
         precision = "bf16" if variant.bf16 else "f32"
         file = path / f"{variant.change}.xml"
         return openvino_model.forward_of(file, precision, torch.get_num_threads()), None
-    import vggtquant as vq
-    from vggtquant import models
-
-    if isa := os.environ.get("VGGTQUANT_ISA"):
-        vq.use_isa(isa)
-    model = models.load_model(args.model).model
-    if hasattr(model, "track_head"):
-        model.track_head = None  # the tracker: without points to follow it does not run
-    model = changed(model, variant)
-    gc.collect()
+    model = kept(args, variant) if variant.engine == "ours" else fresh(args, variant)
 
     def forward(images: torch.Tensor) -> Any:
         cast = torch.autocast("cpu", torch.bfloat16) if variant.bf16 else nullcontext()
@@ -177,10 +205,31 @@ def command(args: argparse.Namespace, *more: str) -> list[str]:
     return [sys.executable, __file__, *sum(pairs, ()), *products, *more]
 
 
+class Results:
+    """What variants' processes have given, and where --results says, a file of it."""
+
+    def __init__(self, path: Path | None, args: argparse.Namespace) -> None:
+        self.path = path
+        self.what = [args.model, args.frames, args.size, args.isa]
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        self.rows = [json.loads(line) for line in lines]
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [row["figures"] for row in self.rows if row["of"] == [*self.what, name]]
+
+    def add(self, name: str, figures: dict[str, Any]) -> None:
+        self.rows.append({"of": [*self.what, name], "figures": figures})
+        if self.path is not None:
+            with self.path.open("a") as file:
+                print(json.dumps(self.rows[-1]), file=file)
+
+
 def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+    results = Results(args.results, args)
     for turn in range(args.rounds):
         for name in args.only:
+            if len(results.of(name)) > turn:
+                continue
             # OpenMP pins the thread that loads it; a child would inherit that one core.
             done = subprocess.run(
                 command(args, "--variant", name),
@@ -193,9 +242,9 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, d
             if done.returncode:
                 say(f"{name}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
                 continue
-            found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
-            say(f"round {turn + 1}, {name}: {found[name][-1]}")
-    return {name: summary(runs) for name, runs in found.items()}
+            results.add(name, json.loads(done.stdout.splitlines()[-1]))
+            say(f"round {turn + 1}, {name}: {results.of(name)[-1]}")
+    return {name: summary(results.of(name)) for name in args.only if results.of(name)}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -259,6 +308,7 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--peers", action="append", choices=["openvino"], default=[])
     said.add_argument("--cache", type=Path, default=cache_folder(), help="of OpenVINO's models")
     said.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated")
+    said.add_argument("--results", type=Path, help="a file that keeps what was measured")
     said.add_argument("--products", action="store_true", help="time products, in one forward more")
     said.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
 
