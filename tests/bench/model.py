@@ -6,9 +6,11 @@
 
 The model may have random weights: speed and memory do not depend on them. Each variant runs in a
 fresh process, and the variants take turns for --rounds rounds; the fastest forward counts, since
-what else runs on the machine can only add. "Linear" is the time in Linear layers and convolutions
-that are modules of torch or ours, measured in a forward of its own. RSS is held against a process
-that has imported torch and nothing else: "at rest" after the swap, "peak" in the forwards after it.
+what else runs on the machine can only add. "Processors" is the processor time divided by the
+threads, which other work on the machine does not add to; ratios are of it. "Linear" is the time in
+Linear layers and convolutions that are modules of torch or ours, measured in a forward of its own.
+RSS is held against a process that has imported torch and nothing else: "at rest" after the swap,
+"peak" in the forwards after it.
 
 --isa lowers torch, OpenVINO and our kernels to the same instruction set. OpenVINO's model is
 converted once (14 GB, minutes) and quantized by NNCF (longer); both are kept in --cache, as are our
@@ -181,12 +183,14 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     rest = rss() - empty
     with open("/proc/self/clear_refs", "w") as refs:  # 5: forget the peak so far
         refs.write("5")
-    seconds = []
+    seconds, processor = [], []
     for _ in range(args.runs + 1):
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         forward(images)
         seconds.append(time.perf_counter() - start)
-    figures = {"s": seconds[1:], "rest": rest, "peak": rss("VmHWM") - empty, "products": None}
+        processor.append((time.process_time() - spent) / torch.get_num_threads())
+    figures: dict[str, Any] = {"s": seconds[1:], "processor": processor[1:], "products": None}
+    figures |= {"rest": rest, "peak": rss("VmHWM") - empty}
     if model is not None and args.products:
         products = time_products(model)
         forward(images)
@@ -252,6 +256,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     products = [one["products"] for one in runs if one["products"] is not None]
     return {
         "s": min(s for one in runs for s in one["s"]),
+        "processor": min(s for one in runs for s in one["processor"]),
         "products": min(products, default=None),
         "rest": max(one["rest"] for one in runs),
         "peak": max(one["peak"] for one in runs),
@@ -261,13 +266,18 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def table(found: dict[str, dict[str, Any]]) -> list[str]:
     """The rows in Markdown."""
     references = [name for name in REFERENCES if name in found]
-    head = ["variant", "seconds", "Linear, convolutions"]
+    head = ["variant", "seconds", "processors"]
+    products = any(row["products"] is not None for row in found.values())
+    head += ["Linear, convolutions"] if products else []
     head += [f"against {name}" for name in references] + ["RSS at rest, GB", "RSS at peak, GB"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, row in found.items():
-        products = "" if row["products"] is None else f"{row['products']:.3g}"
-        cells = [name, f"{row['s']:.3g}", products]
-        cells += [f"{found[reference]['s'] / row['s']:.2f}x" for reference in references]
+        cells = [name, f"{row['s']:.3g}", f"{row['processor']:.3g}"]
+        if products:
+            cells.append("" if row["products"] is None else f"{row['products']:.3g}")
+        cells += [
+            f"{found[reference]['processor'] / row['processor']:.2f}x" for reference in references
+        ]
         cells += [f"{row['rest']:.2f}", f"{row['peak']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
