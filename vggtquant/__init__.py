@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .evaluation.api import Report, evaluate
     from .linear import QuantizedLinear
+    from .memory import Fit, fit
     from .metrics import METRICS, Metric, compare, ssim
     from .model import LayerReport, ModelReport, model_bytes, quantize_model, restore_model
     from .ops import isa, isas, use_isa
@@ -29,6 +30,7 @@ _HOME = {
     "errors": ("UserError",),
     "evaluation.api": ("Report", "evaluate"),
     "linear": ("QuantizedLinear",),
+    "memory": ("Fit", "fit"),
     "metrics": ("METRICS", "Metric", "compare", "ssim"),
     "model": ("LayerReport", "ModelReport", "model_bytes", "quantize_model", "restore_model"),
     "ops": ("isa", "isas", "use_isa"),
@@ -41,6 +43,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "CONFIGS",
     "METRICS",
+    "Fit",
     "LayerReport",
     "Metric",
     "ModelReport",
@@ -54,6 +57,7 @@ __all__ = [
     "compare",
     "dequantize",
     "evaluate",
+    "fit",
     "get_config",
     "isa",
     "isas",

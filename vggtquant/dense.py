@@ -113,13 +113,15 @@ class QuantizedDPTHead(nn.Module):
         for i, tokens in zip(self.intermediate_layer_idx, taps, strict=True):
             if tokens is None:
                 raise ValueError(f"the aggregator did not keep the outputs of its layer {i}")
-        taps = [t[:, :, patch_start_idx:].flatten(0, 1) for t in taps]
+        taps = [t.flatten(0, 1) for t in taps]
         size = (height // self.patch_size, width // self.patch_size)
         step = max(1, min(self.budget // self.picture_nbytes(size), frames_chunk_size or pictures))
-        found = [
-            self._pictures([t[i : i + step] for t in taps], size, width / height)
-            for i in range(0, batch * pictures, step)
-        ]
+        found = []
+        for i in range(0, batch * pictures, step):
+            if batch * pictures > step:
+                ops.trim()  # what the aggregator and the chunk before have left
+            some = [t[i : i + step, patch_start_idx:] for t in taps]
+            found.append(self._pictures(some, size, width / height))
         values, confidence = (
             torch.cat(part) if len(part) > 1 else part[0] for part in zip(*found, strict=True)
         )

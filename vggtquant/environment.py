@@ -55,6 +55,12 @@ def memory_bytes() -> int | None:
     return int(words[0]) * 1024 if words else None
 
 
+def resident_bytes() -> int:
+    """The process's resident memory in bytes; 0 where the system does not say."""
+    words = _proc("/proc/self/status", "VmRSS").split()
+    return int(words[0]) * 1024 if words else 0
+
+
 def reset_peak_memory() -> None:
     """Starts a new peak for `peak_memory_bytes` where Linux allows it (writing 5 to clear_refs)."""
     try:

@@ -8,12 +8,29 @@ from __future__ import annotations
 
 import html
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+
+SLOW_SECONDS = 2.0
+"""What a forward takes at least before it has a bar of its own."""
+
+
+def steps(model: Any) -> list[Any]:
+    """The modules of a model whose ends show how far a forward is: its blocks and its heads."""
+    children: Any = getattr(model, "named_modules", dict)()
+    return [
+        module
+        for name, module in children
+        if name.split(".")[-2:-1] in (["blocks"], ["frame_blocks"], ["global_blocks"])
+        or (name.endswith("_head") and "." not in name)
+    ]
 
 
 class Progress:
@@ -87,6 +104,42 @@ class Progress:
             for task in (self._one, self._all):
                 if task is not None:
                     self._bars.advance(task)
+
+    @contextmanager
+    def forward(self, model: Any) -> Iterator[None]:
+        """A forward of a model; one that takes over 2 s has a bar over its blocks."""
+        modules = [] if self._bars is None else steps(model)
+        start, bar, done = time.monotonic(), None, 0
+
+        def step(*_: object) -> None:
+            nonlocal bar, done
+            assert self._bars is not None
+            done += 1
+            if bar is None and time.monotonic() - start > SLOW_SECONDS:
+                self._bars.start()
+                bar = self._bars.add_task("this forward", total=len(modules))
+            if bar is not None:
+                self._bars.update(bar, completed=done)
+
+        handles = [module.register_forward_hook(step) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            if self._bars is not None and bar is not None:
+                self._bars.remove_task(bar)
+
+    def watching(self, runner: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """The runner of a model, whose forwards are shown where there are bars."""
+        if self._bars is None:
+            return runner
+
+        def run(model: Any, images: Any) -> Any:
+            with self.forward(model):
+                return runner(model, images)
+
+        return run
 
     def done(self, summary: str, seconds: float) -> None:
         """Ends a scheme, wherever its bar stands, with a line on its result."""

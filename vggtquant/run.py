@@ -65,6 +65,7 @@ def run(
     points: str = "depth",
     conf_percentile: float = CONF_PERCENTILE,
     device: str = "cpu",
+    max_memory: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Reconstruction:
     """Reconstructs pictures with a (quantized) model and writes the result into `out`.
@@ -75,12 +76,16 @@ def run(
     >>> run("builtin:tiny", "builtin", "out", scheme="INT4_Group_128").frames   # doctest: +SKIP
     4
     """
-    from . import models
+    from . import memory, models
+    from .checkpoint.budget import parse_bytes
     from .configs import get_config
     from .data.images import check_mode, check_size, load_frames
     from .model import quantize_model
+    from .progress import Progress
 
     config = get_config(scheme) if scheme is not None else None
+    if max_memory is not None:
+        parse_bytes(max_memory)
     target = models.check_device(device)
     check_mode(mode)
     if size is not None:
@@ -117,10 +122,18 @@ def run(
         models.release_file(loaded.model)
 
     shape = "x".join(map(str, frames.images.shape[:-3:-1]))
+    if max_memory is not None:
+        height, width = frames.images.shape[-2:]
+        fits = memory.fit(loaded.model, max_memory, pictures=done.frames, size=(height, width))
+        say(
+            f"{count(done.frames)} should take {memory.gigabytes(fits.nbytes)} of memory; "
+            f"{max_memory} has room for {fits.pictures}"
+        )
     say(f"reconstructing {count(done.frames)} of {shape}, {expected:.0f} s or more")
     start = time.perf_counter()
     bf16 = config is not None and config.quant_type == "bf16"
-    outputs = _forward(loaded.model, frames.images.to(target), bf16=bf16)
+    with Progress() as shown, shown.forward(loaded.model):
+        outputs = _forward(loaded.model, frames.images.to(target), bf16=bf16)
     done.seconds = time.perf_counter() - start
 
     _write(done, folder, frames, names, outputs, points, conf_percentile)

@@ -202,6 +202,14 @@ def every_core() -> None:
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
+def environment(isa: str | None, engine: str) -> dict[str, str]:
+    """Of a variant's process. OpenVINO takes as many cores as the thread that loads torch's OpenMP
+    may run on, and a pinned one has a single core."""
+    pins = ("OMP_PROC_BIND", "OMP_PLACES") if engine == "openvino" else ()
+    kept = {name: value for name, value in os.environ.items() if name not in pins}
+    return kept | lowered(isa)
+
+
 def command(args: argparse.Namespace, *more: str) -> list[str]:
     flags = ("model", "frames", "size", "runs", "cache")
     pairs = [(f"--{flag}", str(getattr(args, flag))) for flag in flags]
@@ -237,7 +245,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, d
             # OpenMP pins the thread that loads it; a child would inherit that one core.
             done = subprocess.run(
                 command(args, "--variant", name),
-                env={**os.environ, **lowered(args.isa)},
+                env=environment(args.isa, VARIANTS[name].engine),
                 capture_output=True,
                 text=True,
                 check=False,

@@ -115,6 +115,11 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--device", default="cpu", help="cpu, the only one that this version serves")
     how.add_argument(
+        "--max_memory",
+        metavar="SIZE",
+        help="of the process, e.g. 8GB: fewer pictures, and none that have no room in it",
+    )
+    how.add_argument(
         "--runs", type=int, metavar="N", help="timed passes a scheme (default 3, fewer if slow)"
     )
     how.add_argument(
@@ -198,6 +203,7 @@ def evaluate(args: argparse.Namespace) -> int:
         restart=args.restart,
         shard=args.shard,
         max_drop=args.max_drop,
+        max_memory=None if args.max_memory is None else budget.parse_bytes(args.max_memory),
         max_bytes=None if args.max_bytes is None else budget.parse_bytes(args.max_bytes),
         min_speedup=args.min_speedup,
         isolate=args.isolate,

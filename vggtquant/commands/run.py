@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="drop the P percent of points with the least confidence (default %(default)g)",
     )
+    parser.add_argument(
+        "--max_memory",
+        metavar="BYTES",
+        help="of the process, e.g. 8GB: refuse more pictures than that has room for",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda where there is one")
 
 
@@ -75,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
         points=args.points,
         conf_percentile=args.conf_percentile,
         device=args.device,
+        max_memory=args.max_memory,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     for line in summary(done):

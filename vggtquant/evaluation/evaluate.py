@@ -139,7 +139,7 @@ def evaluate(
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
-        task = _task(settings, model, data, runner, progress)
+        task = _task(settings, model, data, progress.watching(runner), progress)
         planned, records = _begin(task, progress)
         with records:
             try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ... import environment, memory
 from ...configs import CONFIGS, QuantizationConfig, get_config
 from ...errors import UserError
 from ...notes import told
@@ -43,6 +44,7 @@ class Settings:
     layout: str | None = None  # of a folder with ground truth; None: by what is in it
     max_drop: float | None = None  # percentage points of pose AUC@30
     max_bytes: int | None = None
+    max_memory: int | None = None  # of the process
     min_speedup: float | None = None
     resume: bool = False  # go on with the journal in output_dir, if there is one
     restart: bool = False  # replace it
@@ -194,6 +196,8 @@ def plan(
     amount = available.amount
     if chosen is None and not settings.shard:
         amount = forecast.fitting(amount, available.least, nominal_s, budget)
+    if settings.max_memory is not None:
+        amount = _fitting(settings, model, available, amount, max(c.model_bytes for c in first))
     costs = forecast.rescaled(first, share(amount))
     samples = told(say, take, settings, available, amount)
     planned = Planned(amount, Passes(), samples, costs, work)
@@ -213,6 +217,25 @@ def plan(
         rest = planned.seconds_after_baseline()
     say(f"from FP32's own time: all that comes after it takes about {duration(rest)}")
     return planned
+
+
+def _fitting(
+    settings: Settings, model: nn.Module, available: inputs.Inputs, amount: int, weights: int
+) -> int:
+    """The amount whose forwards fit into settings.max_memory beside FP32 and a scheme's weights.
+
+    Raises UserError where that is less than what was asked for.
+    """
+    limit = settings.max_memory or 0
+    shape = available.shape(amount)
+    size = (shape.height, shape.width)
+    resident = environment.resident_bytes() + weights
+    fitting = memory.most(model, limit - resident, size)
+    asked = available.unit != "pictures" or settings.max_images is not None
+    if fitting < (shape.frames if asked else 1):
+        nbytes = resident + memory.forecast(model, shape.frames, size, chunk=1)
+        memory.refuse(shape.frames, size, nbytes, limit, fitting)
+    return amount if asked else min(amount, fitting)
 
 
 def _unknown(row: Variant, like: Forecast | None = None) -> Forecast:
