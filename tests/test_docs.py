@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents show is run: the README's example, the notebooks' cells, the docstrings."""
 
+import ast
 import doctest
 import importlib
 import json
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vggtquant
+from vggtquant.data import scenes
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -24,15 +27,31 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
-def test_notebook_runs(path, capsys):
+def test_notebook_runs(path, capsys, tmp_path, monkeypatch):
+    """Every cell, and what a notebook shows of the last expression of a cell."""
+    monkeypatch.chdir(tmp_path)
     notebook = json.loads(path.read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert cells, "a notebook without code shows nothing"
     names: dict = {}
     for cell in cells:
         assert cell["outputs"] == [] and cell["execution_count"] is None, "outputs are stripped"
-        exec(compile("".join(cell["source"]), path.name, "exec"), names)
+        body = ast.parse("".join(cell["source"])).body
+        last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), path.name, "exec"), names)
+        if last is not None:
+            shown = eval(compile(ast.Expression(last.value), path.name, "eval"), names)
+            assert shown is None or getattr(shown, "_repr_html_", shown.__repr__)()
     assert capsys.readouterr().out.strip()
+
+
+def test_the_example_for_a_persons_own_vggt_runs(tmp_path, capsys):
+    scene = scenes.make_scene(scenes.HELD_OUT, frames=2)
+    for i, pixels in enumerate(scene.images):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    script = runpy.run_path(str(ROOT / "examples" / "quantize_vggt.py"))
+    script["main"]("builtin:tiny", str(tmp_path), str(tmp_path / "packed.safetensors"))
+    assert "the loaded model gives the same depth: True" in capsys.readouterr().out
 
 
 def test_readme_example_runs():

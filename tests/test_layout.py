@@ -27,7 +27,9 @@ def sources(*patterns: str) -> list[Path]:
 
 
 C_FILES = sources("csrc/**/*.c", "csrc/**/*.h", "csrc/**/*.def", "csrc/cuda/*.cu*")
-PYTHON_FILES = sources("vggtquant/**/*.py*", "examples/*.py", "tests/*.py", "tests/bench/*.py")
+PYTHON_FILES = sources(
+    "vggtquant/**/*.py*", "examples/*.py", "tools/*.py", "tests/*.py", "tests/bench/*.py"
+)
 PYTHON_FILES = [path for path in PYTHON_FILES if path.suffix in (".py", ".pyi")]
 
 
@@ -166,7 +168,7 @@ def test_every_metric_stands_in_the_conventions() -> None:
 
 def test_no_paths_of_somebody_s_machine() -> None:
     suffixes = (".py", ".pyi", ".c", ".h", ".def", ".md", ".toml", ".txt", ".ipynb", ".json", "")
-    folders = ("csrc", "vggtquant", "docs", "examples", "notebooks", "tests", ".ci")
+    folders = ("csrc", "vggtquant", "docs", "examples", "notebooks", "tests", "tools", ".ci")
     paths = [*ROOT.glob("*"), *(path for name in folders for path in (ROOT / name).rglob("*"))]
     # A worktree's .git is a file that names its place.
     skipped = (Path(__file__), ROOT / ".git")

@@ -648,3 +648,11 @@ def test_the_layers_of_the_original_vggt(original: nn.Module) -> None:
     assert parts == {"aggregator": 288, "camera_head": 20, "track_head": 55}
     assert len(plain) == 363 and len(report.quantized) == 361
     assert {row.name for row in plain if row.skipped} == set(vggt.FIRST_LAST)
+
+
+def test_a_notebook_shows_a_model_report_as_a_table() -> None:
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+    _, report = vq.quantize_model(model, "INT8_Per_Channel_Symmetric")
+    shown = report._repr_html_()
+    assert shown.count("<tr>") == 1 + 4 and "2 of 4 layers quantized" in shown
+    assert "<td>1</td><td>16 x 16</td>" in shown

@@ -504,3 +504,9 @@ def test_codes_of_what_the_codes_stand_for_are_the_codes(x: Array, scheme: Schem
     q = vq.quantize(x, scheme)
     again = vq.quantize(vq.dequantize(q), q.scheme, scale=q.scale, zero_point=q.zero_point)
     np.testing.assert_array_equal(again.codes, q.codes)
+
+
+def test_a_notebook_shows_a_qtensor_as_a_table() -> None:
+    q = vq.quantize(np.ones((4, 64), np.float32), "INT4_Group_32")
+    shown = q._repr_html_()
+    assert shown.count("<tr>") == 7 and "4 x 64" in shown and f"{q.nbytes}" in shown

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from . import ops, recognition
+from . import markup, ops, recognition
 from .configs import QuantizationConfig, get_config
 from .conv import Conv, weight_rows
 from .dense import Swapped, convolutions_of, set_module, swap_convolutions
@@ -54,6 +55,9 @@ class LayerReport:
     """Why it stays as it was."""
     note: str | None = None
     kind: Literal["linear", "conv"] = "linear"
+
+
+_HEADINGS = ("layer", "out x in", "bytes", "SQNR dB", "what")
 
 
 @dataclass(frozen=True)
@@ -103,25 +107,38 @@ class ModelReport:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        width = max((len(layer.name) for layer in self.layers), default=5)
-        lines = [f"{'layer':{width}}  {'out x in':>13}  {'bytes':>10}  {'SQNR dB':>7}  what"]
+    def _rows(self) -> list[tuple[str, str, str, str, str]]:
+        """A row a layer, then a row a module, under _HEADINGS."""
+        found = []
         for layer in self.layers:
             noise = "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}"
             what = layer.scheme if layer.skipped is None else f"skipped: {layer.skipped}"
             shape = f"{layer.shape[0]} x {layer.shape[1]}"
-            lines.append(
-                f"{layer.name:{width}}  {shape:>13}  {layer.bytes_after:>10}  {noise:>7}  "
-                + "; ".join(filter(None, (what, layer.note)))
-            )
+            words = "; ".join(filter(None, (what, layer.note)))
+            found.append((layer.name, shape, str(layer.bytes_after), noise, words))
         for module in self.modules:
             what = module.scheme if module.skipped is None else f"skipped: {module.skipped}"
-            lines.append(f"{module.name:{width}}  {module.kind}: {what}")
-        lines.append(
+            found.append((module.name, "", "", "", f"{module.kind}: {what}"))
+        return found
+
+    def _summary(self) -> str:
+        return (
             f"{len(self.quantized)} of {len(self.layers)} layers quantized: "
             f"{self.bytes_before / 1e6:.2f} MB before, {self.bytes_after / 1e6:.2f} MB after"
         )
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=5)
+        lines = [
+            f"{name:{width}}  {shape:>13}  {size:>10}  {noise:>7}  {what}"
+            for name, shape, size, noise, what in [_HEADINGS, *self._rows()]
+        ]
+        return "\n".join([*lines, self._summary(), *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        made = markup.table(_HEADINGS, self._rows(), self._summary())
+        notes = "".join(f"<p>note: {html.escape(note)}</p>" for note in self.notes)
+        return f"{made}{notes}"
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from . import ops
+from . import markup, ops
 from .configs import QuantizationConfig, Scheme, get_config
 from .errors import UserError
 
@@ -106,6 +106,17 @@ class QTensor:
             f"QTensor(shape={self.shape}, {self.scheme}, {self.nbytes} bytes, "
             f"{self.bits_per_weight:.3f} bits a weight)"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "shape": " x ".join(map(str, self.shape)) or "()",
+            "scheme": self.scheme,
+            "scales": self.stored_scale.size if self.factor is None else self.factor.size,
+            "bytes": f"{self.nbytes:,}",
+            "bits a weight": f"{self.bits_per_weight:.3f}",
+            "came in as": self.dtype,
+        }
+        return markup.table(["QTensor", ""], facts.items())
 
 
 def _not_for_models(function: Function) -> Function:

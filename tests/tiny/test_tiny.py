@@ -31,7 +31,7 @@ def model() -> tiny.TinyVGGT:
 
 @pytest.fixture(scope="module")
 def trainer() -> ModuleType:
-    path = Path(__file__).parents[2] / "examples" / "train_tiny.py"
+    path = Path(__file__).parents[2] / "tools" / "train_tiny.py"
     spec = importlib.util.spec_from_file_location("train_tiny", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

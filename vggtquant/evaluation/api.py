@@ -230,6 +230,9 @@ class Report:
         format: str | None = None,
         language: str = "en",
         core: bool = False,
+        figures: Sequence[str] | None = None,
+        layer: str | None = None,
+        pictures: Sequence[str] = (),
     ) -> list[Path]:
         """Writes the report's files into a folder, made if missing; returns their paths.
 
@@ -238,21 +241,31 @@ class Report:
                 as `vggtquant report` writes; None: the files of `vggtquant evaluate`.
             language: of the experiment report, en or zh.
             core: the experiment report has the eight schemes alone.
+            figures: names of its figures, * allowed; None: all that are usual.
+            layer: a Linear layer whose weights and scales it shows; the model is loaded again.
+            pictures: as "1" or "1:2" (scene, picture), whose depth, error and points it shows for
+                each scheme; the model is loaded and run again.
 
         Raises:
-            UserError: an unknown format or language, no python-docx for docx.
+            UserError: an unknown format, language, figure, layer or picture, a model or pictures
+                that are not those of the results, no python-docx for docx.
         """
         from .present import files
 
         if format is not None:
+            from . import rerun
             from .present import paper
 
+            wish = rerun.Wish(layer, pictures)
             return paper.write(
                 self.document,
                 folder,
                 form=format,
                 language=language,
                 core=core,
+                chosen=figures,
+                extra=wish.drawings,
+                flags=wish.flags(),
                 warn=lambda words: warnings.warn(words, stacklevel=3),
             )
         return files.write(writable_folder(Path(folder).expanduser()), self.document)

@@ -164,7 +164,7 @@ def _task(
     if not alone:
         _check_weights(linears(loaded.model))
     size = loaded.image_size
-    available = data if data is not None else told(progress.say, _inputs, settings, size)
+    available = data if data is not None else told(progress.say, inputs_of, settings, size)
     settings = replace(settings, layout=available.layout)
     found = plan.rows_of(settings, packed, alone)
     return Task(settings, loaded, found, available, runner)
@@ -255,7 +255,7 @@ def _source(path: Path, name: str, sha256: str) -> str | None:
     return None
 
 
-def _inputs(settings: Settings, size: int) -> inputs.Inputs:
+def inputs_of(settings: Settings, size: int) -> inputs.Inputs:
     """The scenes that the settings name."""
     images, most = settings.images, settings.max_images
     if not images:

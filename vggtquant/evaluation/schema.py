@@ -9,6 +9,7 @@ that its files are still read.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -91,6 +92,16 @@ class Why(StrEnum):
         'there are no results of scene kitchen'
         """
         return _WHY[self].format(**facts)
+
+    def facts(self, words: str) -> dict[str, str] | None:
+        """The facts of such a text; None where it reads otherwise.
+
+        >>> Why.NO_RESULTS.facts("there are no results of scene kitchen")
+        {'scene': 'kitchen'}
+        """
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.*)", re.escape(_WHY[self]))
+        found = re.fullmatch(pattern, words, re.DOTALL)
+        return found and found.groupdict()
 
 
 _WHY = {

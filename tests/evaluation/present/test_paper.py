@@ -14,6 +14,8 @@ import docx
 import pytest
 from builders import document as made_of
 from builders import row, seven, with_scenes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from vggtquant.commands import cli
@@ -21,7 +23,7 @@ from vggtquant.errors import UserError
 from vggtquant.evaluation.api import Report
 from vggtquant.evaluation.present import files, paper
 from vggtquant.evaluation.present.paper import content, figures, phrases
-from vggtquant.evaluation.schema import Document, Kind, Metrics, Status, Task
+from vggtquant.evaluation.schema import Document, Kind, Layer, Metrics, Status, Task, Why
 
 NASTY = r"a|b & 50 % $x_1$ {y} #<b>`c`</b> \end"
 
@@ -32,6 +34,14 @@ def _failing() -> Document:
     made = made_of(rows)
     made.model.name = NASTY
     return made
+
+
+def _with_layers() -> Document:
+    rows = seven()
+    for one in rows[2:]:
+        one.layers = [Layer(f"aggregator.{i}", sqnr_db=20 + one.error + i) for i in range(4)]
+    rows[3].status, rows[3].reason = Status.FAILED, f"NaN in {NASTY}"
+    return made_of(rows)
 
 
 def _scenes(errors: dict[str, list[float]]) -> Document:
@@ -146,6 +156,29 @@ def test_failed_rows_and_none_at_all_are_said() -> None:
     assert "4 of 5 quantized schemes finished" in finished
 
 
+def test_reasons_and_descriptions_are_told_in_the_language_of_the_report() -> None:
+    rows = seven()
+    rows[3].status, rows[3].why = Status.FAILED, Why.NONFINITE
+    rows[3].reason = Why.NONFINITE.text(output="depth", count=3, scene="kitchen")
+    document = made_of(rows)
+    document.data.description = "pictures in 4 overlapping groups"
+    say = phrases.Phrases("zh")
+    blocks = content.blocks(document, say, [], "")
+    items = [item for b in blocks if isinstance(b, content.Bullets) for item in b.items]
+    assert any("在 kitchen 上 depth 含 3 个 NaN 或 Inf" in item for item in items)
+    setup = next(b for b in blocks if isinstance(b, content.Grid))
+    assert any("图片，分为 4 个相互重叠的组" in row[1] for row in setup.rows)
+
+
+@pytest.mark.parametrize("why", Why)
+def test_every_reason_has_a_phrase_with_its_facts(why: Why) -> None:
+    names = ("error", "scene", "output", "count", "names", "scenes", "what", "times", "name")
+    facts = why.facts(why.text(**{name: f"the {name}" for name in names}))
+    assert facts is not None
+    said = phrases.Phrases("zh")(f"why_{why.name.lower()}", **facts)
+    assert all(f"the {name}" in said for name in facts)
+
+
 # ---- tables --------------------------------------------------------------------------------------
 
 
@@ -186,20 +219,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return there
 
 
-@pytest.fixture
-def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One chart and one of metrics, for speed."""
-    monkeypatch.setattr(figures, "names", lambda document: ["tradeoff", "metrics_depth"])
+FEW = ("tradeoff", "metrics_depth")
+"""One chart and one of metrics, for speed."""
 
 
 @pytest.mark.parametrize("form", paper.FORMATS)
 def test_every_format_is_written_by_the_command(
-    form: str, folder: Path, tmp_path: Path, few_figures: None, capsys: pytest.CaptureFixture[str]
+    form: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["report", str(folder), "--format", form, "--out", str(tmp_path), "--core"]
+    words += ["--figures", *FEW]
     assert cli.main(words) == 0
     assert "wrote 6 files" in capsys.readouterr().out
-    for name in ("tradeoff", "metrics_depth"):
+    for name in FEW:
         xml.etree.ElementTree.parse(tmp_path / "figures" / f"{name}.svg")
         assert (tmp_path / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
@@ -243,7 +275,7 @@ _READERS = {"md": _markdown, "html": _html, "latex": _latex, "docx": _word}
 
 
 @pytest.mark.parametrize(("language", "engine"), [("en", "pdflatex"), ("zh", "xelatex")])
-def test_latex_compiles(language: str, engine: str, tmp_path: Path, few_figures: None) -> None:
+def test_latex_compiles(language: str, engine: str, tmp_path: Path) -> None:
     if shutil.which(engine) is None:
         pytest.skip(f"no {engine} here")
     wanted = ("ctexart.cls", "float.sty") if language == "zh" else ("booktabs.sty", "float.sty")
@@ -251,7 +283,7 @@ def test_latex_compiles(language: str, engine: str, tmp_path: Path, few_figures:
         found = subprocess.run(["kpsewhich", file], capture_output=True, text=True)
         if not found.stdout.strip():
             pytest.skip(f"the TeX here has no {file}")
-    paper.write(_failing(), tmp_path, form="latex", language=language)
+    paper.write(_failing(), tmp_path, form="latex", language=language, chosen=FEW)
     done = subprocess.run(
         [engine, "-interaction=nonstopmode", "-halt-on-error", "report.tex"],
         cwd=tmp_path,
@@ -261,8 +293,8 @@ def test_latex_compiles(language: str, engine: str, tmp_path: Path, few_figures:
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_report_write_takes_a_format(tmp_path: Path, few_figures: None) -> None:
-    paths = Report(made_of(seven())).write(tmp_path, "md", core=True)
+def test_report_write_takes_a_format(tmp_path: Path) -> None:
+    paths = Report(made_of(seven())).write(tmp_path, "md", core=True, figures=FEW)
     assert tmp_path / "report.md" in paths and all(path.exists() for path in paths)
     with pytest.raises(UserError, match="no format 'pdf'; wanted one of md, latex"):
         Report(made_of(seven())).write(tmp_path, "pdf")
@@ -272,33 +304,59 @@ def test_report_write_takes_a_format(tmp_path: Path, few_figures: None) -> None:
 
 
 def test_without_a_chinese_font_a_line_says_so(
-    tmp_path: Path, few_figures: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "CHINESE", ("No Such Font",))
     said: list[str] = []
-    paper.write(made_of(seven()), tmp_path, language="zh", warn=said.append)
+    paper.write(made_of(seven()), tmp_path, language="zh", chosen=["size"], warn=said.append)
     assert said == [paper.NO_FONT]
     assert "实验目的" in (tmp_path / "report.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", figures.NAMES)
+@pytest.mark.parametrize("name", [*figures.CHARTS, "sqnr"])
 def test_the_words_of_every_chart_have_a_chinese_one(name: str) -> None:
-    from matplotlib.text import Text
+    _all_words_are_known(_with_layers(), _drawn(_with_layers(), name))
 
-    document = _failing()
-    figure = figures._figure(document, name)
+
+def _drawn(document: Document, name: str) -> Figure:
+    return figures.chosen(document, [name])[0].draw()
+
+
+def _all_words_are_known(document: Document, figure: Figure) -> None:
     figure.draw_without_rendering()
     known = {one.name for one in document.schemes} | {"depth", "pose_fov"}
     table = figures.words()
     for text in figure.findobj(Text):
         words = text.get_text().strip()
         own = any(scheme in words for scheme in known) or not re.search(r"[A-Za-z]{2}", words)
-        own = own or "mathdefault" in words
+        own = own or "mathdefault" in words or words.startswith("aggregator")
         assert own or words in table or any(words.startswith(key) for key in table), words
 
 
 def test_one_long_bar_does_not_squeeze_the_others() -> None:
     rows = [*seven(), row("INT4_Group_64", 0.07, 185_000, 9000.0)]
     assert rows[0].kind is Kind.BASELINE
-    assert figures._figure(made_of(rows), "time").axes[0].get_xscale() == "log"
-    assert figures._figure(made_of(seven()), "time").axes[0].get_xscale() == "linear"
+    assert _drawn(made_of(rows), "time").axes[0].get_xscale() == "log"
+    assert _drawn(made_of(seven()), "time").axes[0].get_xscale() == "linear"
+
+
+def test_a_figure_a_metric_where_it_is_named() -> None:
+    document = made_of(seven())
+    found = [one.name for one in figures.chosen(document, ["metric_depth_*", "size"])]
+    assert found == [*(f"metric_depth_{name}" for name in content.EIGHT), "size"]
+    assert len(figures.single(document)) == 2 * len(content.EIGHT)
+    axes = _drawn(document, "metric_depth_psnr").axes
+    assert len(axes) == 1 and axes[0].get_title() == "psnr (dB)"
+    with pytest.raises(UserError, match="no figure 'sizes'; wanted size, time"):
+        figures.chosen(document, ["sizes"])
+
+
+def test_the_tradeoff_names_every_scheme_without_overlap() -> None:
+    figure = _drawn(made_of(seven()), "tradeoff")
+    figure.draw_without_rendering()
+    labels = [t for t in figure.axes[0].texts if t.get_text().startswith("INT")]
+    assert len(labels) == 5
+    boxes = [label.get_window_extent() for label in labels]
+    for i, one in enumerate(boxes):
+        assert one.x1 < figure.bbox.x1
+        assert not any(one.overlaps(other) for other in boxes[i + 1 :])

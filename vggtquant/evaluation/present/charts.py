@@ -45,8 +45,8 @@ LOOKS = {
 _WITHHELD = "#bbbbbb"
 _PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind words on a grid
 _DECADES = 5  # that the axis of errors shows, from the largest down
-_OUTPUT_MARKERS = "osD^vP*X<>"
-_OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
+OUTPUT_MARKERS = "osD^vP*X<>"
+OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
 # No date, and names of elements that do not change: the same document gives the same bytes.
 RC: Any = {"svg.hashsalt": "vggtquant", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
 
@@ -251,8 +251,8 @@ def _mae(axis: Axes, document: Document) -> None:
             seen = True
             axis.plot(
                 *zip(*points, strict=True), linestyle="", label=name, markersize=6,
-                marker=_OUTPUT_MARKERS[index % len(_OUTPUT_MARKERS)], markeredgecolor="black",
-                color=_OUTPUT_COLOURS[index % len(_OUTPUT_COLOURS)], markeredgewidth=0.4,
+                marker=OUTPUT_MARKERS[index % len(OUTPUT_MARKERS)], markeredgecolor="black",
+                color=OUTPUT_COLOURS[index % len(OUTPUT_COLOURS)], markeredgewidth=0.4,
             )  # fmt: skip
     for place, row in enumerate(rows):
         if not row.ok:
@@ -272,8 +272,17 @@ def _no_mae(found: Sequence[float], row: Row, least: float) -> str | None:
     return f"less than {least:.0e}" if max(found) < least else None
 
 
-def _tradeoff(axis: Axes, document: Document) -> None:
-    """Error against compression; the line joins the schemes that no other beats in both."""
+def _numbered(axis: Axes, document: Document) -> None:
+    tradeoff(axis, document, _number_points)
+
+
+def tradeoff(
+    axis: Axes, document: Document, label: Callable[[Axes, Mapping[int, tuple[float, float]]], None]
+) -> None:
+    """Error against compression; the line joins the schemes that no other beats in both.
+
+    label: puts words beside points, which are given by the number of their row, from 1.
+    """
     rows = document.schemes
     axis.set_xlabel("FP32 bytes / bytes, whole model (x); numbers: rows of the table")
     axis.set_ylabel("error against FP32 (%, log scale)")
@@ -307,7 +316,7 @@ def _tradeoff(axis: Axes, document: Document) -> None:
             axis.errorbar(x, y, yerr=ends, color="#555555", linewidth=0.7, capsize=2.5, zorder=1)
         _marker(axis, row, x, y, row.name == document.recommendation.scheme)
     axis.margins(0.12, 0.15)
-    _number_points(axis, {str(number): (x, y) for number, (_, x, y) in points.items()})
+    label(axis, {number: (x, y) for number, (_, x, y) in points.items()})
     handles: dict[str, dict[str, Any]] = {
         "no other is better in both": {"linestyle": "--", "linewidth": 1},
         "recommended": {"linestyle": "", "marker": "o", "markersize": 12, "fillstyle": "none"},
@@ -390,7 +399,7 @@ def _legend_below(
     )  # fmt: skip
 
 
-def _number_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+def _number_points(axis: Axes, points: Mapping[int, tuple[float, float]]) -> None:
     """Writes the points' numbers beside them."""
     figure = axis.get_figure(root=True)
     assert isinstance(figure, Figure)
@@ -407,7 +416,7 @@ def _number_points(axis: Axes, points: Mapping[str, tuple[float, float]]) -> Non
 
     box = axis.bbox
     found = labels.place(
-        [(number, *paper(*at)) for number, at in points.items()],
+        [(str(number), *paper(*at)) for number, at in points.items()],
         (box.x0 / point, -box.y1 / point, box.x1 / point, -box.y0 / point),
     )
     for label in found:
@@ -442,6 +451,6 @@ CHARTS = {
         ),
     ),
     "error": Chart("Mean absolute error", _mae),
-    "tradeoff": Chart("Accuracy against compression", _tradeoff, by_row=False),
+    "tradeoff": Chart("Accuracy against compression", _numbered, by_row=False),
 } | {told.score: Chart(told.title, _differences(told)) for told in TOLD}
 """The first six make the PNG."""

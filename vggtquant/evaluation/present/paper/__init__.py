@@ -13,7 +13,7 @@ import html
 import io
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -22,7 +22,7 @@ from ....errors import UserError
 from ....files import writable_folder, write_bytes
 from ...schema import Document
 from . import content, figures
-from .blocks import Block, Grid
+from .blocks import Block, Drawing, Grid
 from .phrases import LANGUAGES, Phrases
 
 FORMATS = ("md", "latex", "html", "docx")
@@ -40,34 +40,39 @@ def write(
     form: str = "md",
     language: str = "en",
     core: bool = False,
+    chosen: Sequence[str] | None = None,
+    extra: Callable[[Document], Sequence[Drawing]] = lambda shown: (),
+    flags: Sequence[str] = (),
     results: str = "RESULTS",
     warn: Callable[[str], None] = lambda words: None,
 ) -> list[Path]:
     """Writes report.*, figures/ and tables/ into a folder, made if missing; returns their paths.
 
-    core: the eight schemes alone. results: the file or folder that the command in the report names.
-    warn: gets a line where something is not as asked.
-    Raises UserError for an unknown format or language, or without python-docx for docx.
+    core: the eight schemes alone. chosen: names of figures, * allowed; None: all that are usual.
+    extra: makes more figures of what is shown; flags: the options that stand for them. results: the
+    file or folder that the command in the report names. warn: gets a line where something is not as
+    asked.
+    Raises UserError for an unknown format, language or figure, or without python-docx for docx.
     """
     _one_of("format", form, FORMATS)
     _one_of("language", language, LANGUAGES)
     shown = content.core(document) if core else document
-    say = Phrases(language)
+    phrases = Phrases(language)
+    drawings = [*figures.chosen(shown, chosen), *extra(shown)]
     there = writable_folder(Path(folder).expanduser())
     for name in ("figures", "tables"):
         writable_folder(there / name)
-    command = shlex.join(
-        ["vggtquant", "report", results, "--format", form, "--lang", language]
-        + (["--core"] if core else [])
-    )
-    blocks = content.blocks(shown, say, figures.names(shown), command)
+    words = ["vggtquant", "report", results, "--format", form, "--lang", language]
+    words += ["--core"] if core else []
+    words += ["--figures", *chosen] if chosen is not None else []
+    blocks = content.blocks(shown, phrases, drawings, shlex.join([*words, *flags]))
     if language == "zh" and figures.chinese_font() is None:
         warn(NO_FONT)
-    drawn = dict(figures.files(shown, language))
+    drawn = dict(figures.files(drawings, language))
     made = {f"figures/{name}": found for name, found in drawn.items()}
     grids = [block for block in blocks if isinstance(block, Grid) and block.name is not None]
     made |= {f"tables/{grid.name}.csv": _csv(grid) for grid in grids}
-    title = say("title", model=document.model.name)
+    title = phrases("title", model=document.model.name)
     made[_NAMES[form]] = _set(form, title, blocks, document, language, drawn)
     for name, found in made.items():
         write_bytes(there / name, found)
@@ -137,12 +142,19 @@ _TEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
+    "Σ": r"$\Sigma$",
+    "√": r"$\surd$",
+    "−": r"$-$",
+    "²": r"$^2$",
+    "₁₀": r"$_{10}$",
+    "⁻⁸": r"$^{-8}$",
 }
 
 
 def _tex(text: str) -> str:
     """For LaTeX; long words without blanks, such as a SHA-256, may be broken."""
-    return re.sub(r"[^\W_]{33,}", _breakable, "".join(_TEX.get(c, c) for c in text))
+    escaped = re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found.group()], text)
+    return re.sub(r"[^\W_]{33,}", _breakable, escaped)
 
 
 def _breakable(word: re.Match[str]) -> str:

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,13 @@ class Code:
 
 
 Block = Heading | Paragraph | Bullets | Formula | Grid | Picture | Code
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that can be drawn: the name of its files, and the phrase of its caption."""
+
+    name: str
+    draw: Callable[[], Figure]
+    caption: str
+    facts: Mapping[str, object] = field(default_factory=dict)

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import structs
 
 from ....configs import CONFIGS, QuantizationConfig
 from ...analyse import recommendation
-from ...schema import METRIC_NAMES, Document, Kind, NoiseFloor, Row, Status, Withheld
+from ...schema import METRIC_NAMES, Document, Kind, NoiseFloor, Row, State, Status, Withheld
 from ...words import ends, megabytes, number, percent, scaled, signed
 from . import analysis
-from .blocks import Block, Bullets, Code, Formula, Grid, Heading, Paragraph, Picture
+from .blocks import Block, Bullets, Code, Drawing, Formula, Grid, Heading, Paragraph, Picture
 from .phrases import Phrases
 
 EIGHT = METRIC_NAMES[: METRIC_NAMES.index("ssim") + 1]
@@ -48,15 +49,33 @@ FORMULAS = {
     ),
 }
 _DEFINITIONS = {
-    "mae": "mean |r - c|",
-    "mse": "mean (r - c)^2",
-    "rmse": "sqrt(mse)",
-    "psnr": "10 log10(R^2 / mse)",
-    "cross_entropy": "mean over rows of -sum p ln q",
-    "cosine_similarity": "sum r c / sqrt(sum r^2 sum c^2)",
-    "relative_error": "mean |r - c| / (|r| + 1e-8)",
-    "ssim": "structural similarity (Wang et al. 2004)",
+    "mae": "Σ |r − c| / n",
+    "mse": "Σ (r − c)² / n",
+    "rmse": "√(Σ (r − c)² / n)",
+    "psnr": "10 log₁₀(R² / mse)",
+    "cross_entropy": "−Σ p ln q / m",
+    "cosine_similarity": "Σ r c / √(Σ r² Σ c²)",
+    "relative_error": "Σ |r − c| / (|r| + 10⁻⁸) / n",
+    "ssim": "SSIM (Wang et al. 2004)",
 }
+_DATA = {
+    "data_rendered": r"rendered scenes of vggtquant",
+    "data_given": r"scenes given in Python",
+    "data_pictures": r"pictures",
+    "data_folders": r"pictures, a folder a scene",
+    "data_groups": r"pictures in (?P<groups>\d+) overlapping groups",
+    "data_layout": r"scenes with ground truth \((?P<layout>.+)\)",
+}
+"""Phrases for the descriptions of data that measure.inputs gives."""
+
+_LICENCES = {
+    "licence_unknown": r"not known here.*|not stated in the file.*",
+    "licence_noncommercial": r"CC BY-NC 4\.0, as tagged.*",
+    "licence_commercial": r"VGGT License: commercial.*",
+    "licence_page": r"see (?P<page>\S+)",
+}
+"""Phrases for the licences that weights.names gives; others are names."""
+
 _WITHHELD = {Withheld.ONCE: "once", Withheld.SPREAD: "spread", Withheld.BUSY: "busy"}
 _BIBTEX = """@software{{vggtquant,
   title   = {{vggtquant: quantization of VGGT with packed weights and integer arithmetic}},
@@ -93,16 +112,18 @@ def core(document: Document) -> Document:
     )
 
 
-def blocks(document: Document, say: Phrases, pictures: Sequence[str], command: str) -> list[Block]:
+def blocks(
+    document: Document, say: Phrases, drawings: Sequence[Drawing], command: str
+) -> list[Block]:
     """The whole report after its title.
 
-    pictures: names of the figures that there are. command: what writes this report.
+    drawings: the figures that there are. command: what writes this report.
     """
     found: list[Block] = [Heading(say("purpose"))]
     found += [Paragraph(say("purpose_text", model=document.model.name))]
     for part in (_setup, _method, _schemes, _results):
         found += part(document, say)
-    found += _pictures(pictures, say)
+    found += _pictures(drawings, say)
     found += [Heading(say("analysis"))]
     found += map(Paragraph, analysis.paragraphs(document, say))
     found += [Heading(say("conclusion"))]
@@ -129,13 +150,13 @@ def _setup(document: Document, say: Phrases) -> Iterator[Block]:
                 share=f"{100 * model.linear_share:.1f}",
             ),
         ),
-        ("licence", model.licence),
+        ("licence", _told(model.licence, _LICENCES, say)),
         ("weights", model.sha256),
         (
             "data",
             say(
                 "data_value",
-                description=data.description,
+                description=_told(data.description, _DATA, say),
                 scenes=len(data.scenes),
                 frames=sum(scene.frames for scene in data.scenes),
                 width=first.width_px,
@@ -175,8 +196,16 @@ def _setup(document: Document, say: Phrases) -> Iterator[Block]:
     yield Paragraph(say("protocol_text"))
     if data.synthetic:
         yield Paragraph(say("synthetic"))
-    if document.status.value not in ("complete", "with failures"):
-        yield Paragraph(say("incomplete", state=document.status.value))
+    if document.status in (State.RUNNING, State.INTERRUPTED):
+        yield Paragraph(say("incomplete", state=say(f"state_{document.status.value}")))
+
+
+def _told(words: str, phrases: Mapping[str, str], say: Phrases) -> str:
+    """The phrase whose pattern words of the document match, else the words."""
+    for key, pattern in phrases.items():
+        if found := re.fullmatch(pattern, words):
+            return say(key, **found.groupdict())
+    return words
 
 
 def _method(document: Document, say: Phrases) -> Iterator[Block]:
@@ -251,6 +280,14 @@ def _status(row: Row, say: Phrases) -> str:
     return say("failed" if row.status is Status.FAILED else "skipped")
 
 
+def _reason(row: Row, say: Phrases) -> str:
+    """Why a row did not finish; an exception's own message stays as it is."""
+    if row.why is None or row.reason is None:
+        return row.reason or "-"
+    facts = row.why.facts(row.reason)
+    return row.reason if facts is None else say(f"why_{row.why.name.lower()}", **facts)
+
+
 def _speedup(row: Row, say: Phrases) -> str:
     time = row.timed
     if time.speedup is not None:
@@ -292,7 +329,7 @@ def _results(document: Document, say: Phrases) -> Iterator[Block]:
         yield Paragraph(say("bad"))
         yield Bullets(
             [
-                say("bad_item", scheme=row.name, status=_status(row, say), reason=row.reason or "-")
+                say("bad_item", scheme=row.name, status=_status(row, say), reason=_reason(row, say))
                 for row in bad
             ]
         )
@@ -351,12 +388,11 @@ def _matrices(document: Document, say: Phrases) -> Iterator[Block]:
 # ---- figures, end --------------------------------------------------------------------------------
 
 
-def _pictures(names: Sequence[str], say: Phrases) -> Iterator[Block]:
-    if names:
+def _pictures(drawings: Sequence[Drawing], say: Phrases) -> Iterator[Block]:
+    if drawings:
         yield Heading(say("figures"))
-    for name in names:
-        kind, _, output = name.partition("_")
-        yield Picture(name, say(f"figure_{kind}", output=output))
+    for one in drawings:
+        yield Picture(one.name, say(one.caption, **one.facts))
 
 
 def _end(document: Document, say: Phrases, command: str) -> Iterator[Block]:

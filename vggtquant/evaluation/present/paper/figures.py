@@ -1,31 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of an experiment report, one a file: SVG and PDF, and PNG at 300 dpi."""
+"""The figures of an experiment report, drawn from its document, and any figure as files.
+
+Each figure is an SVG, a PDF and a PNG of 300 dpi. Those that need the model: evaluation/rerun.py.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 import logging
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from ...schema import Document, Kind
+from ....errors import UserError
+from ...schema import Document, Kind, Row
 from .. import charts, labels
 from . import content
+from .blocks import Drawing
 
 FORMATS = ("svg", "pdf", "png")
-NAMES = ("size", "time", "compression", "speedup", "error", "tradeoff")
-"""Of the charts beside the metrics of each output."""
+CHARTS = ("size", "time", "compression", "speedup", "error", "tradeoff")
+"""The charts that every document has; the names of charts.CHARTS."""
 
 CHINESE = (
     "Noto Sans CJK SC",
@@ -41,11 +48,59 @@ CHINESE = (
 
 _CHINESE_FILES = "cjk|sourcehan|msyh|pingfang|simhei|wqy"
 _SQUEEZED = 6.0  # the largest bar over the median one from which on bars are on a log scale
+_NAME_POINTS = 7.5  # font size of the names in the chart of the trade-off
 _META: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "png": {"Software": "vggtquant"},
 }
+
+
+def drawings(document: Document) -> list[Drawing]:
+    """The figures that a report shows: the charts, the SQNR by layer, the metrics by output."""
+    found = [Drawing(name, partial(_chart, document, name), f"figure_{name}") for name in CHARTS]
+    if _noise(document):
+        found.append(Drawing("sqnr", partial(_sqnr, document), "figure_sqnr"))
+    for output in content.outputs(document):
+        draw = partial(_metrics, document, output)
+        found.append(Drawing(f"metrics_{output}", draw, "figure_metrics", {"output": output}))
+    return found
+
+
+def single(document: Document) -> list[Drawing]:
+    """One figure for each metric and output, drawn when --figures names it."""
+    return [
+        Drawing(
+            f"metric_{output}_{name}",
+            partial(_metric, document, output, name),
+            "figure_metric",
+            {"output": output, "metric": name},
+        )
+        for output in content.outputs(document)
+        for name in content.EIGHT
+    ]
+
+
+def chosen(document: Document, patterns: Sequence[str] | None) -> list[Drawing]:
+    """The figures whose names match one of the patterns; None: those that a report shows.
+
+    Raises UserError for a pattern that matches none.
+    """
+    usual = drawings(document)
+    if patterns is None:
+        return usual
+    known = {one.name: one for one in [*usual, *single(document)]}
+    names: list[str] = []
+    for pattern in patterns:
+        matching = fnmatch.filter(known, pattern)
+        if not matching:
+            wanted = ", ".join(one.name for one in usual)
+            raise UserError(f"no figure {pattern!r}; wanted {wanted}, or metric_OUTPUT_METRIC")
+        names += matching
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def chinese_font() -> str | None:
@@ -57,19 +112,14 @@ def chinese_font() -> str | None:
     return next((name for name in CHINESE if name in there), None)
 
 
-def names(document: Document) -> list[str]:
-    """The figures that a document has."""
-    return [*NAMES, *(f"metrics_{output}" for output in content.outputs(document))]
-
-
-def files(document: Document, language: str) -> Iterator[tuple[str, bytes]]:
+def files(found: Sequence[Drawing], language: str) -> Iterator[tuple[str, bytes]]:
     """File name and content of each figure in each format; labels are English without a font."""
     font = chinese_font() if language == "zh" else None
     families = ["DejaVu Sans", font] if font else ["DejaVu Sans"]
     rc: Any = charts.RC | {"font.family": families, "axes.unicode_minus": False, "pdf.fonttype": 42}
     with matplotlib.rc_context(rc), _no_words_on_weights():
-        for name in names(document):
-            figure = _figure(document, name)
+        for one in found:
+            figure = one.draw()
             if font:
                 _translate(figure)
             figure.set_dpi(300)
@@ -78,7 +128,7 @@ def files(document: Document, language: str) -> Iterator[tuple[str, bytes]]:
             for form in FORMATS:
                 file = io.BytesIO()
                 figure.savefig(file, format=form, dpi=300, metadata=_META[form])
-                yield f"{name}.{form}", file.getvalue()
+                yield f"{one.name}.{form}", file.getvalue()
 
 
 @contextlib.contextmanager
@@ -93,31 +143,84 @@ def _no_words_on_weights() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _figure(document: Document, name: str) -> Figure:
-    kind, _, output = name.partition("_")
-    if kind == "metrics":
-        return _metrics(document, output)
-    figure = charts.figure(document, name)
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+# ---- charts --------------------------------------------------------------------------------------
+
+
+def _chart(document: Document, name: str) -> Figure:
     if name == "tradeoff":
-        _name_points(figure, document)
-    elif name in ("time", "size"):
+        return _tradeoff(document)
+    figure = charts.figure(document, name)
+    if name in ("time", "size"):
         _stretch(figure)
     return figure
 
 
-def _name_points(figure: Figure, document: Document) -> None:
-    """The names of the numbered points at the right, since the figure stands alone."""
-    figure.axes[0].set_xlabel("FP32 bytes / bytes, whole model (x); numbers: legend")
-    words = "\n".join(f"{i}  {row.name}" for i, row in enumerate(document.schemes, 1))
-    figure.set_size_inches(9.6, max(4.6, 1.0 + 0.17 * len(document.schemes)))
-    figure.legend(
-        handles=[Line2D([], [], linestyle="")],
-        labels=[words],
-        loc="outside right center",
-        fontsize=8,
-        frameon=False,
-        handlelength=0,
-    )
+def _tradeoff(document: Document) -> Figure:
+    """The names stand beside the points, since the figure stands alone."""
+    figure = blank(9.6, 5.6)
+    axis = figure.subplots()
+    names = {number: row.name for number, row in enumerate(document.schemes, 1)}
+
+    def label(axis: Axes, points: Mapping[int, tuple[float, float]]) -> None:
+        _name_points(axis, [(names[number], *at) for number, at in points.items()])
+
+    charts.tradeoff(axis, document, label)
+    axis.set_xlabel("FP32 bytes / bytes, whole model (x)")
+    return figure
+
+
+def _name_points(axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Writes names at the right of points, one below the other where points are close."""
+    figure = axis.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    longest = max(len(name) for name, _, _ in points) * 0.62 * _NAME_POINTS / 72 + 0.3  # inches
+    low, high = axis.get_xlim()
+    share = min(0.6, longest / figure.get_size_inches()[0] / 0.88)
+    axis.set_xlim(low, low + (high - low) / (1 - share))
+    figure.draw_without_rendering()  # settles the scales
+    point = figure.dpi / 72
+    placed = [(name, x, y, *axis.transData.transform((x, y)) / point) for name, x, y in points]
+    left: list[list[Any]] = []
+    for one in sorted(placed, key=lambda one: one[3]):
+        if left and one[3] - left[-1][0][3] < 12 * _NAME_POINTS:
+            left[-1].append(one)
+        else:
+            left.append([one])
+    for column in left:
+        column.sort(key=lambda one: one[4])
+        edge = max(one[3] for one in column) + 12
+        for (name, x, y, at_x, at_y), height in zip(
+            column, _spread([one[4] for one in column], _NAME_POINTS + 2), strict=True
+        ):
+            line = {"arrowstyle": "-", "linewidth": 0.4, "relpos": (0, 0.5), "shrinkB": 4}
+            axis.annotate(
+                name, (x, y), xytext=(edge - at_x, height - at_y), textcoords="offset points",
+                ha="left", va="center", fontsize=_NAME_POINTS, arrowprops=line,
+            )  # fmt: skip
+
+
+def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Rising heights as near to the wanted ones, in rising order, as a gap between them allows.
+
+    >>> _spread([0.0, 0.0, 30.0], 10)
+    [-5.0, 5.0, 30.0]
+    """
+    groups: list[tuple[float, int]] = []  # the middle and the count of heights that touch
+    for height in wanted:
+        groups.append((height, 1))
+        while len(groups) > 1:
+            (a, n), (b, m) = groups[-2:]
+            if b - a >= gap * (n + m) / 2:
+                break
+            groups[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    return [middle + gap * (i - (n - 1) / 2) for middle, n in groups for i in range(n)]
 
 
 def _stretch(figure: Figure) -> None:
@@ -132,53 +235,118 @@ def _stretch(figure: Figure) -> None:
     axis.set_title("log scale", fontsize=8, loc="right")
 
 
-def _metrics(document: Document, output: str) -> Figure:
-    """The eight metrics of an output, a panel each, with the schemes in the same order.
+# ---- metrics -------------------------------------------------------------------------------------
 
-    Float references far below every scheme are left out, as in the chart of the trade-off.
-    """
+
+def _rows(document: Document) -> list[Row]:
+    """Rows of the charts of metrics, without float references far below every scheme."""
     errors = {row.name: row.error for row in document.finished() if row.error is not None}
     references = [row.name for row in document.schemes if row.kind is Kind.REFERENCE]
-    shown = labels.beside_others(errors, references)
-    rows = [
+    near = labels.beside_others(errors, references)
+    return [
         row
         for row in document.schemes
-        if row.kind is not Kind.BASELINE and (row.name in shown or row.name not in references)
+        if row.kind is not Kind.BASELINE and (row.name in near or row.name not in references)
     ]
-    figure = Figure(figsize=(11.0, 2.2 + 0.42 * max(4, len(rows))), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained", w_pad=0.1)
-    axes = figure.subplots(2, 4, sharey=True)
-    units = {one.name: one.unit for one in document.metrics}
-    for axis, name in zip(axes.flat, content.EIGHT, strict=True):
-        charts.schemes_axis(axis, rows)
-        axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7.5)
-        axis.tick_params(axis="x", labelsize=7.5)
-        axis.set_xlabel(f"{name} ({units[name]})" if units.get(name) else name, fontsize=9)
-        axis.grid(linewidth=0.4, color="#dddddd")
-        axis.set_axisbelow(True)
-        seen = []
-        for place, row in enumerate(rows):
-            found = row.metrics.get(output) if row.ok else None
-            value = getattr(found, name) if found else None
-            if value is None:
-                continue
-            seen.append(value)
-            look = charts.LOOKS[charts.kind(row)]
-            axis.plot(
-                value, place, marker=look.marker, color=look.face, markeredgecolor="black",
-                markeredgewidth=0.5, markersize=6, linestyle="",
-            )  # fmt: skip
-        positive = [value for value in seen if value > 0]
-        if positive and len(positive) == len(seen) and max(seen) > 100 * min(seen):
-            axis.set_xscale("log")
-        if not seen:
-            axis.set_xticks([])
-            axis.text(0.5, 0.5, "-", transform=axis.transAxes, ha="center")
-        elif axis.get_xscale() == "linear":
-            axis.locator_params(axis="x", nbins=3)
-            axis.ticklabel_format(axis="x", useOffset=False)
+
+
+def _metrics(document: Document, output: str) -> Figure:
+    """The eight metrics of an output, a panel each, with the schemes in the same order."""
+    rows = _rows(document)
+    figure = blank(12, 1.6 + 0.42 * max(4, len(rows)))
+    for axis, name in zip(figure.subplots(2, 4, sharey=True).flat, content.EIGHT, strict=True):
+        _panel(axis, document, rows, output, name)
     return figure
+
+
+def _metric(document: Document, output: str, name: str) -> Figure:
+    """One metric of one output."""
+    rows = _rows(document)
+    figure = blank(7.2, 1.1 + 0.24 * max(4, len(rows)))
+    _panel(figure.subplots(), document, rows, output, name)
+    return figure
+
+
+def _panel(axis: Axes, document: Document, rows: Sequence[Row], output: str, name: str) -> None:
+    units = {one.name: one.unit for one in document.metrics}
+    charts.schemes_axis(axis, rows)
+    axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
+    axis.set_title(f"{name} ({units[name]})" if units.get(name) else name, fontsize=9)
+    axis.grid(linewidth=0.4, color="#dddddd")
+    axis.set_axisbelow(True)
+    seen = []
+    for place, row in enumerate(rows):
+        found = row.metrics.get(output) if row.ok else None
+        value = getattr(found, name) if found else None
+        if value is None:
+            continue
+        seen.append(value)
+        look = charts.LOOKS[charts.kind(row)]
+        axis.plot(
+            value, place, marker=look.marker, color=look.face, markeredgecolor="black",
+            markeredgewidth=0.5, markersize=6, linestyle="",
+        )  # fmt: skip
+    positive = [value for value in seen if value > 0]
+    if positive and len(positive) == len(seen) and max(seen) > 100 * min(seen):
+        axis.set_xscale("log")
+    if not seen:
+        axis.set_xticks([])
+        axis.text(0.5, 0.5, "-", transform=axis.transAxes, ha="center")
+    elif axis.get_xscale() == "linear":
+        axis.locator_params(axis="x", nbins=3)
+        axis.ticklabel_format(axis="x", useOffset=False)
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+
+def _noise(document: Document) -> dict[str, dict[str, float]]:
+    """SQNR by Linear layer of each scheme; of schemes with the same weight codes, the first."""
+    rows = [row for row in document.schemes if row.ok and row.layers]
+    common = (
+        set.intersection(*({one.name for one in row.layers} for row in rows)) if rows else set()
+    )
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        own = {
+            one.name: one.sqnr_db
+            for one in row.layers
+            if one.name in common and one.sqnr_db is not None
+        }
+        if own and own not in found.values():
+            found[row.name] = own
+    return found
+
+
+def _sqnr(document: Document) -> Figure:
+    """A line a scheme over the layers, in the order of the model."""
+    noise = _noise(document)
+    order = list(dict.fromkeys(name for own in noise.values() for name in own))
+    place = {name: i for i, name in enumerate(order)}
+    figure = blank(9.6, 4.8)
+    axis = figure.subplots()
+    for i, (scheme, own) in enumerate(noise.items()):
+        axis.plot(
+            [place[name] for name in own], list(own.values()), label=scheme, linewidth=1,
+            color=charts.OUTPUT_COLOURS[i % len(charts.OUTPUT_COLOURS)],
+            marker=charts.OUTPUT_MARKERS[i % len(charts.OUTPUT_MARKERS)], markersize=3,
+        )  # fmt: skip
+    groups = [".".join(name.split(".")[:2]) for name in order]
+    ticks: list[int] = []
+    for i in range(len(groups)):
+        far = not ticks or i - ticks[-1] >= len(order) / 25  # so that no names overlap
+        if far and (i == 0 or groups[i - 1] != groups[i]):
+            ticks.append(i)
+    axis.set_xticks(ticks, [groups[i] for i in ticks], rotation=30, ha="right", fontsize=7)
+    axis.grid(axis="both", linewidth=0.4, color="#dddddd")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_ylabel("SQNR of the weights (dB)")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=7, frameon=False)
+    return figure
+
+
+# ---- Chinese -------------------------------------------------------------------------------------
 
 
 def words() -> dict[str, str]:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the embedded model `builtin:tiny` on rendered rooms, from nothing, on a CPU.
 
-    python examples/train_tiny.py --out runs/tiny --minutes 60              # train, or train on
-    python examples/train_tiny.py --out runs/tiny --minutes 0 --decay 1200  # anneal and export
-    torchrun --nproc-per-node 2 examples/train_tiny.py --out runs/tiny      # a worker on each core
-    python examples/train_tiny.py --evaluate                                # scores of the shipped
-    python examples/train_tiny.py --evaluate --weights runs/tiny/weights.safetensors
+    python tools/train_tiny.py --out runs/tiny --minutes 60              # train, or train on
+    python tools/train_tiny.py --out runs/tiny --minutes 0 --decay 1200  # anneal and export
+    torchrun --nproc-per-node 2 tools/train_tiny.py --out runs/tiny      # a worker on each core
+    python tools/train_tiny.py --evaluate                                # scores of the shipped
+    python tools/train_tiny.py --evaluate --weights runs/tiny/weights.safetensors
 
 The learning rate warms up, stays, and falls only in the annealing that --decay asks for (WSD). The
 annealing starts from a copy: `last.pt`, from before it, stays, so that a later day can train on
