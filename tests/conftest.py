@@ -26,6 +26,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 INTEGER_CONFIGS = {name: config for name, config in vq.CONFIGS.items() if config.quantizes}
 
 
+QUICK = ("configs", "metrics", "quantize", "linear", "layout", "files")
+"""Files test_*.py that `-m quick` runs: arrays, layers, metrics, configs, rules of the source."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is quick; a slow test is not, wherever it stands."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in QUICK and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(params=vq.isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this machine can run, in use while the test runs."""

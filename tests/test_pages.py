@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of docs/: both languages agree, code runs, links lead somewhere, the site builds."""
+"""The pages of docs/: languages agree, code and commands run, words are plain, the site builds."""
 
+import contextlib
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from vggtquant.commands import cli
+
 DOCS = Path(__file__).parent.parent / "docs"
-GUIDES = ("quickstart", "parameters", "faq")
+GUIDES = ("quickstart", "guide", "parameters", "faq")
 PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("zh/*.md")])
+ENGLISH = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+QUICK = "--schemes INT4_Group_128 --scenes 1 --max_images 2 --runs 1 --warmup 0 --no-progress"
+"""What is added to `vggtquant evaluate`, so that a test is quick."""
 
 
 def headings(text: str) -> list[int]:
@@ -55,20 +63,143 @@ def test_questions_are_equal_in_number():
     assert counts[0] == counts[1] >= 40
 
 
-@pytest.mark.parametrize("page", ["quickstart", "guide", "parameters"])
-def test_python_blocks_run(page, tmp_path):
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    blocks = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", text, re.S)
-        if "facebook/VGGT-1B" not in block  # the user's own weights
+# ---- code and commands ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with what the pages name: the user's VGGT, and a packed file."""
+    there = tmp_path_factory.mktemp("desk")
+    package = there / "vggt" / "models"
+    package.mkdir(parents=True)
+    (package / "vggt.py").write_text(
+        "from vggtquant import tiny\n\n\nclass VGGT:\n"
+        "    from_pretrained = staticmethod(lambda name: tiny.build())\n"
+    )
+    run("quantize builtin:tiny --scheme INT4_Group_128_A8 --out tiny-int4.safetensors", there)
+    return there
+
+
+def run(words, folder):
+    with contextlib.chdir(folder):
+        assert cli.main(shlex.split(words)) == 0, words
+
+
+@pytest.mark.parametrize("page", ENGLISH, ids=lambda path: path.stem)
+def test_python_blocks_run(page, desk):
+    """As one script, with a small model in the place of the user's VGGT; Chinese ones are equal."""
+    script = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S))
+    if not script:
+        return
+    script = script.replace('quantize_file("facebook/VGGT-1B"', 'quantize_file("builtin:tiny"')
+    script = re.sub(r"vq\.push_to_hub\(.*", "", script)  # needs an account
+    path = os.pathsep.join([str(desk), str(DOCS.parent)])
+    subprocess.run(
+        [sys.executable, "-c", f"import torch\nimport vggtquant as vq\n{script}"],
+        cwd=desk,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+def commands(page):
+    """The `vggtquant` commands of a page: those in blocks, and all of them."""
+    text = page.read_text("utf-8")
+    fences = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M))
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    whole = re.findall(r"(?:^ {4}|^|&& )(vggtquant .*)", fences, re.M)
+    whole += re.findall(r"^ {4}(vggtquant .*)", prose, re.M)
+    inline = [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", prose)]
+    named = [found for found in inline if found.startswith("vggtquant ")]
+    return [one.partition(" #")[0] for one in whole], [*whole, *named]
+
+
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *PAGES], ids=lambda path: path.stem)
+def test_commands_are_understood(page, capsys):
+    """The command's own parser takes what a page names; a mention may lack what is required."""
+    for command in commands(page)[1]:
+        words = shlex.split(command.partition(" #")[0])[1:]
+        if words == ["COMMAND", "--help"]:
+            continue
+        parser = cli._parser()
+        try:
+            parser.parse_args(words)
+        except SystemExit:
+            said = capsys.readouterr().err
+            assert "required" in said or "expected" in said, (command, said)
+            choices = next(one.choices for one in parser._actions if one.dest == "command")
+            known = choices[words[0]]._option_string_actions
+            assert {word for word in words if word.startswith("--")} <= set(known), command
+
+
+@pytest.mark.parametrize("page", ["README", "docs/quickstart"])
+def test_commands_in_blocks_run(page, desk):
+    whole, _ = commands(DOCS.parent / f"{page}.md")
+    assert whole
+    for command in whole:
+        words = command.removeprefix("vggtquant ")
+        run(f"{words} {QUICK} --restart" if words.startswith("evaluate") else words, desk)
+
+
+@pytest.mark.parametrize("page", [*ENGLISH, *sorted(DOCS.glob("zh/*.md"))], ids=lambda p: p.stem)
+def test_scripts_and_their_flags_exist(page):
+    text = " ".join(page.read_text("utf-8").split())
+    for name, rest in re.findall(r"python ((?:tests|tools|examples)/\S+?\.py)([^`]*)", text):
+        script = (DOCS.parent / name).read_text("utf-8")
+        flags = re.findall(r"(?<= )--[a-z_-]+", rest.partition("```")[0])
+        assert [flag for flag in flags if f'"{flag}"' not in script] == [], name
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_flags_exist(page):
+    """A flag that a page names is a flag of some command."""
+    parser = cli._parser()
+    choices = next(one.choices for one in parser._actions if one.dest == "command")
+    known = {flag for one in choices.values() for flag in one._option_string_actions}
+    text = (DOCS / f"{page}.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if "pip install" not in line]
+    lines = re.sub(r"python tests/bench.*", "", "\n".join(lines))
+    assert {flag for flag in re.findall(r"--[a-z_]+", lines) if flag not in known} == set()
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+RIDDLES = {
+    r"\blest\b": "so that ... not",
+    r"\bwhence\b|\bthereof\b|\balbeit\b|\bwhilst\b|\bhitherto\b": "a common word",
+    r"\butili[sz]e": "use",
+    r"\bleverage[sd]?\b": "use",
+    r"\baforementioned\b": "the name",
+    r"\bof no use\b|\ba defect of ours\b|\bnobody reads\b": "what is wrong and what to do",
+    r"\bmust not need\b|\bis yours to\b|\bare yours to\b": "you ...",
+    r"\bmakes? no difference to\b|\bcannot be told from\b": "no difference is shown",
+    r"\blayers of no cost\b": "if Linear layers were free (Amdahl limit)",
+    r"\bheld to\b|\bheld against\b|\bset beside\b": "compared with",
+    r"\bin question\b|\bas the case may be\b|\bso to speak\b": "leave it out",
+}
+"""Patterns that plain technical English does without, and what to write."""
+
+
+@pytest.mark.parametrize("page", ENGLISH, ids=lambda path: path.stem)
+def test_plain_words(page):
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.S)
+    prose = " ".join(prose.split())
+    found = [
+        f"{seen.group()}: write {better}"
+        for pattern, better in RIDDLES.items()
+        for seen in re.finditer(pattern, prose, re.I)
     ]
-    script = "\n".join(blocks)
-    if "tiny-int4.safetensors" in script:
-        command = "quantize builtin:tiny --scheme INT4_Group_128_A8 --out tiny-int4.safetensors"
-        run = [sys.executable, "-m", "vggtquant", *command.split()]
-        subprocess.run(run, cwd=tmp_path, check=True, capture_output=True)
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    assert found == []
+
+
+@pytest.mark.parametrize("page", [*ENGLISH, *sorted(DOCS.glob("zh/*.md"))], ids=lambda p: p.stem)
+def test_lines_end_at_120_characters(page):
+    """Rows of tables cannot be broken."""
+    lines = page.read_text("utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+# ---- links and the site --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
@@ -76,23 +207,6 @@ def test_links_lead_to_files(page):
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text, flags=re.S))
     assert [link for link in links if not (page.parent / link).exists()] == []
-
-
-@pytest.mark.parametrize("page", ["quickstart", "guide", "parameters", "faq"])
-def test_flags_exist(page):
-    """A flag that a page names is a flag of some command."""
-    helped = subprocess.run(
-        [sys.executable, "-m", "vggtquant", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    commands = re.findall(r"^ {4}(\w+)", helped, re.M)
-    known = ""
-    for command in set(commands) - {"COMMAND"}:
-        run = [sys.executable, "-m", "vggtquant", command, "--help"]
-        known += subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    lines = "\n".join(line for line in text.splitlines() if "pip install" not in line)
-    lines = re.sub(r"python tests/bench.*", "", lines)
-    assert {flag for flag in re.findall(r"--[a-z_]+", lines) if flag not in known} == set()
 
 
 def test_site_builds_without_warnings(tmp_path):

@@ -259,6 +259,13 @@ def _grid(count: int, ratio: float) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
+def _bar(figure: Figure, drawn: Any, axes: Sequence[Axes], words: str) -> None:
+    """A bar of the colours beside all pictures."""
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.9, aspect=40, extend="both")
+    bar.set_label(words, fontsize=7)
+    bar.ax.tick_params(labelsize=7)
+
+
 def _depth(pixels: NDArray[Any], depth: Mapping[str, NDArray[Any]]) -> Figure:
     figure, axes = _grid(1 + len(depth), pixels.shape[0] / pixels.shape[1])
     axes[0].imshow(pixels, interpolation="none")
@@ -268,8 +275,7 @@ def _depth(pixels: NDArray[Any], depth: Mapping[str, NDArray[Any]]) -> Figure:
     for axis, (name, values) in zip(axes[1:], depth.items(), strict=False):
         drawn = axis.imshow(values, norm=scale, cmap="viridis_r", interpolation="none")
         axis.set_title(name, fontsize=7)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=40, extend="both")
-    bar.set_label("depth, in the unit of the model")
+    _bar(figure, drawn, axes, "depth, in the unit of the model")
     return figure
 
 
@@ -288,8 +294,7 @@ def _error(depth: Mapping[str, NDArray[Any]]) -> Figure:
             np.maximum(values, ERRORS[0]), norm=scale, cmap="magma", interpolation="none"
         )
         axis.set_title(f"{name}\n{100 * np.median(values):.2g} %", fontsize=7)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=40, extend="both")
-    bar.set_label("relative error of depth; under each name: its median")
+    _bar(figure, drawn, axes, "relative error of depth; under each name: its median")
     return figure
 
 
