@@ -2,6 +2,7 @@
 """The pages of docs/: languages agree, code and commands run, words are plain, the site builds."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import vggtquant as vq
 from vggtquant.commands import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -159,7 +161,23 @@ def test_flags_exist(page):
     text = (DOCS / f"{page}.md").read_text("utf-8")
     lines = [line for line in text.splitlines() if "pip install" not in line]
     lines = re.sub(r"python tests/bench.*", "", "\n".join(lines))
-    assert {flag for flag in re.findall(r"--[a-z_]+", lines) if flag not in known} == set()
+    assert {flag for flag in re.findall(r"--[a-z][a-z_-]*", lines) if flag not in known} == set()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "quantize", "run"])
+def test_every_flag_is_explained(command):
+    text = (DOCS / "parameters.md").read_text("utf-8")
+    part = text.partition(f"## Flags of `vggtquant {command}`")[2].partition("\n## ")[0]
+    parser = cli._parser()
+    choices = next(one.choices for one in parser._actions if one.dest == "command")
+    flags = set(choices[command]._option_string_actions) - {"-h", "--help"}
+    assert flags == set(re.findall(r"`(--?[a-z_-]+)`", re.sub(r"(\|[^|]*\|).*", r"\1", part)))
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(vq.QuantizationConfig), ids=lambda f: f.name)
+def test_every_field_is_explained(field):
+    headings = re.findall(r"^### (.*)", (DOCS / "parameters.md").read_text("utf-8"), re.M)
+    assert any(f"`{field.name}`" in heading for heading in headings)
 
 
 # ---- words ---------------------------------------------------------------------------------------
