@@ -23,7 +23,17 @@ from vggtquant.errors import UserError
 from vggtquant.evaluation.api import Report
 from vggtquant.evaluation.present import files, paper
 from vggtquant.evaluation.present.paper import content, figures, phrases
-from vggtquant.evaluation.schema import Document, Kind, Layer, Metrics, Status, Task, Why
+from vggtquant.evaluation.schema import (
+    Document,
+    Kind,
+    Layer,
+    Metrics,
+    State,
+    Status,
+    Task,
+    Why,
+)
+from vggtquant.weights.names import resolve
 
 NASTY = r"a|b & 50 % $x_1$ {y} #<b>`c`</b> \end"
 
@@ -168,6 +178,31 @@ def test_reasons_and_descriptions_are_told_in_the_language_of_the_report() -> No
     assert any("在 kitchen 上 depth 含 3 个 NaN 或 Inf" in item for item in items)
     setup = next(b for b in blocks if isinstance(b, content.Grid))
     assert any("图片，分为 4 个相互重叠的组" in row[1] for row in setup.rows)
+
+
+def test_a_chinese_report_holds_no_english_sentence() -> None:
+    """Names of schemes, metrics and machines stay; three words in a row do not."""
+    rows = seven()
+    rows[3].status, rows[3].why = Status.FAILED, Why.NO_KERNEL
+    rows[3].reason = Why.NO_KERNEL.text(count=2, names="aggregator.0")
+    document = made_of(rows)
+    document.status = State.INTERRUPTED
+    document.model.licence = resolve("builtin:tiny").licence
+    document.data.description, document.data.synthetic = "rendered scenes of vggtquant", True
+    say = phrases.Phrases("zh")
+    blocks = content.blocks(document, say, [*figures.drawings(document)], "vggtquant report R")
+    texts: list[str] = []
+    for block in blocks:
+        if isinstance(block, content.Grid):
+            texts += [block.caption, *block.headings, *(cell for row in block.rows for cell in row)]
+        elif isinstance(block, content.Bullets):
+            texts += block.items
+        elif isinstance(block, content.Picture):
+            texts.append(block.caption)
+        elif isinstance(block, content.Heading | content.Paragraph):
+            texts.append(block.text)
+    english = [text for text in texts if re.search(r"[A-Za-z]{2,}(,? [a-z]{2,}){2,}", text)]
+    assert english == ["SSIM (Wang et al. 2004)"]
 
 
 @pytest.mark.parametrize("why", Why)

@@ -72,6 +72,7 @@ _LICENCES = {
     "licence_unknown": r"not known here.*|not stated in the file.*",
     "licence_noncommercial": r"CC BY-NC 4\.0, as tagged.*",
     "licence_commercial": r"VGGT License: commercial.*",
+    "licence_tiny": r"Apache-2\.0: our own weights.*",
     "licence_page": r"see (?P<page>\S+)",
 }
 """Phrases for the licences that weights.names gives; others are names."""
