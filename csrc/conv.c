@@ -224,6 +224,7 @@ static void multiply_block(vgq_conv_task *task, size_t y, size_t rows)
 static void grow(_Atomic uint32_t *to, uint32_t value)
 {
     uint32_t now = atomic_load(to);
+    /* uncovered: another thread would have to write between these two */
     while (now < value && !atomic_compare_exchange_weak(to, &now, value))
         ;
 }

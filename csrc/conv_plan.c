@@ -84,7 +84,7 @@ static int bad_sizes(const vgq_conv_call *c)
 int vgq_bad_conv(const vgq_weight *w, const vgq_conv_call *c)
 {
     return !c || (unsigned)c->x_dtype >= VGQ_DTYPES || (unsigned)c->y_dtype >= VGQ_DTYPES ||
-           bad_sizes(c) || w->format != VGQ_I8 || w->asymmetric || w->scales != VGQ_PER_ROW ||
+           bad_sizes(c) || w->format != VGQ_I8 || w->asymmetric ||
            w->k / c->kernel_height / c->kernel_width != vgq_conv_channels(c->channels) ||
            w->k % (c->kernel_height * c->kernel_width) ||
            ((c->outputs || c->folded) && w->n > VGQ_PANEL) || (c->folded && w->n % 2) ||

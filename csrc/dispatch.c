@@ -24,7 +24,8 @@ int vgq_has_f16c(void)
 #if defined(VGQ_MODELS) /* a build of the tests: the instructions are modelled, so they are here \
                          */
 int vgq_has_avxvnni(void) { return 1; }
-/* attention_amx.c has instructions beside the tiles' that are not modelled */
+/* attention_amx.c has instructions beside the tiles' that are not modelled.
+ * uncovered: a CPU has them or not */
 int vgq_has_amx(void) { return VGQ_HAS_VNNI && VGQ_HAS_BF16; }
 #else
 int vgq_has_avxvnni(void)
@@ -116,8 +117,9 @@ static void overlay(void *onto, const void *table, size_t nbytes)
 static void compose(void)
 {
     for (int isa = 0; isa < ISAS; isa++) {
+        /* uncovered: a CPU that has all */
         if (!runs_here(isa))
-            continue;
+            continue; /* uncovered: likewise */
         states[isa] = HERE;
 #define X(subject, name)                                 \
     if (ISA_##name <= isa && states[ISA_##name] == HERE) \
@@ -145,6 +147,7 @@ vgq_status vgq_use(const char *isa)
 {
     pthread_once(&composed, compose);
     int last = ISAS - 1;
+    /* uncovered: likewise */
     while (last >= 0 && (states[last] != HERE || (isa && strcmp(isa, names[last]) != 0)))
         last--;
     if (last < 0)

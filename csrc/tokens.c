@@ -74,24 +74,3 @@ void vgq_code_token(const vgq_tokens *tokens, size_t m, float *buffer)
     code_line(tokens, 2 * m, buffer + k, 1);
     code_line(tokens, 2 * m + 1, buffer + 2 * k, 1);
 }
-
-void vgq_code_panel(const vgq_kernels *kernels, size_t n, size_t k, vgq_dtype dtype, const void *x,
-                    size_t ldx, uint8_t *panel, float scale[VGQ_PANEL], float *buffer)
-{
-    const size_t depth = (k + 7) / 8 * 8;
-    int8_t *const codes = (int8_t *)(void *)(buffer + depth);
-    memset(panel, 128, depth * VGQ_PANEL);
-    memset(scale, 0, VGQ_PANEL * sizeof(*scale));
-    for (size_t r = 0; r < n; r++) {
-        const float *const row = vgq_floats(kernels, dtype, x, r * ldx, k, buffer);
-        float inverse;
-        scale[r] = vgq_token_scale(kernels->linear.largest(k, row), VGQ_INT8_HIGHEST, &inverse);
-        kernels->linear.code_row(k, depth, row, inverse, codes);
-        for (size_t i = 0; i < depth; i += 4) {
-            uint32_t word;
-            memcpy(&word, codes + i, sizeof(word));
-            word ^= 0x80808080u;
-            memcpy(panel + i * VGQ_PANEL + 4 * r, &word, sizeof(word));
-        }
-    }
-}

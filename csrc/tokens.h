@@ -30,11 +30,4 @@ size_t vgq_token_floats(const vgq_tokens *tokens);
 /* Codes token m. Two threads may code two tokens at the same time. */
 void vgq_code_token(const vgq_tokens *tokens, size_t m, float *buffer);
 
-/* Codes n <= 64 rows of x (k values each, ldx apart) as the outputs of a panel: panel becomes its
- * `bytes` form (kernels_linear.h), [depth / 4][64][4] of code + 128, where depth is k rounded up to
- * a multiple of 8 and what is not there is 128; scale[64] as of vgq_code_token, 0 for rows that are
- * not there. So a product can have both operands coded at run time. buffer: 2 * depth floats. */
-void vgq_code_panel(const vgq_kernels *kernels, size_t n, size_t k, vgq_dtype dtype, const void *x,
-                    size_t ldx, uint8_t *panel, float scale[VGQ_PANEL], float *buffer);
-
 #endif

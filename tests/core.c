@@ -157,11 +157,13 @@ static size_t n_isas;
 
 static void test_dispatch(void)
 {
+    const char *const best = vgq_isa(); /* before any choice */
     while (vgq_isa_here(n_isas)) {
         isas[n_isas] = vgq_isa_here(n_isas);
         n_isas++;
     }
     CHECK(n_isas > 0 && strcmp(isas[0], "scalar") == 0, "scalar is the weakest");
+    CHECK(strcmp(best, isas[n_isas - 1]) == 0, "%s is the best", best);
     CHECK(vgq_isa_here(n_isas + 5) == NULL && vgq_isa_here(SIZE_MAX) == NULL, " ");
     for (size_t i = 0; i < n_isas; i++)
         CHECK(vgq_use(isas[i]) == VGQ_OK && strcmp(vgq_isa(), isas[i]) == 0, "%s", isas[i]);
@@ -184,6 +186,12 @@ static void test_dispatch(void)
     CHECK(strlen(vgq_openmp()) > 0 && vgq_threads() >= 1, " ");
     vgq_set_threads(-3);
     CHECK(vgq_threads() >= 1, " ");
+    vgq_set_threads(5);
+    CHECK(vgq_limit_threads(2) == 0 && vgq_threads() == 2, "a limit");
+    CHECK(vgq_limit_threads(9) == 2 && vgq_threads() == 5, "above what is set");
+    CHECK(vgq_limit_threads(-1) == 9 && vgq_threads() == 5, "none");
+    CHECK(vgq_limit_threads(0) == 0, " ");
+    vgq_set_threads(0);
 }
 
 /* ---- quantize -------------------------------------------------------------------------------- */
@@ -314,6 +322,8 @@ static void test_nothing(void)
     CHECK(vgq_dequantize(VGQ_I4, VGQ_F32, none, NULL, NULL, NULL, NULL) == VGQ_OK, " ");
     CHECK(vgq_parameters(VGQ_I4, 0, NULL, NULL, NULL, NULL) == VGQ_OK, " ");
     CHECK(vgq_exp(0, NULL, NULL) == VGQ_OK && vgq_log(0, NULL, NULL) == VGQ_OK, " ");
+    CHECK(vgq_range(VGQ_F32, none, NULL, NULL, NULL, NULL) == VGQ_OK, " ");
+    CHECK(vgq_two_level(VGQ_F32, none, NULL, NULL, NULL, NULL, NULL) == VGQ_OK, " ");
     CHECK(vgq_row_groups((vgq_shape){1, 9, 4}) == 3 && vgq_row_nbytes(VGQ_I4, 9) == 5, " ");
 }
 
@@ -475,7 +485,7 @@ static void test_coded(const vgq_weight *w, vgq_linear_call call, const void *pa
     intact(5);
     CHECK(memcmp(call.y, want, y_nbytes) == 0, "coded %zu x %zu x %zu", call.m, w->n, w->k);
     free(want);
-    for (int bad = 0; bad < 6; bad++) {
+    for (int bad = 0; bad < 8; bad++) {
         vgq_linear_call wrong = call;
         vgq_coded other = given;
         wrong.coded = &other;
@@ -489,6 +499,10 @@ static void test_coded(const vgq_weight *w, vgq_linear_call call, const void *pa
             other.pitch = pitch + 8;
         else if (bad == 4)
             other.pitch = pitch - 64;
+        else if (bad == 5)
+            other.pitch = SIZE_MAX / 64 * 64;
+        else if (bad == 6)
+            wrong.norm.weight = numbers;
         else
             wrong.activations = VGQ_INT16_ACTIVATIONS;
         CHECK(vgq_linear(packed, nbytes, &wrong, scratch, scratch_nbytes) == VGQ_EINVAL, "%d", bad);
@@ -559,6 +573,8 @@ static void test_product(const vgq_weight *w, vgq_linear_call call, int around)
                 buffer(7, y_n, element_nbytes[call.y_dtype], values(call.y_dtype, numbers + 5));
             call.residual = around & RESIDUAL ? residual : NULL;
             call.y = buffer(3, y_n, element_nbytes[call.y_dtype], NULL);
+            const vgq_context now = vgq_context_now();
+            call.context = p % 2 ? &now : NULL;
             const size_t scratch_nbytes = vgq_linear_nbytes(w, &call);
             void *const scratch = buffer(8, scratch_nbytes, 1, NULL);
             CHECK(vgq_linear(weight, nbytes, &call, scratch, scratch_nbytes) == VGQ_OK, " ");
@@ -611,6 +627,8 @@ static void test_heads(vgq_attention_call call, int dressed)
             call.rope_tokens = 3;
             call.rope_width = dressed > 1 ? call.dim : call.dim / 2;
             call.y = buffer(5, n, element_nbytes[call.y_dtype], NULL);
+            const vgq_context now = vgq_context_now();
+            call.context = p % 2 ? &now : NULL;
             const size_t scratch_nbytes = vgq_attention_nbytes(&call);
             void *const scratch = buffer(6, scratch_nbytes, 1, NULL);
             CHECK(vgq_attention(&call, scratch, scratch_nbytes) == VGQ_OK, " ");
@@ -803,6 +821,14 @@ static void test_linear(void)
                      (vgq_linear_call){VGQ_INT8_ACTIVATIONS, m, VGQ_F32, VGQ_F32, NULL, NULL, NULL},
                      1);
     }
+    const vgq_weight whole = weight_of(kinds[0], 128, 70); /* whole panels, with GELU */
+    for (int dtype = 0; dtype < VGQ_DTYPES; dtype++)
+        test_product(&whole,
+                     (vgq_linear_call){.activations = VGQ_INT8_ACTIVATIONS,
+                                       .m = 35,
+                                       .y_dtype = (vgq_dtype)dtype,
+                                       .gelu = 1},
+                     BIAS);
     const vgq_weight wide = weight_of(kinds[0], 260, 8); /* as many panels as keep a thread busy */
     test_product(&wide, (vgq_linear_call){.activations = VGQ_INT8_ACTIVATIONS, .m = 3}, 0);
     const vgq_weight w = weight_of(kinds[0], 3, 8);
@@ -941,6 +967,7 @@ static void test_all(void)
         test_values();
         test_exponentials(stride > 1 ? 997 : 1);
         test_attention_scratch();
+        test_attention_values();
         test_errors();
         test_convolutions();
     }

@@ -47,7 +47,7 @@ static scene a_scene(size_t channels, size_t n, size_t kernel, size_t stride, in
                         .kernel_height = kernel,
                         .kernel_width = kernel,
                         .stride_height = stride,
-                        .stride_width = stride,
+                        .stride_width = more & 32 ? 3 - stride : stride,
                         .padding_height = kernel / 2,
                         .padding_width = kernel / 2,
                         .relu_x = relu,
@@ -57,7 +57,7 @@ static scene a_scene(size_t channels, size_t n, size_t kernel, size_t stride, in
     c->source_height = more & 4 ? 1 + below(6) : c->height;
     c->source_width = more & 4 ? 1 + below(6) : c->width;
     c->out_height = (c->height + 2 * c->padding_height - kernel) / stride + 1;
-    c->out_width = (c->width + 2 * c->padding_width - kernel) / stride + 1;
+    c->out_width = (c->width + 2 * c->padding_width - kernel) / c->stride_width + 1;
     const size_t padded = vgq_conv_channels(channels), k = kernel * kernel * padded;
     s.codes = calloc(n * k, 1);
     s.sums = calloc(n, sizeof(*s.sums));
@@ -85,7 +85,7 @@ static scene a_scene(size_t channels, size_t n, size_t kernel, size_t stride, in
     s.last_bias = floats(3);
     c->x = s.x;
     c->y = s.y;
-    c->bias = s.bias;
+    c->bias = more & 64 ? NULL : s.bias;
     c->weight_sums = s.sums;
     c->y_largest = s.y_largest = floats(4);
     s.largest = floats(4);
@@ -105,6 +105,9 @@ static scene a_scene(size_t channels, size_t n, size_t kernel, size_t stride, in
             s.largest[i] = 1.5f;
         c->x_largest = s.largest;
     }
+    static vgq_context now;
+    now = vgq_context_now();
+    c->context = more & 64 ? &now : NULL;
     s.scratch_nbytes = vgq_conv2d_nbytes(&s.w, c);
     s.scratch = malloc(s.scratch_nbytes);
     CHECK(s.scratch_nbytes > 0, " ");
@@ -268,6 +271,9 @@ static void test_wrong_calls(void)
     REFUSED(c.folded = 1);
     REFUSED(c.column_embedding = s.columns);
     REFUSED(c.row_embedding = s.rows);
+    REFUSED(c.kernel_height = VGQ_DEEPEST + 1);
+    REFUSED(c.kernel_width = VGQ_DEEPEST + 1);
+    REFUSED(c.channels = 5; c.column_embedding = c.row_embedding = s.columns);
 #undef REFUSED
     CHECK(vgq_conv2d(s.packed, s.packed_nbytes, NULL, s.scratch, s.scratch_nbytes) == VGQ_EINVAL,
           " ");
@@ -276,6 +282,54 @@ static void test_wrong_calls(void)
     CHECK(vgq_conv2d(s.packed, 5, &right, s.scratch, s.scratch_nbytes) == VGQ_EPACKED, " ");
     CHECK(vgq_conv2d_nbytes(NULL, &right) == 0 && vgq_conv2d_nbytes(&s.w, NULL) == 0, " ");
     free_scene(&s);
+}
+
+/* Weights that are a Linear's but no convolution's, with a call whose sizes they fit. */
+static void test_wrong_weights(void)
+{
+    enum { PANEL = 64, K = 9 * 8, N = PANEL + 2 };
+    static uint8_t q[N * (K + 3)], factor[N * K / 8];
+    static int8_t zero[N * K / 8];
+    static float scale[N * K / 8], x[6], y[N], last[3 * PANEL];
+    static unsigned char scratch[1 << 20];
+    static uint32_t packed[1 << 14];
+    const vgq_conv_call right = {.pictures = 1,
+                                 .height = 1,
+                                 .width = 1,
+                                 .channels = 6,
+                                 .source_height = 1,
+                                 .source_width = 1,
+                                 .kernel_height = 3,
+                                 .kernel_width = 3,
+                                 .stride_height = 1,
+                                 .stride_width = 1,
+                                 .padding_height = 1,
+                                 .padding_width = 1,
+                                 .out_height = 1,
+                                 .out_width = 1,
+                                 .x = x,
+                                 .y = y};
+    memset(factor, 1, sizeof(factor));
+    const vgq_weight plain = {.n = N, .k = K, .group = K, .q = q, .scale = scale};
+    for (int wrong = 0; wrong < 7; wrong++) {
+        vgq_weight w = plain;
+        vgq_conv_call call = right;
+        if (wrong == 1)
+            w = (vgq_weight){VGQ_I4, VGQ_TWO_LEVEL, N, K, 8, 0, q, scale, factor, NULL};
+        if (wrong == 2)
+            w = (vgq_weight){VGQ_I8, VGQ_PER_ROW, N, K, K, 1, q, scale, NULL, zero};
+        w.k = wrong == 3 ? K + 3 : w.k; /* three more than nine pixels' */
+        w.n = wrong == 5 ? N - 1 : wrong == 6 ? PANEL - 1 : w.n;
+        call.outputs = wrong == 4 ? 3 : 0;
+        call.folded = wrong >= 5;
+        call.last_weight = call.last_bias = last;
+        const size_t nbytes = vgq_packed_nbytes(&w);
+        CHECK(nbytes <= sizeof(packed) && vgq_pack(&w, packed, nbytes) == VGQ_OK, " ");
+        CHECK(vgq_conv2d(packed, nbytes, &call, scratch, sizeof(scratch)) ==
+                  (wrong ? VGQ_EINVAL : VGQ_OK),
+              "weight %d", wrong);
+        CHECK(!wrong == !!vgq_conv2d_nbytes(&w, &call), "weight %d", wrong);
+    }
 }
 
 /* Two parts of a weight: the second half of the outputs is added to the first. */
@@ -293,6 +347,11 @@ static void test_folded(void)
     for (size_t i = 0; i < pixels; i++)
         for (size_t o = 0; o < 32; o++)
             CHECK(s.y[i * 32 + o] == apart[i * 64 + o] + apart[i * 64 + 32 + o], "%zu %zu", i, o);
+    memcpy(apart, s.y, pixels * 32 * sizeof(*apart));
+    s.call.y_largest = NULL; /* not told: the same outputs */
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &s.call, s.scratch, s.scratch_nbytes) == VGQ_OK,
+          " ");
+    CHECK(memcmp(s.y, apart, pixels * 32 * sizeof(*apart)) == 0, " ");
     free(apart);
     free_scene(&s);
     s = a_scene(8, 66, 3, 1, 0, 0);
@@ -329,27 +388,50 @@ static void test_resizing(void)
         for (size_t j = 0; j < TO_WIDE; j++)
             for (size_t k = 0; k < CHANNELS; k++, at++)
                 CHECK(y[at] == input_at(&s, 0, (ptrdiff_t)i, (ptrdiff_t)j, k) + added[at], " ");
-    vgq_resize_call wrong = call;
-    wrong.width = 0;
-    CHECK(vgq_resize_nbytes(&wrong) == 0 && vgq_resize_nbytes(NULL) == 0, " ");
-    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
+    float *const resized = malloc(sizeof(float) * TO_HIGH * TO_WIDE * CHANNELS);
+    vgq_resize_call other = call; /* nothing is added, and the tables of this moment are given */
+    const vgq_context now = vgq_context_now();
+    other.added = NULL;
+    other.y = resized;
+    other.context = &now;
+    CHECK(vgq_resize(&other, scratch, nbytes) == VGQ_OK, " ");
+    for (size_t i = 0; i < (size_t)TO_HIGH * TO_WIDE * CHANNELS; i++)
+        CHECK(y[i] == resized[i] + added[i], " ");
+    other.x = resized; /* of one size: a sum */
+    other.added = added;
+    other.y = y;
+    other.source_height = TO_HIGH;
+    other.source_width = TO_WIDE;
+    memset(y, 0, sizeof(float) * TO_HIGH * TO_WIDE * CHANNELS);
+    CHECK(vgq_resize_nbytes(&other) <= nbytes && vgq_resize(&other, scratch, nbytes) == VGQ_OK,
+          " ");
+    for (size_t i = 0; i < (size_t)TO_HIGH * TO_WIDE * CHANNELS; i++)
+        CHECK(y[i] == resized[i] + added[i], " ");
+    free(resized);
+    CHECK(vgq_resize_nbytes(NULL) == 0 && vgq_resize(NULL, scratch, nbytes) == VGQ_EINVAL, " ");
     CHECK(vgq_resize(&call, scratch, 63) == VGQ_EINVAL, " ");
     CHECK(vgq_resize(&call, NULL, nbytes) == VGQ_EINVAL, " ");
-    wrong = call;
-    wrong.x = NULL;
-    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
-    wrong = call;
-    wrong.y = NULL;
-    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
-    wrong = call;
-    wrong.x_dtype = VGQ_DTYPES;
-    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
-    wrong.x_dtype = VGQ_F32;
-    wrong.y_dtype = VGQ_DTYPES;
-    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
-    wrong = call;
-    wrong.source_width = 0;
-    CHECK(vgq_resize(&wrong, scratch, nbytes) == VGQ_EINVAL, " ");
+#define REFUSED(change)                                                \
+    do {                                                               \
+        vgq_resize_call c = call;                                      \
+        change;                                                        \
+        CHECK(vgq_resize(&c, scratch, nbytes) == VGQ_EINVAL, #change); \
+        CHECK(!c.x || !c.y || vgq_resize_nbytes(&c) == 0, #change);    \
+    } while (0)
+    REFUSED(c.x = NULL);
+    REFUSED(c.y = NULL);
+    REFUSED(c.x_dtype = VGQ_DTYPES);
+    REFUSED(c.y_dtype = VGQ_DTYPES);
+    REFUSED(c.pictures = 0);
+    REFUSED(c.height = 0);
+    REFUSED(c.width = 0);
+    REFUSED(c.channels = 0);
+    REFUSED(c.source_height = 0);
+    REFUSED(c.source_width = 0);
+    REFUSED(c.pictures = SIZE_MAX / 16);
+    REFUSED(c.width = SIZE_MAX / 64);
+    REFUSED(c.channels = SIZE_MAX / 1024);
+#undef REFUSED
     free(x);
     free(added);
     free(y);
@@ -359,7 +441,7 @@ static void test_resizing(void)
 void test_convolutions(void)
 {
     static const size_t channels[] = {1, 3, 8, 13, 24}, outputs[] = {1, 5, 64, 67};
-    for (int more = 0; more < 32; more++) {
+    for (int more = 0; more < 128; more += more < 31 ? 1 : 32) { /* 31, 63, 95, 127 at the end */
         const int projects = more & 8;
         test_scene(channels[below(5)], outputs[below(projects ? 3 : 4)], 1 + below(4), 1 + below(2),
                    more & 1, more);
@@ -367,5 +449,6 @@ void test_convolutions(void)
     }
     test_folded();
     test_wrong_calls();
+    test_wrong_weights();
     test_resizing();
 }

@@ -126,6 +126,68 @@ static vgq_status call_linear(void)
     return vgq_linear(wide_packed, vgq_packed_nbytes(&w), &call, scratch, sizeof(scratch));
 }
 
+static vgq_status call_attention(void)
+{
+    enum { TOKENS = 300 }; /* more than a block of keys */
+    static unsigned char scratch[1 << 21];
+    const vgq_attention_call call = {.scores = VGQ_INT8_ACTIVATIONS,
+                                     .values = VGQ_INT8_ACTIVATIONS,
+                                     .batch = 1,
+                                     .tokens = TOKENS,
+                                     .heads = 1,
+                                     .dim = 8,
+                                     .qkv = numbers,
+                                     .strides = {24 * TOKENS, 24, 8, 8},
+                                     .scale = 1,
+                                     .y = wide};
+    return vgq_attention(&call, scratch, sizeof(scratch));
+}
+
+/* With a search for the largest input, and an embedding that waits for what it finds. */
+static vgq_status call_conv(void)
+{
+    enum { HIGH = 24, WIDTH = 64, CHANNELS = 8 };
+    static unsigned char scratch[1 << 21], packed[1 << 16];
+    static const uint8_t codes[8 * CHANNELS];
+    const vgq_weight w = {
+        .n = 8, .k = CHANNELS, .group = CHANNELS, .q = (uint8_t *)(uintptr_t)codes, .scale = wide};
+    const vgq_conv_call call = {.pictures = 1,
+                                .height = HIGH,
+                                .width = WIDTH,
+                                .channels = CHANNELS,
+                                .source_height = HIGH,
+                                .source_width = WIDTH,
+                                .kernel_height = 1,
+                                .kernel_width = 1,
+                                .stride_height = 1,
+                                .stride_width = 1,
+                                .out_height = HIGH,
+                                .out_width = WIDTH,
+                                .x = row,
+                                .column_embedding = numbers,
+                                .row_embedding = numbers,
+                                .y = row + HIGH * WIDTH * CHANNELS};
+    vgq_stop *const before = vgq_watch(NULL); /* packing is not what is stopped */
+    const vgq_status status = vgq_pack(&w, packed, vgq_packed_nbytes(&w));
+    vgq_watch(before);
+    CHECK(status == VGQ_OK, " ");
+    return vgq_conv2d(packed, vgq_packed_nbytes(&w), &call, scratch, sizeof(scratch));
+}
+
+static vgq_status call_resize(void)
+{
+    static unsigned char scratch[1 << 20];
+    const vgq_resize_call call = {.pictures = 1,
+                                  .channels = 3,
+                                  .source_height = 20,
+                                  .source_width = 20,
+                                  .height = 30,
+                                  .width = 30,
+                                  .x = numbers,
+                                  .y = row};
+    return vgq_resize(&call, scratch, sizeof(scratch));
+}
+
 void test_stopping(void)
 {
     static vgq_status (*const all[])(void) = {call_cuda_pack,
@@ -144,6 +206,9 @@ void test_stopping(void)
                                               call_exp,
                                               call_log,
                                               call_linear,
+                                              call_attention,
+                                              call_conv,
+                                              call_resize,
                                               call_long_range,
                                               call_long_quantize,
                                               call_long_two_level,

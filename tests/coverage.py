@@ -4,9 +4,9 @@
     python tests/coverage.py [core] [models] [arm] [binding] [--stride N]
 
 Without a word all of them, which takes minutes. core: tests/core*.c with the OpenMP regions, and
-runtimes that come late, lack a function or are none. models: AMX and AVX-VNNI in plain C. arm: the
-NEON tables under qemu-aarch64. binding: the pytest files that call the modules. What is not
-installed is named and passed over.
+runtimes that come late, lack a function or are none. models: AMX and AVX-VNNI in plain C, right and
+wrong. arm: the NEON tables under qemu-aarch64. binding: the pytest files that call the modules. What
+is not installed is named and passed over.
 
 A branch that nothing can take has the reason in a comment above its statement, or on its line:
 "uncovered: ...". Any other branch that was not taken is printed and ends the run with an error; so
@@ -53,17 +53,22 @@ def run(*command: object, **environment: str) -> None:
         sys.exit(f"{' '.join(map(str, command))}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
 
 
-def build(out: Path, compiler: str, *flags: str) -> Path:
-    """core*.c with the core counting, and what its objects lie beside."""
+def build(out: Path, compiler: str, *flags: str, base: Path | None = None) -> Path:
+    """core*.c with the core counting. base: another build, whose objects serve where a source names
+    no models."""
     out.mkdir()
 
-    def compiled(source: Path) -> None:
+    def compiled(source: Path) -> Path:
+        if base and "_MODELS" not in source.read_text():
+            return base / f"{source.stem}.o"
         counting = COUNTING if CSRC in source.parents else ["-O1"]
-        run(compiler, *FLAGS, *flags, *counting, "-c", source, "-o", out / f"{source.stem}.o")
+        to = out / f"{source.stem}.o"
+        run(compiler, *FLAGS, *flags, *counting, "-c", source, "-o", to)
+        return to
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compiled, (*TESTS, *CORE)))
-    run(compiler, "--coverage", *out.glob("*.o"), "-o", out / "core", *LIBRARIES)
+        objects = list(pool.map(compiled, (*TESTS, *CORE)))
+    run(compiler, "--coverage", *objects, "-o", out / "core", *LIBRARIES)
     return out / "core"
 
 
@@ -90,7 +95,11 @@ def core(out: Path, stride: int) -> None:
 
 
 def models(out: Path, stride: int) -> None:
-    run(build(out, "gcc", f'-DVGQ_MODELS="{ROOT / "tests" / "models.h"}"'), stride)
+    """As tables that are not confirmed, which try themselves; then with instructions that fail."""
+    flags = [f'-DVGQ_MODELS="{ROOT / "tests" / "models.h"}"']
+    flags += ["-DVGQ_CONFIRMED_AVXVNNI=0", "-DVGQ_CONFIRMED_AMX=0"]
+    run(build(out, "gcc", *flags), stride)
+    run(build(out / "wrong", "gcc", *flags, "-DVGQ_WRONG_MODELS", base=out), 0)
 
 
 def arm(out: Path, stride: int) -> None:

@@ -82,7 +82,7 @@ static tile_shapes shapes_of(size_t rows)
             tile_store(3, (char *)sums + HALF * sums_ld + STRIPE, sums_ld);                    \
         }                                                                                      \
     }
-PRODUCT(product_codes, tile_multiply)
+PRODUCT(product_codes, tile_multiply) /* uncovered: scores have both halves of rows */
 PRODUCT(product_unsigned, tile_multiply_unsigned)
 PRODUCT(product_bf16, tile_multiply_bf16)
 #undef PRODUCT
