@@ -148,7 +148,14 @@ static float input_at(const scene *s, size_t picture, ptrdiff_t y, ptrdiff_t x, 
     return value;
 }
 
-static float scale_of(const scene *s, size_t picture, float *inverse)
+/* The codes of a picture with its padding, and what they are multiplied with. */
+typedef struct coded_picture {
+    int16_t *codes; /* [height + padding][width + padding][channels] */
+    size_t width;
+    float scale;
+} coded_picture;
+
+static coded_picture codes_of(const scene *s, size_t picture)
 {
     const vgq_conv_call *const c = &s->call;
     const size_t n = c->source_height * c->source_width * c->channels;
@@ -163,28 +170,36 @@ static float scale_of(const scene *s, size_t picture, float *inverse)
         added = fmaxf(added, fabsf(s->rows[i]));
     largest += added;
     const float highest = c->relu_x ? 254.0f : 127.0f;
-    *inverse = largest > 0 ? highest / largest : 0;
-    return largest > 0 ? largest / highest : 0;
+    const float inverse = largest > 0 ? highest / largest : 0;
+    const size_t height = c->height + 2 * c->padding_height;
+    coded_picture coded = {.width = c->width + 2 * c->padding_width,
+                           .scale = largest > 0 ? largest / highest : 0};
+    int16_t *to = coded.codes = malloc(height * coded.width * c->channels * sizeof(*to));
+    for (size_t y = 0; y < height; y++)
+        for (size_t x = 0; x < coded.width; x++)
+            for (size_t k = 0; k < c->channels; k++) {
+                const float value = input_at(s, picture, (ptrdiff_t)(y - c->padding_height),
+                                             (ptrdiff_t)(x - c->padding_width), k);
+                const float code = rintf((c->relu_x ? fmaxf(value, 0) : value) * inverse);
+                *to++ = (int16_t)fmaxf(fminf(code, highest), -127);
+            }
+    return coded;
 }
 
-static float output_at(const scene *s, size_t picture, size_t i, size_t j, size_t o)
+static float output_at(const scene *s, const coded_picture *x, size_t picture, size_t i, size_t j,
+                       size_t o)
 {
     const vgq_conv_call *const c = &s->call;
-    float inverse;
-    const float scale = scale_of(s, picture, &inverse);
     const size_t padded = vgq_conv_channels(c->channels);
     int64_t acc = 0;
     for (size_t u = 0; u < c->kernel_height; u++)
-        for (size_t v = 0; v < c->kernel_width; v++)
-            for (size_t k = 0; k < c->channels; k++) {
-                const float x =
-                    input_at(s, picture, (ptrdiff_t)(i * c->stride_height + u - c->padding_height),
-                             (ptrdiff_t)(j * c->stride_width + v - c->padding_width), k);
-                const float code = rintf((c->relu_x ? fmaxf(x, 0) : x) * inverse);
-                acc += (int64_t)fmaxf(fminf(code, c->relu_x ? 254 : 127), -127) *
-                       s->codes[o * s->w.k + (u * c->kernel_width + v) * padded + k];
-            }
-    float y = (float)acc * scale;
+        for (size_t v = 0; v < c->kernel_width; v++) {
+            const size_t pixel = (i * c->stride_height + u) * x->width + j * c->stride_width + v;
+            const int8_t *const w = s->codes + o * s->w.k + (u * c->kernel_width + v) * padded;
+            for (size_t k = 0; k < c->channels; k++)
+                acc += x->codes[pixel * c->channels + k] * w[k];
+        }
+    float y = (float)acc * x->scale;
     y = y * s->scale[o];
     y = y + (c->bias ? s->bias[o] : 0);
     y = c->relu_y && y < 0 ? 0 : y;
@@ -212,11 +227,12 @@ static void test_scene(size_t channels, size_t n, size_t kernel, size_t stride, 
     const vgq_conv_call *const c = &s.call;
     CHECK(vgq_conv2d(s.packed, s.packed_nbytes, c, s.scratch, s.scratch_nbytes) == VGQ_OK, " ");
     for (size_t picture = 0, at = 0; picture < c->pictures; picture++) {
+        const coded_picture x = codes_of(&s, picture);
         float most[2] = {0, 0}, one[64];
         for (size_t i = 0; i < c->out_height; i++)
             for (size_t j = 0; j < c->out_width; j++) {
                 for (size_t o = 0; o < n; o++) {
-                    const float want = output_at(&s, picture, i, j, o);
+                    const float want = output_at(&s, &x, picture, i, j, o);
                     most[0] = fmaxf(most[0], fabsf(want));
                     most[1] = fmaxf(most[1], want);
                     if (c->outputs)
@@ -230,6 +246,7 @@ static void test_scene(size_t channels, size_t n, size_t kernel, size_t stride, 
                     CHECK(s.y[at] == projected(&s, one, o), "%zu %zu %zu", i, j, o);
             }
         CHECK(memcmp(most, s.y_largest + 2 * picture, sizeof(most)) == 0, "%zu", picture);
+        free(x.codes);
     }
     free_scene(&s);
 }

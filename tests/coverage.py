@@ -4,9 +4,9 @@
     python tests/coverage.py [core] [models] [arm] [binding] [--stride N]
 
 Without a word all of them, which takes minutes. core: tests/core*.c with the OpenMP regions, and
-runtimes that come late, lack a function or are none. models: AMX and AVX-VNNI in plain C, right and
-wrong. arm: the NEON tables under qemu-aarch64. binding: the pytest files that call the modules. What
-is not installed is named and passed over.
+runtimes that come late, lack a function or are none. models: AMX and AVX-VNNI in plain C, right
+and wrong. arm: the NEON tables under qemu-aarch64. binding: the pytest files that call the modules.
+What is not installed is named and passed over.
 
 A branch that nothing can take has the reason in a comment above its statement, or on its line:
 "uncovered: ...". Any other branch that was not taken is printed and ends the run with an error; so
