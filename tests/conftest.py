@@ -23,6 +23,24 @@ import vggtquant as vq  # noqa: E402
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONG = ("test_core.py", "test_cuda_shim.py", "test_cli.py", "test_supply_chain.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: each process of pytest-xdist begins with an equal share of the list, which
+    is to begin with a share of those of LONG, so that none of them is left for the end."""
+    of = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.path.name in LONG]
+    rest = [item for item in items if item.path.name not in LONG]
+    each = -(-len(rest) // of)
+    items[:] = [
+        item
+        for i in range(of)
+        for part in (long[i::of], rest[i * each : (i + 1) * each])
+        for item in part
+    ]
+
+
 INTEGER_CONFIGS = {name: config for name, config in vq.CONFIGS.items() if config.quantizes}
 
 

@@ -2,7 +2,8 @@
 """What is costly to make is made once for all processes of pytest-xdist."""
 
 import fcntl
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -19,3 +20,12 @@ def once(target: Path, make: Callable[[Path], object]) -> Path:
             make(part)
             part.replace(target)
     return target
+
+
+def in_any_order(make: Callable[[Path], Path], of: Iterable[Path]) -> list[Path]:
+    """What `make` gives for each path, in their order. Each process makes them in another, so that
+    two that want the same share the work instead of waiting for each other."""
+    wanted = list(of)
+    for item in random.sample(wanted, len(wanted)):
+        make(item)
+    return [make(item) for item in wanted]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import coverage
 import pytest
-from once import once
+from once import in_any_order, once
 
 ROOT = Path(__file__).parents[1]
 CORE = [*sorted((ROOT / "csrc").glob("*.c")), *sorted((ROOT / "csrc" / "cpu").glob("*.c"))]
@@ -20,11 +20,13 @@ COMPILER = shutil.which(os.environ.get("CC", "cc"))
 FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g1"]
 FLAGS += ["-Wno-missing-field-initializers"]  # a call's last fields are 0 where they are not named
 SERIAL = [*FLAGS, "-Wno-unknown-pragmas"]
+SHIPPED = [*FLAGS, "-O3", "-fopenmp"]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
 SANITIZERS = [
     "-O1", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"
 ]  # fmt: skip
-MODELS = f'-DVGQ_MODELS="{ROOT / "tests" / "models.h"}"'
+MODELS_H = ROOT / "tests" / "models.h"
+MODELS = f'-DVGQ_MODELS="{MODELS_H}"'
 
 needs_sources = pytest.mark.skipif(
     not (ROOT / "csrc").is_dir(), reason="the C sources are not beside the tests"
@@ -33,8 +35,8 @@ needs_compiler = pytest.mark.skipif(
     COMPILER is None, reason="no C compiler: neither cc nor what CC names"
 )
 pytestmark = [needs_sources, needs_compiler]
-# Of the lengths that core.c tries, every fifth by default: each code path, in a third of the time.
-every_length = pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+# Of the lengths that core.c tries, every 13th by default: coverage.py has every branch taken by it.
+every_length = pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @pytest.fixture
@@ -45,9 +47,9 @@ def core_folder(shared: Path) -> Path:
     return folder
 
 
-def shell(*command: object, cwd: Path | None = None) -> str:
+def shell(*command: object) -> str:
     words = [*map(str, command)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1500, cwd=cwd)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, f"{command[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 
@@ -57,7 +59,8 @@ def built(
 ) -> Path:
     """A program of the sources, each compiled once in `folder` by all processes.
 
-    A definition is given to the sources that hold its name, so that others serve several programs.
+    A definition is given to the sources that hold its name, or whose models.h does, so that others
+    serve several programs.
     """
 
     def made(what: str, *words: object) -> Path:
@@ -66,11 +69,12 @@ def built(
 
     def compiled(source: Path) -> Path:
         text = source.read_text()
+        text += MODELS_H.read_text() if "VGQ_MODELS" in text else ""
         told = [d for d in defines if d.removeprefix("-D").partition("=")[0] in text]
         return made(f"{source.stem}.o", *flags, *told, "-c", source)
 
     linking = [flag for flag in flags if flag != "-fopenmp"]  # the core finds its runtime itself
-    return made("program", *linking, *map(compiled, sources), *LIBRARIES)
+    return made("program", *linking, *in_any_order(compiled, sources), *LIBRARIES)
 
 
 def sanitized(folder: Path, sources: list[Path], *defines: str) -> Path:
@@ -108,7 +112,7 @@ def test_the_fuzzer_s_corpus_replays(core_folder: Path) -> None:
 @every_length
 def test_optimized_with_threads(core_folder: Path, stride: int) -> None:
     """As it ships: -O3, OpenMP regions compiled, no OpenMP library linked."""
-    run(built(core_folder, [*FLAGS, "-O3", "-fopenmp"], SOURCES), stride)
+    run(built(core_folder, SHIPPED, SOURCES), stride)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
@@ -120,13 +124,10 @@ def test_instructions_that_this_cpu_may_lack(core_folder: Path, stride: int) -> 
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
-def test_kernels_that_compute_wrongly_are_not_used(tmp_path: Path) -> None:
+def test_kernels_that_compute_wrongly_are_not_used(core_folder: Path) -> None:
     """Tables not confirmed on hardware try themselves; here their instructions are wrong."""
-    models = f'VGQ_MODELS="{ROOT / "tests" / "models.h"}"'
-    flags = [*FLAGS, "-O1", "-Wno-unknown-pragmas", f"-D{models}", "-DVGQ_WRONG_MODELS"]
-    flags += ["-DVGQ_CONFIRMED_AVXVNNI=0", "-DVGQ_CONFIRMED_AMX=0"]
-    shell(COMPILER, *flags, *SOURCES, "-o", tmp_path / "core", *LIBRARIES, cwd=tmp_path)
-    assert shell(tmp_path / "core", "0", cwd=tmp_path).startswith("core: refused a")
+    program = built(core_folder, SHIPPED, SOURCES, MODELS, "-DVGQ_WRONG_MODELS")
+    assert shell(program, 0).startswith("core: refused a")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="a counting build for x86-64")
@@ -145,7 +146,7 @@ def test_a_cpu_without_avx2(core_folder: Path, cpu: str) -> None:
     emulator = shutil.which("qemu-x86_64")
     if not emulator or platform.machine() != "x86_64":
         pytest.skip("no qemu-x86_64 to try another CPU with")
-    told = shell(emulator, "-cpu", cpu, built(core_folder, [*SERIAL, "-O1"], SOURCES), 0)
+    told = shell(emulator, "-cpu", cpu, built(core_folder, SHIPPED, SOURCES), 0)
     assert "1 instruction sets (scalar)" in told
 
 

@@ -23,7 +23,7 @@ import linears
 import numpy as np
 import pytest
 import torch
-from once import once
+from once import in_any_order, once
 
 import vggtquant as vq
 from vggtquant import ops
@@ -87,23 +87,25 @@ class Workshop:
         """The C core, whose scalar table is the reference; core.c sees to its own faults."""
         flags = ["-std=c11", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas"]
         sources = [*(ROOT / "csrc").glob("*.c"), *(ROOT / "csrc" / "cpu").glob("*.c")]
-        return [
-            self.make(self.folder / "core" / f"{path.stem}.o", C_COMPILER, *flags, "-c", path)
-            for path in sources
-        ]
+        folder = self.folder / "core"
+        return in_any_order(
+            lambda path: self.make(folder / f"{path.stem}.o", C_COMPILER, *flags, "-c", path),
+            sources,
+        )
 
     def objects(self, kind: str, sources: list[Path], faults: Path | None = None) -> list[Path]:
         """Of the CUDA sources (or their faulty twins), the shim and a program."""
         instrument, others, told = KINDS[kind]
         folder = self.folder / kind if faults is None else faults
-        objects = []
-        for path in sources:
+
+        def compiled(path: Path) -> Path:
             flags = instrument if path.suffix == ".cu" else others
             if path.name in ("shim.cpp", "race.cpp"):
                 flags = told
             target = folder / f"{path.stem}{path.suffix[1]}.o"
-            objects.append(self.make(target, COMPILER, *FLAGS, *flags, "-c", path))
-        return objects
+            return self.make(target, COMPILER, *FLAGS, *flags, "-c", path)
+
+        return in_any_order(compiled, sources)
 
     def program(self, kind: str, name: str, cuda: list[Path], faults: Path | None = None) -> Path:
         shared = [SHIM / "shim.cpp", SHIM / "race.cpp", SHIM / "harness.cpp", SHIM / f"{name}.cpp"]

@@ -23,6 +23,81 @@ static void *room(size_t nbytes)
     return p;
 }
 
+/* Attention of x as 96 tokens, with each kind of scores. */
+static vgq_status attend(float *y)
+{
+    enum { HEADS = 3, DIM = 64, ROW = 3 * HEADS * DIM };
+    vgq_status status = VGQ_OK;
+    for (int a = 0; a <= VGQ_INT8_ACTIVATIONS; a++) {
+        const vgq_context now = vgq_context_now();
+        const vgq_attention_call call = {.scores = (vgq_activations)a,
+                                         .values = (vgq_activations)a,
+                                         .batch = 1,
+                                         .tokens = 96,
+                                         .heads = HEADS,
+                                         .dim = DIM,
+                                         .qkv = x,
+                                         .strides = {0, ROW, HEADS * DIM, DIM},
+                                         .scale = 0.125f,
+                                         .y = y,
+                                         .context = &now};
+        const size_t nbytes = vgq_attention_nbytes(&call);
+        void *const scratch = room(nbytes);
+        status |= vgq_attention(&call, scratch, nbytes);
+        free(scratch);
+    }
+    return status;
+}
+
+/* A convolution of two pictures of x, 3 x 3, and its outputs resized. */
+static vgq_status convolve(const uint8_t *q, const float *scale, float *y)
+{
+    enum { SIDE = 24, CHANNELS = 16, TO = 20 };
+    const vgq_context now = vgq_context_now();
+    const vgq_weight w = {.n = CHANNELS,
+                          .k = 9 * CHANNELS,
+                          .group = 9 * CHANNELS,
+                          .q = (uint8_t *)(uintptr_t)q,
+                          .scale = (float *)(uintptr_t)scale};
+    float largest[4];
+    const vgq_conv_call call = {.pictures = 2,
+                                .height = SIDE,
+                                .width = SIDE,
+                                .channels = CHANNELS,
+                                .source_height = SIDE,
+                                .source_width = SIDE,
+                                .kernel_height = 3,
+                                .kernel_width = 3,
+                                .stride_height = 1,
+                                .stride_width = 1,
+                                .padding_height = 1,
+                                .padding_width = 1,
+                                .out_height = SIDE,
+                                .out_width = SIDE,
+                                .x = x,
+                                .y = y,
+                                .y_largest = largest,
+                                .context = &now};
+    const vgq_resize_call resize = {.pictures = 2,
+                                    .channels = CHANNELS,
+                                    .source_height = SIDE,
+                                    .source_width = SIDE,
+                                    .height = TO,
+                                    .width = TO,
+                                    .x = x,
+                                    .y = y,
+                                    .context = &now};
+    const size_t packed_nbytes = vgq_packed_nbytes(&w), nbytes = vgq_conv2d_nbytes(&w, &call);
+    const size_t resize_nbytes = vgq_resize_nbytes(&resize);
+    void *const packed = room(packed_nbytes), *const scratch = room(nbytes + resize_nbytes);
+    vgq_status status = vgq_pack(&w, packed, packed_nbytes);
+    if (status == VGQ_OK)
+        status = vgq_conv2d(packed, packed_nbytes, &call, scratch, nbytes);
+    status |= vgq_resize(&resize, scratch, resize_nbytes);
+    free(packed), free(scratch);
+    return status;
+}
+
 static int done;
 
 /* Chooses another instruction set and another number of threads all the time: calls that have begun
@@ -78,6 +153,8 @@ static void *calls(void *argument)
             free(scratch);
         }
         status |= vgq_unpack(packed, nbytes, &w);
+        status |= attend(y);
+        status |= convolve(q, scale, y);
         vgq_watch(NULL);
         free(packed);
         if (status != VGQ_OK && !stops)
