@@ -24,8 +24,7 @@ int vgq_has_f16c(void)
 #if defined(VGQ_MODELS) /* a build of the tests: the instructions are modelled, so they are here \
                          */
 int vgq_has_avxvnni(void) { return 1; }
-/* attention_amx.c has instructions beside the tiles' that are not modelled.
- * uncovered: a CPU has them or not */
+/* uncovered: a CPU has these or not; they are not modelled, and attention_amx.c uses them */
 int vgq_has_amx(void) { return VGQ_HAS_VNNI && VGQ_HAS_BF16; }
 #else
 int vgq_has_avxvnni(void)

@@ -290,6 +290,9 @@ static void test_wrong_calls(void)
     REFUSED(c.row_embedding = s.rows);
     REFUSED(c.kernel_height = VGQ_DEEPEST + 1);
     REFUSED(c.kernel_width = VGQ_DEEPEST + 1);
+    REFUSED(c.out_height = (size_t)1 << 30; c.out_width = (size_t)1 << 26);
+    REFUSED(c.out_height = (size_t)1 << 30; c.out_width = (size_t)1 << 20;
+            c.stride_height = c.stride_width = VGQ_DEEPEST);
     REFUSED(c.channels = 5; c.column_embedding = c.row_embedding = s.columns);
 #undef REFUSED
     CHECK(vgq_conv2d(s.packed, s.packed_nbytes, NULL, s.scratch, s.scratch_nbytes) == VGQ_EINVAL,

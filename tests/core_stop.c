@@ -143,10 +143,11 @@ static vgq_status call_attention(void)
     return vgq_attention(&call, scratch, sizeof(scratch));
 }
 
-/* With a search for the largest input, and an embedding that waits for what it finds. */
+/* With a search for the largest input, and an embedding that waits for what it finds; each task has
+ * several blocks of rows. */
 static vgq_status call_conv(void)
 {
-    enum { HIGH = 24, WIDTH = 64, CHANNELS = 8 };
+    enum { HIGH = 96, WIDTH = 64, CHANNELS = 8 };
     static unsigned char scratch[1 << 21], packed[1 << 16];
     static const uint8_t codes[8 * CHANNELS];
     const vgq_weight w = {
@@ -155,8 +156,8 @@ static vgq_status call_conv(void)
                                 .height = HIGH,
                                 .width = WIDTH,
                                 .channels = CHANNELS,
-                                .source_height = HIGH,
-                                .source_width = WIDTH,
+                                .source_height = 3,
+                                .source_width = 5,
                                 .kernel_height = 1,
                                 .kernel_width = 1,
                                 .stride_height = 1,
