@@ -60,18 +60,17 @@ typedef struct vgq_operand {
 /* Rows of a task that are multiplied and finished together, 8-bit codes with a scale a row. */
 typedef struct vgq_strip {
     size_t rows;
-    const void *codes; /* [rows][ld]: inputs up to the next multiple of 64 can be read */
+    const void *codes; /* [rows][ld] */
     size_t ld;
     const int32_t *sum;   /* [rows] */
     const float *x_scale; /* [rows] */
     const struct vgq_columns *columns;
-    int32_t *acc; /* scratch: [rows][64] */
-    void *y;      /* [rows][ldy]: float32 or bfloat16 */
+    void *y; /* [rows][ldy]: float32 or bfloat16 */
     size_t ldy;
     vgq_dtype dtype;
     int gelu; /* whether GELU follows the bias */
 } vgq_strip;
-enum { VGQ_STRIP_ROWS = 256 }; /* most; their codes stay in L2 */
+enum { VGQ_STRIP_ROWS = 64 }; /* most whose floats go to scratch, a multiple of every mr */
 
 /* One way to multiply codes with a panel. An instruction set lists its ways, each for the cases in
  * which it is the fastest; the first one that applies is taken. */
@@ -94,7 +93,8 @@ typedef struct vgq_product {
     size_t (*operand_nbytes)(size_t k);
     void (*prepare)(const vgq_panel *panel, const uint8_t *bytes, void *operand,
                     int32_t offset[VGQ_PANEL]);
-    /* acc[rows][64] = codes w. Lines of codes lie ld codes apart, sums as vgq_tokens has them. */
+    /* acc[rows][64] = codes w. Lines of codes lie ld codes apart and can be read up to the next
+     * multiple of 64; sums as vgq_tokens has them. */
     void (*tile)(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
                  const int32_t *sums, int32_t *acc);
     /* A whole strip of rows at once, finished: where that is faster; NULL: tiles alone. */

@@ -143,17 +143,16 @@ static void group_rows(const vgq_plan *plan, const vgq_task *task, size_t m, siz
     }
 }
 
-/* The rows of a task, a strip at a time. */
+/* The rows of a task in one strip, or a strip at a time where they pass through scratch. */
 static void strip_task(const vgq_plan *plan, const vgq_task *task, const vgq_operand *operand,
-                       int32_t *acc, const vgq_columns *columns)
+                       float *floats, const vgq_columns *columns)
 {
     const vgq_tokens *const tokens = &plan->tokens;
     const vgq_epilogue *const e = &plan->epilogue;
     const int stored = vgq_is_stored_by_strip(e, task->p);
-    float *const floats = (float *)(void *)(acc + plan->strip_rows * VGQ_PANEL);
+    const size_t most = stored ? task->end - task->start : VGQ_STRIP_ROWS;
     for (size_t m = task->start, rows; m < task->end; m += rows) {
-        const size_t left = task->end - m, strips = (left - 1) / plan->strip_rows + 1;
-        rows = vgq_min(left, vgq_round_up((left + strips - 1) / strips, plan->mr));
+        rows = vgq_min(most, task->end - m);
         const vgq_strip strip = {
             .rows = rows,
             .codes = tokens->codes + m * tokens->pitch,
@@ -161,7 +160,6 @@ static void strip_task(const vgq_plan *plan, const vgq_task *task, const vgq_ope
             .sum = tokens->sum + m,
             .x_scale = tokens->scale + m,
             .columns = columns,
-            .acc = acc,
             .y = stored ? (void *)vgq_y_at(e, m, task->p) : floats,
             .ldy = stored ? e->n : VGQ_PANEL,
             .dtype = stored ? e->dtype : VGQ_F32,
@@ -180,8 +178,8 @@ static void code_task(const vgq_plan *plan, const vgq_task *task)
     vgq_columns columns;
     const vgq_operand operand = operand_of(plan, task, &panel, &columns);
     int32_t *const acc = (int32_t *)(void *)(task->own + plan->bytes_nbytes + plan->operand_nbytes);
-    if (plan->strip_rows) {
-        strip_task(plan, task, &operand, acc, &columns);
+    if (plan->strips) {
+        strip_task(plan, task, &operand, (float *)(void *)acc, &columns);
         return;
     }
     for (size_t m = task->start, rows; m < task->end; m += rows) {

@@ -21,7 +21,7 @@ typedef struct vgq_plan {
     const vgq_product *product;       /* what multiplies codes; NULL: floats are multiplied */
     const vgq_float_gemm *float_gemm; /* what multiplies floats, and inputs that it takes a slice */
     size_t float_depth;
-    size_t strip_rows;   /* most rows of a strip; 0: the product works by tiles */
+    int strips;          /* whether the product works by strips of rows, not by tiles */
     size_t lines, mr;    /* rows of codes or floats; most rows of a tile */
     size_t rows, blocks; /* lines of a task; blocks of them */
     int coders;          /* threads of the activations' pass, before the product */

@@ -4,8 +4,7 @@
 #include "linear.h"
 
 enum {
-    MOST_ROWS = 768, /* of a task: amortizes preparing a panel, and its codes stay in L2 */
-    MOST_STRIP_ROWS = 3072
+    MOST_ROWS = 768 /* of a task: amortizes preparing a panel, and its codes stay in L2 */
 };
 
 static void plan_codes(vgq_plan *plan)
@@ -49,18 +48,16 @@ static void plan_codes(vgq_plan *plan)
         plan->bytes_nbytes = plan->at.depth * VGQ_PANEL;
     if (product->operand_nbytes)
         plan->operand_nbytes = vgq_round_up(product->operand_nbytes(plan->at.depth), VGQ_ALIGN);
-    plan->strip_rows = product->strip && digits == 1 ? VGQ_STRIP_ROWS : 0;
-    plan->acc_nbytes = (plan->strip_rows ? plan->strip_rows : plan->mr) * VGQ_PANEL *
-                       (sizeof(int32_t) + sizeof(float));
+    plan->strips = product->strip && digits == 1 && plan->w.scales != VGQ_PER_GROUP;
+    plan->acc_nbytes = plan->strips ? VGQ_STRIP_ROWS * VGQ_PANEL * sizeof(float)
+                                    : plan->mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
 }
 
 /* As few blocks as keep every thread busy and no block too long; by shape and team alone. */
 static void cut_rows(vgq_plan *plan)
 {
     const size_t threads = (size_t)plan->crew.team;
-    /* A strip's codes are what stays in L2, so its tasks may be long. */
-    const size_t most = plan->strip_rows ? MOST_STRIP_ROWS : MOST_ROWS;
-    plan->blocks = (plan->lines + most - 1) / most;
+    plan->blocks = (plan->lines + MOST_ROWS - 1) / MOST_ROWS;
     if (plan->at.panels < 4 * threads && plan->blocks < threads)
         plan->blocks = threads;
     plan->rows = vgq_round_up((plan->lines + plan->blocks - 1) / plan->blocks, plan->mr);

@@ -3,10 +3,8 @@
  * inputs x 16 columns of a panel's bytes (weight + 128, unsigned) and wraps, so that every sum is
  * exact modulo 2^32 and the true one fits. A block of sums is 32 rows x 32 columns, 2 x 2 tiles.
  *
- * The tiles of a panel's half are copied to lie one after the other, so that those of DEPTH inputs
- * stay in the L1 cache while all rows of a strip pass. A block's sums are finished (scaled, stored)
- * by vector instructions between the tile instructions of the next block, which leave most of the
- * core idle.
+ * A block's sums are finished (scaled, stored) by vector instructions between the tile instructions
+ * of the next block, which leave most of the core idle.
  *
  * With VGQ_MODELS, the header that it names has the instructions in plain C, for CPUs that lack
  * them. */
@@ -39,7 +37,6 @@ enum {
     STRIPE = 64,          /* bytes of a tile's row: inputs of codes, 16 columns' sums */
     TILE = ROWS * STRIPE, /* bytes */
     BLOCK = 2 * ROWS,     /* rows and columns of a block */
-    DEPTH = 1024,         /* inputs at a time: 32 KB of a panel's half */
     ACC_STRIDE = BLOCK * sizeof(int32_t)
 };
 
@@ -58,33 +55,6 @@ static tile_shapes shapes_of(size_t rows)
     for (int tile = 0; tile < 8; tile++)
         shapes.row_nbytes[tile] = shapes.rows[tile] ? STRIPE : 0;
     return shapes;
-}
-
-static size_t stripes_of(size_t k) { return (k + STRIPE - 1) / STRIPE; }
-
-static size_t operand_nbytes_amx(size_t k) { return stripes_of(k) * STRIPE * VGQ_PANEL; }
-
-/* [2 halves][k / 64][2 tiles][16 rows][64 bytes]; after the last input zeros, which take no part.
- */
-static void prepare_amx(const vgq_panel *panel, const uint8_t *bytes, void *operand,
-                        int32_t offset[VGQ_PANEL])
-{
-    uint8_t *to = operand;
-    const size_t steps = panel->k / 4, rows = stripes_of(panel->k) * ROWS;
-    (void)offset;
-    for (size_t half = 0; half < 2; half++)
-        for (size_t row = 0; row < rows; row += ROWS, to += 2 * TILE)
-            for (size_t s = 0; s < ROWS; s++) {
-                uint8_t *const at = to + s * STRIPE;
-                if (row + s < steps) {
-                    const uint8_t *const from = bytes + ((row + s) * 4 + half * 2) * STRIPE;
-                    memcpy(at, from, STRIPE);
-                    memcpy(at + TILE, from + STRIPE, STRIPE);
-                } else {
-                    memset(at, 0, STRIPE);
-                    memset(at + TILE, 0, STRIPE);
-                }
-            }
 }
 
 /* ---- finishing --------------------------------------------------------------------------------
@@ -153,32 +123,19 @@ static inline void finish_some(const vgq_strip *strip, finishing *f, size_t rows
 /* ---- the product ------------------------------------------------------------------------------
  */
 
-/* One block: `stripes` stripes of inputs from q and tiles on, which is added to acc where `more`;
- * meanwhile what is left of f. `both`: it has more than 16 rows. */
-static inline void block(int both, int more, size_t stripes, const int8_t *q, size_t ld,
-                         const uint8_t *tiles, int32_t *acc, const vgq_strip *strip, finishing *f)
+enum { STEP = 4 * VGQ_PANEL /* bytes of a panel's four inputs */ };
+
+/* `stripes` stripes of inputs of both row blocks (of one where `both` is not) and of 32 columns,
+ * which `bytes` has `stride` apart; with each stripe `rows` rows of what is left of f. */
+static inline void stripes_of_block(int both, size_t stripes, const int8_t *q, size_t ld,
+                                    const uint8_t *bytes, size_t stride, const vgq_strip *strip,
+                                    finishing *f, size_t rows)
 {
-    if (more) {
-        tile_load(0, acc, ACC_STRIDE);
-        tile_load(1, acc + ROWS, ACC_STRIDE);
-        if (both) {
-            tile_load(2, acc + ROWS * BLOCK, ACC_STRIDE);
-            tile_load(3, acc + ROWS * BLOCK + ROWS, ACC_STRIDE);
-        }
-    } else {
-        tile_zero(0);
-        tile_zero(1);
-        if (both) {
-            tile_zero(2);
-            tile_zero(3);
-        }
-    }
-    const size_t rows = (f->end - f->row + stripes - 1) / stripes;
-    for (size_t i = 0; i < stripes; i++, q += STRIPE, tiles += 2 * TILE) {
-        tile_load(6, tiles, STRIPE);
+    for (size_t i = 0; i < stripes; i++, q += STRIPE, bytes += ROWS * stride) {
+        tile_load(6, bytes, stride);
         tile_load(4, q, ld);
         tile_multiply(0, 4, 6);
-        tile_load(7, tiles + TILE, STRIPE);
+        tile_load(7, bytes + STRIPE, stride);
         tile_multiply(1, 4, 7);
         if (both) {
             tile_load(5, q + ROWS * ld, ld);
@@ -187,165 +144,122 @@ static inline void block(int both, int more, size_t stripes, const int8_t *q, si
         }
         finish_some(strip, f, rows);
     }
-    tile_store(0, acc, ACC_STRIDE);
-    tile_store(1, acc + ROWS, ACC_STRIDE);
+}
+
+/* The inputs of an operand after its last whole stripe, and zeros, of each half of the columns: a
+ * stripe of its own, so that what the codes have there takes no part. */
+typedef struct last_stripe {
+    uint8_t bytes[2][ROWS * 2 * STRIPE];
+} last_stripe;
+
+static void last_of(const vgq_operand *w, last_stripe *last)
+{
+    const size_t whole = w->k / STRIPE * STRIPE, rest = w->k - whole;
+    if (!rest)
+        return;
+    memset(last, 0, sizeof(*last));
+    for (size_t s = 0; s < rest / 4; s++) {
+        const uint8_t *const from = (const uint8_t *)w->data + whole * VGQ_PANEL + s * STEP;
+        memcpy(last->bytes[0] + s * 2 * STRIPE, from, 2 * STRIPE);
+        memcpy(last->bytes[1] + s * 2 * STRIPE, from + 2 * STRIPE, 2 * STRIPE);
+    }
+}
+
+/* The sums of a block in acc, whose rows lie acc_stride bytes apart; meanwhile all of f. */
+static inline void block(int both, const vgq_operand *w, size_t half, const last_stripe *last,
+                         const int8_t *q, size_t ld, int32_t *acc, size_t acc_stride,
+                         const vgq_strip *strip, finishing *f)
+{
+    const size_t stripes = w->k / STRIPE;
+    const size_t rows = stripes ? (f->end - f->row + stripes - 1) / stripes : BLOCK;
+    tile_zero(0);
+    tile_zero(1);
     if (both) {
-        tile_store(2, acc + ROWS * BLOCK, ACC_STRIDE);
-        tile_store(3, acc + ROWS * BLOCK + ROWS, ACC_STRIDE);
+        tile_zero(2);
+        tile_zero(3);
+    }
+    stripes_of_block(both, stripes, q, ld, (const uint8_t *)w->data + half * 2 * STRIPE, STEP,
+                     strip, f, rows);
+    if (w->k % STRIPE)
+        stripes_of_block(both, 1, q + stripes * STRIPE, ld, last->bytes[half], 2 * STRIPE, strip, f,
+                         rows);
+    tile_store(0, acc, acc_stride);
+    tile_store(1, acc + ROWS, acc_stride);
+    if (both) {
+        int32_t *const second = acc + ROWS * acc_stride / sizeof(int32_t);
+        tile_store(2, second, acc_stride);
+        tile_store(3, second + ROWS, acc_stride);
     }
 }
 
 static void strip_amx(const vgq_operand *w, const vgq_strip *strip)
 {
     const int8_t *const codes = strip->codes;
-    const size_t all = stripes_of(w->k), most = DEPTH / STRIPE, ld = strip->ld;
-    const tile_shapes whole = shapes_of(BLOCK), last = shapes_of((strip->rows - 1) % BLOCK + 1);
+    const size_t ld = strip->ld;
+    const tile_shapes whole = shapes_of(BLOCK), rest = shapes_of((strip->rows - 1) % BLOCK + 1);
     const tile_shapes *configured = NULL;
+    int32_t acc[2][BLOCK * BLOCK]; /* of the block that is multiplied and of the one before */
+    size_t turn = 0;
+    last_stripe last;
+    last_of(w, &last);
     finishing f = {0, 0, 0, NULL};
-    for (size_t half = 0; half < 2; half++)
-        for (size_t i = 0; i < all; i += most) {
-            const size_t stripes = vgq_min(most, all - i);
-            const uint8_t *const tiles = (const uint8_t *)w->data + (half * all + i) * 2 * TILE;
-            for (size_t m = 0; m < strip->rows; m += BLOCK) {
-                const size_t rows = vgq_min(BLOCK, strip->rows - m);
-                const tile_shapes *const shapes = rows == BLOCK ? &whole : &last;
-                if (shapes != configured)
-                    tile_configure(configured = shapes);
-                /* Where all inputs are multiplied at once, two blocks' sums are enough, and stay in
-                 * L1. */
-                int32_t *const acc = strip->acc + (all > most ? m : m % (2 * BLOCK)) * BLOCK;
-                const int8_t *const q = codes + m * ld + i * STRIPE;
-                if (rows > ROWS)
-                    block(1, i > 0, stripes, q, ld, tiles, acc, strip, &f);
-                else
-                    block(0, i > 0, stripes, q, ld, tiles, acc, strip, &f);
-                if (i + stripes == all)
-                    f = (finishing){m, m + rows, half * BLOCK, acc};
-            }
+    for (size_t m = 0; m < strip->rows; m += BLOCK) {
+        const size_t rows = vgq_min(BLOCK, strip->rows - m);
+        const tile_shapes *const shapes = rows == BLOCK ? &whole : &rest;
+        if (shapes != configured)
+            tile_configure(configured = shapes);
+        for (size_t half = 0; half < 2; half++, turn ^= 1) {
+            if (rows > ROWS)
+                block(1, w, half, &last, codes + m * ld, ld, acc[turn], ACC_STRIDE, strip, &f);
+            else
+                block(0, w, half, &last, codes + m * ld, ld, acc[turn], ACC_STRIDE, strip, &f);
+            f = (finishing){m, m + rows, half * BLOCK, acc[turn]};
         }
+    }
     finish_some(strip, &f, BLOCK);
     tile_release(); /* or the system would save 8 KB at each switch of threads */
 }
 
-/* The sums of a tile of few rows, for those who finish them in another way. */
 static void tile_amx(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
                      const int32_t *sums, int32_t *acc)
 {
-    const size_t all = stripes_of(w->k);
     const tile_shapes shapes = shapes_of(rows);
-    int32_t both[BLOCK * BLOCK];
     finishing none = {0, 0, 0, NULL};
+    last_stripe last;
     (void)sums;
+    last_of(w, &last);
     tile_configure(&shapes);
     for (size_t half = 0; half < 2; half++) {
-        const uint8_t *const tiles = (const uint8_t *)w->data + half * all * 2 * TILE;
+        int32_t *const to = acc + half * BLOCK;
         if (rows > ROWS)
-            block(1, 0, all, codes, ld, tiles, both, NULL, &none);
+            block(1, w, half, &last, codes, ld, to, VGQ_PANEL * sizeof(int32_t), NULL, &none);
         else
-            block(0, 0, all, codes, ld, tiles, both, NULL, &none);
-        for (size_t r = 0; r < rows; r++)
-            memcpy(acc + r * VGQ_PANEL + half * BLOCK, both + r * BLOCK, ACC_STRIDE);
-    }
-    tile_release();
-}
-
-/* ---- any inputs of a panel as it is packed ----------------------------------------------------
- */
-
-enum { STEP = 4 * VGQ_PANEL /* bytes of a panel's four inputs */ };
-
-/* 64 inputs of both row blocks (of one where `both` is not) and of 32 columns. */
-static inline void multiply(int both, const int8_t *q, size_t ld, const uint8_t *bytes,
-                            size_t stride)
-{
-    tile_load(4, q, ld);
-    tile_load(6, bytes, stride);
-    tile_load(7, bytes + STRIPE, stride);
-    tile_multiply(0, 4, 6);
-    tile_multiply(1, 4, 7);
-    if (both) {
-        tile_load(5, q + ROWS * ld, ld);
-        tile_multiply(2, 5, 6);
-        tile_multiply(3, 5, 7);
-    }
-}
-
-static void tile_slice_amx(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
-                           const int32_t *sums, int32_t *acc)
-{
-    const size_t whole = w->k / STRIPE * STRIPE, rest = w->k - whole;
-    const int both = rows > ROWS;
-    int8_t last[2 * ROWS * STRIPE]; /* the inputs after the last 64, and zeros */
-    uint8_t bytes[ROWS * 2 * STRIPE];
-    (void)sums;
-    memset(last, 0, rest ? sizeof(last) : 0);
-    memset(bytes, 0, rest ? sizeof(bytes) : 0);
-    for (size_t r = 0; r < rows && rest; r++)
-        memcpy(last + r * STRIPE, (const int8_t *)codes + r * ld + whole, rest);
-    const tile_shapes shapes = shapes_of(rows);
-    tile_configure(&shapes);
-    for (size_t half = 0; half < 2; half++) {
-        const uint8_t *const panel = (const uint8_t *)w->data + half * 2 * STRIPE;
-        tile_zero(0);
-        tile_zero(1);
-        if (both) {
-            tile_zero(2);
-            tile_zero(3);
-        }
-        for (size_t i = 0; i < whole; i += STRIPE)
-            multiply(both, (const int8_t *)codes + i, ld, panel + i * VGQ_PANEL, STEP);
-        if (rest) {
-            for (size_t s = 0; s < rest / 4; s++)
-                memcpy(bytes + s * 2 * STRIPE, panel + whole * VGQ_PANEL + s * STEP, 2 * STRIPE);
-            multiply(both, last, STRIPE, bytes, 2 * STRIPE);
-        }
-        int32_t *const to = acc + half * 2 * ROWS;
-        tile_store(0, to, VGQ_PANEL * sizeof(int32_t));
-        tile_store(1, to + ROWS, VGQ_PANEL * sizeof(int32_t));
-        if (both) {
-            tile_store(2, to + ROWS * VGQ_PANEL, VGQ_PANEL * sizeof(int32_t));
-            tile_store(3, to + ROWS * VGQ_PANEL + ROWS, VGQ_PANEL * sizeof(int32_t));
-        }
+            block(0, w, half, &last, codes, ld, to, VGQ_PANEL * sizeof(int32_t), NULL, &none);
     }
     tile_release();
 }
 
 ISA_END
 
-/* For fewer lines, preparing a panel and half-empty tiles would cost more than they gain. */
+/* For fewer lines, half-empty tiles would cost more than they gain; W4 is then multiplied without
+ * being expanded. */
 static int many_lines(const vgq_weight *w, size_t lines)
 {
-    return w->scales != VGQ_PER_GROUP && lines > VGQ_FEW_LINES;
-}
-
-static int many_lines_of_slices(const vgq_weight *w, size_t lines)
-{
-    (void)w;
-    return lines > VGQ_FEW_LINES;
+    return lines > (w->scales == VGQ_TWO_LEVEL ? 10 : 5);
 }
 
 static const vgq_product product_amx = {
     .applies = many_lines,
     .mr = BLOCK,
     .code_nbytes = 1,
+    .weight_nbytes = 1,
     .offset = 128,
-    .operand_nbytes = operand_nbytes_amx,
-    .prepare = prepare_amx,
     .tile = tile_amx,
     .strip = strip_amx,
 };
 
-static const vgq_product product_slices_amx = {
-    .applies = many_lines_of_slices,
-    .mr = BLOCK,
-    .code_nbytes = 1,
-    .weight_nbytes = 1,
-    .offset = 128,
-    .tile = tile_slice_amx,
-};
-
-static const vgq_product *const products_amx[] = {
-    &product_amx, &product_slices_amx, &vgq_product_few_avx512vnni, &vgq_product_avx512vnni, NULL};
+static const vgq_product *const products_amx[] = {&product_amx, &vgq_product_few_avx512vnni,
+                                                  &vgq_product_avx512vnni, NULL};
 
 const vgq_linear_kernels vgq_linear_amx = {.products = products_amx};
 
