@@ -53,13 +53,14 @@ static void plan_codes(vgq_plan *plan)
                                     : plan->mr * VGQ_PANEL * (sizeof(int32_t) + sizeof(float));
 }
 
-/* As few blocks as keep every thread busy and no block too long; by shape and team alone. */
+/* As few blocks as give each thread some four tasks and keep no block too long; by shape and team
+ * alone. Each block prepares every panel once. */
 static void cut_rows(vgq_plan *plan)
 {
-    const size_t threads = (size_t)plan->crew.team;
-    plan->blocks = (plan->lines + MOST_ROWS - 1) / MOST_ROWS;
-    if (plan->at.panels < 4 * threads && plan->blocks < threads)
-        plan->blocks = threads;
+    const size_t wanted = 4 * (size_t)plan->crew.team;
+    const size_t least = (plan->lines + MOST_ROWS - 1) / MOST_ROWS;
+    plan->blocks = (wanted + plan->at.panels - 1) / plan->at.panels;
+    plan->blocks = plan->blocks > least ? plan->blocks : least;
     plan->rows = vgq_round_up((plan->lines + plan->blocks - 1) / plan->blocks, plan->mr);
     plan->blocks = (plan->lines + plan->rows - 1) / plan->rows;
 }

@@ -2,6 +2,7 @@
  * Teams of threads and what may become of them: a fork, a call from within a region of somebody
  * else's, OpenMP runtimes that appear later. The bits are always those of one thread. */
 #define _GNU_SOURCE
+#include "../csrc/kernels.h"
 #include "core.h"
 
 #include <dlfcn.h>
@@ -75,6 +76,38 @@ static void test_first_question(void)
     vgq_watch(NULL);
 }
 
+static int expansions;
+static void count_expansion(size_t k, const uint8_t *nibbles, const uint8_t *factor,
+                            const int8_t *zero, uint8_t *bytes)
+{
+    __atomic_fetch_add(&expansions, 1, __ATOMIC_RELAXED);
+    vgq_linear_scalar.expand4(k, nibbles, factor, zero, bytes);
+}
+
+/* Many threads share few panels: each panel is expanded once a task, and there are no more tasks
+ * than some four a thread. */
+static void test_expansions(void)
+{
+    enum { K = 64, PANELS = 8, THREADS = 16, M = 960, N = PANELS * VGQ_PANEL };
+    static uint8_t q[N * K / 2], factor[N], packed[N * (K + 32) + 64], scratch[4 << 20];
+    static int8_t zero[N];
+    static float one[N], y[M * N];
+    memset(factor, 1, sizeof(factor));
+    const vgq_weight w = {VGQ_I4, VGQ_TWO_LEVEL, N, K, K, 1, q, one, factor, zero};
+    const size_t nbytes = vgq_packed_nbytes(&w);
+    CHECK(nbytes <= sizeof(packed) && vgq_pack(&w, packed, nbytes) == VGQ_OK, " ");
+    vgq_kernels table = *vgq_context_now().kernels;
+    table.linear.expand4 = count_expansion;
+    const vgq_context context = {&table, THREADS};
+    const vgq_linear_call call = {
+        .activations = VGQ_INT8_ACTIVATIONS, .m = M, .x = x, .y = y, .context = &context};
+    expansions = 0;
+    CHECK(vgq_linear_nbytes(&w, &call) <= sizeof(scratch) &&
+              vgq_linear(packed, nbytes, &call, scratch, sizeof(scratch)) == VGQ_OK,
+          " ");
+    CHECK(expansions == 4 * THREADS, "%d expansions of %d panels", expansions, PANELS);
+}
+
 void test_teams(void)
 {
     for (size_t i = 0; i < ALL; i++)
@@ -86,6 +119,7 @@ void test_teams(void)
     test_first_question();
     vgq_set_threads(0);
     CHECK(right() && vgq_threads() >= 1, " ");
+    test_expansions();
     test_fork();
     test_nested();
 }
