@@ -89,7 +89,8 @@ void vgq_float_task(const vgq_plan *plan, const vgq_task *task)
         decode_slice(plan, &panel, i, depth, task->own, w);
         float *acc = (float *)(void *)(w + plan->operand_nbytes);
         for (size_t m = task->start, rows; m < task->end; m += rows, acc += rows * VGQ_PANEL) {
-            rows = vgq_min(VGQ_FLOAT_ROWS, task->end - m);
+            const size_t left = task->end - m, tiles = (left + plan->mr - 1) / plan->mr;
+            rows = (left + tiles - 1) / tiles; /* as even as can be: 7 rows are 4 and 3 */
             if (last)
                 vgq_fetch_rows(&plan->epilogue, m, rows, p);
             plan->float_gemm->tile(rows, vgq_min(depth, k - i), x + (m * k + i) * nbytes, k, w, acc,

@@ -14,6 +14,7 @@
 ISA_BEGIN("avx2,fma,f16c")
 
 #include "gelu_avx2.h"
+#include "tiles_avx2.h"
 
 /* 8 columns a step: factor * nibble in 16-bit lanes, then + 128 - factor * (zero + 8) in bytes. */
 static void expand4_avx2(size_t k, const uint8_t *nibbles, const uint8_t *factor,
@@ -95,29 +96,12 @@ static void widen_avx2(const vgq_panel *panel, const uint8_t *bytes, void *opera
         }
 }
 
-static inline __m256i two_codes(const int16_t *q)
-{
-    int32_t bits;
-    memcpy(&bits, q, sizeof(bits));
-    return _mm256_set1_epi32(bits);
-}
-
-#define EACH_1(X) X(0)
-#define EACH_2(X) EACH_1(X) X(1)
-#define EACH_3(X) EACH_2(X) X(2)
-#define EACH_4(X) EACH_3(X) X(3)
-#define EACH_5(X) EACH_4(X) X(4)
-#define EACH_6(X) EACH_5(X) X(5)
-#define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
 #define STEP(r)                                                        \
     {                                                                  \
-        const __m256i x = two_codes(q + (r)*ld + i);                   \
+        const __m256i x = four_codes(q + (r)*ld + i);                  \
         a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(w0, x)); \
         a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(w1, x)); \
     }
-#define SAVE(r)                                                  \
-    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL), a##r##0); \
-    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL + 8), a##r##1);
 #define TILE(rows, EACH)                                                                           \
     static void tile_i16_##rows##x16_avx2(size_t k, const int16_t *q, size_t ld, const int16_t *w, \
                                           int32_t *acc)                                            \
@@ -131,43 +115,34 @@ static inline __m256i two_codes(const int16_t *q)
         EACH(SAVE)                                                                                 \
     }
 
-TILE(1, EACH_1)
-TILE(2, EACH_2)
-TILE(3, EACH_3)
-TILE(4, EACH_4)
-TILE(5, EACH_5)
-TILE(6, EACH_6)
+EACH_HEIGHT(TILE)
 
 #undef TILE
-#undef SAVE
 #undef STEP
-#undef ZERO
 
 /* One row from the panel's bytes, all 64 columns at once: the panel is read straight on. */
-#define EACH_8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
-#define ZERO(c) __m256i a##c = _mm256_setzero_si256();
+#define ZERO_EIGHT(c) __m256i a##c = _mm256_setzero_si256();
 #define STEP(c)                                                               \
     {                                                                         \
         const __m256i b = _mm256_loadu_si256((const void *)(w + 32 * (c)));   \
         a##c = _mm256_add_epi32(a##c, _mm256_madd_epi16(even_pair(b), even)); \
         a##c = _mm256_add_epi32(a##c, _mm256_madd_epi16(odd_pair(b), odd));   \
     }
-#define SAVE(c) _mm256_storeu_si256((void *)(acc + 8 * (c)), a##c);
+#define SAVE_EIGHT(c) _mm256_storeu_si256((void *)(acc + 8 * (c)), a##c);
 
 static void tile_bytes_1x64_avx2(size_t k, const int16_t *q, const uint8_t *w, int32_t *acc)
 {
-    EACH_8(ZERO)
+    EACH_8(ZERO_EIGHT)
     for (size_t i = 0; i < k; i += 4, w += 4 * VGQ_PANEL) {
-        const __m256i even = two_codes(q + i), odd = two_codes(q + i + 2);
+        const __m256i even = four_codes(q + i), odd = four_codes(q + i + 2);
         EACH_8(STEP)
     }
-    EACH_8(SAVE)
+    EACH_8(SAVE_EIGHT)
 }
 
-#undef SAVE
+#undef SAVE_EIGHT
 #undef STEP
-#undef ZERO
-#undef EACH_8
+#undef ZERO_EIGHT
 
 /* Few rows: 8 inputs x 16 columns at a time, whole lines nearly in the order that they lie in,
  * widened once for all rows; the sums wait in acc, which stays in L1. */
@@ -197,15 +172,15 @@ static void tile_bytes_avx2(size_t rows, const vgq_operand *operand, const void 
             const int16_t *q = (const int16_t *)codes + i;
             int32_t *to = acc + column;
             for (size_t r = 0; r < rows; r++, q += ld, to += VGQ_PANEL) {
-                __m256i x = two_codes(q);
+                __m256i x = four_codes(q);
                 __m256i s0 = _mm256_madd_epi16(w00, x), s1 = _mm256_madd_epi16(w01, x);
-                x = two_codes(q + 2);
+                x = four_codes(q + 2);
                 s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(w10, x));
                 s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(w11, x));
-                x = two_codes(q + 4);
+                x = four_codes(q + 4);
                 s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(w20, x));
                 s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(w21, x));
-                x = two_codes(q + 6);
+                x = four_codes(q + 6);
                 s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(w30, x));
                 s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(w31, x));
                 s0 = _mm256_add_epi32(s0, _mm256_loadu_si256((const void *)to));
@@ -233,7 +208,7 @@ static void tile_i16_avx2(size_t rows, const vgq_operand *w, const void *codes, 
         tiles[rows](w->k, codes, ld, (const int16_t *)w->data + 2 * column, acc + column);
 }
 
-#define LOAD(r)                                              \
+#define LOAD_FLOATS(r)                                       \
     __m256 a##r##0 = _mm256_setzero_ps(), a##r##1 = a##r##0; \
     if (accumulate) {                                        \
         a##r##0 = _mm256_loadu_ps(acc + (r)*VGQ_PANEL);      \
@@ -245,42 +220,43 @@ static void tile_i16_avx2(size_t rows, const vgq_operand *w, const void *codes, 
         a##r##0 = _mm256_fmadd_ps(v, w0, a##r##0);       \
         a##r##1 = _mm256_fmadd_ps(v, w1, a##r##1);       \
     }
-#define SAVE(r)                                     \
+#define SAVE_FLOATS(r)                              \
     _mm256_storeu_ps(acc + (r)*VGQ_PANEL, a##r##0); \
     _mm256_storeu_ps(acc + (r)*VGQ_PANEL + 8, a##r##1);
 #define TILE(rows, EACH)                                                                          \
     static void float_tile_##rows##x16_avx2(size_t k, const float *x, size_t ldx, const float *w, \
                                             float *acc, int accumulate)                           \
     {                                                                                             \
-        EACH(LOAD)                                                                                \
+        EACH(LOAD_FLOATS)                                                                         \
         for (size_t i = 0; i < k; i++) {                                                          \
             const __m256 w0 = _mm256_loadu_ps(w + i * VGQ_PANEL);                                 \
             const __m256 w1 = _mm256_loadu_ps(w + i * VGQ_PANEL + 8);                             \
             EACH(STEP)                                                                            \
         }                                                                                         \
-        EACH(SAVE)                                                                                \
+        EACH(SAVE_FLOATS)                                                                         \
     }
 
-TILE(6, EACH_6)
-TILE(1, EACH_1)
+EACH_HEIGHT(TILE)
 
 #undef TILE
-#undef SAVE
+#undef SAVE_FLOATS
 #undef STEP
-#undef LOAD
+#undef LOAD_FLOATS
 
-static void float_tile_avx2(size_t rows, size_t k, const void *from, size_t ldx, const void *panel,
+static void float_tile_avx2(size_t rows, size_t k, const void *x, size_t ldx, const void *w,
                             float *acc, int accumulate)
 {
-    const float *const x = from, *const w = panel;
-    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
-        if (rows == VGQ_FLOAT_ROWS)
-            float_tile_6x16_avx2(k, x, ldx, w + column, acc + column, accumulate);
-        else
-            for (size_t r = 0; r < rows; r++)
-                float_tile_1x16_avx2(k, x + r * ldx, ldx, w + column, acc + r * VGQ_PANEL + column,
-                                     accumulate);
-    }
+    static void (*const tiles[])(size_t, const float *, size_t, const float *, float *, int) = {
+        NULL,
+        float_tile_1x16_avx2,
+        float_tile_2x16_avx2,
+        float_tile_3x16_avx2,
+        float_tile_4x16_avx2,
+        float_tile_5x16_avx2,
+        float_tile_6x16_avx2,
+    };
+    for (size_t column = 0; column < VGQ_PANEL; column += 16)
+        tiles[rows](k, x, ldx, (const float *)w + column, acc + column, accumulate);
 }
 
 static void finish_avx2(size_t rows, const int32_t *acc, const vgq_columns *columns,

@@ -13,10 +13,8 @@
 
 #include "isa.h"
 
-#include <immintrin.h>
-#include <string.h>
-
 ISA_BEGIN("avx2,fma,f16c")
+#include "tiles_avx2.h"
 
 enum {
     CHUNK = 32,              /* inputs that share a step of factors */
@@ -84,13 +82,13 @@ static void expand_i4_avx2(const vgq_panel *panel, const uint8_t *bytes, void *t
 
 /* A row's registers: its place in q, its two 16-bit sums s, its two 32-bit sums a. ymm12, ymm13:
  * weights, then factors. */
-#define EACH_3(X)                    \
+#define REGISTERS_3(X)               \
     X(0, "(%[q])", 6, 7, 0, 1)       \
     X(1, "(%[q],%[ld])", 8, 9, 2, 3) \
     X(2, "(%[q],%[ld],2)", 10, 11, 4, 5)
-#define EACH_2(X) X(0, "(%[q])", 6, 7, 0, 1) X(1, "(%[q],%[ld])", 8, 9, 2, 3)
-#define EACH_1(X) X(0, "(%[q])", 6, 7, 0, 1)
-#define ZERO(r, at, s0, s1, a0, a1)                      \
+#define REGISTERS_2(X) X(0, "(%[q])", 6, 7, 0, 1) X(1, "(%[q],%[ld])", 8, 9, 2, 3)
+#define REGISTERS_1(X) X(0, "(%[q])", 6, 7, 0, 1)
+#define CLEAR(r, at, s0, s1, a0, a1)                     \
     "vpxor %%xmm" #a0 ", %%xmm" #a0 ", %%xmm" #a0 "\n\t" \
     "vpxor %%xmm" #a1 ", %%xmm" #a1 ", %%xmm" #a1 "\n\t"
 #define WEIGHTS(step)                         \
@@ -119,7 +117,7 @@ static void expand_i4_avx2(const vgq_panel *panel, const uint8_t *bytes, void *t
     "vpmaddwd %%ymm13, %%ymm" #s1 ", %%ymm" #s1 "\n\t"    \
     "vpaddd %%ymm" #s0 ", %%ymm" #a0 ", %%ymm" #a0 "\n\t" \
     "vpaddd %%ymm" #s1 ", %%ymm" #a1 ", %%ymm" #a1 "\n\t"
-#define SAVE(r, at, s0, s1, a0, a1)                \
+#define WRITE(r, at, s0, s1, a0, a1)               \
     "vmovdqu %%ymm" #a0 ", " #r "*256(%[acc])\n\t" \
     "vmovdqu %%ymm" #a1 ", " #r "*256+32(%[acc])\n\t"
 
@@ -128,22 +126,22 @@ static void expand_i4_avx2(const vgq_panel *panel, const uint8_t *bytes, void *t
                                          const int8_t *w, int32_t *acc)                          \
     {                                                                                            \
         __asm__ volatile(                                                                        \
-            EACH(ZERO) "1:\n\t" WEIGHTS(0) EACH(BEGIN) WEIGHTS(1) EACH(ADD_1) WEIGHTS(2)         \
+            EACH(CLEAR) "1:\n\t" WEIGHTS(0) EACH(BEGIN) WEIGHTS(1) EACH(ADD_1) WEIGHTS(2)        \
                 EACH(ADD_2) WEIGHTS(3) EACH(ADD_3) WEIGHTS(4) EACH(ADD_4) WEIGHTS(5) EACH(ADD_5) \
                     WEIGHTS(6) EACH(ADD_6) WEIGHTS(7) EACH(ADD_7) WEIGHTS(8)                     \
                         EACH(WIDEN) "add $32, %[q]\n\t"                                          \
                                     "add $576, %[w]\n\t"                                         \
                                     "dec %[chunks]\n\t"                                          \
-                                    "jnz 1b\n\t" EACH(SAVE) "vzeroupper"                         \
+                                    "jnz 1b\n\t" EACH(WRITE) "vzeroupper"                        \
             : [q] "+r"(q), [w] "+r"(w), [chunks] "+r"(chunks)                                    \
             : [ld] "r"(ld), [acc] "r"(acc)                                                       \
             : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",  \
               "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");                     \
     }
 
-TILE(3, EACH_3)
-TILE(2, EACH_2)
-TILE(1, EACH_1)
+TILE(3, REGISTERS_3)
+TILE(2, REGISTERS_2)
+TILE(1, REGISTERS_1)
 
 /* Up to a chunk of codes is read past k, to no effect. */
 static void tile_i4_avx2(size_t rows, const vgq_operand *w, const void *lines, size_t ld,
@@ -166,13 +164,6 @@ static void tile_i4_avx2(size_t rows, const vgq_operand *w, const void *lines, s
 
 /* ---- few rows, straight from the nibbles ------------------------------------------------------
  */
-
-static inline __m256i four_codes(const int8_t *q)
-{
-    int32_t bits;
-    memcpy(&bits, q, sizeof(bits));
-    return _mm256_set1_epi32(bits);
-}
 
 /* What a chunk's sums begin with: the 8 that a nibble stands above its code, times a lane's codes,
  * negative. */

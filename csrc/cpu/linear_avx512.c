@@ -11,6 +11,7 @@
 
 ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "epilogue_avx512.h"
+#include "tiles_avx512.h"
 
 static void gelu_avx512(size_t n, float *x)
 {
@@ -114,16 +115,6 @@ static void decode_panel_avx512(size_t k, const uint8_t *bytes, const int32_t *o
     }
 }
 
-#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define EACH_1(X) X(0)
-#define LOAD(r)                                                                                    \
-    __m512 a##r##0 = _mm512_setzero_ps(), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0; \
-    if (accumulate) {                                                                              \
-        a##r##0 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL);                                            \
-        a##r##1 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 16);                                       \
-        a##r##2 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 32);                                       \
-        a##r##3 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 48);                                       \
-    }
 #define STEP(r)                                          \
     {                                                    \
         const __m512 v = _mm512_set1_ps(x[(r)*ldx + i]); \
@@ -132,44 +123,38 @@ static void decode_panel_avx512(size_t k, const uint8_t *bytes, const int32_t *o
         a##r##2 = _mm512_fmadd_ps(v, w2, a##r##2);       \
         a##r##3 = _mm512_fmadd_ps(v, w3, a##r##3);       \
     }
-#define SAVE(r)                                          \
-    _mm512_storeu_ps(acc + (r)*VGQ_PANEL, a##r##0);      \
-    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 16, a##r##1); \
-    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 32, a##r##2); \
-    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 48, a##r##3);
-
 #define TILE(rows, EACH)                                                                  \
     static void float_tile_##rows##x64_avx512(size_t k, const float *x, size_t ldx,       \
                                               const float *w, float *acc, int accumulate) \
     {                                                                                     \
-        EACH(LOAD)                                                                        \
+        EACH(LOAD_FLOATS)                                                                 \
         for (size_t i = 0; i < k; i++) {                                                  \
             const float *const at = w + i * VGQ_PANEL;                                    \
             const __m512 w0 = _mm512_loadu_ps(at), w1 = _mm512_loadu_ps(at + 16);         \
             const __m512 w2 = _mm512_loadu_ps(at + 32), w3 = _mm512_loadu_ps(at + 48);    \
             EACH(STEP)                                                                    \
         }                                                                                 \
-        EACH(SAVE)                                                                        \
+        EACH(SAVE_FLOATS)                                                                 \
     }
 
-TILE(6, EACH_6)
-TILE(1, EACH_1)
+EACH_HEIGHT(TILE)
 
 #undef TILE
-#undef SAVE
 #undef STEP
-#undef LOAD
 
-static void float_tile_avx512(size_t rows, size_t k, const void *from, size_t ldx, const void *w,
+static void float_tile_avx512(size_t rows, size_t k, const void *x, size_t ldx, const void *w,
                               float *acc, int accumulate)
 {
-    const float *const x = from;
-    if (rows == VGQ_FLOAT_ROWS) {
-        float_tile_6x64_avx512(k, x, ldx, w, acc, accumulate);
-        return;
-    }
-    for (size_t r = 0; r < rows; r++)
-        float_tile_1x64_avx512(k, x + r * ldx, ldx, w, acc + r * VGQ_PANEL, accumulate);
+    static void (*const tiles[])(size_t, const float *, size_t, const float *, float *, int) = {
+        NULL,
+        float_tile_1x64_avx512,
+        float_tile_2x64_avx512,
+        float_tile_3x64_avx512,
+        float_tile_4x64_avx512,
+        float_tile_5x64_avx512,
+        float_tile_6x64_avx512,
+    };
+    tiles[rows](k, x, ldx, w, acc, accumulate);
 }
 
 static void finish_avx512(size_t rows, const int32_t *acc, const vgq_columns *columns,

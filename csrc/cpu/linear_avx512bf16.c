@@ -8,10 +8,8 @@
 
 #include "isa.h"
 
-#include <immintrin.h>
-#include <string.h>
-
 ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#include "tiles_avx512.h"
 
 /* A finite float's bfloat16 in the upper half of its lane, ties to even; below it, rubbish. */
 static inline __m512i rounded(__m512 x)
@@ -54,16 +52,6 @@ static inline __m512bh inputs(const uint16_t *x, size_t n)
     return (__m512bh)_mm512_set1_epi32((int)bits);
 }
 
-#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define EACH_1(X) X(0)
-#define LOAD(r)                                                                                    \
-    __m512 a##r##0 = _mm512_setzero_ps(), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0; \
-    if (accumulate) {                                                                              \
-        a##r##0 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL);                                            \
-        a##r##1 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 16);                                       \
-        a##r##2 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 32);                                       \
-        a##r##3 = _mm512_loadu_ps(acc + (r)*VGQ_PANEL + 48);                                       \
-    }
 #define STEP(r, n)                                     \
     {                                                  \
         const __m512bh v = inputs(x + (r)*ldx + i, n); \
@@ -74,11 +62,6 @@ static inline __m512bh inputs(const uint16_t *x, size_t n)
     }
 #define BOTH(r) STEP(r, 2)
 #define LAST(r) STEP(r, 1)
-#define SAVE(r)                                          \
-    _mm512_storeu_ps(acc + (r)*VGQ_PANEL, a##r##0);      \
-    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 16, a##r##1); \
-    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 32, a##r##2); \
-    _mm512_storeu_ps(acc + (r)*VGQ_PANEL + 48, a##r##3);
 #define WEIGHTS                                                \
     const uint16_t *const at = w + i * VGQ_PANEL;              \
     const __m512bh w0 = (__m512bh)_mm512_loadu_si512(at);      \
@@ -90,7 +73,7 @@ static inline __m512bh inputs(const uint16_t *x, size_t n)
     static void tile_bf16_##rows##x64_avx512bf16(size_t k, const uint16_t *x, size_t ldx,       \
                                                  const uint16_t *w, float *acc, int accumulate) \
     {                                                                                           \
-        EACH(LOAD)                                                                              \
+        EACH(LOAD_FLOATS)                                                                       \
         size_t i = 0;                                                                           \
         for (; i + 2 <= k; i += 2) {                                                            \
             WEIGHTS EACH(BOTH)                                                                  \
@@ -98,32 +81,31 @@ static inline __m512bh inputs(const uint16_t *x, size_t n)
         if (i < k) {                                                                            \
             WEIGHTS EACH(LAST)                                                                  \
         }                                                                                       \
-        EACH(SAVE)                                                                              \
+        EACH(SAVE_FLOATS)                                                                       \
     }
 
-TILE(6, EACH_6)
-TILE(1, EACH_1)
+EACH_HEIGHT(TILE)
 
 #undef TILE
 #undef WEIGHTS
-#undef SAVE
 #undef LAST
 #undef BOTH
 #undef STEP
-#undef LOAD
-#undef EACH_1
-#undef EACH_6
 
-static void tile_bf16_avx512bf16(size_t rows, size_t k, const void *from, size_t ldx, const void *w,
+static void tile_bf16_avx512bf16(size_t rows, size_t k, const void *x, size_t ldx, const void *w,
                                  float *acc, int accumulate)
 {
-    const uint16_t *const x = from;
-    if (rows == VGQ_FLOAT_ROWS) {
-        tile_bf16_6x64_avx512bf16(k, x, ldx, w, acc, accumulate);
-        return;
-    }
-    for (size_t r = 0; r < rows; r++)
-        tile_bf16_1x64_avx512bf16(k, x + r * ldx, ldx, w, acc + r * VGQ_PANEL, accumulate);
+    static void (*const tiles[])(size_t, const uint16_t *, size_t, const uint16_t *, float *,
+                                 int) = {
+        NULL,
+        tile_bf16_1x64_avx512bf16,
+        tile_bf16_2x64_avx512bf16,
+        tile_bf16_3x64_avx512bf16,
+        tile_bf16_4x64_avx512bf16,
+        tile_bf16_5x64_avx512bf16,
+        tile_bf16_6x64_avx512bf16,
+    };
+    tiles[rows](k, x, ldx, w, acc, accumulate);
 }
 
 ISA_END

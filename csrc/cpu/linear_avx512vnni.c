@@ -1,35 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The integer product for AVX-512 VNNI: vpdpbusd takes the panel's bytes (weight + 128, unsigned)
  * and the activation's codes (signed), and wraps, so that every sum is exact modulo 2^32 and the
- * true one fits. The tile is 6 rows x 64 columns: 24 accumulators, each a variable of its own,
- * because gcc keeps an array of them in memory. */
+ * true one fits. The tile is 6 rows x 64 columns: 24 accumulators. */
 #include "../kernels.h"
 
 #if defined(__x86_64__)
 
 #include "isa.h"
 
-#include <immintrin.h>
-#include <string.h>
-
 ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 
-static inline __m512i four_codes(const int8_t *q)
-{
-    int32_t bits;
-    memcpy(&bits, q, sizeof(bits));
-    return _mm512_set1_epi32(bits);
-}
+#include "tiles_avx512.h"
 
-#define EACH_1(X) X(0)
-#define EACH_2(X) EACH_1(X) X(1)
-#define EACH_3(X) EACH_2(X) X(2)
-#define EACH_4(X) EACH_3(X) X(3)
-#define EACH_5(X) EACH_4(X) X(4)
-#define EACH_6(X) EACH_5(X) X(5)
-#define ZERO(r)                                                                     \
-    __m512i a##r##0 = _mm512_setzero_si512(), a##r##1 = a##r##0, a##r##2 = a##r##0, \
-            a##r##3 = a##r##0;
 #define STEP(r)                                        \
     {                                                  \
         const __m512i x = four_codes(q + (r)*ld + i);  \
@@ -38,12 +20,6 @@ static inline __m512i four_codes(const int8_t *q)
         a##r##2 = _mm512_dpbusd_epi32(a##r##2, w2, x); \
         a##r##3 = _mm512_dpbusd_epi32(a##r##3, w3, x); \
     }
-#define SAVE(r)                                             \
-    _mm512_storeu_si512(acc + (r)*VGQ_PANEL, a##r##0);      \
-    _mm512_storeu_si512(acc + (r)*VGQ_PANEL + 16, a##r##1); \
-    _mm512_storeu_si512(acc + (r)*VGQ_PANEL + 32, a##r##2); \
-    _mm512_storeu_si512(acc + (r)*VGQ_PANEL + 48, a##r##3);
-
 #define TILE(rows, EACH)                                                                      \
     static void tile_i8_##rows##x64_avx512vnni(size_t k, const int8_t *q, size_t ld,          \
                                                const uint8_t *bytes, int32_t *acc)            \
@@ -58,17 +34,10 @@ static inline __m512i four_codes(const int8_t *q)
         EACH(SAVE)                                                                            \
     }
 
-TILE(1, EACH_1)
-TILE(2, EACH_2)
-TILE(3, EACH_3)
-TILE(4, EACH_4)
-TILE(5, EACH_5)
-TILE(6, EACH_6)
+EACH_HEIGHT(TILE)
 
 #undef TILE
-#undef SAVE
 #undef STEP
-#undef ZERO
 
 static void tile_i8_avx512vnni(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
                                const int32_t *sums, int32_t *acc)

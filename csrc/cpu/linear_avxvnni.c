@@ -19,25 +19,14 @@ ISA_BEGIN("avx2,fma,f16c,avxvnni")
 #define dot4(acc, w, x) _mm256_dpbusd_avx_epi32(acc, w, x)
 #endif
 
-static inline __m256i four_codes(const int8_t *q)
-{
-    int32_t bits;
-    memcpy(&bits, q, sizeof(bits));
-    return _mm256_set1_epi32(bits);
-}
+#include "tiles_avx2.h"
 
-#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define EACH_1(X) X(0)
-#define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
 #define STEP(r)                                       \
     {                                                 \
         const __m256i x = four_codes(q + (r)*ld + i); \
         a##r##0 = dot4(a##r##0, w0, x);               \
         a##r##1 = dot4(a##r##1, w1, x);               \
     }
-#define SAVE(r)                                                  \
-    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL), a##r##0); \
-    _mm256_storeu_si256((void *)(acc + (r)*VGQ_PANEL + 8), a##r##1);
 #define TILE(rows, EACH)                                                                       \
     static void tile_i8_##rows##x16_avxvnni(size_t k, const int8_t *q, size_t ld,              \
                                             const uint8_t *bytes, int32_t *acc)                \
@@ -51,30 +40,26 @@ static inline __m256i four_codes(const int8_t *q)
         EACH(SAVE)                                                                             \
     }
 
-TILE(6, EACH_6)
-TILE(1, EACH_1)
+EACH_HEIGHT(TILE)
 
 #undef TILE
-#undef SAVE
 #undef STEP
-#undef ZERO
-#undef EACH_1
-#undef EACH_6
 
 static void tile_i8_avxvnni(size_t rows, const vgq_operand *w, const void *codes, size_t ld,
                             const int32_t *sums, int32_t *acc)
 {
-    const size_t k = w->k;
+    static void (*const tiles[])(size_t, const int8_t *, size_t, const uint8_t *, int32_t *) = {
+        NULL,
+        tile_i8_1x16_avxvnni,
+        tile_i8_2x16_avxvnni,
+        tile_i8_3x16_avxvnni,
+        tile_i8_4x16_avxvnni,
+        tile_i8_5x16_avxvnni,
+        tile_i8_6x16_avxvnni,
+    };
     (void)sums;
-    const int8_t *const q = codes;
-    for (size_t column = 0; column < VGQ_PANEL; column += 16) {
-        const uint8_t *const bytes = (const uint8_t *)w->data + 4 * column;
-        if (rows == 6)
-            tile_i8_6x16_avxvnni(k, q, ld, bytes, acc + column);
-        else
-            for (size_t r = 0; r < rows; r++)
-                tile_i8_1x16_avxvnni(k, q + r * ld, ld, bytes, acc + r * VGQ_PANEL + column);
-    }
+    for (size_t column = 0; column < VGQ_PANEL; column += 16)
+        tiles[rows](w->k, codes, ld, (const uint8_t *)w->data + 4 * column, acc + column);
 }
 
 ISA_END

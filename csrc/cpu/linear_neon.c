@@ -7,6 +7,8 @@
 
 #include "../formats.h"
 
+#include "tiles.h"
+
 #include <arm_neon.h>
 
 static void expand4_neon(size_t k, const uint8_t *nibbles, const uint8_t *factor,
@@ -88,8 +90,6 @@ static void decode_panel_neon(size_t k, const uint8_t *bytes, const int32_t *off
     }
 }
 
-#define EACH_6(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define EACH_1(X) X(0)
 #define LOAD(r)                                                                                    \
     float32x4_t a##r##0 = vdupq_n_f32(0), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0; \
     if (accumulate) {                                                                              \
@@ -132,8 +132,6 @@ TILE(1, EACH_1)
 #undef SAVE
 #undef STEP
 #undef LOAD
-#undef EACH_1
-#undef EACH_6
 
 static void float_tile_neon(size_t rows, size_t k, const void *from, size_t ldx, const void *panel,
                             float *acc, int accumulate)

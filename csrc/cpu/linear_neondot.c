@@ -6,6 +6,8 @@
 #if defined(__aarch64__)
 
 #pragma GCC target("arch=armv8.2-a+dotprod")
+#include "tiles.h"
+
 #include <arm_neon.h>
 
 /* Bytes to signed weights. */
@@ -21,10 +23,6 @@ static void widen_neondot(const vgq_panel *panel, const uint8_t *bytes, void *op
         vst1q_u8(out + i, veorq_u8(vld1q_u8(bytes + i), vdupq_n_u8(128)));
 }
 
-#define EACH_1(X) X(0)
-#define EACH_2(X) EACH_1(X) X(1)
-#define EACH_3(X) EACH_2(X) X(2)
-#define EACH_4(X) EACH_3(X) X(3)
 #define ZERO(r) \
     int32x4_t a##r##0 = vdupq_n_s32(0), a##r##1 = a##r##0, a##r##2 = a##r##0, a##r##3 = a##r##0;
 #define CODES(r) const int8x16_t x##r = vld1q_s8(q + (r)*ld + i);

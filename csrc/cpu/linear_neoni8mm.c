@@ -7,6 +7,8 @@
 #if defined(__aarch64__)
 
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
+#include "tiles.h"
+
 #include <arm_neon.h>
 
 /* Bytes to signed weights, eight inputs of a column together: [k / 8][64 columns][8]. */
@@ -43,7 +45,6 @@ static inline void save(int32x4_t left, int32x4_t right, int32_t *first, int32_t
     vst1q_s32(second, vcombine_s32(vget_high_s32(left), vget_high_s32(right)));
 }
 
-#define EACH_8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #define ZERO(c) int32x4_t a##c = vdupq_n_s32(0), b##c = a##c;
 #define STEP(c)                                         \
     {                                                   \
@@ -70,7 +71,6 @@ static void tile_i8_4x16_neoni8mm(size_t k, const int8_t *q, size_t ld, const in
 #undef SAVE
 #undef STEP
 #undef ZERO
-#undef EACH_8
 
 /* Two rows, or one twice; second is then the first. */
 static void tile_i8_2x4_neoni8mm(size_t k, const int8_t *q, size_t ld, size_t second,
