@@ -304,6 +304,11 @@ def _word(folder: Path) -> None:
     tables = [[[cell.text for cell in line.cells] for line in t.rows] for t in found.tables]
     assert ["scheme", *content.EIGHT] in [table[0] for table in tables]
     assert len(found.inline_shapes) == 2
+    for table in found.tables:  # the headings stand again on each page; names are not broken
+        assert table.rows[0]._tr.xpath("./w:trPr/w:tblHeader")
+        widths = [cell.width.inches for cell in table.rows[0].cells]
+        assert sum(widths) == pytest.approx(6.77, abs=0.01)
+        assert len(widths) < 9 or widths[0] == max(widths)
 
 
 _READERS = {"md": _markdown, "html": _html, "latex": _latex, "docx": _word}

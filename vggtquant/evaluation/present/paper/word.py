@@ -10,8 +10,11 @@ from typing import Any
 from ....errors import UserError
 from .blocks import Block, Bullets, Code, Formula, Grid, Heading, Paragraph, Picture
 
-_SMALL = 7.5  # points, for tables of more than four columns
+_SMALL, _SMALLEST = 7.5, 6.5  # points, for tables of more than four columns, and of nine
 _EAST_ASIAN = "SimSun"
+_PAGE, _MARGIN = (8.27, 11.69), 0.75  # inches, of A4
+_WIDTH = _PAGE[0] - 2 * _MARGIN
+_LONGEST = 40  # characters of a cell that count for the width of its column
 
 
 def docx(title: str, blocks: list[Block], language: str, drawn: Mapping[str, bytes]) -> bytes:
@@ -23,6 +26,7 @@ def docx(title: str, blocks: list[Block], language: str, drawn: Mapping[str, byt
             "--format docx needs python-docx; install with: pip install 'vggtquant[report]'"
         ) from error
     made = Document()
+    _paper(made)
     made.core_properties.title = title
     if language == "zh":
         _chinese(made)
@@ -32,6 +36,14 @@ def docx(title: str, blocks: list[Block], language: str, drawn: Mapping[str, byt
     file = io.BytesIO()
     made.save(file)
     return file.getvalue()
+
+
+def _paper(made: Any) -> None:
+    from docx.shared import Inches
+
+    page = made.sections[0]
+    page.page_width, page.page_height = map(Inches, _PAGE)
+    page.left_margin = page.right_margin = page.top_margin = page.bottom_margin = Inches(_MARGIN)
 
 
 def _chinese(made: Any) -> None:
@@ -62,7 +74,7 @@ def _add(made: Any, block: Block, drawn: Mapping[str, bytes]) -> None:
         run = line.add_run(block.text)
         run.font.name, run.font.size = "Courier New", Pt(9)
     elif isinstance(block, Picture):
-        made.add_picture(io.BytesIO(drawn[f"{block.name}.png"]), width=Inches(6))
+        made.add_picture(io.BytesIO(drawn[f"{block.name}.png"]), width=Inches(_WIDTH))
         made.add_paragraph(block.caption, style="Caption")
     else:
         _table(made, block)
@@ -70,18 +82,55 @@ def _add(made: Any, block: Block, drawn: Mapping[str, bytes]) -> None:
 
 def _table(made: Any, block: Grid) -> None:
     from docx.enum.text import WD_ALIGN_PARAGRAPH
-    from docx.shared import Pt
+    from docx.oxml import OxmlElement
+    from docx.oxml.ns import qn
+    from docx.shared import Inches, Pt
 
-    made.add_paragraph(block.caption, style="Caption")
+    caption = made.add_paragraph(block.caption, style="Caption")
+    caption.paragraph_format.keep_with_next = True
     table = made.add_table(rows=1 + len(block.rows), cols=len(block.headings), style="Table Grid")
+    table.autofit = False
+    margins = OxmlElement("w:tblCellMar")
+    for side in ("left", "right"):
+        margin = OxmlElement(f"w:{side}")
+        margin.set(qn("w:w"), "55")  # twentieths of a point
+        margin.set(qn("w:type"), "dxa")
+        margins.append(margin)
+    table._tbl.tblPr.append(margins)
+    widths = _widths(block)
+    for column, inches in zip(table.columns, widths, strict=True):
+        column.width = Inches(inches)
     cells = table._cells  # all at once: `cell(i, j)` counts through the table each time
     texts = [*block.headings, *(text for row in block.rows for text in row)]
-    wide = len(block.headings) > 4
+    columns = len(block.headings)
+    size = _SMALLEST if columns > 8 else _SMALL if columns > 4 else 9
     for place, (cell, text) in enumerate(zip(cells, texts, strict=True)):
+        cell.width = Inches(widths[place % len(widths)])
         line = cell.paragraphs[0]
         run = line.add_run(text)
         run.bold = place < len(block.headings)
-        run.font.size = Pt(_SMALL if wide else 9)
+        run.font.size = Pt(size)
         if block.figures and place % len(block.headings):
             line.alignment = WD_ALIGN_PARAGRAPH.RIGHT
+    for number, row in enumerate(table.rows):
+        kept = row._tr.get_or_add_trPr()
+        kept.append(OxmlElement("w:cantSplit"))
+        if number == 0:
+            kept.append(OxmlElement("w:tblHeader"))  # again on each page
     made.add_paragraph()
+
+
+def _widths(block: Grid) -> list[float]:
+    """Inches of the columns: by the longest text of each, Chinese characters counted twice.
+
+    >>> [round(width, 1) for width in _widths(Grid("", ("a", "b"), [("x" * 27, "y" * 7)]))]
+    [5.2, 1.6]
+    """
+    lines = [block.headings, *block.rows]
+    longest = [max(map(_length, column)) for column in zip(*lines, strict=True)]
+    shares = [2 + min(_LONGEST, length) for length in longest]
+    return [_WIDTH * share / sum(shares) for share in shares]
+
+
+def _length(text: str) -> int:
+    return sum(1 if ord(letter) < 0x2E80 else 2 for letter in text)
