@@ -23,36 +23,29 @@ import vggtquant as vq  # noqa: E402
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONG = ("test_core.py", "test_cuda_shim.py", "test_cli.py", "test_supply_chain.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: each process of pytest-xdist begins with an equal share of the list, which
-    is to begin with a share of those of LONG, so that none of them is left for the end."""
-    of = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    long = [item for item in items if item.path.name in LONG]
-    rest = [item for item in items if item.path.name not in LONG]
-    each = -(-len(rest) // of)
-    items[:] = [
-        item
-        for i in range(of)
-        for part in (long[i::of], rest[i * each : (i + 1) * each])
-        for item in part
-    ]
-
-
 INTEGER_CONFIGS = {name: config for name, config in vq.CONFIGS.items() if config.quantizes}
 
 
 QUICK = ("configs", "metrics", "quantize", "linear", "layout", "files")
 """Files test_*.py that `-m quick` runs: arrays, layers, metrics, configs, rules of the source."""
+LONG = ("core", "cuda_shim", "cli", "supply_chain")
+"""Files whose tests take long, and come first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is quick; a slow test is not, wherever it stands."""
-    for item in items:
-        if item.path.stem.removeprefix("test_") in QUICK and not item.get_closest_marker("slow"):
+    """Marks what is quick; a slow test is not, wherever it stands. Each process of pytest-xdist
+    begins with an equal share of the list, and so with its share of what takes long, of which
+    nothing is left for the end."""
+    names = [item.path.stem.removeprefix("test_") for item in items]
+    for name, item in zip(names, items, strict=True):
+        if name in QUICK and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.quick)
+    of = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for name, item in zip(names, items, strict=True) if name in LONG]
+    rest = [item for name, item in zip(names, items, strict=True) if name not in LONG]
+    each = -(-len(rest) // of)
+    shares = ((long[i::of], rest[i * each : (i + 1) * each]) for i in range(of))
+    items[:] = [item for share in shares for part in share for item in part]
 
 
 @pytest.fixture(params=vq.isas())
