@@ -222,7 +222,10 @@ def test_the_dense_head_is_the_original(isa: str) -> None:
     rows = {row.name: row for row in report.layers if row.kind == "conv"}
     last = rows["depth_head.scratch.output_conv2.2"]
     assert last.skipped == "the last convolution of its head"
-    assert len(rows) == 32 and all(r.skipped is None for r in rows.values() if r is not last)
+    kept = {name: row.skipped for name, row in rows.items() if row.skipped and row is not last}
+    assert list(kept) == [f"depth_head.projects.{i}" for i in range(4)]
+    assert set(kept.values()) == {"a projection of tokens, which INT8 would cost most"}
+    assert len(rows) == 32
     given = tokens_of(3, (5, 7))
     with torch.inference_mode():
         wanted, found = model(*given), whole(*given)
@@ -249,7 +252,7 @@ def test_the_dense_head_is_the_original(isa: str) -> None:
 def test_heads_that_are_not_it_keep_their_own_forward() -> None:
     model, report = vq.quantize_model(Model(inplace=False).eval(), "INT8_Fast")
     assert type(model.depth_head) is DPTHead
-    assert isinstance(model.depth_head.projects[0], QuantizedConv2d)
+    assert isinstance(model.depth_head.scratch.output_conv1, QuantizedConv2d)
     assert "depth_head: its units' ReLU is not in place" in report.notes
 
     other = Model().eval()
@@ -259,13 +262,26 @@ def test_heads_that_are_not_it_keep_their_own_forward() -> None:
     assert any("its answer to random tokens differs" in note for note in report.notes)
 
 
+def test_a_file_may_hold_projections_in_int8_too() -> None:
+    torch.manual_seed(2)
+    model, _ = vq.quantize_model(Model().eval(), "INT8_Fast")
+    head, given = model.depth_head, tokens_of(1, (3, 4))
+    tokens = torch.randn(1, 12, 24)
+    with torch.inference_mode():
+        wanted = head._projected(1, tokens, (3, 4), 1.0)
+        head.projects[1] = QuantizedConv2d.from_conv(head.projects[1])
+        found = head._projected(1, tokens, (3, 4), 1.0)
+        assert 0 < (wanted - found).norm() < 0.01 * wanted.norm()
+        model(*given)
+
+
 def test_patterns_hold_for_convolutions() -> None:
     model, report = vq.quantize_model(
         Model().eval(), "INT8_Fast", exclude=["trunk.1", "*.scratch.*"]
     )
     skipped = {row.name: row.skipped for row in report.layers}
     assert skipped["depth_head.scratch.output_conv1"] == "excluded"
-    assert skipped["depth_head.projects.0"] is None
+    assert skipped["depth_head.resize_layers.0"] is None
     assert type(model.depth_head) is DPTHead
 
 

@@ -139,8 +139,9 @@ class QuantizationConfig:
     """fnmatch patterns of the layers that code activations to 16 bits whatever activation_bits
     says, e.g. "*camera_head*": few tokens, which carry the poses."""
     convolutions: Literal["float", "int8"] = "float"
-    """float: convolutions stay as they are. int8: INT8 weights and activations, but for the last
-    convolution of each head; VGGT's dense heads then run as one module each."""
+    """float: convolutions stay as they are. int8: INT8 weights and activations, but for the 1x1
+    projections of tokens and the last convolution of each head; VGGT's dense heads then run as one
+    module each."""
     attention_values: Literal["bf16", "int8"] = "bf16"
     """How attention="int8" multiplies the softmax by v: bf16 has the smaller error, int8 takes half
     the time where the CPU multiplies bfloat16 slowly (docs/performance.md)."""

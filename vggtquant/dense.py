@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from . import ops
 from .conv import Conv, QuantizedConv2d, reason_against
@@ -177,8 +178,12 @@ class QuantizedDPTHead(nn.Module):
     ) -> torch.Tensor:
         """Tokens (n, patches, dim), normed, as a map (n, high, wide, channels)."""
         normed = self.norm(tokens)  # type: ignore[operator]
-        project: QuantizedConv2d = self.projects[i]  # type: ignore[index,assignment]
-        x = project.by_pixel(normed.reshape(len(tokens), *size, -1), torch.float32)
+        project: Any = self.projects[i]  # type: ignore[index]
+        normed = normed.reshape(len(tokens), *size, -1)
+        if isinstance(project, QuantizedConv2d):  # of a file that holds it so
+            x = project.by_pixel(normed, torch.float32)
+        else:
+            x = _by_pixel(project, normed)
         tables = self.tables(size[1], size[0], aspect, x.shape[3])
         if tables:
             half = x.shape[3] // 2
@@ -225,6 +230,16 @@ class QuantizedDPTHead(nn.Module):
         )
 
 
+def _by_pixel(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """A 1x1 convolution in float of x (n, height, width, in), as a Linear of each pixel; float32.
+
+    bfloat16 under autocast where AMX multiplies it; other CPUs gain little or nothing by it.
+    """
+    bf16 = torch.is_autocast_enabled("cpu") and ops.isa() == "amx"
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return F.linear(x.float(), conv.weight.detach().flatten(1), conv.bias).float()
+
+
 def _projection(last: nn.Conv2d) -> ops.Projection:
     """The last 1x1 convolution, in float, as the convolution before it applies it."""
     outputs, inputs = last.weight.shape[:2]
@@ -252,6 +267,11 @@ def is_dense_head(module: nn.Module) -> bool:
     )
 
 
+def is_projection(name: str) -> bool:
+    """Whether a convolution of that name makes maps of tokens, one of the 1x1 `projects`."""
+    return name.split(".")[-2:-1] == ["projects"]
+
+
 def reason_against_head(head: nn.Module) -> str | None:
     """Why the parts of a dense head stay as they are and only its convolutions change."""
     scratch: Any = head.scratch
@@ -264,7 +284,8 @@ def reason_against_head(head: nn.Module) -> str | None:
         for name, unit in getattr(scratch, f"refinenet{i}").named_children()
         if name.startswith("resConfUnit")
     ]
-    convolutions = [m for m in head.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    convolutions = convolutions_of(head)
+    projects = [conv for name, conv in convolutions.items() if is_projection(name)]
     last = scratch.output_conv2[-1]
     checks = (
         (getattr(head, "feature_only", True), "it gives features only"),
@@ -280,6 +301,10 @@ def reason_against_head(head: nn.Module) -> str | None:
             "its last convolutions are others",
         ),
         (last.in_channels > 64 or last.kernel_size != (1, 1), "its last convolution is another"),
+        (
+            any(m.weight[0, 0].numel() > 1 or m.groups > 1 or any(m.padding) for m in projects),
+            "its projections are no Linears of a pixel",
+        ),
         (not hasattr(sys.modules[type(head).__module__], "activate_head"), "no activate_head"),
         (any(m._forward_hooks or m._forward_pre_hooks for m in head.modules()), "it has hooks"),
         (head.training, "it is in training mode"),
@@ -287,8 +312,10 @@ def reason_against_head(head: nn.Module) -> str | None:
     for holds, reason in checks:
         if holds:
             return reason
-    for conv in convolutions:
-        if conv is not last and (against := reason_against(conv)):
+    for name, conv in convolutions.items():
+        if conv is last or is_projection(name):
+            continue
+        if against := reason_against(conv):
             return f"one of its convolutions stays in float: {against}"
     return None
 
@@ -304,8 +331,9 @@ def swap_convolutions(
 ) -> tuple[list[Swapped], dict[str, nn.Module]]:
     """Put QuantizedConv2d and QuantizedDPTHead in place; what became of each convolution.
 
-    left_out: why a layer of a name stays, or "". The last convolution of each part of the model
-    stays in float: it would make most of the error (docs/performance.md). The second result holds
+    left_out: why a layer of a name stays, or "". The last convolution of each part of the model and
+    the 1x1 projections of tokens stay in float: they would make most of the error, at a fiftieth of
+    the time (docs/performance.md). The second result holds
     what was swapped out, in the order in which setting it back restores the model.
     """
     convolutions = convolutions_of(model)
@@ -314,6 +342,7 @@ def swap_convolutions(
     for name, conv in convolutions.items():
         is_last = last_of[name.partition(".")[0]] == name
         kept = "the last convolution of its head" if is_last else ""
+        kept = "a projection of tokens, which INT8 would cost most" if is_projection(name) else kept
         reasons[name] = left_out(name) or kept or reason_against(conv) or ""
     heads = {name: m for name, m in model.named_modules() if is_dense_head(m)}
     notes: dict[str, str | None] = {}
@@ -321,7 +350,8 @@ def swap_convolutions(
     rows = []
     for name, head in heads.items():
         inside = [n for n in convolutions if n.startswith(f"{name}.")]
-        stays = next((reasons[n] for n in inside[:-1] if reasons[n]), None)
+        within = [n for n in inside[:-1] if left_out(n) or not is_projection(n)]
+        stays = next((reasons[n] for n in within if reasons[n]), None)
         notes[name] = stays or reason_against_head(head)
         if notes[name] is None:
             originals[name] = head
@@ -356,7 +386,7 @@ def swap_convolutions(
 def fuse_heads(model: nn.Module) -> None:
     """Put QuantizedDPTHead around convolutions that are quantized already, as those of a file."""
     for name, head in [(n, m) for n, m in model.named_modules() if is_dense_head(m)]:
-        left = [m for m in head.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+        left = [m for n, m in convolutions_of(head).items() if not is_projection(n)]
         whole = len(left) == 1 and left[0] is head.scratch.output_conv2[-1]
         if whole and reason_against_head(head.eval()) is None:
             set_module(model, name, QuantizedDPTHead(head))
