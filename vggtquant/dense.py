@@ -119,7 +119,7 @@ class QuantizedDPTHead(nn.Module):
         step = max(1, min(self.budget // self.picture_nbytes(size), frames_chunk_size or pictures))
         found = []
         for i in range(0, batch * pictures, step):
-            if batch * pictures > step:
+            if batch * pictures > 1:
                 ops.trim()  # what the aggregator and the chunk before have left
             some = [t[i : i + step, patch_start_idx:] for t in taps]
             found.append(self._pictures(some, size, width / height))
