@@ -11,6 +11,7 @@ import pytest
 import reference
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from toy_dense import DPTHead, Model
 
@@ -260,6 +261,16 @@ def test_heads_that_are_not_it_keep_their_own_forward() -> None:
     other, report = vq.quantize_model(other, "INT8_Fast")
     assert type(other.depth_head) is DPTHead
     assert any("its answer to random tokens differs" in note for note in report.notes)
+
+
+def test_fake_tensors_leave_nothing_behind() -> None:
+    """As when a forward's multiply-adds are counted before it."""
+    model, _ = vq.quantize_model(Model().eval(), "INT8_Fast")
+    tokens, images = tokens_of(1, (3, 4))
+    with torch.inference_mode():
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, pytest.raises(Exception):  # noqa: B017
+            model([fake.from_tensor(t) for t in tokens], fake.from_tensor(images))
+        assert all(torch.isfinite(y).all() for y in model(tokens, images))
 
 
 def test_a_file_may_hold_projections_in_int8_too() -> None:

@@ -95,11 +95,14 @@ class QuantizedDPTHead(nn.Module):
         if not self.pos_embed:
             return None
         key = (width, height, aspect, channels)
-        if key not in self._tables:
+        found = self._tables.get(key)
+        if found is None:
             columns, rows = _uv(width, height, aspect)
             half = channels // 2
-            self._tables[key] = ops.Tables(_waves(columns, half), _waves(rows, half))
-        return self._tables[key]
+            found = ops.Tables(_waves(columns, half), _waves(rows, half))
+            if type(found.columns) is torch.Tensor:  # not of a FakeTensorMode, which has no values
+                self._tables[key] = found
+        return found
 
     def forward(
         self,

@@ -376,7 +376,7 @@ class Proof(Part):
 
 
 class Layer(Part):
-    """What became of a Linear."""
+    """What became of a Linear or a convolution."""
 
     name: str
     shape: list[int] = []
@@ -389,6 +389,7 @@ class Layer(Part):
     note: str | None = None
     calls: int | None = None
     kernel: str | None = None
+    kind: str = "linear"
 
     @classmethod
     def of(cls, report: LayerReport) -> Layer:
