@@ -95,7 +95,9 @@ static void test_groups(const vgq_values_gemm *values, double bound)
 {
     static const size_t keys[] = {1, 9, 64, 200, VGQ_KEYS};
     static float s[VGQ_GROUP_MOST * VGQ_KEYS], o[VGQ_GROUP_MOST * DIM], all[VGQ_GROUP_MOST * DIM];
-    const float *const v = numbers;
+    static float v[VGQ_KEYS * DIM];
+    for (size_t i = 0; i < VGQ_KEYS * DIM; i++)
+        v[i] = numbers[i % CORE_NUMBERS];
     for (size_t i = 0; i < VGQ_GROUP_MOST * VGQ_KEYS; i++)
         s[i] = 4 * numbers[(i + 77) % CORE_NUMBERS];
     for (size_t k = 0; k < sizeof(keys) / sizeof(keys[0]); k++) {
