@@ -43,18 +43,38 @@ static uint32_t largest_avx512(size_t k, const float *x)
     return (uint32_t)_mm512_reduce_max_epi32(_mm512_max_epi32(most0, most1));
 }
 
+/* Codes up to 127, rounded; NaN gives 0. Where packing saturates they still may be below -127. */
+static inline __m512i codes_of(__m512 x, __m512 times)
+{
+    const __m512 r = _mm512_mul_ps(x, times);
+    const __mmask16 number = _mm512_cmp_ps_mask(r, r, _CMP_ORD_Q);
+    return _mm512_maskz_cvtps_epi32(number, _mm512_min_ps(r, _mm512_set1_ps(127.0f)));
+}
+
 static int32_t code_row_avx512(size_t k, size_t padded, const float *x, float inverse, void *codes)
 {
     int8_t *const q = codes;
     const __m512 times = _mm512_set1_ps(inverse);
-    const __m512 low = _mm512_set1_ps(-127.0f), high = _mm512_set1_ps(127.0f);
+    const __m512i ones8 = _mm512_set1_epi8(1), ones16 = _mm512_set1_epi16(1);
+    const __m512i low8 = _mm512_set1_epi8(-127);
+    /* what packing within 128 bits leaves: four codes of each vector in turn */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m512i total = _mm512_setzero_si512();
-    for (size_t i = 0; i < padded; i += 16) {
+    size_t i = 0;
+    for (; i + 64 <= k; i += 64) {
+        const __m512i c0 = codes_of(_mm512_loadu_ps(x + i), times);
+        const __m512i c1 = codes_of(_mm512_loadu_ps(x + i + 16), times);
+        const __m512i c2 = codes_of(_mm512_loadu_ps(x + i + 32), times);
+        const __m512i c3 = codes_of(_mm512_loadu_ps(x + i + 48), times);
+        const __m512i bytes = _mm512_max_epi8(
+            _mm512_packs_epi16(_mm512_packs_epi32(c0, c1), _mm512_packs_epi32(c2, c3)), low8);
+        _mm512_storeu_si512(q + i, _mm512_permutexvar_epi32(order, bytes));
+        total =
+            _mm512_add_epi32(total, _mm512_madd_epi16(_mm512_maddubs_epi16(ones8, bytes), ones16));
+    }
+    for (; i < padded; i += 16) {
         const __m512 v = i < k ? _mm512_maskz_loadu_ps(first(k - i), x + i) : _mm512_setzero_ps();
-        __m512 r = _mm512_mul_ps(v, times);
-        r = _mm512_maskz_roundscale_ps(_mm512_cmp_ps_mask(r, r, _CMP_ORD_Q), r,
-                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        const __m512i c = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(r, low), high));
+        const __m512i c = _mm512_max_epi32(codes_of(v, times), _mm512_set1_epi32(-127));
         total = _mm512_add_epi32(total, c);
         _mm_mask_storeu_epi8(q + i, first(padded - i), _mm512_cvtepi32_epi8(c));
     }
