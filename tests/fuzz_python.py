@@ -102,21 +102,21 @@ def array(data: Bytes) -> Any:
         return x.astype(data.one_of(DTYPES))
 
 
-def scheme(data: Bytes) -> Any:
+def spec(data: Bytes) -> Any:
     if data.below(2):
         return data.one_of(SCHEMES)
     kind = data.one_of(["per_tensor", "per_channel", "per_group", "per_block"])
     bits, group = data.one_of([8, 4, 3, 0]), data.below(300) - 1
-    return vq.Scheme(bits, bool(data.below(2)), kind, *([group] if data.below(2) else []))
+    return vq.QuantizationSpec(bits, bool(data.below(2)), kind, *([group] if data.below(2) else []))
 
 
 def quantized(data: Bytes) -> None:
-    x, to = array(data), scheme(data)
+    x, to = array(data), spec(data)
     given = {name: array(data) for name in ("scale", "zero_point") if data.below(4) == 0}
     q = vq.quantize(x, to, **given)
     back = vq.dequantize(q)
     assert tuple(back.shape) == tuple(x.shape) == tuple(q.shape)
-    lowest, highest = (-128, 127) if q.scheme.bits == 8 else (-8, 7)
+    lowest, highest = (-128, 127) if q.spec.bits == 8 else (-8, 7)
     assert not q.codes.size or lowest <= q.codes.min() <= q.codes.max() <= highest
 
 
@@ -143,7 +143,7 @@ def multiplied(data: Bytes) -> None:
     linear = torch.nn.Linear(k, n, bias=bool(data.below(2)))
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(data.floats(n * k).reshape(n, k)))
-        layer = vq.QuantizedLinear.from_linear(linear, scheme(data))
+        layer = vq.QuantizedLinear.from_linear(linear, spec(data))
         x = torch.from_numpy(data.floats((1 + data.below(9)) * k)).reshape(-1, k)
         x = x if data.below(4) else array(data)
         y = layer(x)

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import QTensor, QuantizedLinear, Scheme, ops
+from vggtquant import QTensor, QuantizationSpec, QuantizedLinear, ops
 
 F32 = np.float32
 Array = NDArray[np.generic]
 
-FLOAT_GROUPS = Scheme(4, True, "per_group", 32)
-FLOAT_GROUPS_ASYMMETRIC = Scheme(4, False, "per_group", 32)
-TWO_LEVEL_ASYMMETRIC = Scheme(4, False, "per_group", 128, two_level=True)
+FLOAT_GROUPS = QuantizationSpec(4, True, "per_group", 32)
+FLOAT_GROUPS_ASYMMETRIC = QuantizationSpec(4, False, "per_group", 32)
+TWO_LEVEL_ASYMMETRIC = QuantizationSpec(4, False, "per_group", 128, two_level=True)
 WEIGHTS = {
-    **{name: c.scheme(c.bits) for name, c in INTEGER_CONFIGS.items() if not c.quantize_activations},
+    **{name: c.spec(c.bits) for name, c in INTEGER_CONFIGS.items() if not c.quantize_activations},
     "float_groups": FLOAT_GROUPS,
     "float_groups_asymmetric": FLOAT_GROUPS_ASYMMETRIC,
     "two_level_asymmetric": TWO_LEVEL_ASYMMETRIC,
@@ -46,9 +46,9 @@ def coded(q: QTensor) -> reference.Coded:
     )
     channel = None if q.factor is None else q.stored_scale
     factor = None if q.factor is None else q.factor.reshape(n, -1).astype(int)
-    group = q.layout.group if q.scheme.granularity == "per_group" else k
+    group = q.layout.group if q.spec.granularity == "per_group" else k
     codes, zero = q.codes.astype(int), zero.astype(int)
-    return reference.Coded(codes, scale, zero, q.scheme.bits, group, channel, factor)
+    return reference.Coded(codes, scale, zero, q.spec.bits, group, channel, factor)
 
 
 def product(
@@ -109,10 +109,10 @@ def layer_of(q: QTensor, bias: torch.Tensor | None, int8: bool) -> QuantizedLine
 
 def by_hand(codes: Array, width: int, zero: int = 0, group: int = 0) -> QTensor:
     """A weight of these codes: scales of one."""
-    scheme = Scheme(width, not zero, "per_group" if group else "per_channel", group or 128)
+    spec = QuantizationSpec(width, not zero, "per_group" if group else "per_channel", group or 128)
     groups = -(-codes.shape[1] // group) if group else 1
     ones = np.ones((len(codes), groups), F32)
     zeros = np.full(ones.shape, zero)
-    q = vq.quantize((codes - zero).astype(F32), scheme, scale=ones, zero_point=zeros)
+    q = vq.quantize((codes - zero).astype(F32), spec, scale=ones, zero_point=zeros)
     np.testing.assert_array_equal(q.codes, codes)
     return q if zero else replace(q, stored_zero=None)

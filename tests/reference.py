@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vggtquant import Scheme
+from vggtquant import QuantizationSpec
 
 Array = NDArray[np.generic]
 F32 = np.float32
@@ -86,8 +86,8 @@ def matrix(x: NDArray[np.float32], granularity: str) -> NDArray[np.float32]:
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-def group_length(scheme: Scheme, cols: int) -> int:
-    return min(scheme.group_size, cols) if scheme.granularity == "per_group" else cols
+def group_length(spec: QuantizationSpec, cols: int) -> int:
+    return min(spec.group_size, cols) if spec.granularity == "per_group" else cols
 
 
 def groups_of(row: NDArray[np.float32], group: int) -> list[NDArray[np.float32]]:
@@ -171,19 +171,17 @@ def two_level(groups: list[NDArray[np.float32]], symmetric: bool) -> TwoLevel:
     return TwoLevel(channel_scale, factors, zeros, error, float_error)
 
 
-def quantize(x: NDArray[np.float32], scheme: Scheme) -> Coded:
+def quantize(x: NDArray[np.float32], spec: QuantizationSpec) -> Coded:
     """Codes with scales chosen from the values."""
-    rows = matrix(x, scheme.granularity)
-    group = group_length(scheme, rows.shape[1])
+    rows = matrix(x, spec.granularity)
+    group = group_length(spec, rows.shape[1])
     split = [groups_of(row, group) for row in rows]
     if not rows.size:
         shape = (len(rows), 0)
-        return Coded(
-            rows.astype(int), np.zeros(shape, F32), np.zeros(shape, int), scheme.bits, group
-        )
+        return Coded(rows.astype(int), np.zeros(shape, F32), np.zeros(shape, int), spec.bits, group)
     factor = channel_scale = errors = None
-    if scheme.two_level:
-        chosen = [two_level(groups, scheme.symmetric) for groups in split]
+    if spec.two_level:
+        chosen = [two_level(groups, spec.symmetric) for groups in split]
         errors = math.fsum(c.error for c in chosen), math.fsum(c.float_error for c in chosen)
         if errors[0] <= 1.05 * errors[1]:
             channel_scale = np.array([c.channel_scale for c in chosen])
@@ -193,11 +191,11 @@ def quantize(x: NDArray[np.float32], scheme: Scheme) -> Coded:
                 np.array([c.zeros for c in chosen]),
             )
     if factor is None:
-        pairs = [[parameters(x, scheme.bits, scheme.symmetric) for x in groups] for groups in split]
+        pairs = [[parameters(x, spec.bits, spec.symmetric) for x in groups] for groups in split]
         scale = np.array([[pair[0] for pair in row] for row in pairs], F32)
         zero = np.array([[pair[1] for pair in row] for row in pairs])
-    codes = given(rows, scheme.bits, scale, zero, group)
-    return Coded(codes, scale, zero, scheme.bits, group, channel_scale, factor, errors)
+    codes = given(rows, spec.bits, scale, zero, group)
+    return Coded(codes, scale, zero, spec.bits, group, channel_scale, factor, errors)
 
 
 def given(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vggtquant as vq
-from vggtquant import QuantizationConfig, Scheme, UserError, configs
+from vggtquant import QuantizationConfig, QuantizationSpec, UserError, configs
 
 NAMED = [
     "Baseline_FP32", "Baseline_BF16", "INT8_Per_Tensor_Symmetric", "INT8_Per_Tensor_Asymmetric",
@@ -61,14 +61,14 @@ def test_a_name_says_what_its_config_does(config: QuantizationConfig) -> None:
         }  # fmt: skip
         assert config == dataclasses.replace(vq.CONFIGS[linears], name=config.name, **everything)
         return
-    scheme = config.layer_scheme()
-    assert config.name.startswith(f"INT{scheme.bits}_")
-    assert scheme.symmetric == ("Asymmetric" not in config.name)
-    if scheme.bits == 4:
-        assert config.name.removesuffix("_A8").endswith(f"_{scheme.group_size}")
-        assert scheme.granularity == "per_group" and scheme.two_level
+    spec = config.layer_spec()
+    assert config.name.startswith(f"INT{spec.bits}_")
+    assert spec.symmetric == ("Asymmetric" not in config.name)
+    if spec.bits == 4:
+        assert config.name.removesuffix("_A8").endswith(f"_{spec.group_size}")
+        assert spec.granularity == "per_group" and spec.two_level
     else:
-        assert scheme.granularity == ("per_tensor" if "Tensor" in config.name else "per_channel")
+        assert spec.granularity == ("per_tensor" if "Tensor" in config.name else "per_channel")
     if config.quantize_activations:
         plain = vq.CONFIGS[config.name.removesuffix("_A8")]
         assert config == dataclasses.replace(plain, name=config.name, quantize_activations=True)
@@ -85,7 +85,7 @@ def test_mixed_precision_to_dict_and_back() -> None:
     assert QuantizationConfig.from_dict(config.to_dict()) == config
     assert hash(config) == hash(dataclasses.replace(config))
     assert [config.layer_bits(name) for name in ("a.0", "b", "c", "")] == [8, 8, 4, 4]
-    assert config.layer_scheme("b").granularity == "per_channel"
+    assert config.layer_spec("b").granularity == "per_channel"
 
 
 def test_wide_layers_code_activations_to_16_bits() -> None:
@@ -244,7 +244,7 @@ def test_a_config_file_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_schemes_that_do_not_exist(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
-        Scheme(**fields)
+        QuantizationSpec(**fields)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_sensitive_layers_hold_for_one_layer_too() -> None:
     config = QuantizationConfig("m", "mixed_precision", sensitive_layers=("*.qkv",))
     linear = torch.nn.Linear(64, 8)
     bits = {
-        name: vq.QuantizedLinear.from_linear(linear, config, name=name).scheme.bits
+        name: vq.QuantizedLinear.from_linear(linear, config, name=name).spec.bits
         for name in ("blocks.0.qkv", "blocks.0.proj")
     }
     assert bits == {"blocks.0.qkv": 8, "blocks.0.proj": 4}

@@ -20,7 +20,7 @@ import sklearn.metrics
 import torch
 
 import vggtquant as vq
-from vggtquant import Scheme
+from vggtquant import QuantizationSpec
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -58,7 +58,7 @@ def only_ties_differ(got: np.ndarray, other: np.ndarray, steps: np.ndarray) -> i
 @both
 @pytest.mark.parametrize("bits", [8, 4])
 def test_fake_quantize_per_channel(x: torch.Tensor, bits: int, symmetric: bool) -> None:
-    q = vq.quantize(x, Scheme(bits, symmetric, "per_channel"))
+    q = vq.quantize(x, QuantizationSpec(bits, symmetric, "per_channel"))
     scale, zero = torch.from_numpy(q.scale), torch.from_numpy(q.zero_point.astype(np.int32))
     lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     fake = torch.fake_quantize_per_channel_affine(x, scale, zero, 0, lowest, highest)
@@ -70,7 +70,7 @@ def test_fake_quantize_per_channel(x: torch.Tensor, bits: int, symmetric: bool) 
 
 @both
 def test_fake_quantize_per_tensor(x: torch.Tensor, symmetric: bool) -> None:
-    q = vq.quantize(x, Scheme(8, symmetric, "per_tensor"))
+    q = vq.quantize(x, QuantizationSpec(8, symmetric, "per_tensor"))
     scale, zero = float(q.scale), int(q.zero_point)
     fake = torch.fake_quantize_per_tensor_affine(x, scale, zero, -128, 127)
     codes = torch.round(fake / scale).int().numpy() + zero
@@ -79,7 +79,7 @@ def test_fake_quantize_per_tensor(x: torch.Tensor, symmetric: bool) -> None:
 
 @both
 def test_quantize_per_channel(x: torch.Tensor, symmetric: bool) -> None:
-    q = vq.quantize(x, Scheme(8, symmetric, "per_channel"))
+    q = vq.quantize(x, QuantizationSpec(8, symmetric, "per_channel"))
     scale, zero = torch.from_numpy(q.scale), torch.from_numpy(q.zero_point.astype(np.int64))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,7 +93,7 @@ def test_the_reciprocal_decides_ties() -> None:
     scale = rng.uniform(0.01, 1, (1000, 1)).astype(np.float32)
     steps = rng.integers(-126, 126, (1000, 100)) + 0.5
     x = torch.from_numpy((steps * scale).astype(np.float32))
-    q = vq.quantize(x, Scheme(8, True, "per_channel"), scale=scale)
+    q = vq.quantize(x, QuantizationSpec(8, True, "per_channel"), scale=scale)
     zero = torch.zeros(1000, dtype=torch.int32)
     scales = torch.from_numpy(scale[:, 0])
     fake = torch.fake_quantize_per_channel_affine(x, scales, zero, 0, -128, 127)
@@ -101,16 +101,16 @@ def test_the_reciprocal_decides_ties() -> None:
     assert only_ties_differ(q.codes, codes, steps_of(x, scale)) > 100
     exact = np.float32(0.125)  # a power of two has an exact reciprocal: no difference
     x = torch.from_numpy((steps * exact).astype(np.float32))
-    q = vq.quantize(x, Scheme(8, True, "per_tensor"), scale=exact)
+    q = vq.quantize(x, QuantizationSpec(8, True, "per_tensor"), scale=exact)
     fake = torch.fake_quantize_per_tensor_affine(x, float(exact), 0, -128, 127)
     np.testing.assert_array_equal(q.dequantize().numpy(), fake.numpy())
 
 
 def observed(x: torch.Tensor, symmetric: bool, **limits: Any) -> tuple[np.ndarray, np.ndarray]:
-    scheme = torch.per_channel_symmetric if symmetric else torch.per_channel_affine
+    spec = torch.per_channel_symmetric if symmetric else torch.per_channel_affine
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        observer = PerChannelMinMaxObserver(0, torch.qint8, scheme, **limits)
+        observer = PerChannelMinMaxObserver(0, torch.qint8, spec, **limits)
         observer(x)
         scale, zero = observer.calculate_qparams()
     return scale.numpy(), zero.numpy()
@@ -118,7 +118,7 @@ def observed(x: torch.Tensor, symmetric: bool, **limits: Any) -> tuple[np.ndarra
 
 def test_an_observer_of_127_has_our_symmetric_scales(x: torch.Tensor) -> None:
     scale, zero = observed(x, True, quant_min=-127, quant_max=127, eps=SMALLEST)
-    q = vq.quantize(x, Scheme(8, True, "per_channel"))
+    q = vq.quantize(x, QuantizationSpec(8, True, "per_channel"))
     np.testing.assert_array_equal(scale, q.scale)
     assert not zero.any()
 
@@ -126,16 +126,16 @@ def test_an_observer_of_127_has_our_symmetric_scales(x: torch.Tensor) -> None:
 def test_a_symmetric_observer_s_default_divides_by_127_and_a_half(x: torch.Tensor) -> None:
     """So its codes reach -128, and the largest value saturates half a step short of its code."""
     scale, _ = observed(x, True)
-    q = vq.quantize(x, Scheme(8, True, "per_channel"))
+    q = vq.quantize(x, QuantizationSpec(8, True, "per_channel"))
     np.testing.assert_allclose(scale / q.scale, 127 / 127.5, rtol=1e-6)
-    theirs = vq.quantize(x, Scheme(8, True, "per_channel"), scale=scale)
+    theirs = vq.quantize(x, QuantizationSpec(8, True, "per_channel"), scale=scale)
     assert theirs.codes.min() == -128 and q.codes.min() == -127
 
 
 def test_an_affine_observer_has_our_scales_but_for_the_last_bit(x: torch.Tensor) -> None:
     """It subtracts and divides in float, we in double."""
     scale, zero = observed(x, False, eps=SMALLEST)
-    q = vq.quantize(x, Scheme(8, False, "per_channel"))
+    q = vq.quantize(x, QuantizationSpec(8, False, "per_channel"))
     np.testing.assert_allclose(scale, q.scale, rtol=2**-23)
     same = scale == q.scale
     assert same.mean() > 0.5
@@ -146,13 +146,15 @@ def test_smallest_scales() -> None:
     """Rows of zeros: torch's eps unless told otherwise, the smallest normal number here."""
     x = torch.zeros(3, 8)
     assert (observed(x, True)[0] == np.float32(torch.finfo(torch.float32).eps)).all()
-    assert (vq.quantize(x, Scheme(8, True, "per_channel")).scale == np.float32(SMALLEST)).all()
+    assert (
+        vq.quantize(x, QuantizationSpec(8, True, "per_channel")).scale == np.float32(SMALLEST)
+    ).all()
 
 
 def test_minus_128_is_reached_only_with_given_scales(x: torch.Tensor) -> None:
-    """Fake quantize to -127..127 is our symmetric scheme; to -128..127 it is given scales."""
+    """Fake quantize to -127..127 is our symmetric spec; to -128..127 it is given scales."""
     scale = np.float32(x.abs().max() / 200)
-    given = vq.quantize(x, Scheme(8, True, "per_tensor"), scale=scale)
+    given = vq.quantize(x, QuantizationSpec(8, True, "per_tensor"), scale=scale)
     assert given.codes.min() == -128
     narrow = torch.fake_quantize_per_tensor_affine(x, float(scale), 0, -127, 127)
     assert torch.round(narrow / scale).min() == -127
@@ -162,7 +164,7 @@ def test_zero_points_are_in_range_and_zero_is_exact() -> None:
     """As torch's observer: a range without 0 is widened to hold it."""
     x = torch.tensor([[5.0, 6.0], [-6.0, -5.0]])
     scale, zero = observed(x, False, eps=SMALLEST)
-    q = vq.quantize(x, Scheme(8, False, "per_channel"))
+    q = vq.quantize(x, QuantizationSpec(8, False, "per_channel"))
     np.testing.assert_array_equal(q.zero_point, zero)
     np.testing.assert_array_equal(q.zero_point, [-128, 127])
     np.testing.assert_array_equal(q.scale, scale)
@@ -176,7 +178,7 @@ def test_per_tensor_observer(x: torch.Tensor) -> None:
         )
         observer(x)
         scale, _ = observer.calculate_qparams()
-    assert scale.numpy() == vq.quantize(x, Scheme(8, True, "per_tensor")).scale
+    assert scale.numpy() == vq.quantize(x, QuantizationSpec(8, True, "per_tensor")).scale
 
 
 # ---- torchao -------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_torchao(x: torch.Tensor, bits: int, group: int, symmetric: bool) -> Non
         x, mapping, (1, group), torch.int8, lowest, highest, eps=SMALLEST,
         scale_dtype=torch.float32, zero_point_dtype=torch.int32,
     )  # fmt: skip
-    q = vq.quantize(x, Scheme(bits, symmetric, "per_group", group))
+    q = vq.quantize(x, QuantizationSpec(bits, symmetric, "per_group", group))
     np.testing.assert_allclose(scale.numpy().ravel(), q.scale.ravel(), rtol=2**-22)
     same = scale.numpy().reshape(q.scale.shape) == q.scale
     same &= zero.numpy().reshape(q.scale.shape) == q.zero_point

@@ -36,7 +36,7 @@ def bits(buffer: ops.Buffer) -> bytes:
 
 
 def same(a: vq.QTensor, b: vq.QTensor) -> None:
-    assert a.scheme == b.scheme
+    assert a.spec == b.spec
     for name in ("packed", "stored_scale", "factor", "stored_zero"):
         one, other = getattr(a, name), getattr(b, name)
         assert (one is None) == (other is None)

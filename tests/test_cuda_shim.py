@@ -450,7 +450,7 @@ def test_quantize_is_the_same_on_both_devices(
             want = vq.quantize(x, config)
             want_back = want.dequantize()
         assert isinstance(got.packed, torch.Tensor) and isinstance(want.packed, np.ndarray)
-        assert got.scheme == want.scheme and got.nbytes == want.nbytes
+        assert got.spec == want.spec and got.nbytes == want.nbytes
         for name in ("packed", "stored_scale", "factor", "stored_zero"):
             a, b = getattr(got, name), getattr(want, name)
             assert (a is None) == (b is None)

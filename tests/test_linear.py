@@ -31,7 +31,7 @@ from linears import (
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import QTensor, QuantizedLinear, Scheme, UserError, ops
+from vggtquant import QTensor, QuantizationSpec, QuantizedLinear, UserError, ops
 
 every_weight = pytest.mark.parametrize("name", WEIGHTS)
 activations = pytest.mark.parametrize("int8", [False, True], ids=["float", "A8"])
@@ -144,9 +144,9 @@ def test_extreme_two_level_weights_are_summed_exactly(symmetric: bool, isa: str)
         factor = np.full((4, groups), most, np.uint8)
         factor[:, 1::2] = 1
         zero = np.array([[7], [-8], [0], [7]], np.int8).repeat(groups, 1)
-        scheme = Scheme(4, symmetric, "per_group", group, two_level=True)
+        spec = QuantizationSpec(4, symmetric, "per_group", group, two_level=True)
         q = QTensor(
-            scheme,
+            spec,
             (4, k),
             "float32",
             False,
@@ -220,14 +220,14 @@ def test_every_pair_of_codes(isa: str) -> None:
 def test_every_two_level_product(symmetric: bool, isa: str) -> None:
     """All factors times all steps, through the packed form."""
     most = reference.MOST[symmetric]
-    scheme = Scheme(4, symmetric, "per_group", 8, two_level=True)
+    spec = QuantizationSpec(4, symmetric, "per_group", 8, two_level=True)
     n, k = 70, 8 * most
     rng = np.random.default_rng(0)
     codes = rng.integers(-8, 7, (n, k), endpoint=True)
     zero = None if symmetric else rng.integers(-8, 7, (n * most), endpoint=True).astype(np.int8)
     factor = np.tile(np.arange(1, most + 1, dtype=np.uint8), n)
     packed = reference.pack(codes, 4)
-    q = QTensor(scheme, (n, k), "float32", False, packed, np.ones(n, F32), factor, zero)
+    q = QTensor(spec, (n, k), "float32", False, packed, np.ones(n, F32), factor, zero)
     for int8 in (True, False):
         x = torch.eye(k)
         y = layer_of(q, None, int8)(x)
@@ -366,7 +366,7 @@ def fc() -> nn.Linear:
 
 def test_from_linear(fc: nn.Linear, config: vq.QuantizationConfig) -> None:
     layer = QuantizedLinear.from_linear(fc, config)
-    q = vq.quantize(fc.weight.detach(), config.scheme(config.bits))
+    q = vq.quantize(fc.weight.detach(), config.spec(config.bits))
     assert (layer.in_features, layer.out_features, layer.config) == (130, 65, config)
     assert layer.bias is fc.bias
     assert bits(layer.weight) == bits(q.dequantize()) and layer.weight.shape == fc.weight.shape
@@ -425,9 +425,9 @@ def test_state_dict_says_whether_scales_have_two_levels(fc: nn.Linear) -> None:
     config = vq.CONFIGS["INT4_Group_32"]
     floats = QuantizedLinear(vq.quantize(fc.weight.detach(), FLOAT_GROUPS), fc.bias, config)
     layer = QuantizedLinear.from_linear(fc, config)
-    assert layer.scheme.two_level and "weight_factor" in layer.state_dict()
+    assert layer.spec.two_level and "weight_factor" in layer.state_dict()
     layer.load_state_dict(floats.state_dict())
-    assert not layer.scheme.two_level and bits(layer.weight) == bits(floats.weight)
+    assert not layer.spec.two_level and bits(layer.weight) == bits(floats.weight)
 
 
 def test_state_dict_missing_parts(fc: nn.Linear) -> None:

@@ -234,12 +234,12 @@ def test_mixed_precision(net: Net) -> None:
     _, report = vq.quantize_model(net, MIXED)
     bits = {row.name: row.scheme for row in report.quantized}
     assert bits == {name: f"mixed, INT{8 if 'blocks.1' in name else 4}" for name in NAMES}
-    assert net.blocks[1].fc1.scheme.bits == 8 and net.blocks[0].fc1.scheme.bits == 4
-    assert net.blocks[0].fc1.scheme.two_level and net.inlet.qtensor().scheme.bits == 4
+    assert net.blocks[1].fc1.spec.bits == 8 and net.blocks[0].fc1.spec.bits == 4
+    assert net.blocks[0].fc1.spec.two_level and net.inlet.qtensor().spec.bits == 4
     assert net(torch.randn(2, 16)).isfinite().all()
     other = Net()
     vq.quantize_model(other, replace(MIXED, sensitive_bits=4, normal_bits=8))
-    assert other.blocks[1].fc1.scheme.bits == 4 and other.blocks[0].fc1.scheme.bits == 8
+    assert other.blocks[1].fc1.spec.bits == 4 and other.blocks[0].fc1.spec.bits == 8
 
 
 class Attention(nn.Module):
@@ -363,7 +363,7 @@ def test_what_was_added_to_a_layer_is_not_lost() -> None:
     net[4].register_full_backward_hook(lambda *args: None)
     net[5].register_state_dict_post_hook(lambda *args: None)
     net[6].tag = "kept"
-    net[6].scheme = "another's"
+    net[6].spec = "another's"
     x = torch.randn(5, 8)
     want = net(x)
     _, report = vq.quantize_model(net, ALL_INT8)
@@ -377,7 +377,7 @@ def test_what_was_added_to_a_layer_is_not_lost() -> None:
         None,
     ]
     assert (net(x) - want).norm() / want.norm() < 0.02
-    assert net[6].tag == "kept" and net[6].scheme == vq.CONFIGS[INT8].scheme(8)
+    assert net[6].tag == "kept" and net[6].spec == vq.CONFIGS[INT8].spec(8)
 
 
 class Wrapped(torch.Tensor):
@@ -580,7 +580,7 @@ def test_the_fallback_to_float_group_scales_is_reported() -> None:
         "float group scales: two-level ones would cost more than 5 % in squared error",
         None,
     ]
-    assert not net[0].scheme.two_level and net[1].scheme.two_level
+    assert not net[0].spec.two_level and net[1].spec.two_level
     assert report.layers[0].bytes_after > report.layers[1].bytes_after
     assert notes[0] in str(report)
     assert torch.allclose(net[0](x), want, rtol=1e-4, atol=1e-2)
@@ -588,7 +588,7 @@ def test_the_fallback_to_float_group_scales_is_reported() -> None:
 
 def reference_product(linear: nn.Linear, x: torch.Tensor) -> np.ndarray:
     w = reference.quantize(
-        linear.weight.detach().numpy(), vq.Scheme(4, True, "per_group", 32, True)
+        linear.weight.detach().numpy(), vq.QuantizationSpec(4, True, "per_group", 32, True)
     )
     assert w.factor is None
     return x.numpy() @ reference.dequantize(w).T + linear.bias.detach().numpy()

@@ -45,23 +45,23 @@ def case_of(name):
 
 
 def scheme_of(attributes, shape, scale, bits):
-    """Our scheme, and the axis that becomes the first (a scale a channel) or the last (blocks)."""
+    """Our spec, and the axis that becomes the first (a scale a channel) or the last (blocks)."""
     axis = attributes.get("axis", 1)
     if scale.ndim > 1:
-        return vq.Scheme(bits, False, "per_group", attributes["block_size"]), axis, -1
+        return vq.QuantizationSpec(bits, False, "per_group", attributes["block_size"]), axis, -1
     if scale.size == 1:
-        return vq.Scheme(bits, False, "per_tensor"), 0, 0
-    return vq.Scheme(bits, False, "per_channel"), axis, 0
+        return vq.QuantizationSpec(bits, False, "per_tensor"), 0, 0
+    return vq.QuantizationSpec(bits, False, "per_channel"), axis, 0
 
 
 def quantize(attributes, x, scale, zero):
     """ONNX QuantizeLinear by vq.quantize."""
     bits, shift = BITS[str(zero.dtype)]
-    scheme, axis, to = scheme_of(attributes, x.shape, scale, bits)
+    spec, axis, to = scheme_of(attributes, x.shape, scale, bits)
     moved = np.moveaxis(x, axis, to)
     rows = moved.reshape(-1, moved.shape[-1]) if to == -1 else moved
     scale, zero = (np.moveaxis(a, axis, to) if a.ndim > 1 else a for a in (scale, zero))
-    q = vq.quantize(rows, scheme, scale=scale, zero_point=zero.astype(int) - shift)
+    q = vq.quantize(rows, spec, scale=scale, zero_point=zero.astype(int) - shift)
     return np.moveaxis((q.codes.astype(int) + shift).reshape(moved.shape), to, axis)
 
 
@@ -85,17 +85,17 @@ def test_quantizelinear(name, isa):
 def test_dequantizelinear(name, isa):
     attributes, (codes, scale, zero), (wanted,) = case_of(f"dequantizelinear{name}")
     bits, shift = BITS[str(codes.dtype)]
-    scheme, axis, to = scheme_of(attributes, codes.shape, scale, bits)
+    spec, axis, to = scheme_of(attributes, codes.shape, scale, bits)
     # Values that code exactly to these codes, whatever the scales: the codes less the zero point,
     # with scales of one; the true scales are put in their place.
     moved = np.moveaxis(codes.astype(int) - shift, axis, to)
     rows = moved.reshape(-1, moved.shape[-1]) if to == -1 else moved
     scale, zero = (np.moveaxis(a, axis, to) if a.ndim > 1 else a for a in (scale, zero))
     zero = zero.astype(int) - shift
-    unit = vq.quantize(rows.astype(np.float32), scheme, scale=np.ones_like(scale))
+    unit = vq.quantize(rows.astype(np.float32), spec, scale=np.ones_like(scale))
     assert (unit.codes == rows).all()
     q = vq.QTensor(
-        scheme, unit.shape, "float32", False, unit.packed,
+        spec, unit.shape, "float32", False, unit.packed,
         np.ascontiguousarray(scale, np.float32).reshape(-1), None,
         np.ascontiguousarray(zero, np.int8).reshape(-1),
     )  # fmt: skip
@@ -106,7 +106,7 @@ def test_dequantizelinear(name, isa):
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_dynamicquantizelinear(name, isa):
     _, (x,), (codes, scale, zero) = case_of(f"dynamicquantizelinear{name}")
-    q = vq.quantize(x, vq.Scheme(8, False, "per_tensor"))
+    q = vq.quantize(x, vq.QuantizationSpec(8, False, "per_tensor"))
     np.testing.assert_array_equal(q.codes.astype(int) + 128, codes)
     assert q.zero_point.astype(int) + 128 == zero
     # ONNX divides in float32, we in double: at most the last bit differs.

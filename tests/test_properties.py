@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every scheme and every array: bounds, order, idempotence, symmetries."""
+"""What holds for every spec and every array: bounds, order, idempotence, symmetries."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vggtquant as vq
-from vggtquant import Scheme
+from vggtquant import QuantizationSpec
 
 every = pytest.mark.parametrize("name", INTEGER_CONFIGS)
 few = settings(max_examples=15, deadline=None)
@@ -38,7 +38,7 @@ def test_round_trip_within_half_a_step(name: str, seed: int) -> None:
     x = array(seed)
     q = vq.quantize(x, name)
     scale, zero = by_value(q, q.scale).astype(float), by_value(q, q.zero_point).astype(int)
-    lowest, highest = (-128, 127) if q.scheme.bits == 8 else (-8, 7)
+    lowest, highest = (-128, 127) if q.spec.bits == 8 else (-8, 7)
     clipped = np.clip(x, (lowest - zero) * scale, (highest - zero) * scale)
     error = np.abs(vq.dequantize(q).astype(float) - clipped)
     assert (error <= 0.5 * scale * (1 + 2.0**-16)).all()
@@ -62,7 +62,7 @@ def test_codes_rise_with_values(name: str, seed: int) -> None:
 @given(seeds)
 def test_quantizing_again_with_the_same_scales_changes_nothing(name: str, seed: int) -> None:
     q = vq.quantize(array(seed), name)
-    again = vq.quantize(vq.dequantize(q), q.scheme, scale=q.scale, zero_point=q.zero_point)
+    again = vq.quantize(vq.dequantize(q), q.spec, scale=q.scale, zero_point=q.zero_point)
     np.testing.assert_array_equal(again.codes, q.codes)
 
 
@@ -70,9 +70,9 @@ def test_quantizing_again_with_the_same_scales_changes_nothing(name: str, seed: 
 @few
 @given(seeds)
 def test_scales_chosen_again_move_a_value_by_half_a_step(bits: int, seed: int) -> None:
-    q = vq.quantize(array(seed), Scheme(bits, True, "per_channel"))
+    q = vq.quantize(array(seed), QuantizationSpec(bits, True, "per_channel"))
     once = vq.dequantize(q)
-    twice = vq.dequantize(vq.quantize(once, q.scheme))
+    twice = vq.dequantize(vq.quantize(once, q.spec))
     assert (np.abs(twice.astype(float) - once) <= 0.51 * q.scale[:, None]).all()
 
 

@@ -17,32 +17,41 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 import vggtquant as vq
-from vggtquant import Scheme, UserError
+from vggtquant import QuantizationSpec, UserError
 
 F32 = np.float32
 Array = NDArray[np.generic]
 Source = Callable[[Array], Array | torch.Tensor]
 
-NAMED = {config.scheme(config.bits) for config in INTEGER_CONFIGS.values()}
-SCHEMES = sorted(
+NAMED = {config.spec(config.bits) for config in INTEGER_CONFIGS.values()}
+SPECS = sorted(
     NAMED
-    | {Scheme(b, s, g) for b, s, g in product((4, 8), (True, False), ("per_tensor", "per_channel"))}
-    | {Scheme(b, s, "per_group", g) for b, s, g in product((4, 8), (True, False), (5, 32))}
-    | {Scheme(4, s, "per_group", g, two_level=True) for s, g in product((True, False), (7, 32))},
+    | {
+        QuantizationSpec(b, s, g)
+        for b, s, g in product((4, 8), (True, False), ("per_tensor", "per_channel"))
+    }
+    | {
+        QuantizationSpec(b, s, "per_group", g)
+        for b, s, g in product((4, 8), (True, False), (5, 32))
+    }
+    | {
+        QuantizationSpec(4, s, "per_group", g, two_level=True)
+        for s, g in product((True, False), (7, 32))
+    },
     key=repr,
 )
 
 
-def name_of(scheme: Scheme) -> str:
-    grain = scheme.granularity.removeprefix("per_")
-    group = str(scheme.group_size) if grain == "group" else ""
-    return f"i{scheme.bits}-{'sym' if scheme.symmetric else 'asym'}-{grain}{group}" + (
-        "-two_level" if scheme.two_level else ""
+def name_of(spec: QuantizationSpec) -> str:
+    grain = spec.granularity.removeprefix("per_")
+    group = str(spec.group_size) if grain == "group" else ""
+    return f"i{spec.bits}-{'sym' if spec.symmetric else 'asym'}-{grain}{group}" + (
+        "-two_level" if spec.two_level else ""
     )
 
 
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
-MINMAX = [scheme for scheme in SCHEMES if not scheme.two_level]
+every_spec = pytest.mark.parametrize("spec", SPECS, ids=name_of)
+MINMAX = [spec for spec in SPECS if not spec.two_level]
 
 
 def bits(x: Array | torch.Tensor) -> bytes:
@@ -56,7 +65,7 @@ def agree(x: Array | torch.Tensor, q: vq.QTensor, want: reference.Coded) -> None
     assert q.codes.dtype == np.int8 and q.codes.shape == tuple(x.shape)
     assert q.scale.dtype == np.float32 and bits(q.scale) == bits(want.scale)
     np.testing.assert_array_equal(q.zero_point.reshape(want.zero.shape), want.zero)
-    assert q.packed.tobytes() == reference.pack(want.codes, q.scheme.bits).tobytes()
+    assert q.packed.tobytes() == reference.pack(want.codes, q.spec.bits).tobytes()
     assert (q.factor is None) == (want.factor is None)
     if want.factor is not None:
         np.testing.assert_array_equal(q.factor, want.factor.ravel())
@@ -67,7 +76,7 @@ def agree(x: Array | torch.Tensor, q: vq.QTensor, want: reference.Coded) -> None
     assert bits(back) == bits(values)
 
 
-# ---- every scheme, source, shape, instruction set, thread count ----------------------------------
+# ---- every spec, source, shape, instruction set, thread count ----------------------------------
 
 SHAPES = [(), (1,), (67,), (3, 5), (4, 1), (7, 64), (2, 3, 5, 7), (3, 200), (1, 4099), (2, 4097)]
 EMPTY = [(0,), (0, 5), (5, 0), (2, 0, 3)]
@@ -82,49 +91,49 @@ def sample(shape: tuple[int, ...]) -> Array:
 
 
 @cache
-def expected(shape: tuple[int, ...], dtype: str, scheme: Scheme) -> reference.Coded:
+def expected(shape: tuple[int, ...], dtype: str, spec: QuantizationSpec) -> reference.Coded:
     """The reference for sample(shape) rounded to dtype."""
     x = torch.from_numpy(sample(shape)).to(getattr(torch, dtype))
-    return reference.quantize(reference.widen(x), scheme)
+    return reference.quantize(reference.widen(x), spec)
 
 
-@every_scheme
-def test_equal_to_the_reference(scheme: Scheme, source: Source, isa: str) -> None:
+@every_spec
+def test_equal_to_the_reference(spec: QuantizationSpec, source: Source, isa: str) -> None:
     for shape in SHAPES:
         x = source(sample(shape))
-        want = expected(shape, reference.dtype_name(x), scheme)
-        agree(x, vq.quantize(x, scheme), want)
+        want = expected(shape, reference.dtype_name(x), spec)
+        agree(x, vq.quantize(x, spec), want)
 
 
-@every_scheme
-def test_equal_with_any_number_of_threads(scheme: Scheme, isa: str, threads: int) -> None:
+@every_spec
+def test_equal_with_any_number_of_threads(spec: QuantizationSpec, isa: str, threads: int) -> None:
     for shape in ((300, 131), (100_003,)):  # many rows, and a long one that is split in blocks
         x = sample(shape)
-        agree(x, vq.quantize(x, scheme), expected(shape, "float32", scheme))
+        agree(x, vq.quantize(x, spec), expected(shape, "float32", spec))
 
 
 def test_every_length(isa: str) -> None:
-    for scheme in (
-        Scheme(8),
-        Scheme(8, False, "per_group", 1),
-        Scheme(4, False, "per_group", 6),
-        Scheme(4, True, "per_group", 16, True),
+    for spec in (
+        QuantizationSpec(8),
+        QuantizationSpec(8, False, "per_group", 1),
+        QuantizationSpec(4, False, "per_group", 6),
+        QuantizationSpec(4, True, "per_group", 16, True),
     ):
         for n in range(1, 68):
             x = np.resize(sample((67,)), (2, n))
-            agree(x, vq.quantize(x, scheme), reference.quantize(x, scheme))
+            agree(x, vq.quantize(x, spec), reference.quantize(x, spec))
 
 
-@every_scheme
-def test_empty(scheme: Scheme, source: Source) -> None:
+@every_spec
+def test_empty(spec: QuantizationSpec, source: Source) -> None:
     for shape in EMPTY:
         x = source(np.empty(shape, F32))
-        q = vq.quantize(x, scheme)
+        q = vq.quantize(x, spec)
         assert q.codes.shape == shape and q.packed.nbytes == 0 and math.isnan(q.bits_per_weight)
         assert q.scale.shape == q.zero_point.shape
         back = vq.dequantize(q)
         assert type(back) is type(x) and back.dtype == x.dtype and tuple(back.shape) == shape
-        again = vq.quantize(x, scheme, scale=q.scale, zero_point=q.zero_point)
+        again = vq.quantize(x, spec, scale=q.scale, zero_point=q.zero_point)
         assert again.codes.shape == shape
 
 
@@ -148,15 +157,15 @@ FIELDS = {
 }
 
 
-@every_scheme
-def test_hard_values(scheme: Scheme, isa: str) -> None:
+@every_spec
+def test_hard_values(spec: QuantizationSpec, isa: str) -> None:
     for field, x in FIELDS.items():
-        agree(x, vq.quantize(x, scheme), hard_expected(field, scheme))
+        agree(x, vq.quantize(x, spec), hard_expected(field, spec))
 
 
 @cache
-def hard_expected(field: str, scheme: Scheme) -> reference.Coded:
-    return reference.quantize(FIELDS[field], scheme)
+def hard_expected(field: str, spec: QuantizationSpec) -> reference.Coded:
+    return reference.quantize(FIELDS[field], spec)
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -164,16 +173,16 @@ def test_flushing_denormals_changes_nothing(field: str) -> None:
     if not torch.set_flush_denormal(True):
         pytest.skip("this CPU does not flush denormals")
     try:
-        got = {s: vq.quantize(FIELDS[field], s) for s in SCHEMES}
+        got = {s: vq.quantize(FIELDS[field], s) for s in SPECS}
         values = {s: vq.dequantize(q) for s, q in got.items()}
         codes = {s: q.codes for s, q in got.items()}
     finally:
         torch.set_flush_denormal(False)
-    for scheme, q in got.items():
-        want = hard_expected(field, scheme)
-        np.testing.assert_array_equal(codes[scheme].reshape(want.codes.shape), want.codes)
+    for spec, q in got.items():
+        want = hard_expected(field, spec)
+        np.testing.assert_array_equal(codes[spec].reshape(want.codes.shape), want.codes)
         assert bits(q.scale) == bits(want.scale)
-        assert bits(values[scheme]) == bits(reference.dequantize(want))
+        assert bits(values[spec]) == bits(reference.dequantize(want))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -181,17 +190,17 @@ def test_every_16_bit_value(dtype: str, isa: str) -> None:
     """Widened exactly, and every float32 rounds to the nearest of them, half to even."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(getattr(torch, dtype))
     x = x[x.isfinite()]
-    got = vq.quantize(x, Scheme(8, True, "per_tensor"), scale=1.0).codes
+    got = vq.quantize(x, QuantizationSpec(8, True, "per_tensor"), scale=1.0).codes
     np.testing.assert_array_equal(got, reference.encode(reference.widen(x), F32(1), 0, 8))
     # With a scale a value, code 1 times the scale is any float32: half ways, neighbours.
-    scheme = Scheme(8, True, "per_group", 1)
+    spec = QuantizationSpec(8, True, "per_group", 1)
     wide = reference.widen(x).astype(np.float64)
     half = (wide[:-1] + wide[1:]) / 2
     half = half[(half > 2.0**-126) & (half < 3e38)].astype(F32)
     for scale in (half, np.nextafter(half, F32(0)), np.nextafter(half, F32(np.inf))):
         scale = np.maximum(scale, F32(2.0**-126))
-        q = vq.quantize(torch.ones(len(scale), dtype=x.dtype), scheme, scale=scale[None])
-        q = vq.QTensor(scheme, q.shape, dtype, True, q.packed * 0 + 1, scale, None, None)
+        q = vq.quantize(torch.ones(len(scale), dtype=x.dtype), spec, scale=scale[None])
+        q = vq.QTensor(spec, q.shape, dtype, True, q.packed * 0 + 1, scale, None, None)
         assert bits(q.dequantize()) == bits(reference.narrow(scale, dtype))
 
 
@@ -207,16 +216,16 @@ def extreme_columns(times: float) -> Array:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_five_percent_decide_between_two_level_and_float_scales(symmetric: bool, isa: str) -> None:
-    scheme = Scheme(4, symmetric, "per_group", 64, two_level=True)
+    spec = QuantizationSpec(4, symmetric, "per_group", 64, two_level=True)
     ratios = []
     for times in np.geomspace(1, 128, 15):
         x = extreme_columns(times)
         want = crossing(times, symmetric)
         two_level_error, float_error = want.errors
         ratios.append(two_level_error / float_error)
-        q = vq.quantize(x, scheme)
+        q = vq.quantize(x, spec)
         agree(x, q, want)
-        assert q.scheme.two_level == (ratios[-1] <= 1.05)
+        assert q.spec.two_level == (ratios[-1] <= 1.05)
     below, above = (max(r for r in ratios if r <= 1.05), min(r for r in ratios if r > 1.05))
     assert 1.0 < below and above < 1.1  # both sides were seen, near the limit
 
@@ -224,14 +233,14 @@ def test_five_percent_decide_between_two_level_and_float_scales(symmetric: bool,
 @cache
 def crossing(times: float, symmetric: bool) -> reference.Coded:
     return reference.quantize(
-        extreme_columns(times), Scheme(4, symmetric, "per_group", 64, two_level=True)
+        extreme_columns(times), QuantizationSpec(4, symmetric, "per_group", 64, two_level=True)
     )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_two_level_products_are_exact_in_any_order(symmetric: bool) -> None:
     x = np.random.default_rng(3).normal(0, 1, (64, 1024)).astype(F32)
-    q = vq.quantize(x, Scheme(4, symmetric, "per_group", 128, two_level=True))
+    q = vq.quantize(x, QuantizationSpec(4, symmetric, "per_group", 128, two_level=True))
     assert q.factor is not None and q.factor.min() >= 1
     assert q.factor.max() <= reference.MOST[symmetric]
     channel = q.stored_scale[:, None, None]
@@ -249,7 +258,7 @@ def test_two_level_scales_beat_the_covering_ones_on_bells() -> None:
     x = np.random.default_rng(2).normal(0, 1, (64, 1024)).astype(F32)
     for group in (32, 64, 128):
         two_level, floats = (
-            vq.quantize(x, Scheme(4, True, "per_group", group, two_level=kind))
+            vq.quantize(x, QuantizationSpec(4, True, "per_group", group, two_level=kind))
             for kind in (True, False)
         )
         error, float_error = (np.square(vq.dequantize(q) - x).sum() for q in (two_level, floats))
@@ -259,40 +268,40 @@ def test_two_level_scales_beat_the_covering_ones_on_bells() -> None:
 # ---- given scales --------------------------------------------------------------------------------
 
 
-def coded(x: Array, scheme: Scheme, scale: Array, zero: Array | None = None) -> Array:
-    return vq.quantize(x, scheme, scale=scale, zero_point=zero).codes
+def coded(x: Array, spec: QuantizationSpec, scale: Array, zero: Array | None = None) -> Array:
+    return vq.quantize(x, spec, scale=scale, zero_point=zero).codes
 
 
-@every_scheme
+@every_spec
 def test_given_scales_equal_the_reference(
-    scheme: Scheme, isa: str, rng: np.random.Generator
+    spec: QuantizationSpec, isa: str, rng: np.random.Generator
 ) -> None:
     x = rng.normal(0, 1, (6, 77)).astype(F32)
-    rows = reference.matrix(x, scheme.granularity)
-    group = reference.group_length(scheme, rows.shape[1])
+    rows = reference.matrix(x, spec.granularity)
+    group = reference.group_length(spec, rows.shape[1])
     shape = (len(rows), -(-rows.shape[1] // group))
-    lowest, highest = reference.LIMITS[scheme.bits]
+    lowest, highest = reference.LIMITS[spec.bits]
     scale = rng.uniform(0.001, 0.3, shape).astype(F32)
     zero = rng.integers(lowest, highest, shape, endpoint=True)
-    want = reference.given(rows, scheme.bits, scale, zero, group)
-    q = vq.quantize(x, scheme, scale=scale, zero_point=zero)
+    want = reference.given(rows, spec.bits, scale, zero, group)
+    q = vq.quantize(x, spec, scale=scale, zero_point=zero)
     np.testing.assert_array_equal(q.codes.reshape(want.shape), want)
     np.testing.assert_array_equal(q.zero_point.reshape(shape), zero)
     assert bits(q.scale) == bits(scale)
-    unsigned = vq.quantize(x, scheme, scale=scale)
+    unsigned = vq.quantize(x, spec, scale=scale)
     np.testing.assert_array_equal(
         unsigned.codes.reshape(want.shape),
-        reference.given(rows, scheme.bits, scale, zero * 0, group),
+        reference.given(rows, spec.bits, scale, zero * 0, group),
     )
 
 
 def test_ties_go_to_even(isa: str) -> None:
     steps = np.arange(-140, 140, dtype=F32) + F32(0.5)
     for scale in (1.0, 0.25, 2.0**-126, 2.0**100):
-        got = coded(steps * F32(scale), Scheme(8, True, "per_tensor"), F32(scale))
+        got = coded(steps * F32(scale), QuantizationSpec(8, True, "per_tensor"), F32(scale))
         np.testing.assert_array_equal(got, np.clip(np.rint(steps), -128, 127))
     # ONNX QuantizeLinear adds the zero point after rounding
-    got = coded(steps, Scheme(8, False, "per_tensor"), F32(1), np.int8(3))
+    got = coded(steps, QuantizationSpec(8, False, "per_tensor"), F32(1), np.int8(3))
     np.testing.assert_array_equal(got, np.clip(np.rint(steps) + 3, -128, 127))
 
 
@@ -303,7 +312,7 @@ def test_division_is_true_division(isa: str) -> None:
     x = ((rng.integers(-127, 127, 200_000) + 0.5) * scale).astype(F32)
     by_division, by_inverse = np.rint(x / scale), np.rint(x * (F32(1) / scale))
     assert (by_division != by_inverse).sum() > 100
-    got = coded(x[None], Scheme(8, True, "per_group", 1), scale[None])
+    got = coded(x[None], QuantizationSpec(8, True, "per_group", 1), scale[None])
     np.testing.assert_array_equal(got[0], by_division)
 
 
@@ -314,13 +323,13 @@ def test_nan_codes_as_zero_and_infinities_saturate(width: int, isa: str) -> None
         for zero in (None, np.int8(lowest), np.int8(2), np.int8(highest)):
             x = np.zeros((1, 67), F32)
             z = 0 if zero is None else int(zero)
-            scheme = Scheme(width, zero is None, "per_tensor")
+            spec = QuantizationSpec(width, zero is None, "per_tensor")
             for value, code in (
                 (np.nan, z), (-np.nan, z), (np.inf, highest), (-np.inf, lowest), (3e38, highest),
                 (-3e38, lowest), (-0.0, z), (1e-45, z),
             ):  # fmt: skip
                 x[0, at] = value
-                got = coded(x, scheme, F32(2.0**-100), zero)
+                got = coded(x, spec, F32(2.0**-100), zero)
                 assert got[0, at] == code and (np.delete(got[0], at) == z).all()
 
 
@@ -328,30 +337,30 @@ def test_symmetric_codes_reach_the_lowest_only_with_given_scales(isa: str) -> No
     x = np.linspace(-1, 1, 99, dtype=F32)
     for width in (4, 8):
         lowest, highest = reference.LIMITS[width]
-        assert vq.quantize(x, Scheme(width, True, "per_tensor")).codes.min() == -highest
-        assert coded(x, Scheme(width, True, "per_tensor"), F32(1 / 200)).min() == lowest
+        assert vq.quantize(x, QuantizationSpec(width, True, "per_tensor")).codes.min() == -highest
+        assert coded(x, QuantizationSpec(width, True, "per_tensor"), F32(1 / 200)).min() == lowest
 
 
 def test_a_given_denormal_scale(isa: str) -> None:
     x = np.array([1e-40, -3e-40, 1e-38, 0], F32)
     scale = F32(1e-40)
     want = reference.encode(x, scale, 0, 8)
-    np.testing.assert_array_equal(coded(x, Scheme(8, True, "per_tensor"), scale), want)
+    np.testing.assert_array_equal(coded(x, QuantizationSpec(8, True, "per_tensor"), scale), want)
     assert want[2] == 100
 
 
 # ---- refused -------------------------------------------------------------------------------------
 
 
-@every_scheme
-def test_nan_and_infinities_are_refused_with_their_number(scheme: Scheme, isa: str) -> None:
+@every_spec
+def test_nan_and_infinities_are_refused_with_their_number(spec: QuantizationSpec, isa: str) -> None:
     for bad in (np.nan, np.inf, -np.inf):
         x = sample((3, 200)).copy()
         x[0, 0] = x[2, 150] = x[2, 199] = bad
         with pytest.raises(
             UserError, match="^3 values are NaN or infinite; finite ones are wanted"
         ):
-            vq.quantize(x, scheme)
+            vq.quantize(x, spec)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", "uint16", "complex64", "bool"])
@@ -414,28 +423,28 @@ def test_schemes_that_do_not_exist() -> None:
 # ---- memory --------------------------------------------------------------------------------------
 
 
-@every_scheme
-def test_strides_and_byte_order_do_not_matter(scheme: Scheme) -> None:
+@every_spec
+def test_strides_and_byte_order_do_not_matter(spec: QuantizationSpec) -> None:
     x = sample((6, 70))
-    want = reference.quantize(x, scheme)
+    want = reference.quantize(x, spec)
     wide = np.zeros((6, 140), F32)
     wide[:, ::2] = x
     swapped = x.astype(x.dtype.newbyteorder())
     for other in (np.asfortranarray(x), wide[:, ::2], np.flip(np.flip(x, 1).copy(), 1), swapped):
-        q = vq.quantize(other, scheme)
+        q = vq.quantize(other, spec)
         np.testing.assert_array_equal(q.codes.reshape(want.codes.shape), want.codes)
-        np.testing.assert_array_equal(vq.dequantize(q), vq.dequantize(vq.quantize(x, scheme)))
+        np.testing.assert_array_equal(vq.dequantize(q), vq.dequantize(vq.quantize(x, spec)))
     for tensor in (torch.from_numpy(wide)[:, ::2], torch.from_numpy(x.T.copy()).T):
         np.testing.assert_array_equal(
-            vq.quantize(tensor, scheme).codes.reshape(want.codes.shape), want.codes
+            vq.quantize(tensor, spec).codes.reshape(want.codes.shape), want.codes
         )
     read_only = x.copy()
     read_only.flags.writeable = False
-    vq.quantize(read_only, scheme)
+    vq.quantize(read_only, spec)
     unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(F32).reshape(x.shape)
     assert not unaligned.flags.aligned
     np.testing.assert_array_equal(
-        vq.quantize(unaligned, scheme).codes.reshape(want.codes.shape), want.codes
+        vq.quantize(unaligned, spec).codes.reshape(want.codes.shape), want.codes
     )
 
 
@@ -455,24 +464,24 @@ def test_a_numpy_number_is_an_array_without_axes() -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme, nbytes",
+    "spec, nbytes",
     [
-        (Scheme(8, True, "per_tensor"), 10 * 131 + 4),
-        (Scheme(8, False, "per_tensor"), 10 * 131 + 4 + 1),
-        (Scheme(8, True, "per_channel"), 10 * 131 + 10 * 4),
-        (Scheme(8, False, "per_channel"), 10 * 131 + 10 * (4 + 1)),
-        (Scheme(8, True, "per_group", 32), 10 * 131 + 10 * 5 * 4),
-        (Scheme(4, True, "per_tensor"), 10 * 131 // 2 + 4),
-        (Scheme(4, True, "per_channel"), 10 * 66 + 10 * 4),
-        (Scheme(4, False, "per_group", 32), 10 * 66 + 10 * 5 * (4 + 1)),
-        (Scheme(4, True, "per_group", 32, True), 10 * 66 + 10 * 4 + 10 * 5),
-        (Scheme(4, False, "per_group", 32, True), 10 * 66 + 10 * 4 + 10 * 5 * 2),
+        (QuantizationSpec(8, True, "per_tensor"), 10 * 131 + 4),
+        (QuantizationSpec(8, False, "per_tensor"), 10 * 131 + 4 + 1),
+        (QuantizationSpec(8, True, "per_channel"), 10 * 131 + 10 * 4),
+        (QuantizationSpec(8, False, "per_channel"), 10 * 131 + 10 * (4 + 1)),
+        (QuantizationSpec(8, True, "per_group", 32), 10 * 131 + 10 * 5 * 4),
+        (QuantizationSpec(4, True, "per_tensor"), 10 * 131 // 2 + 4),
+        (QuantizationSpec(4, True, "per_channel"), 10 * 66 + 10 * 4),
+        (QuantizationSpec(4, False, "per_group", 32), 10 * 66 + 10 * 5 * (4 + 1)),
+        (QuantizationSpec(4, True, "per_group", 32, True), 10 * 66 + 10 * 4 + 10 * 5),
+        (QuantizationSpec(4, False, "per_group", 32, True), 10 * 66 + 10 * 4 + 10 * 5 * 2),
     ],
-    ids=lambda value: name_of(value) if isinstance(value, Scheme) else None,
+    ids=lambda value: name_of(value) if isinstance(value, QuantizationSpec) else None,
 )
-def test_bytes_are_what_arithmetic_says(scheme: Scheme, nbytes: int) -> None:
-    q = vq.quantize(sample((10, 131)), scheme)
-    assert q.scheme == scheme and q.nbytes == nbytes
+def test_bytes_are_what_arithmetic_says(spec: QuantizationSpec, nbytes: int) -> None:
+    q = vq.quantize(sample((10, 131)), spec)
+    assert q.spec == spec and q.nbytes == nbytes
     assert q.bits_per_weight == 8 * nbytes / 1310
     assert f"{nbytes} bytes" in repr(q)
 
@@ -489,20 +498,20 @@ def test_bytes_are_what_arithmetic_says(scheme: Scheme, nbytes: int) -> None:
     st.sampled_from(MINMAX),
 )
 @settings(max_examples=200, deadline=None)
-def test_round_trip_errs_by_half_a_step_at_most(x: Array, scheme: Scheme) -> None:
-    q = vq.quantize(x, scheme)
-    rows = reference.matrix(x, scheme.granularity).astype(np.float64)
+def test_round_trip_errs_by_half_a_step_at_most(x: Array, spec: QuantizationSpec) -> None:
+    q = vq.quantize(x, spec)
+    rows = reference.matrix(x, spec.granularity).astype(np.float64)
     error = np.abs(vq.dequantize(q).reshape(rows.shape) - rows)
     scale = q.scale.reshape(len(rows), -1)
     step = np.repeat(scale, q.layout.group, axis=1)[:, : rows.shape[1]].astype(np.float64)
     assert (error <= step * (0.5 + 2**-15)).all()  # 255 steps and two roundings to 24 bits
 
 
-@given(arrays(F32, (3, 40), elements=st.floats(-8, 8, width=32)), st.sampled_from(SCHEMES))
+@given(arrays(F32, (3, 40), elements=st.floats(-8, 8, width=32)), st.sampled_from(SPECS))
 @settings(max_examples=100, deadline=None)
-def test_codes_of_what_the_codes_stand_for_are_the_codes(x: Array, scheme: Scheme) -> None:
-    q = vq.quantize(x, scheme)
-    again = vq.quantize(vq.dequantize(q), q.scheme, scale=q.scale, zero_point=q.zero_point)
+def test_codes_of_what_the_codes_stand_for_are_the_codes(x: Array, spec: QuantizationSpec) -> None:
+    q = vq.quantize(x, spec)
+    again = vq.quantize(vq.dequantize(q), q.spec, scale=q.scale, zero_point=q.zero_point)
     np.testing.assert_array_equal(again.codes, q.codes)
 
 

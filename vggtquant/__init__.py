@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .calibration import calibrate
     from .checkpoint.storage import load, push_to_hub, save
     from .checkpoint.streaming import quantize_file
-    from .configs import CONFIGS, QuantizationConfig, Scheme, get_config
+    from .configs import CONFIGS, QuantizationConfig, QuantizationSpec, get_config
     from .errors import UserError
     from .evaluation.api import Report, evaluate
     from .linear import QuantizedLinear
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "calibration": ("calibrate",),
-    "configs": ("CONFIGS", "QuantizationConfig", "Scheme", "get_config"),
+    "configs": ("CONFIGS", "QuantizationConfig", "QuantizationSpec", "get_config"),
     "errors": ("UserError",),
     "evaluation.api": ("Report", "evaluate"),
     "linear": ("QuantizedLinear",),
@@ -51,7 +51,7 @@ __all__ = [
     "QuantizationConfig",
     "QuantizedLinear",
     "Report",
-    "Scheme",
+    "QuantizationSpec",
     "UserError",
     "calibrate",
     "compare",

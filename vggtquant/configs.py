@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be asked for: number schemes, model configurations, and the table of named ones."""
+"""What can be asked for: number formats, model configurations, and the table of named ones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Granularity = Literal["per_tensor", "per_channel", "per_group"]
 
 
 @dataclass(frozen=True)
-class Scheme:
+class QuantizationSpec:
     """How an array is coded: bits, symmetry, and which values share a scale.
 
     two_level is for INT4 groups: a group's scale is an integer factor (1..15, asymmetric 1..8)
     times one float a channel, so that all arithmetic before the epilogue is in integers
     (docs/conventions.md, "Two-level scales"). Without it each group has a float scale.
 
-    >>> Scheme(bits=8, granularity="per_group", group_size=64).zero_points
+    >>> QuantizationSpec(bits=8, granularity="per_group", group_size=64).zero_points
     False
     """
 
@@ -94,7 +94,7 @@ class QuantizationConfig:
         UserError: for fields that contradict each other, with the value seen and the value wanted.
 
     >>> config = QuantizationConfig("mine", "int4_group", group_size=64)
-    >>> config.bits, config.scheme(4).two_level
+    >>> config.bits, config.spec(4).two_level
     (4, True)
     """
 
@@ -213,12 +213,12 @@ class QuantizationConfig:
         """Whether any layer is swapped."""
         return self.quant_type not in ("fp32", "bf16")
 
-    def scheme(self, bits: int) -> Scheme:
+    def spec(self, bits: int) -> QuantizationSpec:
         """How a weight is coded with that many bits."""
         if bits == 4:
-            return Scheme(4, self.symmetric, "per_group", self.group_size, two_level=True)
+            return QuantizationSpec(4, self.symmetric, "per_group", self.group_size, two_level=True)
         granularity: Granularity = "per_channel" if self.per_channel else "per_tensor"
-        return Scheme(8, self.symmetric, granularity, self.group_size)
+        return QuantizationSpec(8, self.symmetric, granularity, self.group_size)
 
     def layer_bits(self, name: str = "") -> int:
         """Bits of the weight of the layer of that name."""
@@ -232,15 +232,15 @@ class QuantizationConfig:
         wide = any(fnmatchcase(name, pattern) for pattern in self.wide_layers)
         return 16 if wide else self.activation_bits
 
-    def layer_scheme(self, name: str = "") -> Scheme:
+    def layer_spec(self, name: str = "") -> QuantizationSpec:
         """How the weight of the layer of that name is coded.
 
         Raises:
             UserError: the config quantizes nothing.
         """
         if not self.quantizes:
-            raise UserError(f"{self.name} quantizes nothing; a scheme of integers is wanted")
-        return self.scheme(self.layer_bits(name))
+            raise UserError(f"{self.name} quantizes nothing; an integer scheme is wanted")
+        return self.spec(self.layer_bits(name))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able fields; from_dict is the inverse.

@@ -97,7 +97,7 @@ def weight_rows(conv: Conv) -> torch.Tensor:
     rows = padded.reshape(shape.outputs, -1)
     if not shape.folded:
         return rows
-    first = torch.as_tensor(quantize(rows, _CONFIG.scheme(8)).dequantize())
+    first = torch.as_tensor(quantize(rows, _CONFIG.spec(8)).dequantize())
     return torch.cat([rows, rows - first])
 
 
@@ -146,7 +146,7 @@ class QuantizedConv2d(QuantizedLinear):
         if reason := reason_against(conv):
             raise UserError(f"the convolution {name or 'given'} cannot be quantized: {reason}")
         shape = _shape(conv)
-        q = quantize(weight_rows(conv), _CONFIG.scheme(8))
+        q = quantize(weight_rows(conv), _CONFIG.spec(8))
         return cls(q, conv.bias, _CONFIG, name, shape)
 
     @classmethod

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 from . import ops
-from .configs import QuantizationConfig, Scheme, get_config
+from .configs import QuantizationConfig, QuantizationSpec, get_config
 from .decoded import READ_ONLY, DecodedWeight
 from .errors import UserError
 from .qtensor import QTensor, quantize
@@ -90,7 +90,7 @@ class QuantizedLinear(nn.Module):
             )
         self.out_features, self.in_features = q.shape
         self.config = config
-        self.scheme = q.scheme
+        self.spec = q.spec
         self.name = name
         self.activation_bits = config.layer_activation_bits(name)
         self.register_parameter("bias", bias)
@@ -109,7 +109,7 @@ class QuantizedLinear(nn.Module):
             UserError: NaN or infinite weights, an unknown scheme, a scheme that quantizes nothing.
         """
         config = get_config(config)
-        q = quantize(linear.weight.detach(), config.layer_scheme(name))
+        q = quantize(linear.weight.detach(), config.layer_spec(name))
         return cls(q, linear.bias, config, name)
 
     @property
@@ -149,11 +149,11 @@ class QuantizedLinear(nn.Module):
     def qtensor(self) -> QTensor:
         """The weight as plain codes and scales: the inverse of packing."""
         q, scale, factor, zero = ops.unpack(self.packed, self._about)
-        if self.scheme.granularity == "per_tensor":  # packed with one value a row
+        if self.spec.granularity == "per_tensor":  # packed with one value a row
             scale, zero = scale[:1].copy(), None if zero is None else zero[:1].copy()
             q = q.reshape(1, -1)
         shape = (self.out_features, self.in_features)
-        return QTensor(self.scheme, shape, "float32", True, q, scale, factor, zero)
+        return QTensor(self.spec, shape, "float32", True, q, scale, factor, zero)
 
     def _call(self, x: torch.Tensor) -> tuple[Activations, torch.dtype]:
         """What activations are while they are multiplied, and the dtype of the product."""
@@ -290,26 +290,26 @@ class QuantizedLinear(nn.Module):
         q, scale, factor, zero = arrays
         if q is None or scale is None:
             raise UserError("weight_codes and weight_scale are wanted")
-        if (zero is None) != self.scheme.symmetric:
+        if (zero is None) != self.spec.symmetric:
             raise UserError(f"weight_zero_point does not fit {self.config.name}")
-        if factor is not None and self.scheme.bits != 4:
+        if factor is not None and self.spec.bits != 4:
             raise UserError(f"weight_factor does not fit {self.config.name}")
-        _check_values(self.scheme, scale, factor, zero)
-        scheme = replace(self.scheme, two_level=factor is not None)
+        _check_values(self.spec, scale, factor, zero)
+        spec = replace(self.spec, two_level=factor is not None)
         about, packed = _pack(
-            QTensor(scheme, shape, "float32", True, q, scale, factor, zero), self.packed
+            QTensor(spec, shape, "float32", True, q, scale, factor, zero), self.packed
         )
-        self.scheme, self._about, self.packed = scheme, about, packed
+        self.spec, self._about, self.packed = spec, about, packed
 
 
-def _check_values(scheme: Scheme, scale: Any, factor: Any, zero: Any) -> None:
+def _check_values(spec: QuantizationSpec, scale: Any, factor: Any, zero: Any) -> None:
     """What a file may hold; with anything else products would leave the kernels' range."""
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise UserError("weight_scale must be positive and finite everywhere")
-    largest = 15 if scheme.symmetric else 8
+    largest = 15 if spec.symmetric else 8
     if factor is not None and not ((factor >= 1) & (factor <= largest)).all():
         raise UserError(f"weight_factor must lie in 1..{largest}")
-    if zero is not None and scheme.bits == 4 and not ((zero >= -8) & (zero <= 7)).all():
+    if zero is not None and spec.bits == 4 and not ((zero >= -8) & (zero <= 7)).all():
         raise UserError("weight_zero_point must lie in -8..7")
 
 
@@ -318,14 +318,14 @@ def _pack(q: QTensor, like: torch.Tensor | None = None) -> tuple[ops.Packed, tor
     n, k = q.shape
     scale, zero = q.stored_scale, q.stored_zero
     scales: Literal["per_row", "two_level", "per_group"]
-    if q.scheme.bits == 8:
+    if q.spec.bits == 8:
         scales = "per_row"
-        if q.scheme.granularity == "per_tensor":
+        if q.spec.granularity == "per_tensor":
             scale, zero = scale.repeat(n), None if zero is None else zero.repeat(n)
     else:
         scales = "two_level" if q.factor is not None else "per_group"
-    group = min(q.scheme.group_size, k) if q.scheme.granularity == "per_group" else k
-    about = ops.Packed(q.scheme.bits, scales, n, k, group, zero is not None)
+    group = min(q.spec.group_size, k) if q.spec.granularity == "per_group" else k
+    about = ops.Packed(q.spec.bits, scales, n, k, group, zero is not None)
     like = q.packed if isinstance(q.packed, torch.Tensor) else like
     return about, ops.pack(about, q.packed, scale, q.factor, zero, like)
 

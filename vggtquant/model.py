@@ -264,7 +264,7 @@ def _swap(
     model: nn.Module, name: str, linear: nn.Linear, config: QuantizationConfig
 ) -> LayerReport:
     try:
-        q = quantize(linear.weight.detach(), config.layer_scheme(name))
+        q = quantize(linear.weight.detach(), config.layer_spec(name))
     except UserError as error:
         raise UserError(f"layer {name}: {error}") from error
     layer, row = replacement(name, linear, q, linear.bias, config)
@@ -281,12 +281,12 @@ def replacement(
     own = {key: value for key, value in vars(linear).items() if key not in PLAIN_LINEAR}
     vars(layer).update({key: value for key, value in own.items() if key not in vars(layer)})
     note = None
-    if config.layer_scheme(name).two_level and not q.scheme.two_level:
+    if config.layer_spec(name).two_level and not q.spec.two_level:
         note = "float group scales: two-level ones would cost more than 5 % in squared error"
     sqnr_db, cosine = weight_quality(linear.weight.detach(), q)
     label = config.name
     if config.quant_type == "mixed_precision":
-        label = f"{config.name}, INT{q.scheme.bits}"
+        label = f"{config.name}, INT{q.spec.bits}"
     shape = (linear.out_features, linear.in_features)
     nbytes = _nbytes(linear), layer.nbytes
     return layer, LayerReport(name, shape, label, *nbytes, sqnr_db, cosine, note=note)

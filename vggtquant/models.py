@@ -39,10 +39,10 @@ class LoadedModel:
     image_size: int = FRAME_SIZE
 
 
-def load_model(spec: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """The model that `spec` names, in eval mode on `device`.
+def load_model(address: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """The model that `address` names, in eval mode on `device`.
 
-    spec: any name that weights.names.resolve takes, or a packed checkpoint. Files stay
+    address: any name that weights.names.resolve takes, or a packed checkpoint. Files stay
     memory-mapped and are not copied. Half-precision weights are widened: what is measured as FP32
     computes in float32, whatever the file holds.
 
@@ -53,7 +53,7 @@ def load_model(spec: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     'torch.nn:Identity'
     """
     target = check_device(device)
-    place = resolve(spec)
+    place = resolve(address)
     if place.build is not None:
         loaded = _of_code(place)
     elif len(place.files) == 1 and is_checkpoint(place.files[0]):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from . import markup, ops
-from .configs import QuantizationConfig, Scheme, get_config
+from .configs import QuantizationConfig, QuantizationSpec, get_config
 from .errors import UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -29,7 +29,7 @@ class QTensor:
     Axis 0 of the array is the channel and the rest is one row; an array of one axis is one row.
     """
 
-    scheme: Scheme
+    spec: QuantizationSpec
     shape: tuple[int, ...]
     dtype: str
     """Of what came in: float32, float16 or bfloat16."""
@@ -42,19 +42,19 @@ class QTensor:
     factor: ops.Buffer | None
     """uint8, one a group, with two-level scales."""
     stored_zero: ops.Buffer | None
-    """int8, beside each scale of an asymmetric scheme."""
+    """int8, beside each scale of an asymmetric spec."""
 
     @property
     def layout(self) -> ops.Shape:
         """The array as the core sees it."""
-        return _layout(self.shape, self.scheme)
+        return _layout(self.shape, self.spec)
 
     @property
     def codes(self) -> ops.Buffer:
         """The codes, int8, in the array's shape."""
         one_scale = self.layout._replace(group=max(1, self.layout.cols))
         ones = ops.filled(one_scale.groups, 1, "float32", self.packed)
-        codes = ops.dequantize(self.scheme.bits, one_scale, self.packed, ones, None)
+        codes = ops.dequantize(self.spec.bits, one_scale, self.packed, ones, None)
         whole = ops.empty(codes.shape, "int8", codes)
         whole[...] = codes
         return whole.reshape(self.shape)
@@ -62,15 +62,15 @@ class QTensor:
     @property
     def scale(self) -> ops.Buffer:
         """Effective scales, float32: () a tensor, (channels,) or (channels, groups)."""
-        return _shaped(self._group_scale(), self.layout, self.scheme)
+        return _shaped(self._group_scale(), self.layout, self.spec)
 
     @property
     def zero_point(self) -> ops.Buffer:
-        """Zero points, int8, in the shape of `scale`; all 0 for a symmetric scheme."""
+        """Zero points, int8, in the shape of `scale`; all 0 for a symmetric spec."""
         zero = self.stored_zero
         if zero is None:
             zero = ops.filled(self.layout.groups, 0, "int8", self.packed)
-        return _shaped(zero, self.layout, self.scheme)
+        return _shaped(zero, self.layout, self.spec)
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +87,7 @@ class QTensor:
     def dequantize(self) -> Any:
         """The values that the codes stand for, in the type, dtype and shape that came in."""
         x = ops.dequantize(
-            self.scheme.bits,
+            self.spec.bits,
             self.layout,
             self.packed,
             self._group_scale(),
@@ -103,7 +103,7 @@ class QTensor:
 
     def __repr__(self) -> str:
         return (
-            f"QTensor(shape={self.shape}, {self.scheme}, {self.nbytes} bytes, "
+            f"QTensor(shape={self.shape}, {self.spec}, {self.nbytes} bytes, "
             f"{self.bits_per_weight:.3f} bits a weight)"
         )
 
@@ -134,7 +134,7 @@ def _not_for_models(function: Function) -> Function:
 @_not_for_models
 def quantize(
     x: ops.Array,
-    config: str | QuantizationConfig | Scheme,
+    config: str | QuantizationConfig | QuantizationSpec,
     *,
     scale: ArrayLike | None = None,
     zero_point: ArrayLike | None = None,
@@ -142,9 +142,9 @@ def quantize(
     """Code an array.
 
     x: NumPy array or torch tensor (CPU or CUDA) of float32, float16 or bfloat16, any shape.
-    config: a name of CONFIGS, a config, or a Scheme. scale, zero_point: take these instead of
-    choosing (codes are then rint(x / scale) + zero_point, saturated, as ONNX QuantizeLinear has it;
-    NaN codes as 0.0).
+    config: a name of CONFIGS, a config, or a QuantizationSpec.
+    scale, zero_point: take these instead of choosing (codes are then rint(x / scale) + zero_point,
+    saturated, as ONNX QuantizeLinear has it; NaN codes as 0.0).
     Formulas: docs/conventions.md.
 
     Raises:
@@ -155,24 +155,24 @@ def quantize(
     >>> q.scale.shape, q.packed.nbytes
     ((2, 2), 128)
     """
-    scheme = config if isinstance(config, Scheme) else get_config(config).layer_scheme()
+    spec = config if isinstance(config, QuantizationSpec) else get_config(config).layer_spec()
     values = ops.values(x)
     shape = tuple(x.shape)
-    layout = _layout(shape, scheme)
+    layout = _layout(shape, spec)
     factor = None
     if scale is not None:
-        scheme = replace(scheme, two_level=False)
-        stored, zero = _given(scheme, layout, scale, zero_point)
+        spec = replace(spec, two_level=False)
+        stored, zero = _given(spec, layout, scale, zero_point)
         stored = ops.moved(stored, values)
         zero = None if zero is None else ops.moved(zero, values)
     elif zero_point is not None:
         raise UserError("zero_point is given without scale; give both or neither")
     else:
-        scheme, stored, factor, zero = _chosen(scheme, layout, values)
+        spec, stored, factor, zero = _chosen(spec, layout, values)
     effective = _group_scale(layout, stored, factor)
-    packed = ops.quantize(scheme.bits, layout, values, effective, zero)
+    packed = ops.quantize(spec.bits, layout, values, effective, zero)
     is_torch = isinstance(x, torch.Tensor)
-    return QTensor(scheme, shape, ops.dtype_name(x), is_torch, packed, stored, factor, zero)
+    return QTensor(spec, shape, ops.dtype_name(x), is_torch, packed, stored, factor, zero)
 
 
 def dequantize(q: QTensor) -> Any:
@@ -203,7 +203,7 @@ def grid(q: QTensor) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         row = ops.tensor_like(part, "").float().reshape(layout.rows, layout.row_groups)
         row = row.repeat_interleave(layout.group, 1)[:, : layout.cols]
         whole.append(row.reshape(q.shape))
-    lowest, highest = (-128, 127) if q.scheme.bits == 8 else (-8, 7)
+    lowest, highest = (-128, 127) if q.spec.bits == 8 else (-8, 7)
     return whole[0], whole[1], lowest, highest
 
 
@@ -216,16 +216,16 @@ def recode(q: QTensor, x: torch.Tensor) -> QTensor:
     if tuple(x.shape) != q.shape:
         raise UserError(f"values of shape {tuple(x.shape)} are given; {q.shape} is wanted")
     scale = q._group_scale()
-    packed = ops.quantize(q.scheme.bits, q.layout, ops.values(x), scale, q.stored_zero)
+    packed = ops.quantize(q.spec.bits, q.layout, ops.values(x), scale, q.stored_zero)
     return replace(q, packed=packed)
 
 
-def _layout(shape: tuple[int, ...], scheme: Scheme) -> ops.Shape:
+def _layout(shape: tuple[int, ...], spec: QuantizationSpec) -> ops.Shape:
     rows = shape[0] if len(shape) > 1 else 1
     cols = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
-    if scheme.granularity == "per_tensor":
+    if spec.granularity == "per_tensor":
         rows, cols = 1, rows * cols
-    group = scheme.group_size if scheme.granularity == "per_group" else cols
+    group = spec.group_size if spec.granularity == "per_group" else cols
     return ops.Shape(rows, cols, max(1, min(group, cols)))
 
 
@@ -236,21 +236,21 @@ def _group_scale(layout: ops.Shape, stored: ops.Buffer, factor: ops.Buffer | Non
     return (stored.reshape(-1, 1) * factor.reshape(layout.rows, layout.row_groups)).reshape(-1)
 
 
-def _shaped(a: ops.Buffer, layout: ops.Shape, scheme: Scheme) -> ops.Buffer:
-    if scheme.granularity == "per_tensor":
+def _shaped(a: ops.Buffer, layout: ops.Shape, spec: QuantizationSpec) -> ops.Buffer:
+    if spec.granularity == "per_tensor":
         name = str(a.dtype).removeprefix("torch.")
         return a.reshape(()) if len(a) else ops.filled((), 0, name, a)
-    return a if scheme.granularity == "per_channel" else a.reshape(layout.rows, layout.row_groups)
+    return a if spec.granularity == "per_channel" else a.reshape(layout.rows, layout.row_groups)
 
 
 def _chosen(
-    scheme: Scheme, layout: ops.Shape, values: ops.Buffer
-) -> tuple[Scheme, ops.Buffer, ops.Buffer | None, ops.Buffer | None]:
-    """Scheme, stored scales, factors and zero points for these values."""
+    spec: QuantizationSpec, layout: ops.Shape, values: ops.Buffer
+) -> tuple[QuantizationSpec, ops.Buffer, ops.Buffer | None, ops.Buffer | None]:
+    """QuantizationSpec, stored scales, factors and zero points for these values."""
     # Ranges of a whole tensor are found row by row, which threads can share, and are then joined.
     by_row = layout
     count = math.prod(values.shape)
-    if scheme.granularity == "per_tensor" and values.ndim > 1 and count:
+    if spec.granularity == "per_tensor" and values.ndim > 1 and count:
         cols = count // values.shape[0]
         by_row = ops.Shape(values.shape[0], cols, cols)
     lo, hi, nonfinite = ops.ranges(by_row, values)
@@ -260,29 +260,29 @@ def _chosen(
         # By the core, since NumPy would follow a caller who flushes denormals.
         both = ops.joined([lo, hi])
         lo, hi, _ = ops.ranges(ops.Shape(1, len(both), len(both)), both)
-    if scheme.two_level and count:
-        channel_scale, factor, zero, error = ops.two_level(layout, values, scheme.zero_points)
+    if spec.two_level and count:
+        channel_scale, factor, zero, error = ops.two_level(layout, values, spec.zero_points)
         two_level_error, float_error = (math.fsum(column) for column in error.T.tolist())
         if two_level_error <= TWO_LEVEL_LIMIT * float_error:
-            return scheme, channel_scale, factor, zero
-        scheme = replace(scheme, two_level=False)
-    scale, zero = ops.parameters(scheme.bits, lo, hi, scheme.zero_points)
-    return scheme, scale, None, zero
+            return spec, channel_scale, factor, zero
+        spec = replace(spec, two_level=False)
+    scale, zero = ops.parameters(spec.bits, lo, hi, spec.zero_points)
+    return spec, scale, None, zero
 
 
 def _given(
-    scheme: Scheme, layout: ops.Shape, scale: ArrayLike, zero_point: ArrayLike | None
+    spec: QuantizationSpec, layout: ops.Shape, scale: ArrayLike, zero_point: ArrayLike | None
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """The caller's parameters, checked, on the CPU."""
     scale, zero_point = _on_cpu(scale), _on_cpu(zero_point)
-    wanted = _shaped(np.empty(layout.groups), layout, scheme).shape
+    wanted = _shaped(np.empty(layout.groups), layout, spec).shape
     stored = _fitted("scale", np.asarray(_plain(scale), np.float32), wanted)[: layout.groups]
     if stored.size and not (np.isfinite(stored).all() and (stored > 0).all()):
         raise UserError("scale must be positive and finite everywhere")
     if zero_point is None:
         return stored, None
     zero = _fitted("zero_point", np.asarray(_plain(zero_point)), wanted)[: layout.groups]
-    lowest, highest = (-128, 127) if scheme.bits == 8 else (-8, 7)
+    lowest, highest = (-128, 127) if spec.bits == 8 else (-8, 7)
     if not np.array_equal(zero, np.rint(zero)):
         raise UserError("zero_point must be whole numbers")
     if zero.size and (zero.min() < lowest or zero.max() > highest):

@@ -9,11 +9,11 @@ import torch
 import vggtquant as vq
 from vggtquant.calibration import gptq, methods
 from vggtquant.calibration.statistics import Statistics
-from vggtquant.configs import Scheme
+from vggtquant.configs import QuantizationSpec
 from vggtquant.qtensor import grid, recode
 
-INT4 = Scheme(4, True, "per_group", 8, two_level=True)
-INT8 = Scheme(8, True, "per_channel")
+INT4 = QuantizationSpec(4, True, "per_group", 8, two_level=True)
+INT8 = QuantizationSpec(8, True, "per_channel")
 
 
 def seen(x: torch.Tensor, y: torch.Tensor | None = None) -> Statistics:
@@ -53,12 +53,14 @@ def test_small_problems_come_near_the_best_codes() -> None:
     assert greedy < 1.5 and greedy < rounded
 
 
-@pytest.mark.parametrize("scheme", [INT4, INT8, Scheme(4, False, "per_group", 16, True)], ids=str)
-def test_correlated_inputs_gain(scheme: Scheme) -> None:
+@pytest.mark.parametrize(
+    "spec", [INT4, INT8, QuantizationSpec(4, False, "per_group", 16, True)], ids=str
+)
+def test_correlated_inputs_gain(spec: QuantizationSpec) -> None:
     x = correlated(500, 48)
     w = torch.randn(24, 48, generator=torch.Generator().manual_seed(1))
-    coded = gptq.gptq(w, seen(x), scheme).dequantize()
-    assert loss(w, coded, x) < 0.5 * loss(w, vq.quantize(w, scheme).dequantize(), x)
+    coded = gptq.gptq(w, seen(x), spec).dequantize()
+    assert loss(w, coded, x) < 0.5 * loss(w, vq.quantize(w, spec).dequantize(), x)
 
 
 def test_independent_inputs_are_rounded_to_nearest_in_their_own_columns() -> None:

@@ -61,7 +61,7 @@ def test_every_scheme_comes_back_bit_for_bit(config: vq.QuantizationConfig, tmp_
     for name, layer in back.named_modules():
         if isinstance(layer, vq.QuantizedLinear):
             was = model.get_submodule(name)
-            assert (layer.config, layer.scheme, layer.name) == (config, was.scheme, name)
+            assert (layer.config, layer.spec, layer.name) == (config, was.spec, name)
 
 
 def test_mixed_precision_and_float_scales_come_back(tmp_path: Path) -> None:
@@ -69,12 +69,12 @@ def test_mixed_precision_and_float_scales_come_back(tmp_path: Path) -> None:
         "mixed", "mixed_precision", group_size=32, symmetric=False, sensitive_layers=("wide",)
     )
     model = quantized(config)
-    schemes = {name: m.scheme for name, m in model.named_modules() if hasattr(m, "scheme")}
-    assert {scheme.bits for scheme in schemes.values()} == {4, 8}
-    assert {scheme.two_level for scheme in schemes.values() if scheme.bits == 4} == {True, False}
+    specs = {name: m.spec for name, m in model.named_modules() if hasattr(m, "spec")}
+    assert {spec.bits for spec in specs.values()} == {4, 8}
+    assert {spec.two_level for spec in specs.values() if spec.bits == 4} == {True, False}
     save(model, tmp_path / "a.safetensors", float_dtype="float32")
     back = load(tmp_path / "a.safetensors", model=Zoo())
-    assert {n: m.scheme for n, m in back.named_modules() if hasattr(m, "scheme")} == schemes
+    assert {n: m.spec for n, m in back.named_modules() if hasattr(m, "spec")} == specs
     assert state_bits(back) == state_bits(model)
 
 
@@ -84,7 +84,7 @@ def test_layers_of_two_configs_come_back(tmp_path: Path) -> None:
     vq.quantize_model(model, "INT8_Per_Tensor_Asymmetric", include=["qkv", "narrow"])
     save(model, tmp_path / "a.safetensors")
     back = load(tmp_path / "a.safetensors", model=Zoo)
-    configs = {n: m.config.name for n, m in back.named_modules() if hasattr(m, "scheme")}
+    configs = {n: m.config.name for n, m in back.named_modules() if hasattr(m, "spec")}
     assert configs["wide"] == "INT4_Group_32_A8"
     assert configs["qkv"] == "INT8_Per_Tensor_Asymmetric"
 
@@ -328,7 +328,7 @@ def layer(**changed: object) -> Change:
     return change
 
 
-def scheme(**changed: object) -> Change:
+def spec(**changed: object) -> Change:
     def change(header: checkpoints.Header, data: bytes) -> tuple[checkpoints.Header, bytes]:
         values = checkpoints.document(header)
         values["layers"][0]["scheme"].update(changed)
@@ -387,12 +387,12 @@ FAULTS: dict[str, Change] = {
     "a layer of huge shape": layer(shape=[2**40, 2**40]),
     "a layer of no shape": layer(shape=[]),
     "a layer of a config that is none": layer(config=7),
-    "a scheme of 5 bits": scheme(bits=5),
-    "a scheme of 8 bits": scheme(bits=8, two_level=False),
-    "a scheme with zero points": scheme(symmetric=False),
-    "a scheme of words": scheme(symmetric="yes"),
-    "groups of 0": scheme(group_size=0),
-    "groups of 12": scheme(group_size=12),
+    "a spec of 5 bits": spec(bits=5),
+    "a spec of 8 bits": spec(bits=8, two_level=False),
+    "a spec with zero points": spec(symmetric=False),
+    "a spec of words": spec(symmetric="yes"),
+    "groups of 0": spec(group_size=0),
+    "groups of 12": spec(group_size=12),
     "NaN scales": bytes_of("wide.weight_scale", floats(np.nan)),
     "infinite scales": bytes_of("wide.weight_scale", floats(np.inf)),
     "zero scales": bytes_of("wide.weight_scale", floats(0.0)),

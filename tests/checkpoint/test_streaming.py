@@ -325,7 +325,7 @@ def test_max_bytes(zoo: Path, tmp_path: Path) -> None:
     done = quantize_file(found, plan.config, tmp_path / "mixed.safetensors", max_bytes=most)
     assert small < done.nbytes <= most
     layers = Checkpoint(tmp_path / "mixed.safetensors").document.layers
-    assert {layer.name: layer.scheme.bits for layer in layers} == plan.bits
+    assert {layer.name: layer.spec.bits for layer in layers} == plan.bits
     assert plan.config.quantize_activations
     # The same config gives the same codes in memory.
     assert same(tmp_path / "mixed.safetensors", in_memory(Zoo(), plan.config))
@@ -353,7 +353,7 @@ def test_bits_by_name(zoo: Path, tmp_path: Path) -> None:
     plan = budget.from_bits(found, "INT4_Group_32", wanted)
     quantize_file(found, plan.config, tmp_path / "a.safetensors", exclude=plan.exclude)
     document = Checkpoint(tmp_path / "a.safetensors").document
-    bits = {layer.name: layer.scheme.bits for layer in document.layers}
+    bits = {layer.name: layer.spec.bits for layer in document.layers}
     assert bits == {"blocks.0": 8, "wide": 8, "qkv": 4, "narrow": 4}
     assert document.skipped["blocks.2"] == "excluded"
     for nonsense in ({"wide": 5}, {"wide": True}, {"nobody": 4}):

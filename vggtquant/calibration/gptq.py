@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from ..configs import Scheme
+from ..configs import QuantizationSpec
 from ..qtensor import QTensor, grid, quantize, recode
 from .statistics import Statistics
 
@@ -40,12 +40,14 @@ def target(weight: torch.Tensor, s: Statistics, ridge: float = RIDGE) -> torch.T
     return (torch.cholesky_solve(right.T, torch.linalg.cholesky(h)).T * root).float()
 
 
-def gptq(weight: torch.Tensor, s: Statistics, scheme: Scheme, damping: float = DAMPING) -> QTensor:
+def gptq(
+    weight: torch.Tensor, s: Statistics, spec: QuantizationSpec, damping: float = DAMPING
+) -> QTensor:
     """Codes of a weight (n, k) whose error on the inputs is small.
 
     Scales are chosen for the weight as it comes and fixed before columns are ordered.
     """
-    q = quantize(weight, scheme)
+    q = quantize(weight, spec)
     scale, zero, lowest, highest = grid(q)
     order, upper = _inverse_factor(s)
     w = weight.float()[:, order].clone()

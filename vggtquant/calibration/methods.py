@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from ..configs import Scheme
+from ..configs import QuantizationSpec
 from ..errors import UserError
 from ..qtensor import QTensor, quantize
 from . import gptq
 from .statistics import Statistics
 
-Coder = Callable[[torch.Tensor, Statistics, Scheme], QTensor]
+Coder = Callable[[torch.Tensor, Statistics, QuantizationSpec], QTensor]
 
 
 class Method(NamedTuple):
@@ -35,14 +35,14 @@ class Method(NamedTuple):
         return self.bias or self.smooths or self.code is not nearest
 
 
-def nearest(weight: torch.Tensor, _: Statistics, scheme: Scheme) -> QTensor:
+def nearest(weight: torch.Tensor, _: Statistics, spec: QuantizationSpec) -> QTensor:
     """Round to nearest."""
-    return quantize(weight, scheme)
+    return quantize(weight, spec)
 
 
-def to_float_output(weight: torch.Tensor, s: Statistics, scheme: Scheme) -> QTensor:
+def to_float_output(weight: torch.Tensor, s: Statistics, spec: QuantizationSpec) -> QTensor:
     """GPTQ of the weight that gives the float layer's output on the quantized model's inputs."""
-    return gptq.gptq(gptq.target(weight, s), s, scheme)
+    return gptq.gptq(gptq.target(weight, s), s, spec)
 
 
 METHODS = {

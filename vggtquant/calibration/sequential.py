@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import model as walk
 from .. import ops
-from ..configs import QuantizationConfig, Scheme, get_config
+from ..configs import QuantizationConfig, QuantizationSpec, get_config
 from ..errors import UserError
 from ..model import LayerReport, Model, ModelReport, Progress
 from ..qtensor import QTensor, quantize
@@ -118,7 +118,7 @@ class _Job:
         self.model, self.config, self.how, self.edits = model, config, how, edits
         self.shown, self.wanted = shown, wanted
         self.identity = _identity(model)
-        groups = any(c.layer_scheme(name).granularity == "per_group" for name, c in wanted.items())
+        groups = any(c.layer_spec(name).granularity == "per_group" for name, c in wanted.items())
         self.group = config.group_size if groups else None
         if how.folds and not how.looks:
             folds.fold(edits, self.group)
@@ -245,18 +245,18 @@ class _Job:
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def _scheme(self, name: str) -> Scheme:
-        return self.wanted[name].layer_scheme(name)
+    def _spec(self, name: str) -> QuantizationSpec:
+        return self.wanted[name].layer_spec(name)
 
     def _nearest(self, name: str) -> QTensor:
-        return quantize(self._float(name).weight.detach(), self._scheme(name))
+        return quantize(self._float(name).weight.detach(), self._spec(name))
 
     def _code(self, name: str, s: Statistics) -> _Coded:
         """The method's codes, or the nearest ones where these have the smaller error."""
         layer = self._float(name)
         weight, bias = layer.weight.detach().float(), layer.bias
         nearest, note = self._nearest(name), None
-        q = self.how.code(weight, s, self._scheme(name))
+        q = self.how.code(weight, s, self._spec(name))
         values = q.dequantize().float()
         centred = self.how.bias and bias is not None
         if q is not nearest and s.error(weight, values, centred) > s.error(
@@ -281,12 +281,10 @@ class _Job:
         return replace(row, note="; ".join(filter(None, (row.note, coded.note))) or None)
 
     def _restored(self, name: str, held: dict[str, Any]) -> _Coded:
-        scheme = replace(self._scheme(name), two_level=held["factor"] is not None)
+        spec = replace(self._spec(name), two_level=held["factor"] is not None)
         parts = [None if held[k] is None else held[k].numpy() for k in _PARTS]
         shape = tuple(self._float(name).weight.shape)
-        return _Coded(
-            QTensor(scheme, shape, held["dtype"], True, *parts), held["bias"], held["note"]
-        )
+        return _Coded(QTensor(spec, shape, held["dtype"], True, *parts), held["bias"], held["note"])
 
 
 _PARTS = ("packed", "scale", "factor", "zero")

@@ -242,8 +242,8 @@ def _cost(
 ) -> Cost:
     nbytes, error = {}, {}
     for bits in (4, 8):
-        q, weight = code(found, name, config.scheme(bits))
-        nbytes[bits] = Layer(name, linears.shape_of(found, name), q.scheme).bytes
+        q, weight = code(found, name, config.spec(bits))
+        nbytes[bits] = Layer(name, linears.shape_of(found, name), q.spec).bytes
         if sensitivity is None:
             error[bits] = _squared_error(weight, q.dequantize())
     found.release(f"{name}.weight")

@@ -2,7 +2,7 @@
 """What a packed checkpoint says of itself; docs/checkpoint-format.md is the definition.
 
 A checkpoint is one safetensors file: the state dict of the quantized model, and a JSON document in
-the metadata with the layers, their schemes, a checksum a tensor, and where the weights came from.
+the metadata with the layers, their specs, a checksum a tensor, and where the weights came from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .. import ops
-from ..configs import QuantizationConfig, Scheme
+from ..configs import QuantizationConfig, QuantizationSpec
 from ..errors import UserError
 from ..qtensor import QTensor
 from ..weights.container import SEAL, Container, Entry, Planned, header_bound
@@ -50,7 +50,7 @@ class Layer:
     name: str
     shape: tuple[int, int]
     """(out_features, in_features)"""
-    scheme: Scheme
+    spec: QuantizationSpec
     """As it was coded: two_level is False where float group scales were taken instead."""
     config: int = 0
     """Which of the document's configs."""
@@ -58,18 +58,18 @@ class Layer:
     """Of the weight and what its codes stand for; None where it was not measured or has none."""
 
     def parts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Names, dtypes and shapes of the weight's tensors, by the scheme and the shape alone."""
-        scheme, (n, k) = self.scheme, self.shape
-        rows, cols = (1, n * k) if scheme.granularity == "per_tensor" else (n, k)
-        groups = -(-k // min(scheme.group_size, k)) if scheme.granularity == "per_group" else 1
-        scales = rows if scheme.two_level else rows * groups
+        """Names, dtypes and shapes of the weight's tensors, by the spec and the shape alone."""
+        spec, (n, k) = self.spec, self.shape
+        rows, cols = (1, n * k) if spec.granularity == "per_tensor" else (n, k)
+        groups = -(-k // min(spec.group_size, k)) if spec.granularity == "per_group" else 1
+        scales = rows if spec.two_level else rows * groups
         shapes: dict[str, tuple[int, ...]] = {
-            "weight_codes": (rows, ops.row_nbytes(scheme.bits, cols)),
+            "weight_codes": (rows, ops.row_nbytes(spec.bits, cols)),
             "weight_scale": (scales,),
         }
-        if scheme.two_level:
+        if spec.two_level:
             shapes["weight_factor"] = (rows * groups,)
-        if scheme.zero_points:
+        if spec.zero_points:
             shapes["weight_zero_point"] = (rows * groups,)
         return {f"{self.name}.{key}": (PARTS[key], shape) for key, shape in shapes.items()}
 
@@ -141,7 +141,7 @@ class Document:
             "format_version": FORMAT_VERSION,
             **asdict(self),
             "configs": [config.to_dict() for config in self.configs],
-            "layers": [{**asdict(layer), "shape": list(layer.shape)} for layer in self.layers],
+            "layers": [_row(layer) for layer in self.layers],
             "narrowed": self.narrowed._asdict() if self.narrowed else None,
         }
         text = json.dumps(values, separators=(",", ":"), allow_nan=False)
@@ -181,14 +181,14 @@ class Checkpoint:
         given = {part: self.file.tensor(part).numpy() for part in layer.parts()}
         codes, scale, factor, zero = (given.get(f"{layer.name}.{key}") for key in PARTS)
         assert codes is not None and scale is not None  # parts() always has them
-        scheme = layer.scheme
+        spec = layer.spec
         if not (np.isfinite(scale).all() and (scale > 0).all()):
             raise self._wrong(layer, "scales that are not positive and finite")
-        if factor is not None and not (1 <= factor.min() and factor.max() <= _most_factor(scheme)):
-            raise self._wrong(layer, f"factors outside 1..{_most_factor(scheme)}")
-        if zero is not None and scheme.bits == 4 and not (-8 <= zero.min() and zero.max() <= 7):
+        if factor is not None and not (1 <= factor.min() and factor.max() <= _most_factor(spec)):
+            raise self._wrong(layer, f"factors outside 1..{_most_factor(spec)}")
+        if zero is not None and spec.bits == 4 and not (-8 <= zero.min() and zero.max() <= 7):
             raise self._wrong(layer, "zero points outside -8..7")
-        return QTensor(scheme, layer.shape, "float32", True, codes, scale, factor, zero)
+        return QTensor(spec, layer.shape, "float32", True, codes, scale, factor, zero)
 
     def dtype(self, name: str) -> torch.dtype:
         """What a float tensor was before it was stored."""
@@ -248,8 +248,8 @@ class Checkpoint:
         return floats
 
 
-def _most_factor(scheme: Scheme) -> int:
-    return 15 if scheme.symmetric else 8
+def _most_factor(spec: QuantizationSpec) -> int:
+    return 15 if spec.symmetric else 8
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -274,7 +274,7 @@ def _read_1(values: Mapping[str, Any]) -> Document:
         Layer(
             _str(row["name"]),
             _pair(row["shape"]),
-            _scheme(row["scheme"]),
+            _spec(row["scheme"]),
             _index(row["config"], len(values["configs"])),
             None if row["sqnr_db"] is None else _number(row["sqnr_db"]),
         )
@@ -345,13 +345,21 @@ def _index(value: Any, count: int) -> int:
     return value
 
 
-def _scheme(values: Any) -> Scheme:
-    scheme = Scheme(**values)
-    if type(scheme.symmetric) is not bool or type(scheme.two_level) is not bool:
+def _row(layer: Layer) -> dict[str, Any]:
+    """A layer as the file has it, which calls its spec a scheme."""
+    row = asdict(layer)
+    return {
+        ("scheme" if k == "spec" else k): list(v) if k == "shape" else v for k, v in row.items()
+    }
+
+
+def _spec(values: Any) -> QuantizationSpec:
+    spec = QuantizationSpec(**values)
+    if type(spec.symmetric) is not bool or type(spec.two_level) is not bool:
         raise TypeError("symmetric and two_level are true or false")
-    if (scheme.bits == 4) != (scheme.granularity == "per_group") or scheme.group_size % 8:
-        raise ValueError(f"{scheme} is no scheme of a Linear")
-    return scheme
+    if (spec.bits == 4) != (spec.granularity == "per_group") or spec.group_size % 8:
+        raise ValueError(f"{spec} is no spec of a Linear")
+    return spec
 
 
 def _config(values: Any) -> QuantizationConfig:

@@ -89,7 +89,7 @@ def _version(checkpoint: Checkpoint) -> int:
 def _counted(checkpoint: Checkpoint) -> Iterator[str]:
     for i, config in enumerate(checkpoint.document.configs):
         of = [layer for layer in checkpoint.document.layers if layer.config == i]
-        eight = sum(layer.scheme.bits == 8 for layer in of)
+        eight = sum(layer.spec.bits == 8 for layer in of)
         mixed = f" ({eight} layers at 8 bits)" if 0 < eight < len(of) else ""
         yield f"{config.name}{mixed}"
 
@@ -129,12 +129,12 @@ def _layer_lines(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _what(layer: Layer) -> str:
-    scheme = layer.scheme
-    words = f"INT{scheme.bits}"
-    if scheme.granularity == "per_group":
-        words += f", groups of {scheme.group_size}"
-        words += "" if scheme.two_level else " with float scales"
-    return words + ("" if scheme.symmetric else ", zero points")
+    spec = layer.spec
+    words = f"INT{spec.bits}"
+    if spec.granularity == "per_group":
+        words += f", groups of {spec.group_size}"
+        words += "" if spec.two_level else " with float scales"
+    return words + ("" if spec.symmetric else ", zero points")
 
 
 def _verify(checkpoint: Checkpoint) -> None:
@@ -220,11 +220,11 @@ class _View(NamedTuple):
     release: Callable[[str], None]
 
 
-def _view(spec: str | Path) -> _View:
-    if is_checkpoint(spec):
-        packed = _Packed(Checkpoint(spec))
+def _view(address: str | Path) -> _View:
+    if is_checkpoint(address):
+        packed = _Packed(Checkpoint(address))
         return _View(packed.shapes, packed.checked, packed.release)
-    found = open_weights(spec)
+    found = open_weights(address)
     return _View(found.shapes, found.tensor, found.release)
 
 

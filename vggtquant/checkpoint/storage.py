@@ -114,7 +114,7 @@ def save(
         if module.config not in configs:
             configs.append(module.config)
         shape = (module.out_features, module.in_features)
-        layers.append(Layer(name, shape, module.scheme, configs.index(module.config)))
+        layers.append(Layer(name, shape, module.spec, configs.index(module.config)))
     floats = dict(_float_tensors(model))
     architecture, settings = architectures.of_model(model)
     document = Document(

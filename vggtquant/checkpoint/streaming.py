@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from .. import model
-from ..configs import QuantizationConfig, Scheme, get_config
+from ..configs import QuantizationConfig, QuantizationSpec, get_config
 from ..errors import UserError
 from ..qtensor import QTensor, quantize
 from ..selection import Choice, Patterns, Request
@@ -66,12 +66,12 @@ class Streamed(Saved):
         plain = [
             layer.name
             for layer in document.layers
-            if layer.scheme.bits == 4 and not layer.scheme.two_level
+            if layer.spec.bits == 4 and not layer.spec.two_level
         ]
         notes = [f"licence of the weights: {document.source.licence}"]
         if self.prefix:
             notes.append(f"every name began with {self.prefix}, which is left out")
-        if plain and any(config.scheme(4).two_level for config in document.configs):
+        if plain and any(config.spec(4).two_level for config in document.configs):
             notes.append(
                 f"float group scales in {len(plain)} of {len(document.layers)} layers, where "
                 f"two-level ones would cost more than 5 % in squared error: {', '.join(plain[:3])}"
@@ -214,21 +214,21 @@ def _make(
         tensor, cost = stored(found.tensor(name).cpu(), float_dtype)
         return _Made([Blob.of(name, tensor)], None, cost)
     config = choice.chosen[layer_name]
-    q, weight = code(found, layer_name, config.layer_scheme(layer_name))
+    q, weight = code(found, layer_name, config.layer_spec(layer_name))
     sqnr_db, _ = model.weight_quality(weight, q)
     shape = linears.shape_of(found, layer_name)
-    layer = Layer(layer_name, shape, q.scheme, configs.index(config), sqnr_db)
+    layer = Layer(layer_name, shape, q.spec, configs.index(config), sqnr_db)
     blobs = [Blob.of(part, tensor) for part, tensor in tensors_of(layer_name, q).items()]
     return _Made(blobs, layer, Cost())
 
 
-def code(found: Weights, layer: str, scheme: Scheme) -> tuple[QTensor, torch.Tensor]:
+def code(found: Weights, layer: str, spec: QuantizationSpec) -> tuple[QTensor, torch.Tensor]:
     """A layer's codes and its weight; UserError naming the layer where it cannot be coded."""
     weight = found.tensor(f"{layer}.weight").cpu()
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         weight = weight.float()
     try:
-        return quantize(weight, scheme), weight
+        return quantize(weight, spec), weight
     except UserError as error:
         raise UserError(f"layer {layer}: {error}") from error
 
@@ -236,7 +236,7 @@ def code(found: Weights, layer: str, scheme: Scheme) -> tuple[QTensor, torch.Ten
 def checked_config(config: str | QuantizationConfig) -> QuantizationConfig:
     """The config; UserError for one that makes no packed file."""
     config = get_config(config)
-    config.layer_scheme()
+    config.layer_spec()
     return config
 
 
@@ -255,19 +255,19 @@ def planned(found: Weights, choice: Choice) -> Iterator[Planned]:
             continue
         parts: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         shape = linears.shape_of(found, layer)
-        for scheme in _possible_schemes(choice.chosen[layer], layer):
-            for part, kind in Layer(layer, shape, scheme).parts().items():
+        for spec in _possible_specs(choice.chosen[layer], layer):
+            for part, kind in Layer(layer, shape, spec).parts().items():
                 parts[part] = max(parts.get(part, kind), kind, key=lambda a: len(str(a)))
         for part, kind in parts.items():
             yield Planned(part, *kind)
 
 
-def _possible_schemes(config: QuantizationConfig, layer: str) -> list[Scheme]:
+def _possible_specs(config: QuantizationConfig, layer: str) -> list[QuantizationSpec]:
     """What the layer may be coded with, before its values and its share of a budget are known."""
-    schemes = [config.layer_scheme(layer)]
+    specs = [config.layer_spec(layer)]
     if config.quant_type == "mixed_precision":
-        schemes = [config.scheme(4), config.scheme(8)]
-    return schemes + [replace(scheme, two_level=False) for scheme in schemes if scheme.two_level]
+        specs = [config.spec(4), config.spec(8)]
+    return specs + [replace(spec, two_level=False) for spec in specs if spec.two_level]
 
 
 def fixed_nbytes(
@@ -298,9 +298,7 @@ def _planned_document(found: Weights, choice: Choice, config: QuantizationConfig
         settings=settings,
         configs=configs,
         layers=[
-            Layer(
-                layer, linears.shape_of(found, layer), own.layer_scheme(layer), configs.index(own)
-            )
+            Layer(layer, linears.shape_of(found, layer), own.layer_spec(layer), configs.index(own))
             for layer, own in choice.chosen.items()
         ],
         skipped=choice.skipped,

@@ -223,15 +223,15 @@ def _packed(settings: Settings) -> tuple[LoadedModel, Variant, bool]:
     path = Path(settings.model)
     document = Checkpoint(path).document
     config = replace(document.configs[0], name=path.name)
-    spec = settings.source or _source(path, document.source.name, document.source.sha256)
-    if spec is None:
+    address = settings.source or _source(path, document.source.name, document.source.sha256)
+    if address is None:
         alone = Variant(path.name, Kind.BASELINE, config, path)
         return models.load_model(path), alone, True
-    loaded = models.load_model(spec)
+    loaded = models.load_model(address)
     wanted = document.source.sha256
     if settings.source is not None and wanted and loaded.sha256 != wanted:
         raise UserError(
-            f"{path} was made from other weights than {spec}: SHA-256 {wanted[:16]}... there, "
+            f"{path} was made from other weights than {address}: SHA-256 {wanted[:16]}... there, "
             f"{loaded.sha256[:16]}... here"
         )
     return loaded, Variant(path.name, Kind.QUANTIZED, config, path), False
@@ -241,15 +241,15 @@ def _source(path: Path, name: str, sha256: str) -> str | None:
     """What the file was made from, where that is at hand and the same to the bit."""
     from .. import models
 
-    for spec in dict.fromkeys((name, str(path.parent / Path(name).name))):
+    for address in dict.fromkeys((name, str(path.parent / Path(name).name))):
         if not name or not sha256:
             break
         try:
-            place = names.resolve(spec)
+            place = names.resolve(address)
             if place.files and tensors.file_hash(place.files) != sha256:
                 continue
-            if models.load_model(spec).sha256 == sha256:
-                return spec
+            if models.load_model(address).sha256 == sha256:
+                return address
         except UserError:
             continue
     return None

@@ -59,12 +59,12 @@ class Place:
     build: Callable[[], nn.Module] | None = None
 
 
-def resolve(spec: str | Path) -> Place:
-    """The place that `spec` names.
+def resolve(address: str | Path) -> Place:
+    """The place that `address` names.
 
-    spec: `builtin:tiny`; a weights file (.safetensors, .pt, .pth, .bin) or the index of a sharded
-    one (.index.json); a directory with one of them; `package.module:function`, which returns a
-    model; a hub id such as `facebook/VGGT-1B`, through the local cache.
+    address: `builtin:tiny`; a weights file (.safetensors, .pt, .pth, .bin) or the index of a
+    sharded one (.index.json); a directory with one of them; `package.module:function`, which
+    returns a model; a hub id such as `facebook/VGGT-1B`, through the local cache.
 
     Raises:
         UserError: nothing of that name.
@@ -72,7 +72,7 @@ def resolve(spec: str | Path) -> Place:
     >>> resolve("builtin:tiny").licence[:10]
     'Apache-2.0'
     """
-    words = os.fspath(spec)
+    words = os.fspath(address)
     for matches, place in _KINDS:
         if matches(words):
             return place(words)
@@ -83,24 +83,24 @@ def resolve(spec: str | Path) -> Place:
     )
 
 
-def _builtin(spec: str) -> Place:
-    if spec not in BUILTIN:
-        raise UserError(f"unknown built-in model {spec!r}: wanted {', '.join(BUILTIN)}")
-    return Place(spec, "part of vggtquant", _OWN_LICENCE, build=lambda: call(BUILTIN[spec]))
+def _builtin(address: str) -> Place:
+    if address not in BUILTIN:
+        raise UserError(f"unknown built-in model {address!r}: wanted {', '.join(BUILTIN)}")
+    return Place(address, "part of vggtquant", _OWN_LICENCE, build=lambda: call(BUILTIN[address]))
 
 
-def _function(spec: str) -> Place:
-    licence = f"not known here: that of the model which {spec} returns"
-    return Place(spec, f"function {spec}", licence, build=lambda: call(spec))
+def _function(address: str) -> Place:
+    licence = f"not known here: that of the model which {address} returns"
+    return Place(address, f"function {address}", licence, build=lambda: call(address))
 
 
-def _file(spec: str) -> Place:
-    path = Path(spec)
+def _file(address: str) -> Place:
+    path = Path(address)
     return _place(path, path.name, str(path), vggt.FILE_LICENCE, path.parent / CONFIG)
 
 
-def _directory(spec: str) -> Place:
-    folder = Path(spec)
+def _directory(address: str) -> Place:
+    folder = Path(address)
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:  # a single file of another name is meant just as well
         found = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and p.is_file()]
@@ -112,22 +112,24 @@ def _directory(spec: str) -> Place:
     return _place(found[0], name, str(found[0]), vggt.FILE_LICENCE, folder / CONFIG)
 
 
-def _hub(spec: str) -> Place:
-    path = next(filter(None, (_cached(spec, name) for name in WEIGHTS)), None) or _download(spec)
+def _hub(address: str) -> Place:
+    path = next(filter(None, (_cached(address, name) for name in WEIGHTS)), None) or _download(
+        address
+    )
     if path.name.endswith(".index.json"):
         for shard in sorted(set(_weight_map(path).values())):
-            if _cached(spec, shard) is None:
-                _download(spec)
-    licence = vggt.LICENCES.get(spec, f"see https://huggingface.co/{spec}")
+            if _cached(address, shard) is None:
+                _download(address)
+    licence = vggt.LICENCES.get(address, f"see https://huggingface.co/{address}")
     source = f"hub, {path.parent.name}/{path.name}"
-    return _place(path, spec, source, licence, _cached(spec, CONFIG))
+    return _place(path, address, source, licence, _cached(address, CONFIG))
 
 
 _KINDS: tuple[tuple[Callable[[str], object], Callable[[str], Place]], ...] = (  # the first matches
-    (lambda spec: spec.startswith("builtin:"), _builtin),
-    (lambda spec: Path(spec).is_dir(), _directory),
-    (lambda spec: Path(spec).suffix.lower() in SUFFIXES or Path(spec).is_file(), _file),
-    (lambda spec: spec.endswith(".index.json"), _file),
+    (lambda address: address.startswith("builtin:"), _builtin),
+    (lambda address: Path(address).is_dir(), _directory),
+    (lambda address: Path(address).suffix.lower() in SUFFIXES or Path(address).is_file(), _file),
+    (lambda address: address.endswith(".index.json"), _file),
     (_FUNCTION.fullmatch, _function),
     (_HUB_ID.fullmatch, _hub),
 )
@@ -168,13 +170,13 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def call(spec: str) -> nn.Module:
+def call(address: str) -> nn.Module:
     """What `module:function` returns; the working directory counts as a place for modules.
 
     Raises:
         UserError: it cannot be imported, fails, or returns no model.
     """
-    module_name, _, attribute = spec.partition(":")
+    module_name, _, attribute = address.partition(":")
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -183,15 +185,15 @@ def call(spec: str) -> nn.Module:
     except UserError:
         raise
     except ModuleNotFoundError as error:
-        raise UserError(f"{spec}: no module named {error.name!r}") from error
+        raise UserError(f"{address}: no module named {error.name!r}") from error
     except AttributeError as error:
-        raise UserError(f"{spec}: {first_line(error)}") from error
+        raise UserError(f"{address}: {first_line(error)}") from error
     except Exception as error:  # the user's code: whatever it raises is told, not passed on
-        raise UserError(f"{spec} failed: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{address} failed: {type(error).__name__}: {first_line(error)}") from error
     finally:
         sys.path.remove(here)
     if not isinstance(model, nn.Module):
-        raise UserError(f"{spec} returned {type(model).__name__}, wanted a torch.nn.Module")
+        raise UserError(f"{address} returned {type(model).__name__}, wanted a torch.nn.Module")
     return model
 
 

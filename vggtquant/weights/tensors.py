@@ -107,8 +107,8 @@ class Weights:
         return file_hash(self.place.files, stop)
 
 
-def open_weights(spec: str | Path) -> Weights:
-    """The float weights that `spec` names, whatever kind of name it is (see names.resolve).
+def open_weights(address: str | Path) -> Weights:
+    """The float weights that `address` names, whatever kind of name it is (see names.resolve).
 
     Raises:
         UserError: nothing of that name, a damaged file, one that is quantized already.
@@ -116,7 +116,7 @@ def open_weights(spec: str | Path) -> Weights:
     >>> len(open_weights("builtin:tiny").tensors) > 100
     True
     """
-    return read(resolve(spec))
+    return read(resolve(address))
 
 
 def read(place: Place) -> Weights:

@@ -281,7 +281,7 @@ class Bench:
                 Layer(
                     name=name,
                     shape=shape,
-                    scheme=f"{module.config.name}, INT{module.scheme.bits}",
+                    scheme=f"{module.config.name}, INT{module.spec.bits}",
                     bytes_before=4 * (shape[0] * shape[1] + bias),
                     bytes_after=module.nbytes,
                     sqnr_db=noise.get(name),

@@ -33,7 +33,7 @@ _MODULE = "vggtquant.evaluation.measure.isolate"  # __name__ is another where it
 class Request(msgspec.Struct):
     """What the process is asked to do."""
 
-    spec: str
+    address: str
     packed: str | None
     images: str
     autocast: bool
@@ -44,7 +44,7 @@ class Request(msgspec.Struct):
 class Isolation:
     """Where the float model comes from, for processes that have to load it themselves."""
 
-    spec: str
+    address: str
     weights: Path | None  # its file, where there is one
 
     def __call__(self, variant: Variant, model: nn.Module, images: torch.Tensor) -> Alone:
@@ -60,7 +60,7 @@ class Isolation:
             pictures = Path(folder) / "images.npy"
             np.save(pictures, images.numpy())
             request = Request(
-                self.spec, packed, str(pictures), variant.autocast, torch.get_num_threads()
+                self.address, packed, str(pictures), variant.autocast, torch.get_num_threads()
             )
             words = msgspec.json.encode(request).decode()
             done = subprocess.run(
@@ -88,10 +88,10 @@ def _load(request: Request) -> nn.Module:
     from ...checkpoint.document import Checkpoint
 
     if request.packed is None:
-        return models.load_model(request.spec).model
+        return models.load_model(request.address).model
     known = Checkpoint(request.packed).document.architecture
     # Only code knows how other models are built, float weights and all.
-    model = None if known else models.load_model(request.spec).model
+    model = None if known else models.load_model(request.address).model
     return storage.load(request.packed, model=model)
 
 
