@@ -147,13 +147,19 @@ class QuantizationConfig:
     the time where the CPU multiplies bfloat16 slowly (docs/performance.md)."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
+            raise UserError(f"name is {self.name!r}; a line of text is wanted")
         _one_of("convolutions", self.convolutions, ("float", "int8"))
         for field in ("sensitive_layers", "wide_layers"):
             patterns = getattr(self, field)
-            patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-            object.__setattr__(self, field, patterns)
+            patterns = [patterns] if isinstance(patterns, str) else patterns
+            if not isinstance(patterns, list | tuple) or not all(
+                isinstance(pattern, str) for pattern in patterns
+            ):
+                raise UserError(f"{field} is {patterns!r}; patterns of names are wanted")
+            object.__setattr__(self, field, tuple(patterns))
         object.__setattr__(self, "device", str(self.device))
-        if self.quant_type not in QUANT_TYPES:
+        if not isinstance(self.quant_type, str) or self.quant_type not in QUANT_TYPES:
             raise UserError(
                 f"quant_type {self.quant_type!r} is unknown; one of: {', '.join(QUANT_TYPES)}"
             )
@@ -375,8 +381,10 @@ def read_configs(path: str | Path) -> list[QuantizationConfig]:
             config = QuantizationConfig.from_dict(value)
         except (UserError, TypeError) as error:
             raise UserError(f"{path}, config {value.get('name', '?')}: {error}") from error
-        if not isinstance(config.name, str) or config.name in found:
-            raise UserError(f"{path}: the name {config.name!r} is no text or stands there twice")
+        if config.name in found:
+            raise UserError(
+                f"{path}: two configs are named {config.name!r}; wanted a name for each"
+            )
         found[config.name] = config
     return list(found.values())
 

@@ -80,6 +80,7 @@ def run(
     from .checkpoint.budget import parse_bytes
     from .configs import get_config
     from .data.images import check_mode, check_size, load_frames
+    from .linear import QuantizedLinear
     from .model import quantize_model
     from .progress import Progress
 
@@ -108,6 +109,8 @@ def run(
 
     say(f"loading {model}")
     loaded = models.load_model(model, target)
+    if config is not None and any(isinstance(m, QuantizedLinear) for m in loaded.model.modules()):
+        raise UserError(f"{model} is quantized already; leave --scheme {config.name} out")
     say(f"licence of the weights: {loaded.licence}")
     width = size or loaded.image_size
     if scene_number is None:
@@ -184,6 +187,8 @@ def _file_names(pictures: list[Path]) -> list[str]:
 def _keep_apart(pictures: list[Path], names: list[str], out: Path) -> None:
     """UserError when results would be written among the pictures, to be read by the next run, or
     among those of a run with other pictures."""
+    if pictures and pictures[0].resolve().parent == out.resolve():
+        raise UserError(f"--out {out} is the folder of the pictures: wanted another one")
     for name in ("images", "depth"):
         if pictures and pictures[0].resolve().parent == (out / name).resolve():
             raise UserError(f"--out {out} holds the pictures in {name}/: wanted another folder")

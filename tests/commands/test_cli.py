@@ -19,7 +19,7 @@ from PIL import Image
 
 import vggtquant as vq
 from vggtquant import tiny
-from vggtquant.commands import cli, evaluation
+from vggtquant.commands import cli, options
 from vggtquant.evaluation import schema
 from vggtquant.evaluation.measure import bench, variants
 
@@ -214,7 +214,7 @@ def test_two_sources_of_pictures(tmp_path: Path, pictures: Path, capsys) -> None
 
 
 def test_missing_packages_are_named(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "_EXTRA", ("rich", "no_such_package"))
+    monkeypatch.setattr(options, "_EXTRA", ("rich", "no_such_package"))
     _refused(capsys, _evaluate(tmp_path), "no_such_package", "vggtquant[eval]")
 
 

@@ -154,7 +154,7 @@ def test_bad_scenes_are_told_in_one_line(arguments: dict[str, int], words: str) 
 
 
 def test_bad_folders_are_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="count must be 1 or more"):
+    with pytest.raises(UserError, match="count must be 1 to 100000, got 0"):
         scenes.write_dataset(tmp_path, count=0)
     with pytest.raises(UserError, match="no readable scene"):
         scenes.load_scene(tmp_path / "nowhere")

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..weights.container import Blob, Planned, Writer, header_bound
 from ..weights.tensors import open_weights
 from .document import Checkpoint, Layer, is_checkpoint
-from .storage import describe
+from .storage import check_name, describe
 from .streaming import in_order
 
 # ---- info ----------------------------------------------------------------------------------------
@@ -43,9 +43,8 @@ def info(path: str | Path, *, layers: bool = False) -> list[str]:
     Raises:
         UserError: a damaged file, or no packed checkpoint.
     """
-    checkpoint = Checkpoint(path)
+    checkpoint = verified(path)
     document = checkpoint.document
-    _verify(checkpoint)
     source, parts = document.source, _parts(checkpoint)
     total = Part()
     for part in parts.values():
@@ -137,13 +136,17 @@ def _what(layer: Layer) -> str:
     return words + ("" if spec.symmetric else ", zero points")
 
 
-def _verify(checkpoint: Checkpoint) -> None:
+def verified(path: str | Path) -> Checkpoint:
+    """The checkpoint, every tensor compared with its checksum; UserError for a damaged one."""
+    checkpoint = Checkpoint(path)
+
     def job(name: str) -> None:
         checkpoint.verify(name)
         checkpoint.file.release(name)
 
     for _ in in_order(job, checkpoint.entries):
         pass
+    return checkpoint
 
 
 # ---- dequantize ----------------------------------------------------------------------------------
@@ -158,6 +161,7 @@ def dequantize(path: str | Path, out: str | Path) -> int:
         UserError: a damaged file, a full disk, a directory that cannot be written.
     """
     checkpoint = Checkpoint(path)
+    check_name(out)
     if Path(out).exists() and Path(out).samefile(checkpoint.path):
         raise UserError(f"--out {out} is the source itself; another name is wanted")
     view = _Packed(checkpoint)

@@ -159,8 +159,24 @@ def writer() -> str:
     return f"vggtquant {VERSION}"
 
 
+FOREIGN = (".pt", ".pth", ".bin", ".ckpt", ".onnx", ".gguf", ".npz", ".json", ".toml", ".txt")
+"""Suffixes of other formats, under which no packed file is written."""
+
+
+def check_name(path: str | Path) -> None:
+    """UserError for an empty path, and for a file under the name of another format."""
+    if not os.fspath(path):
+        raise UserError("the path is empty; a .safetensors file or a directory is wanted")
+    if Path(path).suffix in FOREIGN and not os.path.isdir(path):
+        raise UserError(
+            f"{path} would hold safetensors under the name of another format; wanted .safetensors "
+            "or a directory"
+        )
+
+
 def place(path: str | Path) -> tuple[Path, Path | None]:
     """The file that a path means, and the directory around it where a directory is meant."""
+    check_name(path)
     path = Path(path)
     if path.suffix and not os.path.isdir(path):
         return path, None

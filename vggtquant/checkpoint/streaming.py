@@ -116,6 +116,11 @@ def quantize_file(
         return _as_a_model(found, config, out, include, exclude, configs, float_dtype, max_bytes)
     request = Request(config, include, exclude, configs=configs or {})
     choice = linears.choose(found, request)
+    if not choice.chosen:
+        raise UserError(
+            f"{found.place.name}: no layer is left to quantize of {len(choice.skipped)} Linear "
+            "layers; wanted other patterns"
+        )
     document = _planned_document(found, choice, config)
 
     def job(name: str) -> _Made:

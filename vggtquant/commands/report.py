@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .evaluation import need_extra
-from .options import FOLDER
+from .options import FOLDER, need_extra
+
+WORDS = "write an experiment report with figures and tables of results of evaluate"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,8 @@ import sys
 from .. import run as reconstruct
 from .options import FOLDER, config_of
 
+WORDS = "reconstruct a scene from pictures with a (quantized) model"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vggtquant run`."""

@@ -552,11 +552,17 @@ def contact_sheet(scenes: Sequence[Scene]) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0))
 
 
+MOST_SCENES = 100_000
+
+
 def scene_seeds(count: int, seed: int) -> range:
     """Seeds of an evaluation set: count of them, held out of training, from a small number.
 
-    UserError for a number below 0, which would name scenes of the training.
+    UserError for a number below 0, which would name scenes of the training, and for more scenes
+    than lie between two small numbers.
     """
+    if not 1 <= count <= MOST_SCENES:
+        raise UserError(f"count must be 1 to {MOST_SCENES}, got {count}")
     if seed < 0:
         raise UserError(f"seed must be 0 or more, got {seed}")
     start = seed if seed >= HELD_OUT else HELD_OUT + seed * 1_000_000
@@ -576,8 +582,6 @@ def write_dataset(
 
     Raises UserError when count is below 1 or out cannot be written.
     """
-    if count < 1:
-        raise UserError(f"count must be 1 or more, got {count}")
     out = Path(out)
     folders: list[Path] = []
     shown: list[Scene] = []

@@ -70,6 +70,7 @@ _WRITE_SHARE = 20
 _BUDGET = ("max_drop", "max_bytes", "min_speedup")
 _NOT_IDENTITY = (
     *("output_dir", "argv", "resume", "restart", "shard", "threads", "sensitivity"),
+    "images",  # places differ by machine; the names and contents of pictures count
     *_BUDGET,
 )
 
@@ -164,6 +165,8 @@ def _task(
     if not alone:
         _check_weights(linears(loaded.model))
     size = loaded.image_size
+    if settings.layout is not None and not settings.images:
+        raise UserError(f"--layout is {settings.layout}; it wants one folder with ground truth")
     available = data if data is not None else told(progress.say, inputs_of, settings, size)
     settings = replace(settings, layout=available.layout)
     found = plan.rows_of(settings, packed, alone)
@@ -218,10 +221,10 @@ def _given(name: str, model: nn.Module) -> LoadedModel:
 def _packed(settings: Settings) -> tuple[LoadedModel, Variant, bool]:
     """A packed file with its float source: given, found by the recorded hash, or none."""
     from .. import models
-    from ..checkpoint.document import Checkpoint
+    from ..checkpoint import inspection
 
     path = Path(settings.model)
-    document = Checkpoint(path).document
+    document = inspection.verified(path).document
     config = replace(document.configs[0], name=path.name)
     address = settings.source or _source(path, document.source.name, document.source.sha256)
     if address is None:
@@ -381,10 +384,16 @@ def _shard(settings: Settings) -> str | None:
 def _identity(task: Task) -> dict[str, Any]:
     """What must be the same for records of two processes to belong together."""
     given = {k: v for k, v in asdict(task.settings).items() if k not in _NOT_IDENTITY}
+    for name in ("model", "source"):  # of a place, the weights count; of code, its name too
+        if given[name] is not None and Path(given[name]).exists():
+            del given[name]
     given |= {
         "configs": [row.name for row in task.rows[1:] if not row.once],
         "threads": torch.get_num_threads(),
         "model_sha256": task.loaded.sha256,
+        "packed_sha256": [_file_sha256(row.file) for row in task.rows if row.file],
+        "data": task.available.description,
+        "names_sha256": task.available.names_sha256,
         "isa": ops.isa(),
         "vggtquant": VERSION,
         "torch": str(torch.__version__),
@@ -394,6 +403,12 @@ def _identity(task: Task) -> dict[str, Any]:
         {("schemes" if k == "configs" else k): v for k, v in given.items()}
     )
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+
+def _file_sha256(path: Path) -> str:
+    from ..checkpoint.document import Checkpoint
+
+    return tensors.file_hash((Checkpoint(path).path,))
 
 
 def _head(task: Task, planned: Planned, identity: dict[str, Any]) -> Head:

@@ -56,7 +56,9 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     >>> rank_correlation([1, 2, 3], [10, 30, 90]), rank_correlation([1, 2, 3], [2, 1, 0])
     (1.0, -1.0)
     """
-    x, y = (_ranks(values) for values in _pair(a, b))
+    from scipy.stats import rankdata  # an optional dependency, and slow to import
+
+    x, y = (rankdata(values) for values in _pair(a, b))
     x, y = x - x.mean(), y - y.mean()
     spread = math.sqrt(float(np.sum(x * x)) * float(np.sum(y * y)))  # no BLAS: its threads wait
     return max(-1.0, min(1.0, float(np.sum(x * y)) / spread)) if spread > 0 else math.nan
@@ -111,11 +113,3 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     if x.size != y.size or x.size == 0:
         raise UserError(f"wanted two arrays of the same size, got {x.size} and {y.size} values")
     return x, y
-
-
-def _ranks(values: Array) -> Array:
-    """1 … n, the mean of their places for equal values."""
-    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(size)
-    ranks: Array = (last - (size - 1) / 2)[group]
-    return ranks

@@ -236,7 +236,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors, or is no checkpoint: refused") from error
     except Exception as error:  # truncated and foreign files fail in many ways
-        raise UserError(f"cannot read the weights {path}: {first_line(error)}") from error
+        raise UserError(
+            f"cannot read the weights {path}: damaged, or not of torch.save ({first_line(error)})"
+        ) from error
     for key in ("model", "state_dict"):  # training checkpoints keep the weights beside the rest
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from builders import head
 from PIL import Image
 
 import vggtquant as vq
+from vggtquant import tiny
+from vggtquant.data import scenes
 from vggtquant.errors import UserError
 from vggtquant.evaluation import evaluate, merge, schema
 from vggtquant.evaluation.measure import bench, journal, plan, timing, variants
@@ -342,6 +345,23 @@ def test_merged_shards_are_the_whole(tmp_path: Path, shards: list[Path]) -> None
         assert timeless(merged) == timeless(whole) == timeless(_read(out))
         assert merged.statistics.note is None  # seven scenes make intervals
         assert (out / schema.PAGE_NAME).exists()
+
+
+def test_shards_under_other_mount_points(tmp_path: Path) -> None:
+    """What a folder and a weights file are called on a machine is no part of the evaluation."""
+    scenes.write_dataset(tmp_path / "here", 3, 2, size=28)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    torch.save(tiny.build().state_dict(), tmp_path / "here" / "a.pt")
+    shutil.copy(tmp_path / "here" / "a.pt", tmp_path / "there" / "a.pt")
+    for part, place in ((1, "here"), (2, "there")):
+        words = {"images": (str(tmp_path / place),), "model": str(tmp_path / place / "a.pt")}
+        _evaluate(tmp_path / f"out{part}", shard=(part, 2), scenes=3, **words)
+    assert len(_merge([tmp_path / "out1", tmp_path / "out2"], tmp_path / "out").data.scenes) == 3
+    scenes.write_dataset(tmp_path / "other", 3, 2, seed=1, size=28)
+    words = {"images": (str(tmp_path / "other"),), "model": str(tmp_path / "here" / "a.pt")}
+    _evaluate(tmp_path / "out3", shard=(2, 2), scenes=3, **words)
+    with pytest.raises(UserError, match="unlike: names_sha256"):
+        _merge([tmp_path / "out1", tmp_path / "out3"], tmp_path / "none")
 
 
 def test_missing_and_doubled_shards_are_named(tmp_path: Path, shards: list[Path]) -> None:

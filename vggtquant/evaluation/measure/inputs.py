@@ -44,6 +44,13 @@ class Inputs:
     take: Callable[[int], list[Sample]]
     layout: str | None = None
     synthetic: bool = False
+    names: tuple[str, ...] = ()
+    """Of all scenes or pictures that there are: the same wherever a folder is mounted."""
+
+    @property
+    def names_sha256(self) -> str:
+        """Of the names, for identity."""
+        return hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape")).hexdigest()
 
 
 # ---- rendered, or given as arrays ----------------------------------------------------------------
@@ -106,6 +113,7 @@ def given(items: Iterable[Any]) -> Inputs:
         shape,
         lambda n: n,
         lambda n: samples[:n],
+        names=tuple(sample.name for sample in samples),
     )
 
 
@@ -189,6 +197,7 @@ def posed(
         f"scenes with ground truth ({found[0]})",
         [lambda scene=scene: _load_posed(scene, mode, size) for scene in chosen],  # type: ignore[misc]
         scenes,
+        names=[scene.name for scene in found[1]],
         layout=found[0],
     )
 
@@ -198,6 +207,7 @@ def _several(
     loads: Sequence[Callable[[], Sample]],
     scenes: int | None,
     *,
+    names: Iterable[str],
     layout: str | None = None,
     all_of_them: bool = False,
 ) -> Inputs:
@@ -215,6 +225,7 @@ def _several(
         lambda n: n,
         lambda n: [first, *(load() for load in loads[1:n])],
         layout=layout,
+        names=tuple(names),
     )
 
 
@@ -259,6 +270,7 @@ def pictures(
                 for name, paths in folders.items()
             ],
             scenes,
+            names=folders,
         )
     paths = _paths(source)
     name = paths[0].resolve().parent.name
@@ -280,6 +292,7 @@ def pictures(
         lambda n: Shape(n, height, width),
         lambda n: 1,
         take,
+        names=tuple(path.name for path in paths),
     )
 
 
@@ -314,6 +327,7 @@ def _groups(name: str, paths: Sequence[Path], groups: int, mode: str, size: int)
             for i, part in enumerate(chosen, 1)
         ],
         None,
+        names=[path.name for path in paths],
         all_of_them=True,
     )
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ... import environment, memory
 from ...configs import CONFIGS, QuantizationConfig, get_config
+from ...data.scenes import MOST_SCENES
 from ...errors import UserError
 from ...notes import told
 from ..schema import Budget, Forecast, Head, Planning
@@ -94,7 +95,7 @@ def check(settings: Settings) -> None:
     """Refuses numbers out of range: UserError."""
     for name, least, most in (
         ("max_images", 1, None),
-        ("scenes", 1, None),
+        ("scenes", 1, MOST_SCENES),
         ("groups", 1, None),
         ("runs", 1, None),
         ("warmup", 0, None),

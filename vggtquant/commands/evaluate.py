@@ -1,27 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vggtquant evaluate`, `merge` and `compare`: arguments, and what goes to the terminal.
-
-Importing this module is cheap; what computes is imported by each command.
-"""
+"""`vggtquant evaluate`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .options import FOLDER
+from .options import FOLDER, need_extra, show
 
-if TYPE_CHECKING:
-    from ..evaluation.evaluate import Result
-
-_EXTRA = ("matplotlib", "rich", "PIL", "scipy", "jinja2", "msgspec")
+WORDS = "compare every scheme with the FP32 model and write a report"
 
 
-def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vggtquant evaluate`."""
     parser.epilog = (
         "Writes comprehensive_report.html, comprehensive_report.txt, comprehensive_results.json "
@@ -168,7 +160,7 @@ def _shard(words: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     """Runs `vggtquant evaluate`."""
     need_extra()
     own_the_process()
@@ -223,7 +215,7 @@ def evaluate(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         raise
-    _show(result)
+    show(result)
     return 3 if result.failed else 0
 
 
@@ -238,86 +230,3 @@ def own_the_process() -> None:
 
 
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
-
-
-def _show(result: Result) -> None:
-    """The tables and what was written, to stdout."""
-    from ..evaluation.present import tables, text
-
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else tables.WIDTH
-    print()
-    print(text.terminal(result.document, width, colour=colour), end="")
-    for path in result.files:
-        print(f"wrote {path}")
-
-
-def need_extra() -> None:
-    """UserError when a package of the extra `eval` is missing."""
-    import importlib.util
-
-    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"this command needs {', '.join(missing)}; install with: pip install 'vggtquant[eval]'"
-        )
-
-
-# ---- merge, compare ------------------------------------------------------------------------------
-
-
-def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `vggtquant merge`."""
-    parser.add_argument("shards", nargs="+", metavar="SHARD_DIR", help="--output_dir of each shard")
-    parser.add_argument(
-        *FOLDER, dest="output_dir", required=True, metavar="DIR", help="where the report goes"
-    )
-
-
-def merge(args: argparse.Namespace) -> int:
-    """Runs `vggtquant merge`."""
-    need_extra()
-    from ..evaluation import merge as job
-
-    result = job.merge(args.shards, args.output_dir)
-    _show(result)
-    return 3 if result.failed else 0
-
-
-def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `vggtquant compare`."""
-    parser.epilog = (
-        "Exits with 0 when the two could be compared, changed or not; with 4 when models, pictures "
-        "or machines differ and --force was not given; with 2 for what is no report."
-    )
-    what = "a comprehensive_results.json, or the folder of one"
-    parser.add_argument("a", metavar="A", help=what)
-    parser.add_argument("b", metavar="B", help="another one, with which it is compared")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="show what cannot be compared, too: scores of other models or pictures, times of "
-        "other machines; such figures are marked and get no ratio",
-    )
-    parser.add_argument("--json", action="store_true", help="all that changed, for programs")
-
-
-def compare(args: argparse.Namespace) -> int:
-    """Runs `vggtquant compare`."""
-    need_extra()
-    import msgspec
-
-    from ..evaluation import schema
-    from ..evaluation.analyse import changes
-    from ..evaluation.present import comparison
-
-    a, b = schema.read(args.a), schema.read(args.b)
-    found = changes.compare(a, b, force=args.force)
-    if args.json:
-        if found.refused:  # nobody reads past a flag
-            found.schemes = {}
-        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
-    else:
-        lines = comparison.refusal(found) if found.refused else comparison.in_words(found, a, b)
-        print("\n".join(lines))
-    return 4 if found.refused else 0

@@ -1,32 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vggtquant quantize`, `info FILE`, `dequantize` and `diff`: packed checkpoints by hand.
-
-Importing this module is cheap; what computes is imported by each command.
-"""
+"""`vggtquant quantize`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .options import FOLDER, config_of
+from .options import FOLDER, Bar, config_of
 
 if TYPE_CHECKING:
     from ..checkpoint import budget
     from ..configs import QuantizationConfig
     from ..weights.tensors import Weights
 
-Progress = Callable[[int, int, str], None]
-
-# ---- quantize ------------------------------------------------------------------------------------
+WORDS = "make a packed checkpoint of a float one, tensor by tensor"
 
 
-def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vggtquant quantize`."""
     parser.epilog = (
         "Reads tensor by tensor and never holds the model. What stands at --out is replaced only "
@@ -116,7 +108,7 @@ def add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def quantize(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     """Runs `vggtquant quantize`; the result goes to stdout, progress to stderr."""
     from dataclasses import replace
 
@@ -148,7 +140,7 @@ def quantize(args: argparse.Namespace) -> int:
         notes.append(f"wrote {args.config_out}: the config, for evaluate --config")
     if args.method:
         return _calibrated(args, config, exclude, notes)
-    with _Bar(lambda done, total: f"{done / 1e9:.2f} of {total / 1e9:.2f} GB") as bar:
+    with Bar(lambda done, total: f"{done / 1e9:.2f} of {total / 1e9:.2f} GB") as bar:
         done = streaming.quantize_file(
             found,
             config,
@@ -181,7 +173,7 @@ def _calibrated(
 
     start = time.perf_counter()
     loaded = load_model(args.source)
-    with _Bar(lambda done, total: f"{done} of {total} layers") as bar:
+    with Bar(lambda done, total: f"{done} of {total} layers") as bar:
         model, report = calibrate(
             loaded.model,
             args.calibrate,
@@ -216,7 +208,7 @@ def _plan(
     if most is None:
         return None
     sensitivity = budget.read_sensitivity(args.sensitivity) if args.sensitivity else None
-    with _Bar(lambda done, total: f"{done} of {total} layers at 4 and 8 bits") as bar:
+    with Bar(lambda done, total: f"{done} of {total} layers at 4 and 8 bits") as bar:
         return budget.from_bytes(
             found,
             config,
@@ -226,76 +218,3 @@ def _plan(
             progress=bar,
             **patterns,
         )
-
-
-class _Bar:
-    """One line on a terminal's stderr, rewritten as the work is done; nothing elsewhere."""
-
-    def __init__(self, words: Callable[[float, float], str]) -> None:
-        self._words = words
-        self._shown = sys.stderr.isatty()
-        self._start = self._last = time.perf_counter()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-    def __call__(self, done: int, total: int, name: str) -> None:
-        now = time.perf_counter()
-        if not self._shown or (now - self._last < 0.1 and done < total):
-            return
-        self._last = now
-        left = (now - self._start) * (total - done) / max(done, 1)
-        words = f"{self._words(done, total)}, {left:.0f} s left"
-        print(f"\r{words}  {name[:40]}\033[K", end="", file=sys.stderr, flush=True)
-
-
-# ---- info, dequantize, diff ----------------------------------------------------------------------
-
-
-def add_info_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `vggtquant info`, which without a file is about this machine."""
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a packed checkpoint")
-    parser.add_argument("--layers", action="store_true", help="with FILE: a line for each layer")
-
-
-def info(args: argparse.Namespace) -> int:
-    """Runs `vggtquant info FILE`."""
-    from ..checkpoint import inspection
-
-    for line in inspection.info(args.file, layers=args.layers):
-        print(line)
-    return 0
-
-
-def add_dequantize_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `vggtquant dequantize`."""
-    parser.add_argument("file", metavar="FILE", help="a packed checkpoint")
-    parser.add_argument("--out", required=True, metavar="FILE", help="a float .safetensors file")
-
-
-def dequantize(args: argparse.Namespace) -> int:
-    """Runs `vggtquant dequantize`."""
-    from ..checkpoint import inspection
-
-    nbytes = inspection.dequantize(args.file, args.out)
-    print(f"wrote {Path(args.out)}: {nbytes / 1e6:.1f} MB")
-    return 0
-
-
-def add_diff_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `vggtquant diff`."""
-    parser.epilog = "Exits with 0 whether they differ or not; the last line says it."
-    parser.add_argument("a", metavar="A", help="a checkpoint, packed or float")
-    parser.add_argument("b", metavar="B", help="another one")
-
-
-def diff(args: argparse.Namespace) -> int:
-    """Runs `vggtquant diff`."""
-    from ..checkpoint import inspection
-
-    print(inspection.diff(args.a, args.b))
-    return 0
