@@ -110,7 +110,7 @@ class QTensor:
     def _repr_html_(self) -> str:
         facts = {
             "shape": " x ".join(map(str, self.shape)) or "()",
-            "scheme": self.scheme,
+            "coded as": self.spec,
             "scales": self.stored_scale.size if self.factor is None else self.factor.size,
             "bytes": f"{self.nbytes:,}",
             "bits a weight": f"{self.bits_per_weight:.3f}",

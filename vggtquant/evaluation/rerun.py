@@ -112,9 +112,7 @@ def layer(document: Document, loaded: Loaded, name: str) -> Drawing:
     for row in _schemes(document):
         own = next((one for one in row.layers if one.name == name), None)
         if own is not None and own.skipped is None:
-            found = np.sort(
-                np.asarray(quantize(weight, row.config.layer_spec(name)).scale).ravel()
-            )
+            found = np.sort(np.asarray(quantize(weight, row.config.layer_spec(name)).scale).ravel())
             if not any(np.array_equal(found, other) for other in scales.values()):
                 scales[row.name] = found
     if not scales:
