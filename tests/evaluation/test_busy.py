@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from vggtquant.evaluation import schema
-from vggtquant.evaluation.schema import Document
+from vggtquant.evaluation.schema import Document, Row
 
 SCHEMES = "INT8_Per_Channel_Symmetric,INT8_Per_Channel_Symmetric_A8,INT4_Group_32_A8"
 SPIN = "while True: pass"
@@ -25,23 +25,41 @@ def _evaluate(folder: Path) -> Document:
     return made
 
 
-@pytest.mark.slow
-def test_beside_two_busy_processes(tmp_path: Path) -> None:
-    alone = _evaluate(tmp_path / "alone")
-    others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(2)]
-    try:
-        beside = _evaluate(tmp_path / "beside")
-    finally:
-        for process in others:
-            process.kill()
-            process.wait()
+def _check(alone: Document, beside: Document) -> list[str]:
+    """The schemes whose speedup beside others is printed and more than 25 % from the one alone.
+
+    What does not depend on the load has to be equal every time.
+    """
     for one, two in zip(alone.schemes, beside.schemes, strict=True):
-        # Scores and what follows from them do not depend on the load.
         for key in ("name", "status", "error", "metrics", "task", "calibration", "bytes"):
             assert getattr(one, key) == getattr(two, key)
-        if one.time.speedup is not None and two.time.speedup is not None:
-            assert two.time.speedup == pytest.approx(one.time.speedup, rel=0.25)
         if two.time.speedup is None and one.scored():
             assert two.time.speedup_withheld is not None and two.name != beside.best.speed
     assert msgspec.to_builtins(alone.recommendation) == msgspec.to_builtins(beside.recommendation)
     assert [s.name for s in alone.data.scenes] == [s.name for s in beside.data.scenes]
+    pairs = [(one.name, one.time.speedup, two.time.speedup) for one, two in _rows(alone, beside)]
+    return [name for name, a, b in pairs if a and b and not 0.75 * a <= b <= 1.25 * a]
+
+
+def _rows(alone: Document, beside: Document) -> list[tuple[Row, Row]]:
+    return [(a, b) for a, b in zip(alone.schemes, beside.schemes, strict=True) if a.scored()]
+
+
+@pytest.mark.slow
+def test_beside_two_busy_processes(tmp_path: Path) -> None:
+    """A scheme that is wrong in each of three tries is a fault: chance is not so steady."""
+    wrong: set[str] | None = None
+    for turn in range(3):
+        alone = _evaluate(tmp_path / f"alone{turn}")
+        others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(2)]
+        try:
+            beside = _evaluate(tmp_path / f"beside{turn}")
+        finally:
+            for process in others:
+                process.kill()
+                process.wait()
+        found = set(_check(alone, beside))
+        wrong = found if wrong is None else wrong & found
+        if not wrong:
+            return
+    pytest.fail(f"beside busy processes, more than 25 % from the speedup alone: {sorted(wrong)}")
