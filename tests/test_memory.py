@@ -14,6 +14,7 @@ import vggtquant as vq
 from vggtquant import dense, environment, memory, models, progress
 from vggtquant.commands import cli
 from vggtquant.errors import UserError
+from vggtquant.evaluation.measure import forecast
 from vggtquant.tiny.layers import Block
 
 SIZE = (56, 70)
@@ -152,3 +153,28 @@ def test_ctrl_c_ends_a_long_forward() -> None:
             if seconds[-1] < 0.2:
                 break
     assert min(seconds) < 0.2, seconds
+
+
+class Caching(nn.Module):
+    """Keeps positions by size as VGGT does, and reads a value, which fake tensors do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.positions: dict[int, torch.Tensor] = {}
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        n = images.shape[-1]
+        if n not in self.positions:
+            self.positions[n] = torch.arange(n)
+        return {"depth": self.layer(torch.ones(1, 2)) * int(self.positions[n].max())}
+
+
+def test_a_count_on_fake_tensors_leaves_no_fake_positions() -> None:
+    model = Caching()
+    layers: dict[str, nn.Module] = {"layer": model.layer}
+    with pytest.raises(forecast.Uncounted):
+        forecast.count(model, layers, forecast.Shape(1, 4, 4), really=False)
+    assert not model.positions
+    assert forecast.count(model, layers, forecast.Shape(1, 4, 4)).linear_macs == 4
+    assert int(model(torch.zeros(1, 3, 4, 4))["depth"].isfinite().all())

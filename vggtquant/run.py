@@ -132,7 +132,8 @@ def run(
             f"{count(done.frames)} should take {memory.gigabytes(fits.nbytes)} of memory; "
             f"{max_memory} has room for {fits.pictures}"
         )
-    say(f"reconstructing {count(done.frames)} of {shape}, {expected:.0f} s or more")
+    takes = f", {expected:.0f} s or more" if expected else ""
+    say(f"reconstructing {count(done.frames)} of {shape}{takes}")
     start = time.perf_counter()
     bf16 = config is not None and config.quant_type == "bf16"
     with Progress() as shown, shown.forward(loaded.model):
@@ -214,7 +215,7 @@ def _rendered(number: int, size: int, names: list[str]) -> tuple[Frames, Scene]:
 
 
 def _forecast(model: Any, shape: torch.Size, config: QuantizationConfig | None) -> float:
-    """Seconds that a forward of (S,3,H,W) should take, from the speed of one layer."""
+    """Seconds that a forward of (S,3,H,W) should take, from the speed of one layer; 0: unknown."""
     from torch import nn
 
     from .configs import get_config
@@ -223,7 +224,11 @@ def _forecast(model: Any, shape: torch.Size, config: QuantizationConfig | None) 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if not layers:
         return 0.0
-    work = forecast.count(model, layers, forecast.Shape(shape[0], shape[2], shape[3]))
+    size = forecast.Shape(shape[0], shape[2], shape[3])
+    try:
+        work = forecast.count(model, layers, size, really=False)
+    except forecast.Uncounted:
+        return 0.0
     scheme = config or get_config("Baseline_FP32")
     return forecast.costs(model, layers, work, [scheme])[0].forward_s
 

@@ -9,7 +9,8 @@ time, so that a busy machine measures what a quiet one does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,14 +62,24 @@ class Work:
         return self.macs / NOMINAL
 
 
+class Uncounted(Exception):
+    """A model does not run on fake tensors."""
+
+
 def count(
-    model: nn.Module, layers: Mapping[str, nn.Module], shape: Shape, runner: Runner = plainly
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    shape: Shape,
+    runner: Runner = plainly,
+    *,
+    really: bool = True,
 ) -> Work:
     """Counts a forward's multiply-adds and picks the layer with the most of them as the probe.
 
-    What cannot run on fake tensors is counted while it runs on real ones.
+    What cannot run on fake tensors is counted while it runs on real ones, which takes as long as a
+    forward; with really=False that raises Uncounted instead.
     """
-    counts = _flops(model, shape, runner)
+    counts = _flops(model, shape, runner, really)
     root = type(model).__name__
     macs = {name: sum(counts.get(f"{root}.{name}", {}).values()) // 2 for name in layers}
     weights = {name: _weights(layer) for name, layer in layers.items()}
@@ -88,7 +99,29 @@ def _weights(layer: nn.Module) -> int:
     return layer.in_features * layer.out_features
 
 
-def _flops(model: nn.Module, shape: Shape, runner: Runner) -> dict[str, dict[Any, int]]:
+@contextmanager
+def _caches_kept(model: nn.Module) -> Iterator[None]:
+    """Dictionaries of modules, such as VGGT's positions by size, keep no fake tensors."""
+    caches = [
+        (cache, dict(cache))
+        for module in model.modules()
+        for name, cache in vars(module).items()
+        if type(cache) is dict and name not in _OF_MODULES
+    ]
+    try:
+        yield
+    finally:
+        for cache, before in caches:
+            cache.clear()
+            cache.update(before)
+
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+
+
+def _flops(
+    model: nn.Module, shape: Shape, runner: Runner, really: bool
+) -> dict[str, dict[Any, int]]:
     """The counter's table: operations by module, then by kind."""
     images = torch.zeros(shape.frames, 3, shape.height, shape.width)
     # The counter hooks gradients.
@@ -98,9 +131,12 @@ def _flops(model: nn.Module, shape: Shape, runner: Runner) -> dict[str, dict[Any
     try:
         with torch.no_grad():
             try:
-                with FakeTensorMode(allow_non_fake_inputs=True) as fake, _counter() as counter:
+                fakes = FakeTensorMode(allow_non_fake_inputs=True)
+                with _caches_kept(model), fakes as fake, _counter() as counter:
                     runner(model, fake.from_tensor(images))
-            except Exception:  # whatever a model does that fake tensors cannot
+            except Exception as error:  # whatever a model does that fake tensors cannot
+                if not really:
+                    raise Uncounted from error
                 with _counter() as counter:
                     runner(model, images)
     finally:
