@@ -101,11 +101,19 @@ def _weights(layer: nn.Module) -> int:
 
 @contextmanager
 def _caches_kept(model: nn.Module) -> Iterator[None]:
-    """Dictionaries of modules, such as VGGT's positions by size, keep no fake tensors."""
+    """Dictionaries of modules and of objects that they hold, such as the positions by size of
+    VGGT's PositionGetter, keep no fake tensors."""
+    owners: list[Any] = list(model.modules())
+    owners += [
+        held
+        for module in model.modules()
+        for held in vars(module).values()
+        if hasattr(held, "__dict__") and not isinstance(held, (nn.Module, torch.Tensor, type))
+    ]
     caches = [
         (cache, dict(cache))
-        for module in model.modules()
-        for name, cache in vars(module).items()
+        for owner in owners
+        for name, cache in vars(owner).items()
         if type(cache) is dict and name not in _OF_MODULES
     ]
     try:
