@@ -279,6 +279,7 @@ def test_every_format_is_written_by_the_command(
 def _markdown(folder: Path) -> None:
     text = (folder / "report.md").read_text("utf-8")
     assert "<b>" not in text and "\n\n\n" not in text
+    assert text.count("\n$$\n") == 2 * len(content.FORMULAS)  # on lines of their own
     for line in text.splitlines():  # a cell a column, whatever stands in it
         if line.startswith("| INT8"):
             assert len(re.findall(r"(?<!\\)\|", line)) in (7, 10, 5)
