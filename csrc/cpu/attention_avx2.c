@@ -12,6 +12,7 @@
 ISA_BEGIN("avx2,fma,f16c")
 
 #include "attention_rows.h"
+#include "tiles.h"
 
 #include <immintrin.h>
 
@@ -45,10 +46,6 @@ static void transpose_panel(const void *rows, size_t width, void *panel)
             for (size_t j = 0; j < BLOCK; j++)
                 to[i * BLOCK + j] = from[j * width + i];
 }
-
-#define EACH_1(X) X(0)
-#define EACH_2(X) EACH_1(X) X(1)
-#define EACH_6(X) EACH_2(X) X(2) X(3) X(4) X(5)
 
 /* ---- softmax ----------------------------------------------------------------------------------
  */

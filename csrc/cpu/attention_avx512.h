@@ -4,6 +4,7 @@
 #define VGQ_ATTENTION_AVX512_H
 
 #include "attention_rows.h"
+#include "tiles.h"
 
 #include <immintrin.h>
 
@@ -12,10 +13,6 @@ enum { ROWS = 6 };
 /* 1.5 * 2^23: the bits of a float that is an integer above it end in that integer. */
 #define ABOVE 0x1.8p23f
 enum { ABOVE_BITS = 0x4b400000 };
-
-#define EACH_1(X) X(0)
-#define EACH_2(X) EACH_1(X) X(1)
-#define EACH_6(X) EACH_2(X) X(2) X(3) X(4) X(5)
 
 /* The first n of 16 lanes. */
 static inline __mmask16 first_lanes(size_t n)
