@@ -434,8 +434,8 @@ static int pack_values_i16_avx2(size_t n, size_t depth, const float *x, void *bl
     for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 2, v += depth)
         for (size_t c = 0; c < depth; c++) {
             const float *const at = x + j * depth + c;
-            const int32_t first = j < n ? (int32_t)rintf(at[0] * inverse[c]) : 0;
-            const int32_t second = j + 1 < n ? (int32_t)rintf(at[depth] * inverse[c]) : 0;
+            const int32_t first = j < n ? code_value(at[0], inverse[c]) : 0;
+            const int32_t second = j + 1 < n ? code_value(at[depth], inverse[c]) : 0;
             v[c] = ((uint32_t)first & 0xffffu) | (uint32_t)second << 16;
         }
     return !finite;

@@ -106,13 +106,18 @@ static inline uint32_t largest_bits(size_t n, const float *x)
 /* Whether one of n values is NaN or infinite. */
 static inline int not_finite(size_t n, const float *x) { return largest_bits(n, x) >= 0x7f800000u; }
 
-/* codes[n] = rint(x * inverse) of magnitudes up to 127: x within `largest`, of which inverse is
- * 127 / largest, cannot leave them. A float far below 2^22 that is added to 1.5 * 2^23 loses what
- * stands behind the point, ties to even. 0 * infinity, where there is one, is not looked at. */
+/* rint(x * inverse) of magnitudes up to 127: x within `largest`, of which inverse is 127 / largest,
+ * cannot leave them. A float far below 2^22 that is added to 1.5 * 2^23 loses what stands behind
+ * the point, ties to even. Of what is not finite: any number, which is not looked at. */
+static inline int32_t code_value(float x, float inverse)
+{
+    return (int32_t)vgq_bits_of_float(x * inverse + 0x1.8p23f) - 0x4b400000;
+}
+
 static inline void code_values(size_t n, const float *x, float inverse, int32_t *codes)
 {
     for (size_t i = 0; i < n; i++)
-        codes[i] = (int32_t)vgq_bits_of_float(x[i] * inverse + 0x1.8p23f) - 0x4b400000;
+        codes[i] = code_value(x[i], inverse);
 }
 
 /* The codes of a row, its scale, and whether it is finite: zeros and NaN where it is not. */
