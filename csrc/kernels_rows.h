@@ -11,8 +11,12 @@
  * one fused multiply-add by weight[i] and bias[i], else times weight[i]. */
 typedef void vgq_norm_row_fn(size_t k, const float *x, const vgq_norm *norm, float *y);
 
+/* y[k] = x[k] by vgq_affine; x and y may be the same. affine->weight is there. */
+typedef void vgq_affine_row_fn(size_t k, const float *x, const vgq_affine *affine, float *y);
+
 typedef struct vgq_rows_kernels {
     vgq_norm_row_fn *norm_row;
+    vgq_affine_row_fn *affine_row;
 } vgq_rows_kernels;
 
 #endif

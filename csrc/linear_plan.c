@@ -3,6 +3,8 @@
  * scratch. */
 #include "linear.h"
 
+#include <float.h>
+
 enum {
     MOST_ROWS = 768 /* of a task: amortizes preparing a panel, and its codes stay in L2 */
 };
@@ -25,6 +27,8 @@ static void plan_codes(vgq_plan *plan)
         .dtype = call->x_dtype,
         .x = call->x,
         .norm = call->norm,
+        .affine = call->x_affine,
+        .x_scale = call->x_scale,
         .coded = call->coded,
         .k = plan->w.k,
         .code_row = product->code_row ? product->code_row : kernels->code_row,
@@ -125,18 +129,27 @@ void vgq_plan_place(vgq_plan *plan, unsigned char *at)
     }
 }
 
+/* Whether the call says how x is coded. */
+static int changes_codes(const vgq_linear_call *call)
+{
+    return call->x_affine.weight || call->x_affine.bias || call->x_scale != 0;
+}
+
 int vgq_bad_codes(const vgq_linear_call *call, size_t k)
 {
     const vgq_coded *const coded = call->coded;
     return coded &&
-           (call->activations != VGQ_INT8_ACTIVATIONS || call->norm.weight || coded->pitch < k ||
-            coded->pitch % 64 || coded->pitch > SIZE_MAX / 8 / call->m);
+           (changes_codes(call) || call->activations != VGQ_INT8_ACTIVATIONS || call->norm.weight ||
+            coded->pitch < k || coded->pitch % 64 || coded->pitch > SIZE_MAX / 8 / call->m);
 }
 
 int vgq_bad_call(const vgq_linear_call *call)
 {
     return !call || (unsigned)call->activations >= VGQ_ACTIVATIONS ||
            (unsigned)call->x_dtype >= VGQ_DTYPES || (unsigned)call->y_dtype >= VGQ_DTYPES ||
+           (changes_codes(call) && call->activations < VGQ_INT8_ACTIVATIONS) ||
+           (call->x_affine.bias && !call->x_affine.weight) ||
+           (call->x_scale != 0 && !(call->x_scale >= 0x1p-112f && call->x_scale <= FLT_MAX)) ||
            call->m > SIZE_MAX / 8 / VGQ_DEEPEST / sizeof(int32_t);
 }
 

@@ -23,12 +23,14 @@ static void group_sums(const vgq_tokens *tokens, const unsigned char *codes, int
 
 /* The codes rint(x * inverse) as 255 * high + low, both -127..127. The quotient is never near a
  * tie, since 255 is odd. A float far below 2^23 that is added to 1.5 * 2^23 loses what stands
- * behind the point, ties to even. */
+ * behind the point, ties to even. A static scale may be small for x: codes saturate. A NaN stays
+ * one. */
 static void split_digits(size_t k, const float *x, float inverse, float *high, float *low)
 {
-    const float large = 0x1.8p23f;
+    const float large = 0x1.8p23f, most = VGQ_INT16_HIGHEST;
     for (size_t i = 0; i < k; i++) {
-        const float code = (x[i] * inverse + large) - large;
+        const float scaled = x[i] * inverse, below = scaled > most ? most : scaled;
+        const float code = ((below < -most ? -most : below) + large) - large;
         high[i] = (code * (1.0f / 255.0f) + large) - large;
         low[i] = code - 255.0f * high[i];
     }
@@ -63,9 +65,18 @@ void vgq_code_token(const vgq_tokens *tokens, size_t m, float *buffer)
         tokens->kernels->rows.norm_row(k, x, &tokens->norm, buffer);
         x = buffer;
     }
+    if (tokens->affine.weight) {
+        tokens->kernels->rows.affine_row(k, x, &tokens->affine, buffer);
+        x = buffer;
+    }
     const float highest = tokens->digits == 1 ? VGQ_INT8_HIGHEST : VGQ_INT16_HIGHEST;
     float inverse;
-    tokens->scale[m] = vgq_token_scale(tokens->kernels->linear.largest(k, x), highest, &inverse);
+    if (tokens->x_scale > 0) {
+        tokens->scale[m] = tokens->x_scale;
+        inverse = 1 / tokens->x_scale;
+    } else
+        tokens->scale[m] =
+            vgq_token_scale(tokens->kernels->linear.largest(k, x), highest, &inverse);
     if (tokens->digits == 1) {
         code_line(tokens, m, x, inverse);
         return;

@@ -13,6 +13,8 @@ typedef struct vgq_tokens {
     vgq_dtype dtype;
     const void *x;          /* [m][k] */
     vgq_norm norm;          /* of each row, before it is coded */
+    vgq_affine affine;      /* then this */
+    float x_scale;          /* of every row; 0: each row's own */
     const vgq_coded *coded; /* its codes take another form; NULL: x is coded */
     size_t k;
     vgq_code_row_fn *code_row; /* the form of the codes */

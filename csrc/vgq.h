@@ -260,6 +260,12 @@ typedef struct vgq_norm {
     float eps;
 } vgq_norm;
 
+/* x[i] * weight[i], and plus bias[i] where there is one, by one fused multiply-add. weight NULL:
+ * none. */
+typedef struct vgq_affine {
+    const float *weight, *bias; /* [length of the row] */
+} vgq_affine;
+
 /* Activations that are coded already, as VGQ_INT8_ACTIVATIONS codes them: for several products of
  * the same rows. */
 typedef struct vgq_coded {
@@ -285,6 +291,11 @@ typedef struct vgq_linear_call {
                                  one rounding to y's dtype. Both are of the CPU alone. */
     const vgq_coded *coded;   /* codes to multiply instead of x, which is then not read: INT8
                                  activations on the CPU alone */
+    vgq_affine x_affine; /* of each row of x, after the norm and before it is coded: INT8 or INT16
+                            activations on the CPU alone, not with `coded` */
+    float x_scale;       /* the same, of every row ("static"): codes are rint(x * (1 / x_scale)),
+                            saturated, and       nothing looks for the largest; a NaN codes as 0. At least
+                            2^-112. 0: each       row's own */
     const vgq_context *context; /* NULL: vgq_context_now(). Give one to both functions below, or the
                                    second may want more scratch than the first said */
 } vgq_linear_call;

@@ -511,6 +511,84 @@ static void test_coded(const vgq_weight *w, vgq_linear_call call, const void *pa
     }
 }
 
+/* Rows under an affine map and one scale, as the caller codes them, give the same bits. */
+static void test_static(const vgq_weight *w, vgq_linear_call call, const void *packed,
+                        size_t nbytes)
+{
+    enum { ROWS = 5, MOST_PITCH = 2048 };
+    static float x[ROWS * MOST_PITCH], scale[ROWS];
+    static int8_t coded[ROWS * MOST_PITCH];
+    static int32_t sum[ROWS];
+    static unsigned char scratch[4 << 20];
+    const size_t pitch = (w->k + 63) / 64 * 64;
+    if (pitch > MOST_PITCH || call.m > 4)
+        return;
+    call.m = ROWS;
+    call.x_dtype = call.y_dtype = VGQ_F32;
+    call.residual = NULL; /* of other rows */
+    const size_t y_n = call.m * w->n;
+    float *const want = malloc(2 * y_n * sizeof(float) + 1), *const got = want + y_n;
+    CHECK(want != NULL, " ");
+    memcpy(x, numbers, ROWS * w->k * sizeof(float));
+    x[0] = NAN;
+    x[w->k] = INFINITY;
+    for (int how = 0; how < 4; how++) { /* alone, times, times and plus, times and plus rows' own */
+        const float *const weight = buffer(4, w->k, sizeof(float), numbers + 7);
+        const float *const bias = buffer(5, w->k, sizeof(float), numbers + 9);
+        const float x_scale = 0x1.8p-7f;
+        memset(coded, 0, sizeof(coded));
+        for (size_t m = 0; m < ROWS; m++) {
+            float row[MOST_PITCH], inverse = 1 / x_scale;
+            uint32_t largest = 0;
+            for (size_t i = 0; i < w->k; i++) {
+                const float v = x[m * w->k + i];
+                row[i] = how == 0 ? v : how == 1 ? v * weight[i] : fmaf(v, weight[i], bias[i]);
+                const uint32_t magnitude = vgq_bits_of_float(row[i]) & 0x7fffffffu;
+                largest = magnitude > largest ? magnitude : largest;
+            }
+            scale[m] = how == 3 ? vgq_token_scale(largest, VGQ_INT8_HIGHEST, &inverse) : x_scale;
+            sum[m] = 0;
+            for (size_t i = 0; i < w->k; i++)
+                sum[m] += coded[m * pitch + i] = vgq_encode_token(row[i], inverse);
+        }
+        const vgq_coded given = {.codes = coded, .pitch = pitch, .scale = scale, .sum = sum};
+        vgq_linear_call by_codes = call, by_scale = call;
+        by_codes.coded = &given;
+        by_codes.y = want;
+        CHECK(vgq_linear(packed, nbytes, &by_codes, scratch, sizeof(scratch)) == VGQ_OK, " ");
+        by_scale.x = x;
+        by_scale.x_affine.weight = how ? weight : NULL;
+        by_scale.x_affine.bias = how > 1 ? bias : NULL;
+        by_scale.x_scale = how == 3 ? 0 : x_scale;
+        by_scale.y = got;
+        CHECK(vgq_linear_nbytes(w, &by_scale) <= sizeof(scratch), "room in the test");
+        CHECK(vgq_linear(packed, nbytes, &by_scale, scratch, sizeof(scratch)) == VGQ_OK, " ");
+        intact(3);
+        for (size_t i = 0; i < y_n; i++)
+            CHECK(memcmp(&got[i], &want[i], sizeof(float)) == 0 ||
+                      (isnan(got[i]) && isnan(want[i])),
+                  "way %d, output %zu: %g, not %g", how, i, (double)got[i], (double)want[i]);
+        vgq_linear_call wrong = by_scale;
+        wrong.coded = &given;
+        CHECK(vgq_linear(packed, nbytes, &wrong, scratch, sizeof(scratch)) == VGQ_EINVAL, " ");
+    }
+    for (int bad = 0; bad < 8; bad++) {
+        static const float unusable[] = {-1, NAN, INFINITY, 0x1p-113f};
+        vgq_linear_call wrong = call;
+        wrong.x = x;
+        wrong.y = got;
+        wrong.x_scale = bad < 4 ? unusable[bad] : bad == 5 ? 1 : 0;
+        wrong.x_affine.weight = bad == 6 ? numbers : NULL;
+        wrong.x_affine.bias = bad == 4 || bad == 7 ? numbers : NULL;
+        if (bad > 4)
+            wrong.activations = VGQ_FLOAT_ACTIVATIONS;
+        CHECK(vgq_linear(packed, nbytes, &wrong, scratch, sizeof(scratch)) == VGQ_EINVAL, "%d",
+              bad);
+        CHECK(vgq_linear_nbytes(w, &wrong) == 0, "%d", bad);
+    }
+    free(want);
+}
+
 /* What follows the bias, as a product with it says: v, GELU, a scale, a residual, one rounding. */
 static void test_epilogue(const vgq_weight *w, vgq_linear_call call, const void *packed,
                           size_t nbytes)
@@ -584,8 +662,10 @@ static void test_product(const vgq_weight *w, vgq_linear_call call, int around)
                 memcpy(isa ? y_isa : y_scalar, call.y, y_nbytes);
             CHECK(memcmp(call.y, isa ? y_isa : y_scalar, y_nbytes) == 0,
                   "%zu x %zu x %zu depends on where its buffers lie", call.m, w->n, w->k);
-            if (p == 0 && call.activations == VGQ_INT8_ACTIVATIONS && !call.norm.weight)
+            if (p == 0 && call.activations == VGQ_INT8_ACTIVATIONS && !call.norm.weight) {
                 test_coded(w, call, packed, nbytes);
+                test_static(w, call, packed, nbytes);
+            }
             if (p == 0) {
                 call.x =
                     buffer(1, x_n, element_nbytes[call.x_dtype], values(call.x_dtype, numbers));

@@ -461,6 +461,28 @@ static void test_smallest_token(void)
     }
 }
 
+/* One scale for all rows: 16 bits are rint(x / scale), saturated; a NaN counts as 0. */
+static void test_static_words(void)
+{
+    enum { COUNT = 9 };
+    static unsigned char scratch[1 << 16];
+    uint32_t packed[1024];
+    uint8_t code = 1;
+    float one = 1, y[COUNT];
+    const vgq_weight w = {.format = VGQ_I8, .n = 1, .k = 1, .group = 1, .q = &code, .scale = &one};
+    const float scale = 0x1p-10f, most = 32512 * scale;
+    const float x[COUNT] = {0,        scale,     -3 * scale, 0.4f * scale, most,
+                            2 * most, -2 * most, NAN,        -INFINITY};
+    const float want[COUNT] = {0, scale, -3 * scale, 0, most, most, -most, 0, -most};
+    CHECK(vgq_pack(&w, packed, vgq_packed_nbytes(&w)) == VGQ_OK, " ");
+    const vgq_linear_call call = {
+        .activations = VGQ_INT16_ACTIVATIONS, .m = COUNT, .x = x, .y = y, .x_scale = scale};
+    CHECK(vgq_linear(packed, vgq_packed_nbytes(&w), &call, scratch, sizeof(scratch)) == VGQ_OK,
+          " ");
+    for (int i = 0; i < COUNT; i++)
+        CHECK(y[i] == want[i], "%g gives %g", (double)x[i], (double)y[i]);
+}
+
 /* Entropies against softmax in double; equal rows diverge by exactly nothing. */
 static void test_entropies(void)
 {
@@ -560,6 +582,7 @@ void test_values(void)
     test_gelu();
     test_products();
     test_smallest_token();
+    test_static_words();
     test_entropies();
     test_bits();
 }

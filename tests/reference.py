@@ -16,6 +16,7 @@ from vggtquant import QuantizationSpec
 
 Array = NDArray[np.generic]
 F32 = np.float32
+_DYNAMIC = F32(0)
 
 LIMITS = {8: (-128, 127), 4: (-8, 7)}
 SMALLEST_SCALE = F32(2.0**-126)
@@ -236,9 +237,14 @@ def pack(codes: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
 # ---- activations and Linear ----------------------------------------------------------------------
 
 
-def code_token(x: NDArray[np.float32], bits: int = 8) -> tuple[NDArray[np.int64], np.float32]:
-    """Codes of one row of an input, and its scale."""
+def code_token(
+    x: NDArray[np.float32], bits: int = 8, static: np.float32 = _DYNAMIC
+) -> tuple[NDArray[np.int64], np.float32]:
+    """Codes of one row of an input, and its scale, which may be given."""
     highest, smallest = {8: (127, 2.0**-120), 16: (32512, 2.0**-112)}[bits]
+    if static:
+        codes = np.clip(np.rint(x * (F32(1) / static)), -highest, highest)
+        return np.nan_to_num(codes).astype(np.int64), static
     absmax = F32(np.abs(x).max())
     if not np.isfinite(x).all():
         return np.zeros(x.shape, np.int64), F32(np.nan)
@@ -291,10 +297,14 @@ def layer_norm(
 
 
 def linear_int(
-    x: NDArray[np.float32], w: Coded, bias: NDArray[np.float32] | None, bits: int = 8
+    x: NDArray[np.float32],
+    w: Coded,
+    bias: NDArray[np.float32] | None,
+    bits: int = 8,
+    static: np.float32 = _DYNAMIC,
 ) -> NDArray[np.float32]:
     """y (m, n) with activations coded to 8 or 16 bits; no bias adds 0.0."""
-    tokens = [code_token(row, bits) for row in x]
+    tokens = [code_token(row, bits, static) for row in x]
     codes = np.array([token[0] for token in tokens])
     scale_x = np.array([token[1] for token in tokens], F32)[:, None]
     added = F32(0) if bias is None else bias

@@ -73,6 +73,7 @@ def linear(
     activations: Activations,
     x: Values,
     norm: Norm,
+    inputs: Norm,
     bias: F32 | None,
     gelu: bool,
     layer_scale: F32 | None,

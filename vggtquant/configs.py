@@ -70,6 +70,9 @@ QUANT_TYPES: dict[str, _Kind] = {
 }
 
 
+ACTIVATION_RANGES = ("dynamic", "minmax", "percentile", "mse")
+"""Where the range of a layer's activations comes from."""
+
 _DERIVED: Any = None
 """Default of the fields that a quant_type may fix: its value where it does, else _FREE's."""
 _FREE = {"bits": 8, "symmetric": True, "per_channel": True}
@@ -82,6 +85,7 @@ _LATER = {
     "wide_layers": (),
     "convolutions": "float",
     "attention_values": "bf16",
+    "activation_range": "dynamic",
 }
 """Default of the fields that the first version of the file format did not know."""
 
@@ -112,7 +116,7 @@ class QuantizationConfig:
     group_size: int = 128
     """Neighbours along a row that share a factor (INT4); the last group of a row may be shorter."""
     calibration_samples: int = 100
-    """Inputs shown to range observers, where a scheme has any; none of the present ones has."""
+    """Pictures shown to a calibrated method (vq.calibrate)."""
     quantize_activations: bool = False
     """False: float activations. True: INT8, a scale a token, chosen as it comes (dynamic)."""
     skip_first_last: bool = True
@@ -146,9 +150,19 @@ class QuantizationConfig:
     """How attention="int8" multiplies the softmax by v: bf16 has the smaller error, int8 takes half
     the time where the CPU multiplies bfloat16 slowly (docs/performance.md)."""
 
+    activation_range: Literal["dynamic", "minmax", "percentile", "mse"] = "dynamic"
+    """dynamic: each token's own largest magnitude. Otherwise one range a layer ("static"), which
+    calibration finds (vq.calibrate): the largest input seen, a percentile, or the range with the
+    least squared error of the codes."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
             raise UserError(f"name is {self.name!r}; a line of text is wanted")
+        _one_of("activation_range", self.activation_range, ACTIVATION_RANGES)
+        if self.activation_range != "dynamic" and not self.quantize_activations:
+            raise UserError(
+                f"activation_range is {self.activation_range!r}, but quantize_activations is False"
+            )
         _one_of("convolutions", self.convolutions, ("float", "int8"))
         for field in ("sensitive_layers", "wide_layers"):
             patterns = getattr(self, field)

@@ -26,6 +26,8 @@ _PARTS = {
     "weight_factor": torch.uint8,
     "weight_zero_point": torch.int8,
 }
+INPUT_PARTS = ("input_weight", "input_bias", "input_scale")
+"""What a state_dict holds of a calibrated layer's inputs (ops.Inputs), float32."""
 
 
 _NO_TRANSFORM = (
@@ -44,7 +46,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: QuantizedLinear
     ) -> torch.Tensor:
-        ctx.packed, ctx.about = layer.packed, layer._about
+        ctx.packed, ctx.about, ctx.factor = layer.packed, layer._about, layer.input_weight
         ctx.dtypes = x.dtype, None if bias is None else bias.dtype
         return layer.product(x, bias)
 
@@ -53,10 +55,18 @@ class _Product(torch.autograd.Function):
         (grad,), (x, bias) = grads, ctx.dtypes
         of_x, of_bias, _ = ctx.needs_input_grad
         return (
-            ops.input_gradient(ctx.packed, ctx.about, grad).to(x) if of_x else None,
+            _input_slope(ctx.packed, ctx.about, grad, ctx.factor).to(x) if of_x else None,
             grad.sum(0).to(bias) if of_bias else None,
             None,
         )
+
+
+def _input_slope(
+    packed: torch.Tensor, about: ops.Packed, grad: torch.Tensor, factor: torch.Tensor | None
+) -> torch.Tensor:
+    """Gradient of the input; factor: what the input is multiplied by before the product."""
+    slope = ops.input_gradient(packed, about, grad)
+    return slope if factor is None else slope * factor.to(slope)
 
 
 Activations = Literal["float", "bf16", "int8", "int16"]
@@ -72,6 +82,9 @@ class QuantizedLinear(nn.Module):
     weights are decoded panel by panel and multiplied in float32, or in bfloat16 with float32 sums
     where that is the output's dtype and the CPU can; in an order fixed per instruction set.
 
+    A calibrated layer may code its input in its own way (`inputs`): smoothed a channel, or by one
+    scale for all tokens.
+
     >>> layer = QuantizedLinear.from_linear(nn.Linear(64, 32), "INT4_Group_32_A8")
     >>> layer(torch.ones(2, 3, 64)).shape
     torch.Size([2, 3, 32])
@@ -79,9 +92,16 @@ class QuantizedLinear(nn.Module):
 
     bias: nn.Parameter | None
     packed: torch.Tensor
+    input_weight: torch.Tensor | None
+    input_bias: torch.Tensor | None
 
     def __init__(
-        self, q: QTensor, bias: nn.Parameter | None, config: QuantizationConfig, name: str = ""
+        self,
+        q: QTensor,
+        bias: nn.Parameter | None,
+        config: QuantizationConfig,
+        name: str = "",
+        inputs: ops.Inputs = ops.NO_INPUTS,
     ) -> None:
         super().__init__()
         if len(q.shape) != 2 or 0 in q.shape:
@@ -96,6 +116,33 @@ class QuantizedLinear(nn.Module):
         self.register_parameter("bias", bias)
         self._about, packed = _pack(q)
         self.register_buffer("packed", packed, persistent=False)
+        self._take_inputs(inputs)
+
+    def _take_inputs(self, inputs: ops.Inputs) -> None:
+        """Check how inputs are to be coded, and keep it."""
+        says_something = inputs.weight is not None or inputs.bias is not None or inputs.scale != 0
+        if says_something and not self.config.quantize_activations:
+            raise UserError(f"{self.config.name} has float activations; inputs are for coded ones")
+        for part in (inputs.weight, inputs.bias):
+            if part is not None and (
+                part.shape != (self.in_features,) or not torch.isfinite(part).all()
+            ):
+                raise UserError(
+                    f"an input weight or bias of shape {tuple(part.shape)} is given; "
+                    f"({self.in_features},), finite, is wanted"
+                )
+        if inputs.bias is not None and inputs.weight is None:
+            raise UserError("an input bias is given without an input weight")
+        if inputs.scale and not 2.0**-112 <= inputs.scale < math.inf:
+            raise UserError(f"the input scale is {inputs.scale}; 2^-112 and more, or 0, is wanted")
+        self.input_scale = float(inputs.scale)
+        self.register_buffer("input_weight", inputs.weight, persistent=False)
+        self.register_buffer("input_bias", inputs.bias, persistent=False)
+
+    @property
+    def inputs(self) -> ops.Inputs:
+        """How the input is coded before the product."""
+        return ops.Inputs(self.input_weight, self.input_bias, self.input_scale)
 
     @classmethod
     def from_linear(
@@ -142,9 +189,9 @@ class QuantizedLinear(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weight, padding included, and of the bias."""
-        bias = 0 if self.bias is None else self.bias.numel() * self.bias.element_size()
-        return self.packed.numel() + bias
+        """Bytes of the packed weight, padding included, of the bias and of the input's factors."""
+        rest = (self.bias, self.input_weight, self.input_bias)
+        return self.packed.numel() + sum(x.nbytes for x in rest if x is not None)
 
     def qtensor(self) -> QTensor:
         """The weight as plain codes and scales: the inverse of packing."""
@@ -167,7 +214,16 @@ class QuantizedLinear(nn.Module):
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """forward of x (rows, in_features) without autograd."""
         activations, dtype = self._call(x)
-        return _product(self.packed, self._about, activations, x, bias, dtype)
+        return _product(
+            self.packed, self._about, activations, x, bias, dtype, inputs=self._own_inputs
+        )
+
+    @property
+    def _own_inputs(self) -> ops.Inputs | None:
+        """None where nothing is said, so that a call does as little as it can."""
+        if self.input_weight is None and not self.input_scale:
+            return None
+        return self.inputs
 
     def fused(
         self,
@@ -188,7 +244,7 @@ class QuantizedLinear(nn.Module):
         recorded = torch.compiler.is_compiling() or ops.is_recorded(x)
         call: Callable[..., torch.Tensor] = _linear_op if recorded else _linear
         about = (*self._about, activations, dtype)
-        around = (*(norm or (None, None, 0.0)), gelu, layer_scale, residual)
+        around = (*(norm or (None, None, 0.0)), *self.inputs, gelu, layer_scale, residual)
         y: torch.Tensor = call(x, self.packed, self.bias, *about, *around)
         return y
 
@@ -203,8 +259,9 @@ class QuantizedLinear(nn.Module):
             if not compiling and ops.is_differentiated():
                 raise RuntimeError(_NO_TRANSFORM)
             activations, dtype = self._call(x)
+            around = (None, None, 0.0, *self.inputs)
             return _linear_op(  # type: ignore[no-any-return]
-                x, self.packed, self.bias, *self._about, activations, dtype
+                x, self.packed, self.bias, *self._about, activations, dtype, *around
             )
         _check_shape(x, self.in_features)
         rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.in_features)
@@ -248,6 +305,15 @@ class QuantizedLinear(nn.Module):
         for key, part in zip(_PARTS, parts, strict=True):
             if part is not None:
                 destination[prefix + key] = torch.from_numpy(part)
+        for key, part in self.input_tensors().items():
+            destination[prefix + key] = part if keep_vars else part.detach()
+
+    def input_tensors(self) -> dict[str, torch.Tensor]:
+        """What a state_dict holds of `inputs`, by INPUT_PARTS."""
+        scale = torch.tensor(self.input_scale) if self.input_scale else None
+        parts = (self.input_weight, self.input_bias, scale)
+        named = zip(INPUT_PARTS, parts, strict=True)
+        return {key: part for key, part in named if part is not None}
 
     def _load_from_state_dict(
         self,
@@ -270,10 +336,16 @@ class QuantizedLinear(nn.Module):
         else:
             try:
                 self._take(given)
+                weight, bias, scale = (state_dict.get(prefix + key) for key in INPUT_PARTS)
+                weight, bias = (
+                    None if x is None else x.to(self.packed.device, torch.float32, copy=True)
+                    for x in (weight, bias)
+                )
+                self._take_inputs(ops.Inputs(weight, bias, 0.0 if scale is None else scale.item()))
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{prefix.rstrip('.') or 'QuantizedLinear'}: {error}")
         # What is left is the bias; our own keys must not count as unexpected.
-        ours = (*_PARTS, "weight")
+        ours = (*_PARTS, *INPUT_PARTS, "weight")
         rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in ours}
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -367,6 +439,9 @@ def _linear(
     norm_weight: Any = None,
     norm_bias: Any = None,
     norm_eps: float = 0.0,
+    input_weight: Any = None,
+    input_bias: Any = None,
+    input_scale: float = 0.0,
     gelu: bool = False,
     layer_scale: Any = None,
     residual: Any = None,
@@ -383,6 +458,9 @@ def _linear(
         bias,
         dtype,
         norm=None if norm_weight is None else ops.Norm(norm_weight, norm_bias, norm_eps),
+        inputs=None
+        if input_weight is None and not input_scale
+        else ops.Inputs(input_weight, input_bias, input_scale),
         gelu=gelu,
         layer_scale=layer_scale,
         residual=None if residual is None else residual.reshape(len(rows), n),
@@ -396,7 +474,8 @@ _linear_op = torch.library.custom_op(
     mutates_args=(),
     schema="(Tensor x, Tensor packed, Tensor? bias, int bits, str scales, int n, int k, int group, "
     "bool asymmetric, str activations, ScalarType dtype, Tensor? norm_weight=None, "
-    "Tensor? norm_bias=None, float norm_eps=0.0, bool gelu=False, Tensor? layer_scale=None, "
+    "Tensor? norm_bias=None, float norm_eps=0.0, Tensor? input_weight=None, "
+    "Tensor? input_bias=None, float input_scale=0.0, bool gelu=False, Tensor? layer_scale=None, "
     "Tensor? residual=None) -> Tensor",
 )
 
@@ -449,15 +528,16 @@ def _(grad: Any, packed: Any, bits: Any, scales: Any, n: Any, k: Any, *rest: Any
 
 def _backward(ctx: Any, grad: Any) -> Any:
     """Of a product alone: blocks that want gradients run unfused."""
-    (packed,) = ctx.saved_tensors
-    x = _input_gradient(grad, packed, *ctx.about).to(ctx.dtypes[0])
+    packed, factor = ctx.saved_tensors
+    x = _input_gradient(grad, packed, *ctx.about)
+    x = (x if factor is None else x * factor).to(ctx.dtypes[0])
     bias = None if ctx.dtypes[1] is None else grad.flatten(0, -2).sum(0).to(ctx.dtypes[1])
-    return x, None, bias, *([None] * 14)
+    return x, None, bias, *([None] * 17)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, packed, bias, *about = inputs[:9]
-    ctx.save_for_backward(packed)
+    ctx.save_for_backward(packed, inputs[14])
     ctx.about = about
     ctx.dtypes = x.dtype, None if bias is None else bias.dtype
 

@@ -181,6 +181,12 @@ def quantize_model(
     """
     config = get_config(config)
     linears, choice = select(model, config, include, exclude, filter_fn, configs)
+    for name, chosen in choice.chosen.items():
+        if chosen.activation_range != "dynamic":
+            raise UserError(
+                f"layer {name}: activation_range {chosen.activation_range!r} is found by "
+                "calibration: vq.calibrate(model, …), or quantize --method"
+            )
     layers: list[LayerReport] = []
     originals: dict[str, nn.Module] = {}
     wanted = len(choice.chosen)
@@ -196,18 +202,44 @@ def quantize_model(
         if keep_originals:
             originals[name] = linear
         done += 1
-    notes = _notes(config)
-    if config.convolutions == "int8":
-        rows, replaced, said = _swap_convolutions(model, include, exclude)
-        layers += rows
-        notes += said
-        if keep_originals:
-            originals |= replaced
-    modules, swapped = recognition.swap(model, dict.fromkeys(choice.chosen.values()))
+    rest = swap_rest(model, config, choice, include, exclude)
+    layers += rest.convolutions
+    if keep_originals:
+        originals |= rest.originals
     ops.trim()
     if progress:
         progress(done, wanted, "")
-    return model, ModelReport(config, layers, notes, originals, modules, swapped)
+    notes = [*_notes(config), *rest.notes]
+    return model, ModelReport(config, layers, notes, originals, rest.modules, rest.swapped)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What was swapped beside Linear layers, and what is said of it."""
+
+    convolutions: list[LayerReport]
+    originals: dict[str, nn.Module]
+    """Of the convolutions."""
+    notes: list[str]
+    modules: list[recognition.ModuleReport]
+    swapped: dict[str, nn.Module]
+
+
+def swap_rest(
+    model: nn.Module,
+    config: QuantizationConfig,
+    choice: Choice,
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> Rest:
+    """Swap convolutions, attentions and blocks as the configs ask, once the Linear layers are."""
+    rows: list[LayerReport] = []
+    originals: dict[str, nn.Module] = {}
+    notes: list[str] = []
+    if config.convolutions == "int8":
+        rows, originals, notes = _swap_convolutions(model, include, exclude)
+    modules, swapped = recognition.swap(model, dict.fromkeys(choice.chosen.values()))
+    return Rest(rows, originals, notes, modules, swapped)
 
 
 def select(
@@ -273,10 +305,15 @@ def _swap(
 
 
 def replacement(
-    name: str, linear: nn.Linear, q: QTensor, bias: nn.Parameter | None, config: QuantizationConfig
+    name: str,
+    linear: nn.Linear,
+    q: QTensor,
+    bias: nn.Parameter | None,
+    config: QuantizationConfig,
+    inputs: ops.Inputs = ops.NO_INPUTS,
 ) -> tuple[QuantizedLinear, LayerReport]:
     """The layer that takes a Linear's place with the weight q and this bias, and its report."""
-    layer = QuantizedLinear(q, bias, config, name)
+    layer = QuantizedLinear(q, bias, config, name, inputs)
     layer.train(linear.training)
     own = {key: value for key, value in vars(linear).items() if key not in PLAIN_LINEAR}
     vars(layer).update({key: value for key, value in own.items() if key not in vars(layer)})

@@ -470,6 +470,18 @@ class Norm(NamedTuple):
     eps: float = 1e-5
 
 
+class Inputs(NamedTuple):
+    """How a Linear's input is coded: x * weight + bias, a value a channel, then by one scale."""
+
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    scale: float = 0.0
+    """0: a scale a token, as it comes."""
+
+
+NO_INPUTS = Inputs()
+
+
 def linear(
     packed: torch.Tensor,
     about: Packed,
@@ -479,22 +491,28 @@ def linear(
     dtype: torch.dtype,
     *,
     norm: Norm | None = None,
+    inputs: Inputs | None = None,
     gelu: bool = False,
     layer_scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """y = norm(x) w^T + bias, then GELU, a scale for each output and a residual, where given.
 
-    x: (m, k) of one of the core's dtypes. norm: over k. bias, layer_scale: (n,). residual: (m, n)
-    of `dtype`. Returns (m, n) of `dtype`, rounded once. docs/conventions.md: "Linear".
+    x: (m, k) of one of the core's dtypes. norm: over k. inputs: for coded activations. bias,
+    layer_scale: (n,). residual: (m, n) of `dtype`. Returns (m, n) of `dtype`, rounded once.
+    docs/conventions.md: "Linear".
 
     Raises:
-        UserError: tensors on a device that is not served; on a GPU, a norm, a layer_scale or a
-            residual.
+        UserError: tensors on a device that is not served; on a GPU, a norm, inputs, a layer_scale
+            or a residual.
     """
     if _on_gpu(x):
         if norm is not None or layer_scale is not None or residual is not None:
             raise UserError("norm, layer_scale and residual are served on the CPU; x is on a GPU")
+        if inputs is not None:
+            raise UserError(
+                "static scales and smoothing of activations are served on the CPU; x is on a GPU"
+            )
         if bias is not None:
             _check_dense(bias)
         added = None if bias is None else bias.detach().float().contiguous()
@@ -507,6 +525,9 @@ def linear(
         activations,
         values(x),
         _norm(norm),
+        (None, None, 0.0)
+        if inputs is None
+        else (_floats(inputs.weight), _floats(inputs.bias), inputs.scale),
         _floats(bias),
         gelu,
         _floats(layer_scale),

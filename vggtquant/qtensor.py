@@ -220,6 +220,26 @@ def recode(q: QTensor, x: torch.Tensor) -> QTensor:
     return replace(q, packed=packed)
 
 
+def group_scales(q: QTensor) -> torch.Tensor:
+    """The effective scale of each group (of each row or the whole, without groups), float32."""
+    return ops.tensor_like(q._group_scale(), "").float().clone()
+
+
+def rescaled(q: QTensor, scale: torch.Tensor) -> QTensor:
+    """q with other scales, one a group, on q's grid of scales; codes are not changed (`recode`).
+
+    With two-level scales a group gets the nearest factor of its channel's scale.
+    """
+    layout = q.layout
+    wanted = scale.detach().float().reshape(layout.groups).clamp_min(2.0**-126)
+    if q.factor is None:
+        return replace(q, stored_scale=np.ascontiguousarray(wanted.numpy()))
+    channel = ops.tensor_like(q.stored_scale, "").float().reshape(-1, 1)
+    most = 15 if q.spec.symmetric else 8
+    factor = (wanted.reshape(layout.rows, -1) / channel).round().clamp(1, most).to(torch.uint8)
+    return replace(q, factor=np.ascontiguousarray(factor.reshape(-1).numpy()))
+
+
 def _layout(shape: tuple[int, ...], spec: QuantizationSpec) -> ops.Shape:
     rows = shape[0] if len(shape) > 1 else 1
     cols = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)

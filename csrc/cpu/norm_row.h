@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * LayerNorm of a row in plain C that a compiler makes vectors of. A table's file includes this
- * between ISA_BEGIN and ISA_END; fmaf is an instruction there, or a call of the C library. */
+ * LayerNorm of a row, and an affine map, in plain C that a compiler makes vectors of. A table's
+ * file includes this between ISA_BEGIN and ISA_END; fmaf is an instruction there, or a call of the
+ * C library. */
 #ifndef VGQ_NORM_ROW_H
 #define VGQ_NORM_ROW_H
 
@@ -48,6 +49,17 @@ static inline void norm_row(size_t k, const float *x, const vgq_norm *norm, floa
     else
         for (size_t i = 0; i < k; i++)
             y[i] = (x[i] - mean) * inverse * weight[i];
+}
+
+static inline void affine_row(size_t k, const float *x, const vgq_affine *affine, float *y)
+{
+    const float *const weight = affine->weight, *const bias = affine->bias;
+    if (bias)
+        for (size_t i = 0; i < k; i++)
+            y[i] = fmaf(x[i], weight[i], bias[i]);
+    else
+        for (size_t i = 0; i < k; i++)
+            y[i] = x[i] * weight[i];
 }
 
 #endif

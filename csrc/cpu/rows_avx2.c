@@ -15,7 +15,12 @@ static void norm_row_avx2(size_t k, const float *x, const vgq_norm *norm, float 
     norm_row(k, x, norm, y);
 }
 
-const vgq_rows_kernels vgq_rows_avx2 = {.norm_row = norm_row_avx2};
+static void affine_row_avx2(size_t k, const float *x, const vgq_affine *affine, float *y)
+{
+    affine_row(k, x, affine, y);
+}
+
+const vgq_rows_kernels vgq_rows_avx2 = {.norm_row = norm_row_avx2, .affine_row = affine_row_avx2};
 
 ISA_END
 

@@ -15,7 +15,13 @@ static void norm_row_avx512(size_t k, const float *x, const vgq_norm *norm, floa
     norm_row(k, x, norm, y);
 }
 
-const vgq_rows_kernels vgq_rows_avx512 = {.norm_row = norm_row_avx512};
+static void affine_row_avx512(size_t k, const float *x, const vgq_affine *affine, float *y)
+{
+    affine_row(k, x, affine, y);
+}
+
+const vgq_rows_kernels vgq_rows_avx512 = {.norm_row = norm_row_avx512,
+                                          .affine_row = affine_row_avx512};
 
 ISA_END
 

@@ -7,4 +7,10 @@ static void norm_row_scalar(size_t k, const float *x, const vgq_norm *norm, floa
     norm_row(k, x, norm, y);
 }
 
-const vgq_rows_kernels vgq_rows_scalar = {.norm_row = norm_row_scalar};
+static void affine_row_scalar(size_t k, const float *x, const vgq_affine *affine, float *y)
+{
+    affine_row(k, x, affine, y);
+}
+
+const vgq_rows_kernels vgq_rows_scalar = {.norm_row = norm_row_scalar,
+                                          .affine_row = affine_row_scalar};

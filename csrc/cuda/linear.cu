@@ -270,7 +270,8 @@ static size_t each_nbytes(size_t m) { return round_up(m * 4, ALIGNMENT); }
 static int bad_call(const vgq_linear_call *call)
 {
     return !call || (unsigned)call->activations >= VGQ_ACTIVATIONS ||
-           call->activations == VGQ_INT16_ACTIVATIONS || (unsigned)call->x_dtype >= VGQ_DTYPES ||
+           call->activations == VGQ_INT16_ACTIVATIONS || call->x_affine.weight ||
+           call->x_scale != 0 || (unsigned)call->x_dtype >= VGQ_DTYPES ||
            (unsigned)call->y_dtype >= VGQ_DTYPES || call->m > 0x7fffff00u;
 }
 

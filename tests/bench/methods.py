@@ -25,6 +25,7 @@ import torch
 
 import vggtquant as vq
 from vggtquant import models
+from vggtquant.calibration import METHODS
 from vggtquant.data import scenes
 
 OUTPUTS = ("depth", "world_points", "pose_enc")
@@ -36,8 +37,13 @@ W4A8 = vq.CONFIGS["INT4_Group_128_A8"]
 ROWS = {  # name in the table: (config, method); what stands before the comma shares its "rtn" row
     "INT4 g128, rtn": ("INT4_Group_128", "rtn"),
     "INT4 g128, folds": ("INT4_Group_128", "folds"),
+    "INT4 g128, clip": ("INT4_Group_128", "clip"),
+    "INT4 g128, hqq": ("INT4_Group_128", "hqq"),
+    "INT4 g128, hadamard": ("INT4_Group_128", "hadamard"),
     "INT4 g128, bias": ("INT4_Group_128", "bias"),
+    "INT4 g128, awq": ("INT4_Group_128", "awq"),
     "INT4 g128, gptq": ("INT4_Group_128", "gptq"),
+    "INT4 g128, best": ("INT4_Group_128", "best"),
     "INT8 per channel, rtn": ("INT8_Per_Channel_Symmetric", "rtn"),
     "INT8 per channel, gptq": ("INT8_Per_Channel_Symmetric", "gptq"),
     "W8A8, rtn": (W8A8, "rtn"),
@@ -45,6 +51,11 @@ ROWS = {  # name in the table: (config, method); what stands before the comma sh
     "W8A8, smoothquant": (W8A8, "smoothquant"),
     "W8A8, gptq": (W8A8, "gptq"),
     "W8A8, gptq + 16-bit camera head": (replace(W8A8, wide_layers=CAMERA), "gptq"),
+    "W8A8, gptq, static": (replace(W8A8, activation_range="minmax"), "gptq"),
+    "W8A8, gptq, static + 16-bit camera head": (
+        replace(W8A8, wide_layers=CAMERA, activation_range="minmax"),
+        "gptq",
+    ),
     "W4A8 g128, rtn": (W4A8, "rtn"),
     "W4A8 g128, gptq": (W4A8, "gptq"),
     "W4A8 g128, gptq + 16-bit camera head": (replace(W4A8, wide_layers=CAMERA), "gptq"),
@@ -100,7 +111,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         wanted = outputs(model, images)
         for row in args.rows:
             config, method = ROWS[row]
-            for seed in range(1 if method in ("rtn", "folds") else args.seeds):
+            for seed in range(args.seeds if METHODS[method].looks else 1):
                 key = (spec, row, seed)
                 if key not in known:
                     start = time.perf_counter()

@@ -38,6 +38,21 @@ def test_the_file_is_the_calibrated_model(
         assert torch.equal(vq.load(out)(images)["depth"], net(images)["depth"])
 
 
+def test_bytes_are_shared_by_calibrated_harm(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "packed.safetensors"
+    words = ["--method", "gptq", "--calibrate", str(photos), "--samples", "4", "--out", str(out)]
+    words += ["--include", "*global_blocks.1*", "--include", "*embed_pose"]
+    for most, wanted in ((3_900_000, "layers at 8"), (10_000_000, "layers at float")):
+        assert cli.main(["quantize", "builtin:tiny", *words, "--max_bytes", str(most)]) == 0
+        said = capsys.readouterr().out
+        assert wanted in said and "more than" not in said
+        assert out.stat().st_size <= most
+    assert cli.main(["quantize", "builtin:tiny", *words, "--max_bytes", "1M"]) == 2
+    assert "--max_bytes 1000000" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

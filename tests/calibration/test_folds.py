@@ -8,18 +8,27 @@ import torch
 
 import vggtquant as vq
 from vggtquant import tiny
-from vggtquant.calibration import folds, smoothquant
+from vggtquant.calibration import folds, hadamard, smoothquant
+from vggtquant.calibration.statistics import Ranges
 from vggtquant.tiny.outliers import build_outliers
 
 MODELS = {"tiny": tiny.build, "outliers": build_outliers}
 FOLDS: dict[str, Callable[[folds.Edits, folds.Branch], None]] = {
     "F1": folds.fold_norm,
-    "F2": lambda edits, branch: folds.scale_inputs(
-        edits, branch, torch.linspace(0.1, 10, edits.model.get_submodule(branch.first).in_features)
-    ),
+    "F2": lambda edits, branch: folds.smooth_inputs(edits, branch, ramp(edits, branch.first)),
     "F3": folds.fold_layer_scale,
-    "F4": folds.scale_values,
+    "F4": folds.balance_values,
+    "F4 smoothed": lambda edits, branch: folds.smooth_values(
+        edits, branch, ramp(edits, branch.last)
+    ),
+    "F4 rotated": hadamard.rotate_values,
 }
+
+
+def ramp(edits: folds.Edits, name: str) -> folds.Smoothing:
+    """A scale and a shift of another size for each input of a layer."""
+    k = edits.model.get_submodule(name).in_features
+    return folds.Smoothing(torch.linspace(0.1, 10, k), torch.linspace(-1, 1, k))
 
 
 @pytest.mark.parametrize("name", FOLDS)
@@ -84,22 +93,35 @@ def test_smoothing_is_exact_and_evens_the_ranges(model: Callable[[], torch.nn.Mo
         wanted = net(images)["depth"]
     edits = folds.Edits(net)
     for branch in folds.branches(net):
-        found = {}
         for name in (branch.first, branch.last) if branch.attention else (branch.first,):
             layer = net.get_submodule(name)
             reach = torch.linspace(0.1, 20, layer.in_features)
             reach[3] = 0
-            found[name] = smoothquant.factors(reach, layer.weight)
-            assert found[name][3] == 1
-            assert torch.equal(found[name].log2(), found[name].log2().round())
-        smoothquant.smooth(edits, branch, found)
+            found = smoothquant.factors(ranges(-reach, 2 * reach), layer.weight)
+            assert found.scale[3] == 1
+            assert torch.equal(found.scale.log2(), found.scale.log2().round())
+            assert torch.equal(found.shift, reach / 2)
+            fold = folds.smooth_inputs if name == branch.first else folds.smooth_values
+            fold(edits, branch, found)
     with torch.inference_mode():
         torch.testing.assert_close(net(images)["depth"], wanted, rtol=2e-4, atol=2e-5)
+
+
+def ranges(lowest: torch.Tensor, highest: torch.Tensor) -> Ranges:
+    seen = Ranges(len(lowest))
+    seen.add(torch.stack([lowest, highest]))
+    return seen
 
 
 def test_factors_undo_a_channel_that_was_rescaled() -> None:
     weight, reach = torch.ones(4, 8), torch.ones(8)
     weight[:, 2] /= 256
     reach[2] *= 256
-    s = smoothquant.factors(reach, weight)
+    s = smoothquant.factors(ranges(-reach, reach), weight).scale
     assert s[2] / s[0] == 256
+
+
+def test_a_hadamard_matrix_is_orthogonal() -> None:
+    h = hadamard.hadamard(64)
+    torch.testing.assert_close(h @ h.T, torch.eye(64, dtype=torch.float64))
+    assert torch.equal(h.abs() * 8, torch.ones(64, 64, dtype=torch.float64))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -40,6 +41,13 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts a module in its place, whatever attribute of whatever parent that is."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+class Smoothing(NamedTuple):
+    """Input channel j becomes (x_j - shift_j) / scale_j."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def norm_like(norm: nn.LayerNorm, weight: torch.Tensor, bias: torch.Tensor) -> n
     return new.train(norm.training)
 
 
-def _values(layer: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+def doubles(layer: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
     weight = layer.weight.detach().double()
     if layer.bias is None:
         return weight, weight.new_zeros(len(weight))
@@ -120,7 +128,7 @@ def fold_norm(edits: Edits, branch: Branch, group: int | None = None) -> None:
     assert isinstance(norm, nn.LayerNorm) and isinstance(reader, nn.Linear)
     if not norm.elementwise_affine:
         return
-    weight, bias = _values(reader)
+    weight, bias = doubles(reader)
     g = norm.weight.double()
     if group is not None and not (
         rounding_cost(weight * g, torch.ones_like(g), group)
@@ -143,7 +151,7 @@ def fold_layer_scale(edits: Edits, branch: Branch) -> None:
     last = edits.model.get_submodule(branch.last)
     assert isinstance(last, nn.Linear) and isinstance(module.gamma, nn.Parameter)
     gamma = module.gamma.double()
-    weight, bias = _values(last)
+    weight, bias = doubles(last)
     edits.set(branch.last, linear(gamma[:, None] * weight, gamma * bias, last))
     edits.set(branch.scale, _with_gamma(module, torch.ones_like(module.gamma)))
 
@@ -157,38 +165,57 @@ def _with_gamma(module: nn.Module, gamma: torch.Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def scale_values(
-    edits: Edits,
-    branch: Branch,
-    group: int | None = None,
-    factor: torch.Tensor | None = None,
-) -> None:
+def balance_values(edits: Edits, branch: Branch, group: int | None = None) -> None:
     """F4: values of attention rescaled a channel, and the projection's columns by the inverse.
 
-    Attention mixes tokens, never channels of a value: W_v' = diag(1/s) W_v, W_proj' = W_proj
-    diag(s). Without a factor, s is a power of two that balances the norms of both sides. With a
-    group size, only where that lowers the rounding cost.
+    The factors are powers of two that balance the norms of both sides. With a group size, only
+    where that lowers the rounding cost.
     """
-    if not branch.attention:
+    found = values_of(edits, branch)
+    if found is None:
         return
-    qkv, proj = (edits.model.get_submodule(name) for name in (branch.first, branch.last))
-    assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
-    dim = proj.in_features
-    if qkv.out_features != 3 * dim:
-        return
-    (weight, bias), (out, out_bias) = _values(qkv), _values(proj)
-    rows = slice(2 * dim, 3 * dim)
-    values = weight[rows].norm(dim=1)
-    s = balance(values, out.norm(dim=0)) if factor is None else factor.double()
-    if group is not None and not (
+    qkv, proj = found
+    values = qkv.weight.detach().double()[2 * proj.in_features :].norm(dim=1)
+    out = proj.weight.detach().double()
+    s = balance(values, out.norm(dim=0))
+    if group is None or (
         rounding_cost(out * s, (values / s).square(), group)
         < rounding_cost(out, values.square(), group)
     ):
+        smooth_values(edits, branch, Smoothing(s, torch.zeros_like(s)))
+
+
+def values_of(edits: Edits, branch: Branch) -> tuple[nn.Linear, nn.Linear] | None:
+    """qkv and proj of an attention whose last third of outputs are values as wide as proj."""
+    if not branch.attention:
+        return None
+    qkv, proj = (edits.model.get_submodule(name) for name in (branch.first, branch.last))
+    assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
+    return (qkv, proj) if qkv.out_features == 3 * proj.in_features else None
+
+
+@torch.no_grad()
+def smooth_values(edits: Edits, branch: Branch, by: Smoothing) -> None:
+    """F4: proj's input becomes (x - shift) / scale, through the values of attention.
+
+    Attention mixes tokens with weights that sum to 1, never channels of a value: W_v' = W_v / s,
+    b_v' = (b_v - c) / s, W_proj' = W_proj diag(s), b_proj' = b_proj + W_proj c. Without biases on
+    both sides there is no shift.
+    """
+    found = values_of(edits, branch)
+    if found is None:
         return
+    qkv, proj = found
+    (weight, bias), (out, out_bias) = doubles(qkv), doubles(proj)
+    s, c = by.scale.double(), by.shift.double()
+    biased = qkv.bias is not None and proj.bias is not None
+    c = c if biased else torch.zeros_like(c)
+    rows = slice(2 * proj.in_features, None)
     weight, bias = weight.clone(), bias.clone()
     weight[rows] /= s[:, None]
-    bias[rows] /= s
+    bias[rows] = (bias[rows] - c) / s
     edits.set(branch.first, linear(weight, bias if qkv.bias is not None else None, qkv))
+    out_bias = out_bias + out @ c
     edits.set(branch.last, linear(out * s, out_bias if proj.bias is not None else None, proj))
 
 
@@ -215,18 +242,33 @@ def balance(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def scale_inputs(edits: Edits, branch: Branch, factor: torch.Tensor) -> None:
-    """F2: the reader's input scaled a channel by 1/s in LayerNorm, its columns by s."""
+def smooth_inputs(edits: Edits, branch: Branch, by: Smoothing) -> None:
+    """F2: the reader's input becomes (x - shift) / scale, through the LayerNorm before it.
+
+    g' = g / s, beta' = (beta - c) / s, W' = W diag(s), b' = b + W c. A reader without a bias has no
+    shift.
+    """
     norm = edits.model.get_submodule(branch.norm)
     reader = edits.model.get_submodule(branch.first)
     assert isinstance(norm, nn.LayerNorm) and isinstance(reader, nn.Linear)
-    weight, bias = _values(reader)
-    s = factor.double()
-    edits.set(branch.first, linear(weight * s, bias if reader.bias is not None else None, reader))
+    smoothed, c = smooth_linear(reader, by)
+    edits.set(branch.first, smoothed)
+    s = by.scale.double()
     gain = torch.ones_like(s) if norm.weight is None else norm.weight.double()
-    shift = torch.zeros_like(s) if norm.bias is None else norm.bias.double()
+    beta = torch.zeros_like(s) if norm.bias is None else norm.bias.double()
     dtype = reader.weight.dtype
-    edits.set(branch.norm, norm_like(norm, (gain / s).to(dtype), (shift / s).to(dtype)))
+    edits.set(branch.norm, norm_like(norm, (gain / s).to(dtype), ((beta - c) / s).to(dtype)))
+
+
+@torch.no_grad()
+def smooth_linear(layer: nn.Linear, by: Smoothing) -> tuple[nn.Linear, torch.Tensor]:
+    """The layer that gives on (x - shift) / scale what `layer` gives on x, and its shift (float64):
+    0 without a bias."""
+    weight, bias = doubles(layer)
+    s, c = by.scale.double(), by.shift.double()
+    if layer.bias is None:
+        return linear(weight * s, None, layer), torch.zeros_like(c)
+    return linear(weight * s, bias + weight @ c, layer), c
 
 
 def fold_branch(edits: Edits, branch: Branch, group: int | None = None) -> None:
@@ -237,7 +279,7 @@ def fold_branch(edits: Edits, branch: Branch, group: int | None = None) -> None:
     """
     fold_norm(edits, branch, group)
     fold_layer_scale(edits, branch)
-    scale_values(edits, branch, group)
+    balance_values(edits, branch, group)
 
 
 def fold(edits: Edits, group: int | None = None) -> int:

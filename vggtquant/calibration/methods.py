@@ -11,10 +11,21 @@ import torch
 from ..configs import QuantizationSpec
 from ..errors import UserError
 from ..qtensor import QTensor, quantize
-from . import gptq
-from .statistics import Statistics
+from . import awq, clip, gptq, hqq, smoothquant
+from .folds import Smoothing
+from .statistics import Ranges, Statistics
 
 Coder = Callable[[torch.Tensor, Statistics, QuantizationSpec], QTensor]
+
+
+class Scaling(NamedTuple):
+    """How channels of a layer's input are scaled against the columns of its weight."""
+
+    factors: Callable[[Ranges, Statistics, torch.Tensor, QuantizationSpec], Smoothing]
+    coded_inputs: bool
+    """For layers whose activations are quantized, fc2 among them; else for all that have a fold."""
+    hessian: bool
+    """Whether it asks for the statistics, which take time."""
 
 
 class Method(NamedTuple):
@@ -23,16 +34,19 @@ class Method(NamedTuple):
     words: str
     folds: bool
     """F1, F3 and F4 first, where they lower the rounding cost."""
-    code: Coder
-    smooths: bool = False
-    """SmoothQuant for layers whose activations are quantized."""
+    codes: dict[str, Coder]
+    """By name; with several, each layer takes the one with the least error on held-out pictures."""
+    scaling: Scaling | None = None
     bias: bool = True
     """Correct the bias by the means of the inputs."""
+    rotates: bool = False
+    """Rotate the values of attention, head by head (F4)."""
 
     @property
     def looks(self) -> bool:
         """Whether pictures change anything."""
-        return self.bias or self.smooths or self.code is not nearest
+        blind = {nearest, blind_hqq, blind_clip}
+        return self.bias or self.scaling is not None or not set(self.codes.values()) <= blind
 
 
 def nearest(weight: torch.Tensor, _: Statistics, spec: QuantizationSpec) -> QTensor:
@@ -40,22 +54,68 @@ def nearest(weight: torch.Tensor, _: Statistics, spec: QuantizationSpec) -> QTen
     return quantize(weight, spec)
 
 
+def blind_hqq(weight: torch.Tensor, _: Statistics, spec: QuantizationSpec) -> QTensor:
+    """HQQ looks at the weight alone."""
+    return hqq.hqq(weight, spec)
+
+
+def blind_clip(weight: torch.Tensor, _: Statistics, spec: QuantizationSpec) -> QTensor:
+    """The scale with the least squared error of the weight."""
+    return clip.clip(weight, spec)
+
+
+def clip_by_power(weight: torch.Tensor, s: Statistics, spec: QuantizationSpec) -> QTensor:
+    """The scale with the least error of the output, if inputs were independent."""
+    return clip.clip(weight, spec, s.hessian.diagonal())
+
+
 def to_float_output(weight: torch.Tensor, s: Statistics, spec: QuantizationSpec) -> QTensor:
     """GPTQ of the weight that gives the float layer's output on the quantized model's inputs."""
     return gptq.gptq(gptq.target(weight, s), s, spec)
 
 
+def clip_to_float_output(weight: torch.Tensor, s: Statistics, spec: QuantizationSpec) -> QTensor:
+    """The same target, clipped and rounded to nearest: for few tokens, to which GPTQ overfits."""
+    return clip.clip(gptq.target(weight, s), spec, s.hessian.diagonal())
+
+
+SMOOTH = Scaling(lambda r, s, w, spec: smoothquant.factors(r, w), True, False)
+AWQ = Scaling(awq.factors, False, True)
+
 METHODS = {
-    "rtn": Method("round to nearest", False, nearest, bias=False),
-    "folds": Method("folds, round to nearest", True, nearest, bias=False),
-    "bias": Method("round to nearest, bias correction", False, nearest),
-    "smoothquant": Method("folds, SmoothQuant, round to nearest", True, nearest, smooths=True),
+    "rtn": Method("round to nearest", False, {"rtn": nearest}, bias=False),
+    "folds": Method("folds, round to nearest", True, {"rtn": nearest}, bias=False),
+    "clip": Method(
+        "clipping by squared error, round to nearest", False, {"clip": blind_clip}, bias=False
+    ),
+    "hqq": Method("half-quadratic scales", False, {"hqq": blind_hqq}, bias=False),
+    "hadamard": Method(
+        "folds, Hadamard rotation of attention's values, round to nearest",
+        True,
+        {"rtn": nearest},
+        bias=False,
+        rotates=True,
+    ),
+    "bias": Method("round to nearest, bias correction", False, {"rtn": nearest}),
+    "smoothquant": Method(
+        "folds, SmoothQuant, round to nearest, bias correction", True, {"rtn": nearest}, SMOOTH
+    ),
+    "awq": Method(
+        "folds, AWQ, clipping, round to nearest, bias correction", True, {"awq": clip_by_power}, AWQ
+    ),
     "gptq": Method(
         "folds, SmoothQuant of quantized activations, GPTQ for the float layer's output, "
         "bias correction",
         True,
-        to_float_output,
-        smooths=True,
+        {"gptq": to_float_output},
+        SMOOTH,
+    ),
+    "best": Method(
+        "folds, SmoothQuant of quantized activations, the best of GPTQ, clipping and rounding to "
+        "nearest on held-out pictures for each layer, bias correction",
+        True,
+        {"gptq": to_float_output, "clip": clip_to_float_output, "rtn": nearest},
+        SMOOTH,
     ),
 }
 

@@ -21,10 +21,15 @@ from ..model import LayerReport, Model, ModelReport, Progress
 from ..qtensor import QTensor, quantize
 from ..selection import Patterns
 from . import data as inputs
-from . import folds, smoothquant
+from . import folds, hadamard
 from .capture import Arguments, Replay, Segment, Store, segments
+from .folds import Smoothing
 from .methods import Method, corrected_bias, get_method
-from .statistics import Statistics
+from .observers import Observer, special_rows
+from .statistics import Ranges, Statistics
+
+_HELD_OUT = 0.2
+"""Of the samples, at least, which show which of several ways to code a layer is best."""
 
 
 def calibrate(
@@ -50,7 +55,9 @@ def calibrate(
     pictures to use, by default the config's calibration_samples. include, exclude, configs,
     keep_originals and progress as in quantize_model. folder: where activations are kept as
     memory-mapped files and finished segments stay, so that a killed calibration goes on there;
-    None keeps activations in memory. Layers that no sample reaches are rounded to nearest.
+    None keeps activations in memory. Layers that no sample reaches are rounded to nearest, with
+    dynamic activations. A config's attention, fuse and convolutions are served as quantize_model
+    serves them, after all Linear layers.
 
     The result has the same files, kernels and speed as quantize_model's. Without keep_originals
     float layers are freed as they are swapped, and a model is half swapped after an error.
@@ -73,7 +80,9 @@ def calibrate(
     if off:
         raise UserError(f"the model is on {', '.join(sorted(off))}; calibrate on the CPU")
     pictures = config.calibration_samples if samples is None else samples
-    shown = inputs.load(data, pictures, seed, size) if how.looks else inputs.NOTHING
+    static = any(c.activation_range != "dynamic" for c in choice.chosen.values())
+    looks = how.looks or static
+    shown = inputs.load(data, pictures, seed, size) if looks else inputs.NOTHING
     training = model.training
     model.eval()
     edits = folds.Edits(model, keep_originals)
@@ -88,10 +97,16 @@ def calibrate(
     finally:
         model.train(training)
     layers = [rows.get(name) or left[name] for name in order]
-    ops.trim()
-    seen = f" with {shown.pictures} pictures: {shown.source}" if how.looks else ""
+    seen = f" with {shown.pictures} pictures: {shown.source}" if looks else ""
     notes = [f"method {method} ({how.words}){seen}", *job.notes]
-    return model, ModelReport(config, layers, notes, dict(edits.originals))
+    originals = dict(edits.originals)
+    rest = walk.swap_rest(model, config, choice, include, exclude)
+    layers += rest.convolutions
+    if keep_originals:
+        originals |= rest.originals
+    ops.trim()
+    notes += rest.notes
+    return model, ModelReport(config, layers, notes, originals, rest.modules, rest.swapped)
 
 
 @dataclass
@@ -101,6 +116,7 @@ class _Coded:
     q: QTensor
     bias: torch.Tensor | None
     note: str | None
+    inputs: ops.Inputs = ops.NO_INPUTS
 
 
 class _Job:
@@ -120,9 +136,14 @@ class _Job:
         self.identity = _identity(model)
         groups = any(c.layer_spec(name).granularity == "per_group" for name, c in wanted.items())
         self.group = config.group_size if groups else None
-        if how.folds and not how.looks:
-            folds.fold(edits, self.group)
-        self.plan = segments(model, sorted(wanted), shown.batches[0]) if how.looks else []
+        self.prefix = int(getattr(getattr(model, "aggregator", None), "patch_start_idx", 0))
+        self.looks = bool(shown.batches)
+        if not self.looks:
+            for branch in list(folds.branches(model)):
+                self._fold(branch)
+        self.plan = segments(model, sorted(wanted), shown.batches[0]) if self.looks else []
+        self.online: dict[str, Smoothing] = {}
+        """Smoothing that no fold takes: the layer's kernel does it."""
         self.store = Store(None)
         self.notes: list[str] = []
 
@@ -152,6 +173,12 @@ class _Job:
             raise UserError(f"{folder} cannot be used for a calibration: {error}") from error
         self.store = Store(folder)
 
+    def _fold(self, branch: folds.Branch) -> None:
+        if self.how.folds:
+            folds.fold_branch(self.edits, branch, self.group)
+        if self.how.rotates:
+            hadamard.rotate_values(self.edits, branch)
+
     def run(self, progress: Progress | None) -> dict[str, LayerReport]:
         """Codes all layers; the reports of those that were wanted, by name."""
         replay = Replay(self.model, self.plan, self.shown.batches, self.store)
@@ -165,22 +192,21 @@ class _Job:
 
         for index, segment in enumerate(self.plan):
             key = f"segment{index:04d}.done"
-            if self.how.folds:  # here, so that only one segment's folded weights are in memory
-                for branch in self._branches(segment):
-                    folds.fold_branch(self.edits, branch, self.group)
+            for branch in self._branches(segment):  # so only one segment's weights are folded
+                self._fold(branch)
             if self.store.has(key):
                 done = self.store.get(key)
-                self._smooth(segment, done["factors"])
+                self._smooth(segment, {n: Smoothing(*f) for n, f in done["factors"].items()})
                 for name, held in done["layers"].items():
                     swap(name, self._restored(name, held))
                 continue
             done = self._segment(replay, index, segment, swap)
             self.store.put(key, done)
         missed = sorted(set(self.wanted) - set(reached))
-        note = "round to nearest: no sample reaches it" if self.how.looks else None
+        note = "round to nearest: no sample reaches it" if self.looks else None
         for name in missed:
             swap(name, _Coded(self._nearest(name), self._float(name).bias, note))
-        if missed and self.how.looks:
+        if missed and self.looks:
             self.notes.append(f"no sample reaches these, rounded to nearest: {', '.join(missed)}")
         if progress:
             progress(len(rows), len(self.wanted), "")
@@ -198,21 +224,35 @@ class _Job:
         quantized = replay.arguments(index, "quantized")
         done: dict[str, Any] = {}
         for name in segment.layers:
-            s = Statistics(self._float(name).in_features)
-            for sample in range(count):
-                x = replay.inputs(index, quantized[sample], [name])[name]
-                try:
-                    s.add(x, self.store.get(f"inputs.{sample:05d}")[name])
-                except UserError as error:
-                    raise UserError(f"layer {name}, sample {sample}: {error}") from error
-            coded = self._code(name, s)
+            seen = self._observe(replay, index, quantized, name)
+            coded = self._code(name, seen)
             swap(name, coded)
             done[name] = _held(coded)
         for sample in range(count):
             self.store.drop(f"inputs.{sample:05d}")
             out = replay.outputs(index, quantized[sample])
             self.store.put(replay.key(index, "quantized", sample), out)
-        return {"layers": done, "factors": factors}
+        return {"layers": done, "factors": {n: tuple(f) for n, f in factors.items()}}
+
+    def _observe(self, replay: Replay, index: int, quantized: list[Arguments], name: str) -> _Seen:
+        """The layer's inputs in both models, all samples."""
+        k, count = self._float(name).in_features, len(quantized)
+        seen = _Seen(Statistics(k), Statistics(k), Observer())
+        apart = count - max(1, round(_HELD_OUT * count))  # the first sample of those held out
+        for sample in range(count):
+            x = replay.inputs(index, quantized[sample], [name])[name]
+            y = self.store.get(f"inputs.{sample:05d}")[name]
+            special = special_rows(len(x), self.shown.batches[sample], self.prefix)
+            if name in self.online:
+                x, y = (_smoothed(rows, self.online[name]) for rows in (x, y))
+            held_out = len(self.how.codes) > 1 and sample >= apart
+            try:
+                (seen.held_out if held_out else seen.fit).add(x, y)
+            except UserError as error:
+                raise UserError(f"layer {name}, sample {sample}: {error}") from error
+            if self.wanted[name].activation_range != "dynamic":
+                seen.range.add(x, special)
+        return seen
 
     def _branches(self, segment: Segment) -> list[folds.Branch]:
         """The residual branches of the segment's blocks."""
@@ -220,25 +260,50 @@ class _Job:
 
     def _factors(
         self, replay: Replay, index: int, segment: Segment, floats: list[Arguments]
-    ) -> dict[str, torch.Tensor]:
-        """SmoothQuant's factors of the layers that have a fold and quantized activations."""
-        names = [
-            name
-            for branch in (self._branches(segment) if self.how.smooths else ())
-            for name in ((branch.first, branch.last) if branch.attention else (branch.first,))
-            if name in self.wanted and self.wanted[name].quantize_activations
-        ]
+    ) -> dict[str, Smoothing]:
+        """The method's factors of the layers that can be scaled, by what the float model shows."""
+        scaling = self.how.scaling
+        if scaling is None:
+            return {}
+        names = []
+        for branch in self._branches(segment):
+            for name in (branch.first, branch.last):
+                if name in segment.layers and (
+                    self.wanted[name].quantize_activations
+                    if scaling.coded_inputs
+                    else branch.attention or name == branch.first
+                ):
+                    names.append(name)
         if not names:
             return {}
-        absmax = {name: torch.zeros(self._float(name).in_features) for name in names}
+        widths = {name: self._float(name).in_features for name in names}
+        ranges = {name: Ranges(k) for name, k in widths.items()}
+        moments = {name: Statistics(k if scaling.hessian else 0) for name, k in widths.items()}
         for arguments in floats:
             for name, x in replay.inputs(index, arguments, names).items():
-                absmax[name] = torch.maximum(absmax[name], x.abs().amax(0))
-        return {name: smoothquant.factors(absmax[name], self._float(name).weight) for name in names}
+                ranges[name].add(x)
+                if scaling.hessian:
+                    moments[name].add(x, x)
+        return {
+            name: scaling.factors(
+                ranges[name], moments[name], self._float(name).weight, self._spec(name)
+            )
+            for name in names
+        }
 
-    def _smooth(self, segment: Segment, factors: dict[str, torch.Tensor]) -> None:
+    def _smooth(self, segment: Segment, factors: dict[str, Smoothing]) -> None:
         for branch in self._branches(segment):
-            smoothquant.smooth(self.edits, branch, factors)
+            if branch.first in factors:
+                folds.smooth_inputs(self.edits, branch, factors[branch.first])
+            if branch.last not in factors:
+                continue
+            if branch.attention:
+                folds.smooth_values(self.edits, branch, factors[branch.last])
+            else:
+                by = factors[branch.last]
+                if self._float(branch.last).bias is None:  # nothing takes the shift up
+                    by = by._replace(shift=torch.zeros_like(by.shift))
+                self.online[branch.last] = by
 
     def _float(self, name: str) -> nn.Linear:
         layer = self.model.get_submodule(name)
@@ -251,17 +316,39 @@ class _Job:
     def _nearest(self, name: str) -> QTensor:
         return quantize(self._float(name).weight.detach(), self._spec(name))
 
-    def _code(self, name: str, s: Statistics) -> _Coded:
-        """The method's codes, or the nearest ones where these have the smaller error."""
+    def _shown(self, name: str) -> tuple[nn.Linear, ops.Inputs]:
+        """The float layer whose weight is coded, and how its input is changed before the product"""
         layer = self._float(name)
+        if name not in self.online:
+            return layer, ops.NO_INPUTS
+        smoothed, shift = folds.smooth_linear(layer, self.online[name])
+        scale = self.online[name].scale
+        bias = (-shift / scale.double()).float() if bool(shift.any()) else None
+        return smoothed, ops.Inputs(scale.reciprocal(), bias)
+
+    def _code(self, name: str, seen: _Seen) -> _Coded:
+        """The method's codes, or the nearest ones where these have the smaller error."""
+        layer, how_read = self._shown(name)
+        config, s = self.wanted[name], seen.fit
         weight, bias = layer.weight.detach().float(), layer.bias
-        nearest, note = self._nearest(name), None
-        q = self.how.code(weight, s, self._spec(name))
-        values = q.dequantize().float()
+        nearest = quantize(layer.weight.detach(), self._spec(name))
         centred = self.how.bias and bias is not None
-        if q is not nearest and s.error(weight, values, centred) > s.error(
-            weight, nearest.dequantize().float(), centred
-        ):
+        chosen, note = next(iter(self.how.codes)), None
+        if len(self.how.codes) > 1 and seen.held_out.count and s.count:
+            errors = {
+                way: seen.held_out.error(
+                    weight, code(weight, s, self._spec(name)).dequantize().float(), centred
+                )
+                for way, code in self.how.codes.items()
+            }
+            chosen = min(errors, key=errors.__getitem__)
+        s.merge(seen.held_out)
+        q = self.how.codes[chosen](weight, s, self._spec(name))
+        values = q.dequantize().float()
+        error, plain = (s.error(weight, v, centred) for v in (values, nearest.dequantize().float()))
+        if len(self.how.codes) > 1:
+            note = f"{chosen}: {error / plain:.2f} of round to nearest's error" if plain else chosen
+        if error > plain:
             q, note = nearest, "round to nearest: the method is no better"
             values = q.dequantize().float()
             self.notes.append(f"{name} is rounded to nearest: the method is no better")
@@ -269,14 +356,17 @@ class _Job:
             bias = nn.Parameter(
                 corrected_bias(bias.detach(), weight, values, s), bias.requires_grad
             )
-        return _Coded(q, bias, note)
+        if config.activation_range != "dynamic":
+            highest = 127 if config.layer_activation_bits(name) == 8 else 32512
+            how_read = how_read._replace(scale=seen.range.scale(config.activation_range, highest))
+        return _Coded(q, bias, note, how_read)
 
     def _swap(self, name: str, coded: _Coded) -> LayerReport:
-        before = self._float(name)
+        before, _ = self._shown(name)
         bias = coded.bias
         if bias is not None and not isinstance(bias, nn.Parameter):
             bias = nn.Parameter(bias, before.weight.requires_grad)
-        layer, row = walk.replacement(name, before, coded.q, bias, self.wanted[name])
+        layer, row = walk.replacement(name, before, coded.q, bias, self.wanted[name], coded.inputs)
         self.edits.set(name, layer)
         return replace(row, note="; ".join(filter(None, (row.note, coded.note))) or None)
 
@@ -284,7 +374,22 @@ class _Job:
         spec = replace(self._spec(name), two_level=held["factor"] is not None)
         parts = [None if held[k] is None else held[k].numpy() for k in _PARTS]
         shape = tuple(self._float(name).weight.shape)
-        return _Coded(QTensor(spec, shape, held["dtype"], True, *parts), held["bias"], held["note"])
+        q = QTensor(spec, shape, held["dtype"], True, *parts)
+        return _Coded(q, held["bias"], held["note"], ops.Inputs(*held["inputs"]))
+
+
+@dataclass
+class _Seen:
+    """What is known of one layer's inputs."""
+
+    fit: Statistics
+    held_out: Statistics
+    """Of samples that do not choose codes, where a method has several ways to."""
+    range: Observer
+
+
+def _smoothed(x: torch.Tensor, by: Smoothing) -> torch.Tensor:
+    return (x - by.shift) / by.scale
 
 
 _PARTS = ("packed", "scale", "factor", "zero")
@@ -299,7 +404,13 @@ def _held(coded: _Coded) -> dict[str, Any]:
         for name, part in zip(_PARTS, parts, strict=True)
     }
     bias = None if coded.bias is None else coded.bias.detach()
-    return {**tensors, "dtype": q.dtype, "bias": bias, "note": coded.note}
+    return {
+        **tensors,
+        "dtype": q.dtype,
+        "bias": bias,
+        "note": coded.note,
+        "inputs": tuple(coded.inputs),
+    }
 
 
 def _identity(model: nn.Module) -> str:

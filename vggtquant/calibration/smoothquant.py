@@ -1,38 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SmoothQuant: ranges of quantized activations moved into the weights, where a fold makes it free.
+"""SmoothQuant: ranges of quantized activations moved into the weights and biases.
 
 Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
-Models, ICML 2023 (arXiv 2211.10438), equation 4. qkv and fc1 are scaled through the LayerNorm
-before them (F2), proj through the values of attention (F4); fc2 has no exact fold.
+Models, ICML 2023 (arXiv 2211.10438), equation 4, with the shift of Wei et al., Outlier
+Suppression+, EMNLP 2023 (arXiv 2304.09145), equation 4. qkv and fc1 are smoothed through the
+LayerNorm before them (F2) and proj through the values of attention (F4), at no cost. GELU stands
+before fc2, so its kernel multiplies and adds as it reads the input.
 """
 
 from __future__ import annotations
 
 import torch
 
-from . import folds
+from .folds import Smoothing
+from .statistics import Ranges
 
-STRENGTH = 0.5
+STRENGTH = 0.65
 """alpha: 1 moves all of the activations' range, 0 none."""
 
 
-def factors(absmax: torch.Tensor, weight: torch.Tensor, alpha: float = STRENGTH) -> torch.Tensor:
-    """s_j = max|x_j|^alpha / max|W_j|^(1 - alpha), to the nearest power of two; 1 for a dead input.
+def factors(
+    seen: Ranges, weight: torch.Tensor, alpha: float = STRENGTH, shifts: bool = True
+) -> Smoothing:
+    """What makes channels alike: inputs become (x_j - c_j) / s_j.
 
-    Inputs are divided by s, columns multiplied: powers of two make both exact.
+    c_j is the middle of the channel's range, s_j = r_j^alpha / max|W_j|^(1 - alpha) with half the
+    range r_j, relative to the mean channel and to the nearest power of two, so that scaling is
+    exact. s_j is 1 for a channel that never changes. shifts: False leaves c at 0.
     """
+    middle = (seen.highest + seen.lowest) / 2 if shifts else torch.zeros_like(seen.highest)
+    reach = torch.maximum(seen.highest - middle, middle - seen.lowest).double()
     largest = weight.detach().abs().amax(0).double()
-    usable = (absmax > 0) & (largest > 0)
-    s = absmax.double().clamp_min(1e-30) ** alpha / largest.clamp_min(1e-30) ** (1 - alpha)
-    s = torch.where(usable, s, torch.ones_like(s))
+    usable = (reach > 0) & (largest > 0)
+    s = reach.clamp_min(1e-30) ** alpha / largest.clamp_min(1e-30) ** (1 - alpha)
     s = s / s[usable].log().mean().exp() if usable.any() else s  # the typical channel stays
     s = torch.where(usable, s, torch.ones_like(s))
-    return torch.exp2(s.log2().round()).float()
-
-
-def smooth(edits: folds.Edits, branch: folds.Branch, found: dict[str, torch.Tensor]) -> None:
-    """Scales the inputs of the branch's layers; `found` has a factor for some of them, by name."""
-    if branch.first in found:
-        folds.scale_inputs(edits, branch, found[branch.first])
-    if branch.attention and branch.last in found:
-        folds.scale_values(edits, branch, factor=found[branch.last])
+    return Smoothing(torch.exp2(s.log2().round()).float(), middle)

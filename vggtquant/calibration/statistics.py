@@ -12,6 +12,29 @@ import torch
 from ..errors import UserError
 
 
+class Ranges:
+    """Lowest, highest and mean magnitude of each of k channels."""
+
+    def __init__(self, k: int) -> None:
+        self.count = 0
+        self.lowest = torch.full((k,), torch.inf)
+        self.highest = torch.full((k,), -torch.inf)
+        self._sum = torch.zeros(k, dtype=torch.float64)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Adds the rows of a sample, (tokens, k)."""
+        if not len(x):
+            return
+        self.count += len(x)
+        self.lowest = torch.minimum(self.lowest, x.amin(0))
+        self.highest = torch.maximum(self.highest, x.amax(0))
+        self._sum += x.abs().sum(0, dtype=torch.float64)
+
+    @property
+    def mean_magnitude(self) -> torch.Tensor:
+        return self._sum / max(1, self.count)
+
+
 class Statistics:
     """Second moments and means of a layer's inputs (k of them).
 
@@ -29,8 +52,6 @@ class Statistics:
         """Sum of y x^T."""
         self._sum_x = torch.zeros(k, dtype=torch.float64)
         self._sum_y = torch.zeros(k, dtype=torch.float64)
-        self.absmax = torch.zeros(k)
-        """Largest |x|."""
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Adds the rows of a sample, (tokens, k) both.
@@ -54,7 +75,14 @@ class Statistics:
         self.cross += y.T @ x
         self._sum_x += x.sum(0, dtype=torch.float64)
         self._sum_y += y.sum(0, dtype=torch.float64)
-        self.absmax = torch.maximum(self.absmax, x.abs().amax(0))
+
+    def merge(self, other: Statistics) -> None:
+        """Adds what another one has seen."""
+        self.count += other.count
+        self.hessian += other.hessian
+        self.cross += other.cross
+        self._sum_x += other._sum_x
+        self._sum_y += other._sum_y
 
     @property
     def mean(self) -> torch.Tensor:

@@ -41,6 +41,8 @@ PARTS = {
     "weight_zero_point": torch.int8,
 }
 """A quantized weight's tensors: what QuantizedLinear puts into a state dict."""
+INPUT_PARTS = ("input_weight", "input_bias")
+"""What a layer's input is multiplied by, and what is added, before it is coded."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Layer:
     """Which of the document's configs."""
     sqnr_db: float | None = None
     """Of the weight and what its codes stand for; None where it was not measured or has none."""
+    input_scale: float = 0.0
+    """Of all tokens; 0: each token has its own."""
+    input_parts: tuple[str, ...] = ()
+    """Which of INPUT_PARTS the layer has."""
 
     def parts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Names, dtypes and shapes of the weight's tensors, by the spec and the shape alone."""
@@ -71,7 +77,8 @@ class Layer:
             shapes["weight_factor"] = (rows * groups,)
         if spec.zero_points:
             shapes["weight_zero_point"] = (rows * groups,)
-        return {f"{self.name}.{key}": (PARTS[key], shape) for key, shape in shapes.items()}
+        parts = {f"{self.name}.{key}": (PARTS[key], shape) for key, shape in shapes.items()}
+        return parts | {f"{self.name}.{key}": (torch.float32, (k,)) for key in self.input_parts}
 
     @property
     def bytes(self) -> int:
@@ -190,6 +197,16 @@ class Checkpoint:
             raise self._wrong(layer, "zero points outside -8..7")
         return QTensor(spec, layer.shape, "float32", True, codes, scale, factor, zero)
 
+    def inputs(self, layer: Layer) -> ops.Inputs:
+        """How the layer codes its input."""
+        weight, bias = (
+            self.file.tensor(f"{layer.name}.{key}").clone() if key in layer.input_parts else None
+            for key in INPUT_PARTS
+        )
+        if not all(x is None or torch.isfinite(x).all() for x in (weight, bias)):
+            raise self._wrong(layer, "an input weight or bias that is not finite")
+        return ops.Inputs(weight, bias, layer.input_scale)
+
     def dtype(self, name: str) -> torch.dtype:
         """What a float tensor was before it was stored."""
         said = self.document.dtypes.get(name)
@@ -277,6 +294,8 @@ def _read_1(values: Mapping[str, Any]) -> Document:
             _spec(row["scheme"]),
             _index(row["config"], len(values["configs"])),
             None if row["sqnr_db"] is None else _number(row["sqnr_db"]),
+            _input_scale(row.get("input_scale", 0.0)),
+            _input_parts(row.get("input_parts", [])),
         )
         for row in values["layers"]
     ]
@@ -299,6 +318,18 @@ def _read_1(values: Mapping[str, Any]) -> Document:
         dtypes=_strings(values["dtypes"]),
         narrowed=None if narrowed is None else _narrowed(**narrowed),
     )
+
+
+def _input_scale(value: Any) -> float:
+    if _number(value) != 0 and not 2.0**-112 <= value <= 2.0**127:
+        raise ValueError(f"an input scale of {value!r}")
+    return float(value)
+
+
+def _input_parts(values: Any) -> tuple[str, ...]:
+    if values not in ([], ["input_weight"], ["input_weight", "input_bias"]):
+        raise ValueError(f"input parts {values!r}")
+    return tuple(values)
 
 
 _READERS = {1: _read_1}
@@ -346,10 +377,15 @@ def _index(value: Any, count: int) -> int:
 
 
 def _row(layer: Layer) -> dict[str, Any]:
-    """A layer as the file has it, which calls its spec a scheme."""
+    """A layer as the file has it, which calls its spec a scheme.
+
+    Fields that came after the first files stand there only where they say something.
+    """
     row = asdict(layer)
+    row = {k: v for k, v in row.items() if v or k not in ("input_scale", "input_parts")}
     return {
-        ("scheme" if k == "spec" else k): list(v) if k == "shape" else v for k, v in row.items()
+        ("scheme" if k == "spec" else k): list(v) if isinstance(v, tuple) else v
+        for k, v in row.items()
     }
 
 

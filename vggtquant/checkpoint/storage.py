@@ -25,6 +25,7 @@ from ..linear import QuantizedLinear
 from ..weights import architectures, names
 from ..weights.container import Blob, Planned, Writer
 from .document import (
+    INPUT_PARTS,
     Checkpoint,
     Cost,
     Document,
@@ -114,7 +115,17 @@ def save(
         if module.config not in configs:
             configs.append(module.config)
         shape = (module.out_features, module.in_features)
-        layers.append(Layer(name, shape, module.spec, configs.index(module.config)))
+        given = tuple(key for key in module.input_tensors() if key in INPUT_PARTS)
+        layers.append(
+            Layer(
+                name,
+                shape,
+                module.spec,
+                configs.index(module.config),
+                input_scale=module.input_scale,
+                input_parts=given,
+            )
+        )
     floats = dict(_float_tensors(model))
     architecture, settings = architectures.of_model(model)
     document = Document(
@@ -139,6 +150,9 @@ def save(
         for name, module in quantized.items():
             for part, x in tensors_of(name, module.qtensor()).items():
                 _add(out, Blob.of(part, x), sha256)
+            for key, x in module.input_tensors().items():
+                if key in INPUT_PARTS:
+                    _add(out, Blob.of(f"{name}.{key}", x.detach().cpu().float()), sha256)
         for name, x in floats.items():
             narrow, costs[name] = stored(x.detach().cpu(), float_dtype)
             _add(out, Blob.of(name, narrow), sha256)
@@ -320,7 +334,8 @@ def _pack(checkpoint: Checkpoint, layer: Layer) -> QuantizedLinear:
     for part in layer.parts():
         checkpoint.verify(part)
     config = checkpoint.document.configs[layer.config]
-    module = QuantizedLinear(checkpoint.qtensor(layer), None, config, layer.name)
+    inputs = checkpoint.inputs(layer)
+    module = QuantizedLinear(checkpoint.qtensor(layer), None, config, layer.name, inputs)
     for part in layer.parts():
         checkpoint.file.release(part)
     return module

@@ -11,8 +11,10 @@ from ..errors import UserError
 from .options import FOLDER, Bar, config_of
 
 if TYPE_CHECKING:
+    from ..calibration import mixed
     from ..checkpoint import budget
     from ..configs import QuantizationConfig
+    from ..models import LoadedModel
     from ..weights.tensors import Weights
 
 WORDS = "make a packed checkpoint of a float one, tensor by tensor"
@@ -65,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_bytes",
         metavar="SIZE",
         help="the largest file wanted, e.g. 800M: layers get 8 bits, then the one with the least "
-        "squared error for each byte saved goes to 4, until it fits",
+        "squared error for each byte saved goes to 4, until it fits; with --method, groups of 128, "
+        "64 and 32, 8 bits and float, by what each layer does to the outputs once it is calibrated",
     )
     mixed.add_argument(
         "--sensitivity",
@@ -131,15 +134,18 @@ def main(args: argparse.Namespace) -> int:
     found = open_weights(args.source)
     streaming.check_output(found, args.out)
     notes, exclude = [], list(args.exclude or ())
-    plan = _plan(args, found, config, most)
+    measured = bool(args.method and most and not args.sensitivity)
+    plan = None if measured else _plan(args, found, config, most)
     if plan is not None:
         config, exclude = plan.config, [*exclude, *plan.exclude]
         notes.append(str(plan))
+    if args.config_out and measured:
+        raise UserError("--config_out writes one config; --max_bytes with --method takes several")
     if args.config_out:
         write_config(args.config_out, config)
         notes.append(f"wrote {args.config_out}: the config, for evaluate --config")
     if args.method:
-        return _calibrated(args, config, exclude, notes)
+        return _calibrated(args, found, config, exclude, notes, most if measured else None)
     with Bar(lambda done, total: f"{done / 1e9:.2f} of {total / 1e9:.2f} GB") as bar:
         done = streaming.quantize_file(
             found,
@@ -164,15 +170,26 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _calibrated(
-    args: argparse.Namespace, config: QuantizationConfig, exclude: list[str], notes: list[str]
+    args: argparse.Namespace,
+    found: Weights,
+    config: QuantizationConfig,
+    exclude: list[str],
+    notes: list[str],
+    most: int | None,
 ) -> int:
-    """Quantizes with pictures and writes the file."""
+    """Quantizes with pictures and writes the file; most: its bytes, where layers are to share
+    them."""
     from ..calibration import calibrate
     from ..checkpoint import storage
     from ..models import load_model
 
     start = time.perf_counter()
     loaded = load_model(args.source)
+    configs = None
+    if most is not None:
+        plan = _shared_bytes(args, found, loaded, config, exclude, most)
+        configs = plan.configs(config)
+        notes.append(str(plan))
     with Bar(lambda done, total: f"{done} of {total} layers") as bar:
         model, report = calibrate(
             loaded.model,
@@ -184,16 +201,59 @@ def _calibrated(
             size=loaded.image_size,
             include=args.include,
             exclude=exclude,
+            configs=configs,
             folder=args.work,
             progress=bar,
         )
     saved = storage.save(model, args.out, float_dtype=args.float_dtype, source=loaded)
     print(f"wrote {saved}")
+    if most is not None and saved.nbytes > most:
+        notes.append(f"note: {saved.nbytes - most} bytes more than --max_bytes {most}")
     for note in (*notes, *report.notes):
         print(note)
     print(f"{report.bits_per_weight:.2f} bits a weight in the quantized layers")
     print(f"{time.perf_counter() - start:.1f} s")
     return 0
+
+
+def _shared_bytes(
+    args: argparse.Namespace,
+    found: Weights,
+    loaded: LoadedModel,
+    config: QuantizationConfig,
+    exclude: list[str],
+    most: int,
+) -> mixed.Plan:
+    """How each layer is held, by what it does to the outputs of the calibrated model."""
+    from itertools import cycle
+
+    from ..calibration import data, mixed
+    from ..checkpoint.streaming import fixed_nbytes
+    from ..selection import Choice, Request
+    from ..weights import linears
+
+    pictures = config.calibration_samples if args.samples is None else args.samples
+    size = loaded.image_size
+    shown = data.load(args.calibrate, pictures, args.seed, size)
+    # Rendered scenes of another seed; of a folder, the same pictures.
+    probe = data.load(args.calibrate, min(pictures, mixed.PROBE), args.seed ^ 512, size)
+    choice = linears.choose(found, Request(config, args.include, exclude))
+    ways = [way for way in mixed.options(config).values() if way is not None]
+    spread = dict(zip(choice.chosen, cycle(ways), strict=False))  # a header with all of them
+    fixed = fixed_nbytes(found, Choice(spread, choice.skipped), config, args.float_dtype)
+    with Bar(lambda done, total: f"{done} of {total} layers coded in every way") as bar:
+        costs = mixed.measure(
+            loaded.model,
+            list(choice.chosen),
+            config,
+            shown,
+            probe.batches,
+            float_nbytes=2 if args.float_dtype == "bfloat16" else 4,
+            progress=bar,
+        )
+    if most <= fixed:
+        raise UserError(f"--max_bytes {most}: what stays float needs {fixed}")
+    return mixed.within(costs, most - fixed)
 
 
 def _plan(

@@ -159,13 +159,15 @@ static PyObject *py_linear_isa(PyObject *self, PyObject *args)
 static PyObject *py_linear(PyObject *self, PyObject *args)
 {
     vgq_weight w;
-    PyArrayObject *packed, *x, *norm_weight, *norm_bias, *bias, *layer_scale, *residual, *y;
+    PyArrayObject *packed, *x, *norm_weight, *norm_bias, *x_weight, *x_bias;
+    PyArrayObject *bias, *layer_scale, *residual, *y;
     vgq_linear_call call = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&(O&O&f)O&pO&O&O&:linear", vgq_in_u8, &packed,
+    if (!PyArg_ParseTuple(args, "O&O&O&(O&O&f)(O&O&f)O&pO&O&O&:linear", vgq_in_u8, &packed,
                           vgq_parse_activations, &call.activations, vgq_in_values, &x,
                           vgq_optional_f32, &norm_weight, vgq_optional_f32, &norm_bias,
-                          &call.norm.eps, vgq_optional_f32, &bias, &call.gelu, vgq_optional_f32,
+                          &call.norm.eps, vgq_optional_f32, &x_weight, vgq_optional_f32, &x_bias,
+                          &call.x_scale, vgq_optional_f32, &bias, &call.gelu, vgq_optional_f32,
                           &layer_scale, vgq_optional_values, &residual, vgq_out_values, &y))
         return NULL;
     const size_t nbytes = (size_t)PyArray_SIZE(packed);
@@ -176,6 +178,7 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
         return NULL;
     if ((norm_weight && !vgq_has(norm_weight, w.k)) ||
         (norm_bias && (!norm_weight || !vgq_has(norm_bias, w.k))) ||
+        (x_weight && !vgq_has(x_weight, w.k)) || (x_bias && !vgq_has(x_bias, w.k)) ||
         (bias && !vgq_has(bias, w.n)) || (layer_scale && !vgq_has(layer_scale, w.n)) ||
         (residual &&
          (!PyArray_SAMESHAPE(residual, y) || PyArray_TYPE(residual) != PyArray_TYPE(y))))
@@ -188,6 +191,8 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     call.x = vgq_data(x);
     call.norm.weight = vgq_data(norm_weight);
     call.norm.bias = vgq_data(norm_bias);
+    call.x_affine.weight = vgq_data(x_weight);
+    call.x_affine.bias = vgq_data(x_bias);
     call.bias = vgq_data(bias);
     call.layer_scale = vgq_data(layer_scale);
     call.residual = vgq_data(residual);
