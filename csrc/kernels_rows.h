@@ -14,9 +14,15 @@ typedef void vgq_norm_row_fn(size_t k, const float *x, const vgq_norm *norm, flo
 /* y[k] = x[k] by vgq_affine; x and y may be the same. affine->weight is there. */
 typedef void vgq_affine_row_fn(size_t k, const float *x, const vgq_affine *affine, float *y);
 
+/* y[n] = v * scale + residual, of y's dtype, rounded once; scale NULL: v + residual. dtype: float32
+ * or bfloat16; y may be the residual itself. v is overwritten. */
+typedef void vgq_end_row_fn(size_t n, float *v, const float *scale, const void *residual,
+                            vgq_dtype dtype, void *y);
+
 typedef struct vgq_rows_kernels {
     vgq_norm_row_fn *norm_row;
     vgq_affine_row_fn *affine_row;
+    vgq_end_row_fn *end_row;
 } vgq_rows_kernels;
 
 #endif

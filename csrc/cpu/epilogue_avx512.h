@@ -36,46 +36,55 @@ static inline void vgq_store_avx512(__m512 v, void *y, size_t i, vgq_dtype dtype
         _mm256_storeu_si256((void *)((uint16_t *)y + i), vgq_bf16_avx512(v));
 }
 
-static inline __m512 vgq_gelu_avx512(__m512 x)
+/* x[i] = GELU(x[i]), by the operations of gelu.h; parts, a constant, are as far as one chain of
+ * operations would leave the processor waiting. */
+static inline void vgq_gelu_avx512(size_t parts, __m512 *x)
 {
-    const __m512 one = _mm512_set1_ps(1.0f);
-#define TIMES_R(p) _mm512_mul_ps(p, r)
-#define LESS(a, p) p = _mm512_sub_ps(_mm512_set1_ps(a), TIMES_R(p));
-    const __m512 square = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.5f));
-    const __mmask16 inside = _mm512_cmp_ps_mask(square, _mm512_set1_ps(87.0f), _CMP_LT_OQ);
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(square, _mm512_set1_ps(1.44269504f)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 r =
-        _mm512_sub_ps(_mm512_sub_ps(square, _mm512_mul_ps(n, _mm512_set1_ps(0.693145752f))),
-                      _mm512_mul_ps(n, _mm512_set1_ps(1.42860677e-6f)));
-    __m512 power = _mm512_set1_ps(1.0f / 720);
-    LESS(1.0f / 120, power)
-    LESS(1.0f / 24, power)
-    LESS(1.0f / 6, power)
-    LESS(0.5f, power)
-    LESS(1.0f, power)
-    LESS(1.0f, power)
-#undef LESS
-#undef TIMES_R
-    const __m512i exponent =
-        _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(127), _mm512_cvtps_epi32(n)), 23);
-    power = _mm512_mul_ps(power, _mm512_castsi512_ps(exponent));
-    const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.707106781f));
-    const __m512 t =
-        _mm512_div_ps(one, _mm512_add_ps(one, _mm512_mul_ps(_mm512_set1_ps(0.3275911f), z)));
-    __m512 tail = _mm512_set1_ps(1.061405429f);
-#define PLUS(a) tail = _mm512_add_ps(_mm512_mul_ps(tail, t), _mm512_set1_ps(a));
+    __m512 square[4], n[4], r[4], power[4], t[4], tail[4];
+#define SET(a, value)                    \
+    for (size_t i = 0; i < parts; i++) { \
+        (a)[i] = value;                  \
+    }
+#define ONE(c) _mm512_set1_ps(c)
+#define LESS(c) SET(power, _mm512_sub_ps(ONE(c), _mm512_mul_ps(power[i], r[i])))
+#define PLUS(c) SET(tail, _mm512_add_ps(_mm512_mul_ps(tail[i], t[i]), ONE(c)))
+    SET(square, _mm512_mul_ps(_mm512_mul_ps(x[i], x[i]), ONE(0.5f)))
+    SET(n, _mm512_roundscale_ps(_mm512_mul_ps(square[i], ONE(1.44269504f)),
+                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
+    SET(r, _mm512_sub_ps(square[i], _mm512_mul_ps(n[i], ONE(0.693145752f))))
+    SET(r, _mm512_sub_ps(r[i], _mm512_mul_ps(n[i], ONE(1.42860677e-6f))))
+    SET(power, ONE(1.0f / 720))
+    LESS(1.0f / 120)
+    LESS(1.0f / 24)
+    LESS(1.0f / 6)
+    LESS(0.5f)
+    LESS(1.0f)
+    LESS(1.0f)
+    SET(power,
+        _mm512_mul_ps(power[i],
+                      _mm512_castsi512_ps(_mm512_slli_epi32(
+                          _mm512_sub_epi32(_mm512_set1_epi32(127), _mm512_cvtps_epi32(n[i])), 23))))
+    SET(t, _mm512_mul_ps(_mm512_abs_ps(x[i]), ONE(0.707106781f)))
+    SET(t, _mm512_div_ps(ONE(1.0f), _mm512_add_ps(ONE(1.0f), _mm512_mul_ps(ONE(0.3275911f), t[i]))))
+    SET(tail, ONE(1.061405429f))
     PLUS(-1.453152027f)
     PLUS(1.421413741f)
     PLUS(-0.284496736f)
     PLUS(0.254829592f)
+    SET(tail, _mm512_mul_ps(_mm512_mul_ps(tail[i], t[i]), power[i]))
+    for (size_t i = 0; i < parts; i++) {
+        const __m512 half = _mm512_mul_ps(_mm512_mul_ps(ONE(0.5f), x[i]), tail[i]);
+        const __mmask16 inside = _mm512_cmp_ps_mask(square[i], ONE(87.0f), _CMP_LT_OQ);
+        const __mmask16 above = _mm512_cmp_ps_mask(x[i], _mm512_setzero_ps(), _CMP_GT_OQ);
+        const __m512 near = _mm512_mask_sub_ps(half, above, x[i], half);
+        const __m512 far =
+            _mm512_mask_mov_ps(_mm512_mul_ps(x[i], _mm512_setzero_ps()), above, x[i]);
+        x[i] = _mm512_mask_mov_ps(far, inside, near);
+    }
 #undef PLUS
-    tail = _mm512_mul_ps(_mm512_mul_ps(tail, t), power);
-    const __m512 half = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), x), tail);
-    const __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
-    const __m512 near = _mm512_mask_sub_ps(half, above, x, half);
-    const __m512 far = _mm512_mask_mov_ps(_mm512_mul_ps(x, _mm512_setzero_ps()), above, x);
-    return _mm512_mask_mov_ps(far, inside, near);
+#undef LESS
+#undef ONE
+#undef SET
 }
 
 #endif

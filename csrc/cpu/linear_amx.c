@@ -103,7 +103,7 @@ static inline void finish_rows(const vgq_strip *strip, size_t row, size_t rows, 
             __m512 v = vgq_finished_avx512(_mm512_loadu_si512(acc), offset, strip->sum[r],
                                            strip->x_scale[r], scale, bias);
             if (strip->gelu)
-                v = vgq_gelu_avx512(v);
+                vgq_gelu_avx512(1, &v);
             vgq_store_avx512(v, y, column + n, strip->dtype);
         }
     }

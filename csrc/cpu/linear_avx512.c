@@ -13,17 +13,26 @@ ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "epilogue_avx512.h"
 #include "tiles_avx512.h"
 
-static void gelu_avx512(size_t n, float *x)
-{
-    for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 here = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
-        _mm512_mask_storeu_ps(x + i, here, vgq_gelu_avx512(_mm512_maskz_loadu_ps(here, x + i)));
-    }
-}
-
 static inline __mmask16 first(size_t n)
 {
     return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff;
+}
+
+static void gelu_avx512(size_t n, float *x)
+{
+    enum { PARTS = 4 };
+    for (size_t i = 0; i < n; i += 16 * PARTS) {
+        __m512 part[PARTS];
+        for (size_t j = 0; j < PARTS; j++) {
+            const size_t at = i + 16 * j;
+            part[j] = _mm512_maskz_loadu_ps(first(at < n ? n - at : 0), x + at);
+        }
+        vgq_gelu_avx512(PARTS, part);
+        for (size_t j = 0; j < PARTS; j++) {
+            const size_t at = i + 16 * j;
+            _mm512_mask_storeu_ps(x + at, first(at < n ? n - at : 0), part[j]);
+        }
+    }
 }
 
 static uint32_t largest_avx512(size_t k, const float *x)

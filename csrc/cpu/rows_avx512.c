@@ -8,6 +8,7 @@
 
 ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
+#include "end_row.h"
 #include "norm_row.h"
 
 static void norm_row_avx512(size_t k, const float *x, const vgq_norm *norm, float *y)
@@ -20,8 +21,14 @@ static void affine_row_avx512(size_t k, const float *x, const vgq_affine *affine
     affine_row(k, x, affine, y);
 }
 
-const vgq_rows_kernels vgq_rows_avx512 = {.norm_row = norm_row_avx512,
-                                          .affine_row = affine_row_avx512};
+static void end_row_avx512(size_t n, float *v, const float *scale, const void *residual,
+                           vgq_dtype dtype, void *y)
+{
+    end_row(n, v, scale, residual, dtype, y);
+}
+
+const vgq_rows_kernels vgq_rows_avx512 = {
+    .norm_row = norm_row_avx512, .affine_row = affine_row_avx512, .end_row = end_row_avx512};
 
 ISA_END
 
