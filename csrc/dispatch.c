@@ -195,4 +195,22 @@ const char *vgq_linear_isa(vgq_activations *activations)
     VGQ_TABLES(X)
     return vgq_isa();
 }
+
+#undef FOUND_linear
+#undef FOUND_attention
+#define FOUND_linear(name)
+#define FOUND_attention(name)                                                                   \
+    if (of_values ? vgq_attention_##name.values[*activations] == kernels->values[*activations]  \
+                  : vgq_attention_##name.scores[*activations] == kernels->scores[*activations]) \
+        return names[ISA_##name];
+
+const char *vgq_attention_isa(int of_values, vgq_activations *activations)
+{
+    const vgq_attention_kernels *const kernels = &choice()->attention;
+    if (of_values ? !kernels->values[*activations] : !kernels->scores[*activations])
+        *activations = VGQ_FLOAT_ACTIVATIONS;
+    /* uncovered: likewise */
+    VGQ_TABLES(X)
+    return vgq_isa(); /* uncovered: likewise */
+}
 #undef X

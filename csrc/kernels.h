@@ -125,6 +125,7 @@ int vgq_has_amx(void);
     X(conv, avx2)            \
     X(conv, avx512)          \
     X(attention, avx2)       \
+    X(attention, avxvnni)    \
     X(attention, avx512)     \
     X(attention, avx512vnni) \
     X(attention, amx)

@@ -337,6 +337,9 @@ typedef struct vgq_attention_call {
     const vgq_context *context; /* as in vgq_linear_call */
 } vgq_attention_call;
 
+/* The instruction set whose kernel multiplies such scores, or values: as vgq_linear_isa. 16 bits:
+ * those of floats. */
+const char *vgq_attention_isa(int of_values, vgq_activations *activations);
 /* Bytes of scratch that vgq_attention wants for that call: at most
  * 2 MB a thread, however many tokens there are. 0 for a call that cannot be served. */
 size_t vgq_attention_nbytes(const vgq_attention_call *call);

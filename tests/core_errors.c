@@ -292,19 +292,33 @@ static void test_odd_tokens(vgq_activations activations)
         }
 }
 
-/* What vgq_linear_isa says of the choice. */
+/* Whether it names the chosen instruction set or a weaker one. */
+static int is_named(const char *isa)
+{
+    size_t at = 0, chosen = 0;
+    while (vgq_isa_here(at) && strcmp(vgq_isa_here(at), isa) != 0)
+        at++;
+    while (strcmp(vgq_isa_here(chosen), vgq_isa()) != 0)
+        chosen++;
+    return vgq_isa_here(at) && at <= chosen;
+}
+
+/* What vgq_linear_isa and vgq_attention_isa say of the choice. */
 static void test_names(void)
 {
     for (int a = 0; a < VGQ_ACTIVATIONS; a++) {
         vgq_activations really = (vgq_activations)a;
-        const char *const isa = vgq_linear_isa(&really);
-        size_t at = 0, chosen = 0;
-        while (vgq_isa_here(at) && strcmp(vgq_isa_here(at), isa) != 0)
-            at++;
-        while (strcmp(vgq_isa_here(chosen), vgq_isa()) != 0)
-            chosen++;
-        CHECK(vgq_isa_here(at) && at <= chosen, "%s under %s", isa, vgq_isa());
+        const char *isa = vgq_linear_isa(&really);
+        CHECK(is_named(isa), "%s under %s", isa, vgq_isa());
         CHECK(really == (vgq_activations)a || (a == VGQ_BF16_ACTIVATIONS && really == 0), "%d", a);
+        for (int of_values = 0; of_values < 2; of_values++) {
+            really = (vgq_activations)a;
+            isa = vgq_attention_isa(of_values, &really);
+            CHECK(is_named(isa), "%s under %s", isa, vgq_isa());
+            CHECK(really == 0 || (really == (vgq_activations)a && a != VGQ_INT16_ACTIVATIONS), "%d",
+                  a);
+            CHECK(a != VGQ_INT8_ACTIVATIONS || really == VGQ_INT8_ACTIVATIONS, " ");
+        }
     }
 }
 

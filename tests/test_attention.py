@@ -228,3 +228,12 @@ def test_wrong_arguments() -> None:
         ops.attention(x, mode="int16")
     with pytest.raises(TypeError):
         ops.attention(x.double())
+
+
+def test_the_name_says_what_multiplies(isa: str) -> None:
+    weaker = "avxvnni" if "avxvnni" in vq.isas() else "avx2"
+    where = {"avx512": weaker, "avx512bf16": "avx512vnni"}.get(isa, isa)
+    wanted = f"attention, int8 ({where}) and int8 ({where})"
+    assert ops.attention_kernel_name("int8", "int8") == wanted
+    kind = "bf16" if isa == "amx" else "float"
+    assert ops.attention_kernel_name("bf16", "float").startswith(f"attention, {kind} (")

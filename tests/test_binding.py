@@ -256,8 +256,8 @@ def test_the_stub_lists_the_module() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["use", "set_threads", "packed_nbytes", "linear_isa", "ssim_parts", "compare_parts",
-     "cuda_packed_nbytes", "cuda_pack", "cuda_unpack"],
+    ["use", "set_threads", "packed_nbytes", "linear_isa", "attention_isa", "ssim_parts",
+     "compare_parts", "cuda_packed_nbytes", "cuda_pack", "cuda_unpack"],
 )  # fmt: skip
 def test_arguments_of_another_kind(name: str) -> None:
     with pytest.raises((TypeError, ValueError)):

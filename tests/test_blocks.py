@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import vggtquant as vq
-from vggtquant import QuantizedLinear, UserError, rope, tiny
+from vggtquant import QuantizedLinear, UserError, blocks, rope, tiny
 from vggtquant.blocks import QuantizedAttention, QuantizedBlock, Rotation
 from vggtquant.tiny import layers
 
@@ -668,3 +668,20 @@ def test_older_readers_read_what_they_know() -> None:
     assert not {"attention", "fuse"} & plain.to_dict().keys()
     assert {"attention", "fuse"} <= fast.to_dict().keys()
     assert vq.QuantizationConfig.from_dict(fast.to_dict()) == fast
+
+
+def test_a_gradient_is_said_once() -> None:
+    model = nn.ModuleDict({"block": aggregator_block().requires_grad_(True)})
+    report = vq.quantize_model(model, FAST)[1]
+    assert blocks.GRADIENTS in report.notes and isinstance(model["block"], QuantizedBlock)
+    blocks._say_differentiated.cache_clear()
+    x, pos = torch.randn(1, 6, DIM), torch.zeros(1, 6, 2, dtype=torch.long)
+    with pytest.warns(UserWarning, match="where a gradient is wanted"):
+        model["block"](x, pos=pos)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model["block"](x, pos=pos)  # said already
+        with torch.no_grad():
+            model["block"](x, pos=pos)
+    frozen = nn.ModuleDict({"block": aggregator_block()})
+    assert blocks.GRADIENTS not in vq.quantize_model(frozen, FAST)[1].notes

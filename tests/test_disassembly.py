@@ -21,6 +21,7 @@ TILES = {
     "attention_avx2.c": 6,
     "attention_avx512.c": 4,
     "attention_avx512vnni.c": 4,
+    "attention_avxvnni.c": 3,
     "linear_avx2.c": 8,
     "linear_avx2_int4.c": 4,
     "linear_avx512.c": 1,

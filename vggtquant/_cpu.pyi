@@ -81,6 +81,9 @@ def linear(
     y: Values,
     /,
 ) -> None: ...
+def attention_isa(
+    scores: Activations, values: Activations, /
+) -> tuple[tuple[Activations, str], tuple[Activations, str]]: ...
 def attention(
     scores: Activations,
     values: Activations,

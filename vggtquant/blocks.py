@@ -6,6 +6,8 @@ Which modules of a model they replace, and how that is verified, is `recognition
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -96,13 +98,18 @@ class Swapped(nn.Module):
             return None
         if x.device.type != "cpu" or x.layout != torch.strided or x.is_nested:
             return None
-        if torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in self.parameters())
-        ):
+        if self._differentiated(x):
+            if not torch.compiler.is_compiling():
+                _say_differentiated()
             return None
         if not torch.compiler.is_compiling() and self._observed(x):
             return None
         return self._attention().rotation(x, pos, tables)
+
+    def _differentiated(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
 
     def _observed(self, x: Tensor) -> bool:
         """Whether somebody wants more of the inner modules than their result."""
@@ -119,6 +126,18 @@ class Swapped(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in the place of {type(self.original).__name__}"
+
+
+GRADIENTS = (
+    "blocks and attentions are computed by the modules that they replaced where a gradient is "
+    "wanted; torch.inference_mode() or torch.no_grad() has them computed in packed kernels"
+)
+
+
+@functools.cache
+def _say_differentiated() -> None:
+    """Once in a process."""
+    warnings.warn(GRADIENTS, stacklevel=2)
 
 
 def drops_out(module: nn.Module) -> bool:

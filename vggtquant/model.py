@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from . import markup, ops, recognition
+from .blocks import GRADIENTS
 from .configs import QuantizationConfig, get_config
 from .conv import Conv, weight_rows
 from .dense import Swapped, convolutions_of, set_module, swap_convolutions
@@ -239,6 +240,8 @@ def swap_rest(
     if config.convolutions == "int8":
         rows, originals, notes = _swap_convolutions(model, include, exclude)
     modules, swapped = recognition.swap(model, dict.fromkeys(choice.chosen.values()))
+    if any(p.requires_grad for name in swapped for p in model.get_submodule(name).parameters()):
+        notes = [*notes, GRADIENTS]
     return Rest(rows, originals, notes, modules, swapped)
 
 

@@ -705,12 +705,13 @@ def attention(
 
 
 def attention_kernel_name(mode: _cpu.Activations, pv: _cpu.Activations) -> str:
-    """What `attention` multiplies, and with which instructions at most.
+    """What `attention` multiplies, and with which instructions: q k, then the softmax and v.
 
-    >>> attention_kernel_name("int8", "bf16").startswith("attention, int8 and bf16, ")
+    >>> attention_kernel_name("int8", "int8").startswith("attention, int8 (")
     True
     """
-    return f"attention, {mode} and {pv}, {isa()}"
+    (scores, first), (values, second) = _cpu.attention_isa(mode, pv)
+    return f"attention, {scores} ({first}) and {values} ({second})"
 
 
 WIDEST = 128

@@ -4,8 +4,10 @@
     OMP_PROC_BIND=close OMP_PLACES={0},{1} python tests/bench/attention.py [--isa avx512bf16]
         [--tokens 930,3720] [--rounds 7] [--only ours] [--out attention.md]
 
-Prints a Markdown table of GMAC/s (two products of tokens x tokens x 64 a head), the median of the
-rounds and, in brackets, the best; all candidates take turns. --isa lowers every side to the same
+Prints Markdown tables of GMAC/s (two products of tokens x tokens x 64 a head), the median of the
+rounds and, in brackets, the best; all candidates take turns. The first table is by wall time, the
+second by processor time divided by the threads, which other work on the machine changes less; set
+OMP_WAIT_POLICY=PASSIVE for it, or threads that wait count too. --isa lowers every side to the same
 instruction set. OpenVINO's calls may run on every core, whatever OMP_PLACES pins the thread to.
 """
 
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from model import ISAS, lowered
@@ -94,7 +97,14 @@ CANDIDATES: dict[str, Callable[[torch.Tensor], Call]] = {
 }
 
 
-def measure(tokens: int, rounds: int, only: str) -> dict[str, list[float]]:
+class Seconds(NamedTuple):
+    """Of one call: wall time, and processor time a thread."""
+
+    wall: float
+    processor: float
+
+
+def measure(tokens: int, rounds: int, only: str) -> dict[str, list[Seconds]]:
     """Seconds of each candidate that can be made here, one a round."""
     qkv = torch.randn(1, tokens, 3, HEADS, DIM, generator=torch.Generator().manual_seed(0))
     calls: dict[str, Call] = {}
@@ -107,16 +117,17 @@ def measure(tokens: int, rounds: int, only: str) -> dict[str, list[float]]:
         except Exception as error:  # a peer that is not installed, or cannot
             calls.pop(name, None)
             print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            spent = (time.process_time() - worked) / torch.get_num_threads()
+            seconds[name].append(Seconds(time.perf_counter() - start, spent))
     return seconds
 
 
-def shown(tokens: int, seconds: list[float] | None) -> str:
+def shown(tokens: int, seconds: list[float]) -> str:
     if not seconds:
         return ""
     work = 2 * tokens * tokens * HEADS * DIM / 1e9
@@ -149,14 +160,13 @@ def main() -> None:
         f"Kernels {ops.isa()}, {ops.threads()} threads, {args.rounds} rounds; "
         + ", ".join(map(version, ("torch", "openvino", "nncf")))
         + "; GMAC/s, median (best)",
-        "",
-        "| tokens | " + " | ".join(names) + " |",
-        "|" + "---|" * (len(names) + 1),
     ]
-    lines += [
-        f"| {n:,} | " + " | ".join(shown(n, row.get(name)) for name in names) + " |"
-        for n, row in rows.items()
-    ]
+    for clock in Seconds._fields:
+        lines += ["", f"| tokens, {clock} time | " + " | ".join(names) + " |"]
+        lines.append("|" + "---|" * (len(names) + 1))
+        for n, row in rows.items():
+            cells = [shown(n, [getattr(s, clock) for s in row.get(name, [])]) for name in names]
+            lines.append(f"| {n:,} | " + " | ".join(cells) + " |")
     text = "\n".join(lines)
     print(text)
     if args.out:

@@ -81,7 +81,22 @@ static PyObject *py_attention(PyObject *self, PyObject *args)
                             vgq_attention(&call, scratch.data, scratch.nbytes));
 }
 
+static PyObject *py_attention_isa(PyObject *self, PyObject *args)
+{
+    vgq_activations scores, values;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&:attention_isa", vgq_parse_activations, &scores,
+                          vgq_parse_activations, &values))
+        return NULL;
+    const char *const first = vgq_attention_isa(0, &scores);
+    const char *const second = vgq_attention_isa(1, &values);
+    return Py_BuildValue("((ss)(ss))", vgq_activations_name(scores), first,
+                         vgq_activations_name(values), second);
+}
+
 PyMethodDef vgq_attention_methods[] = {
+    {"attention_isa", py_attention_isa, METH_VARARGS,
+     "What scores and values are while they are multiplied, and the instruction sets that do it."},
     {"attention", py_attention, METH_VARARGS, "y = softmax(scale q k^T) v, for every head."},
     {NULL, NULL, 0, NULL},
 };
