@@ -902,6 +902,13 @@ static void test_linear(void)
                      (vgq_linear_call){VGQ_INT8_ACTIVATIONS, m, VGQ_F32, VGQ_F32, NULL, NULL, NULL},
                      1);
     }
+    for (size_t i = 0; i < KINDS; i++) /* tiles of every height */
+        for (size_t m = 1; m <= 6; m++)
+            for (int a = 0; a < VGQ_ACTIVATIONS; a++) {
+                const vgq_weight low = weight_of(kinds[i], 65, 130);
+                test_product(&low, (vgq_linear_call){.activations = (vgq_activations)a, .m = m},
+                             BIAS);
+            }
     const vgq_weight whole = weight_of(kinds[0], 128, 70); /* whole panels, with GELU */
     for (int dtype = 0; dtype < VGQ_DTYPES; dtype++)
         test_product(&whole,
