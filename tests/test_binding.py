@@ -53,6 +53,7 @@ def arguments() -> dict[str, list[Any]]:
             "int8",
             x,
             (None, None, 0.0),
+            (None, None, 0.0),
             floats[:N].copy(),
             False,
             floats[:N].copy(),
@@ -70,7 +71,7 @@ OUTPUTS = {
     "two_level": [2, 3, 4, 5],
     "pack": [7],
     "unpack": [1, 2, 3],
-    "linear": [8],
+    "linear": [9],
 }
 ARRAYS = [
     (name, at)
