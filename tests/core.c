@@ -909,6 +909,16 @@ static void test_linear(void)
                 test_product(&low, (vgq_linear_call){.activations = (vgq_activations)a, .m = m},
                              BIAS);
             }
+    for (size_t k = 1530; k <= 1531; k++) /* of floats, with more than one slice of the panel */
+        for (size_t m = 1; m <= 6; m++)
+            for (int a = VGQ_FLOAT_ACTIVATIONS; a <= VGQ_BF16_ACTIVATIONS; a++) {
+                const vgq_weight deep = weight_of(kinds[0], 3, k);
+                test_product(&deep,
+                             (vgq_linear_call){.activations = (vgq_activations)a,
+                                               .m = m,
+                                               .x_dtype = (vgq_dtype)(m % VGQ_DTYPES)},
+                             BIAS);
+            }
     const vgq_weight whole = weight_of(kinds[0], 128, 70); /* whole panels, with GELU */
     for (int dtype = 0; dtype < VGQ_DTYPES; dtype++)
         test_product(&whole,
