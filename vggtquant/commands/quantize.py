@@ -253,7 +253,13 @@ def _shared_bytes(
         )
     if most <= fixed:
         raise UserError(f"--max_bytes {most}: what stays float needs {fixed}")
-    return mixed.within(costs, most - fixed)
+    plan = mixed.within(costs, most - fixed)
+    if set(plan.chosen.values()) <= {mixed.FLOAT}:
+        raise UserError(
+            f"--max_bytes {most}: every layer fits in float, so none would be quantized; "
+            f"wanted less than {fixed + plan.nbytes}"
+        )
+    return plan
 
 
 def _plan(

@@ -122,7 +122,11 @@ def open_weights(address: str | Path) -> Weights:
 def read(place: Place) -> Weights:
     """The float weights of a place."""
     if place.build is not None:
-        return of_model(place.build(), place)
+        model = place.build()
+        for x in [*model.parameters(), *model.buffers()]:
+            if x.dtype == torch.float64:
+                x.data = x.data.float()  # as for a model that runs: no scheme reads float64
+        return of_model(model, place)
     held: dict[str, tuple[_Holder, str]] = {}
     tensors: dict[str, About] = {}
     twins: dict[str, str] = {}
