@@ -78,7 +78,7 @@ def build(out: Path, compiler: str, *flags: str, base: Path | None = None) -> Pa
 def core(out: Path, stride: int) -> None:
     """gcov leaves out the bodies of OpenMP regions: those, the serial builds count."""
     program = build(out, "gcc", "-fopenmp")
-    run(program, stride)
+    run(program, stride, OMP_NUM_THREADS="4")  # teams, whatever the caller's own limit is
     runtimes = []
     for name in ("libiomp5.so", "libomp.so", "torch/libgomp-1.so", "torch/libgomp-empty.so"):
         path = out / name
