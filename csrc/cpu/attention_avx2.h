@@ -150,6 +150,18 @@ static inline void gather_lanes(float *lanes, __m256 low, __m256 high, float kep
     join(lanes + 8, high, kept, _mm256_set1_ps(added));
 }
 
+/* s[r][BLOCK] = (float)sums[r] * (k0, k1) of ROWS rows, VGQ_KEYS apart: scores in a block of keys.
+ */
+static inline void store_scores(int32_t sums[ROWS][BLOCK], __m256 k0, __m256 k1, float *s)
+{
+    for (size_t r = 0; r < ROWS; r++, s += VGQ_KEYS) {
+        const __m256i *const from = (const void *)sums[r];
+        _mm256_storeu_ps(s, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), k0));
+        _mm256_storeu_ps(s + 8,
+                         _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1)), k1));
+    }
+}
+
 /* o[rows][BLOCK] = o * kept + (float)sums * (scale * added), rows of o depth apart. */
 static inline void join_sums(size_t rows, size_t depth, const int32_t *sums, const float *scale,
                              const float *kept, const float *added, float *o)

@@ -102,14 +102,7 @@ static void scores_i8_avxvnni(size_t keys, size_t depth, const void *q, const in
             int32_t sums[ROWS][BLOCK];
             tile_scores_i8_6x16_avxvnni(depth, (const int8_t *)q + m * depth, first + m, k,
                                         sums[0]);
-            for (size_t r = 0; r < ROWS; r++) {
-                const __m256i *const from = (const void *)sums[r];
-                float *const to = s + (m + r) * VGQ_KEYS;
-                _mm256_storeu_ps(to,
-                                 _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), k0));
-                _mm256_storeu_ps(
-                    to + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1)), k1));
-            }
+            store_scores(sums, k0, k1, s + m * VGQ_KEYS);
         }
     }
 }
