@@ -263,7 +263,7 @@ def _write(
     percentile: float,
 ) -> None:
     """All files of a reconstruction; their paths go into `done`."""
-    from . import export
+    from . import reconstruction
     from .scoring import geometry
 
     where, confidence = POINT_SOURCES[source]
@@ -288,26 +288,28 @@ def _write(
         unprojected = geometry.unproject(outputs["depth"], extrinsics, intrinsics)
         arrays["world_points_from_depth"] = unprojected.astype("float32")
     xyz = arrays["world_points_from_depth" if source == "depth" else where]
-    points = export.select_points(xyz, images, outputs.get(confidence), mask, percentile)
+    points = reconstruction.select_points(xyz, images, outputs.get(confidence), mask, percentile)
     done.points = len(points)
 
-    done.files.append(export.write_ply(folder / "reconstruction.ply", points))
+    done.files.append(reconstruction.write_ply(folder / "reconstruction.ply", points))
     some = points.thinned(COLMAP_POINTS)
-    done.files += export.write_colmap(folder / "sparse", names, extrinsics, intrinsics, size, some)
+    done.files += reconstruction.write_colmap(
+        folder / "sparse", names, extrinsics, intrinsics, size, some
+    )
     pictures = writable_folder(folder / "images")
     for name, image in zip(names, images, strict=True):
-        export.write_picture(pictures / name, export.to_picture(image))
+        reconstruction.write_picture(pictures / name, reconstruction.to_picture(image))
     done.files.append(pictures)
     if "depth" in outputs:
         previews = writable_folder(folder / "depth")
-        shown = export.depth_previews(images, outputs["depth"][..., 0], mask)
+        shown = reconstruction.depth_previews(images, outputs["depth"][..., 0], mask)
         for name, picture in zip(names, shown, strict=True):
-            export.write_picture(previews / name, picture)
+            reconstruction.write_picture(previews / name, picture)
         done.files.append(previews)
     else:  # of an earlier run, whose model had depth
         for name in names:
             (folder / "depth" / name).unlink(missing_ok=True)
-    done.files.append(export.write_npz(folder / "predictions.npz", arrays))
+    done.files.append(reconstruction.write_npz(folder / "predictions.npz", arrays))
 
 
 def _scores(outputs: dict[str, NDArray[np.float32]], scene: Scene) -> dict[str, float]:

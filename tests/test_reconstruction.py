@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggtquant import export
+from vggtquant import reconstruction
 from vggtquant.data import datasets
 from vggtquant.errors import UserError
 from vggtquant.scoring import geometry
@@ -35,10 +35,10 @@ def read_colmap(path: Path) -> list[list[str]]:
 
 
 @pytest.fixture
-def points() -> export.Points:
+def points() -> reconstruction.Points:
     rng = np.random.default_rng(0)
     frame = np.sort(rng.integers(0, 3, 50))
-    return export.Points(
+    return reconstruction.Points(
         xyz=rng.normal(size=(50, 3)).astype(np.float32),
         rgb=rng.integers(0, 256, (50, 3), dtype=np.uint8),
         frame=frame,
@@ -46,8 +46,8 @@ def points() -> export.Points:
     )
 
 
-def test_ply_is_read_back(tmp_path: Path, points: export.Points) -> None:
-    path = export.write_ply(tmp_path / "cloud.ply", points)
+def test_ply_is_read_back(tmp_path: Path, points: reconstruction.Points) -> None:
+    path = reconstruction.write_ply(tmp_path / "cloud.ply", points)
     columns = read_ply(path)
     assert list(columns) == ["x", "y", "z", "red", "green", "blue"]
     assert np.array_equal(np.stack([columns[n] for n in "xyz"], 1), points.xyz)
@@ -56,13 +56,15 @@ def test_ply_is_read_back(tmp_path: Path, points: export.Points) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["cloud.ply"]
 
 
-def test_an_empty_cloud_is_a_valid_ply(tmp_path: Path, points: export.Points) -> None:
-    none = export.Points(points.xyz[:0], points.rgb[:0], points.frame[:0], points.uv[:0])
-    assert len(read_ply(export.write_ply(tmp_path / "none.ply", none))["x"]) == 0
+def test_an_empty_cloud_is_a_valid_ply(tmp_path: Path, points: reconstruction.Points) -> None:
+    none = reconstruction.Points(points.xyz[:0], points.rgb[:0], points.frame[:0], points.uv[:0])
+    assert len(read_ply(reconstruction.write_ply(tmp_path / "none.ply", none))["x"]) == 0
 
 
-def test_the_header_is_a_fixed_text(tmp_path: Path, points: export.Points) -> None:
-    header = export.write_ply(tmp_path / "c.ply", points).read_bytes().split(b"end_header\n")[0]
+def test_the_header_is_a_fixed_text(tmp_path: Path, points: reconstruction.Points) -> None:
+    header = (
+        reconstruction.write_ply(tmp_path / "c.ply", points).read_bytes().split(b"end_header\n")[0]
+    )
     assert header == (
         b"ply\nformat binary_little_endian 1.0\nelement vertex 50\n"
         b"property float x\nproperty float y\nproperty float z\n"
@@ -70,13 +72,13 @@ def test_the_header_is_a_fixed_text(tmp_path: Path, points: export.Points) -> No
     )
 
 
-def test_colmap_text_is_read_back(tmp_path: Path, points: export.Points) -> None:
+def test_colmap_text_is_read_back(tmp_path: Path, points: reconstruction.Points) -> None:
     rng = np.random.default_rng(1)
     encoded = rng.normal(size=(3, 9))
     encoded[:, 7:] = rng.uniform(0.5, 1.5, (3, 2))
     extrinsics, intrinsics = geometry.decode_pose(encoded, (21, 28))
     names = ["000_a.png", "001_b.png", "002_c.png"]
-    paths = export.write_colmap(
+    paths = reconstruction.write_colmap(
         tmp_path / "sparse", names, extrinsics, intrinsics, (21, 28), points
     )
     assert [path.name for path in paths] == ["cameras.txt", "images.txt", "points3D.txt"]
@@ -115,8 +117,10 @@ def test_colmap_points_project_to_their_observations(tmp_path: Path) -> None:
     encoded = np.array([[0.1, -0.2, 0.3, 0.1, 0.2, -0.1, 1.0, 0.9, 1.1]])
     extrinsics, intrinsics = geometry.decode_pose(encoded, (14, 28))
     world = geometry.unproject(np.full((1, 14, 28), 2.0), extrinsics, intrinsics)
-    points = export.select_points(world, np.zeros((1, 3, 14, 28)))
-    paths = export.write_colmap(tmp_path, ["a.png"], extrinsics, intrinsics, (14, 28), points)
+    points = reconstruction.select_points(world, np.zeros((1, 3, 14, 28)))
+    paths = reconstruction.write_colmap(
+        tmp_path, ["a.png"], extrinsics, intrinsics, (14, 28), points
+    )
     fx, fy, cx, cy = np.array(read_colmap(paths[0])[0][4:], float)
     head, seen = read_colmap(paths[1])
     w, x, y, z, *t = np.array(head[1:8], float)
@@ -132,11 +136,13 @@ def test_our_reader_of_colmap_gives_back_what_was_written(tmp_path: Path) -> Non
     encoded = np.array([[0.1, -0.2, 0.3, 0.1, 0.2, -0.1, 1.0, 0.9, 1.1], [0.0] * 6 + [1, 1, 1]])
     extrinsics, intrinsics = geometry.decode_pose(encoded, (14, 28))
     depth = np.linspace(1, 2, 2 * 14 * 28).reshape(2, 14, 28)
-    points = export.select_points(
+    points = reconstruction.select_points(
         geometry.unproject(depth, extrinsics, intrinsics), np.zeros((2, 3, 14, 28))
     )
     names = ["a.png", "b.png"]
-    export.write_colmap(tmp_path / "sparse", names, extrinsics, intrinsics, (14, 28), points)
+    reconstruction.write_colmap(
+        tmp_path / "sparse", names, extrinsics, intrinsics, (14, 28), points
+    )
     (tmp_path / "images").mkdir()
     for name in names:
         Image.new("RGB", (28, 14)).save(tmp_path / "images" / name)
@@ -160,25 +166,25 @@ def test_selection_by_confidence_mask_and_finiteness() -> None:
     mask = np.ones((1, 2, 4), bool)
     mask[0, 1, 3] = False
     confidence = np.arange(8.0).reshape(1, 2, 4)
-    kept = export.select_points(xyz, images, confidence, mask)
+    kept = reconstruction.select_points(xyz, images, confidence, mask)
     assert kept.xyz[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert kept.rgb.tolist() == [[i, 0, 255] for i in range(1, 7)]
     assert kept.uv.tolist() == [[1, 0], [2, 0], [3, 0], [0, 1], [1, 1], [2, 1]]
     assert kept.frame.tolist() == [0] * 6
-    half = export.select_points(xyz, images, confidence, mask, percentile=50)
+    half = reconstruction.select_points(xyz, images, confidence, mask, percentile=50)
     assert half.xyz[:, 0].tolist() == [4, 5, 6]  # the median of 1 … 6 is 3.5
-    best = export.select_points(xyz, images, confidence, mask, percentile=100)
+    best = reconstruction.select_points(xyz, images, confidence, mask, percentile=100)
     assert best.xyz[:, 0].tolist() == [6]
     assert kept.thinned(3).xyz[:, 0].tolist() == [1, 3, 6]
     assert kept.thinned(6) is kept
     for wrong in (-1, 101):
         with pytest.raises(UserError, match=f"between 0 and 100, got {wrong}"):
-            export.select_points(xyz, images, percentile=wrong)
+            reconstruction.select_points(xyz, images, percentile=wrong)
 
 
 def test_npz_is_read_back(tmp_path: Path) -> None:
     arrays = {"depth": np.random.default_rng(0).normal(size=(2, 3)), "names": np.array(["a", "b"])}
-    with np.load(export.write_npz(tmp_path / "p.npz", arrays)) as stored:
+    with np.load(reconstruction.write_npz(tmp_path / "p.npz", arrays)) as stored:
         assert stored.files == ["depth", "names"]
         assert np.array_equal(stored["depth"], arrays["depth"])
         assert stored["names"].tolist() == ["a", "b"]
@@ -191,16 +197,20 @@ def test_depth_previews(tmp_path: Path) -> None:
     depth[0, 0, 0] = np.nan
     mask = np.ones((2, 4, 6), bool)
     mask[1, 3, 5] = False
-    pictures = [np.asarray(picture) for picture in export.depth_previews(images, depth, mask)]
+    pictures = [
+        np.asarray(picture) for picture in reconstruction.depth_previews(images, depth, mask)
+    ]
     assert [picture.shape for picture in pictures] == [(4, 12, 3)] * 2
     assert np.array_equal(pictures[0][:, :6], np.full((4, 6, 3), (0, 255, 0)))
     assert pictures[0][0, 7].tolist() == [253, 231, 37]  # near: bright
     assert pictures[1][3, 10].tolist() == [68, 1, 84]  # far: dark
     assert pictures[0][0, 6].tolist() == pictures[1][3, 11].tolist() == [128, 128, 128]
-    nothing = export.depth_previews(images, np.zeros((2, 4, 6)))
+    nothing = reconstruction.depth_previews(images, np.zeros((2, 4, 6)))
     assert np.array_equal(np.asarray(next(nothing))[:, 6:], np.full((4, 6, 3), 128))
 
 
-def test_names_with_spaces_are_refused(tmp_path: Path, points: export.Points) -> None:
+def test_names_with_spaces_are_refused(tmp_path: Path, points: reconstruction.Points) -> None:
     with pytest.raises(UserError, match="spaces: 'a b.png'"):
-        export.write_colmap(tmp_path, ["a b.png"], [np.eye(3, 4)], [np.eye(3)], (9, 9), points)
+        reconstruction.write_colmap(
+            tmp_path, ["a b.png"], [np.eye(3, 4)], [np.eye(3)], (9, 9), points
+        )
