@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from linears import INTEGER_CONFIGS  # noqa: E402
 
 import vggtquant as vq  # noqa: E402
 
@@ -23,12 +24,10 @@ import vggtquant as vq  # noqa: E402
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-INTEGER_CONFIGS = {name: config for name, config in vq.CONFIGS.items() if config.quantizes}
 
-
-QUICK = ("configs", "metrics", "quantize", "linear", "layout", "files")
+QUICK = ("configs", "metrics", "qtensor", "linear", "layout", "files")
 """Files test_*.py that `-m quick` runs: arrays, layers, metrics, configs, rules of the source."""
-LONG = ("core", "cuda_shim", "cli", "supply_chain")
+LONG = ("core", "cuda_shim", "evaluate_command", "supply_chain")
 """Files whose tests take long, and come first."""
 
 

@@ -5,7 +5,7 @@
 
 Bytes are flipped, cut and copied; JSON is changed and resealed, so that the checks behind the
 checksums are met too; so are tensors. What breaks a reader is kept as tests/data/fuzz/crash-*,
-which test_checkpoint.py replays; a crash of the interpreter leaves fuzz-last.safetensors behind.
+which test_storage.py replays; a crash of the interpreter leaves fuzz-last.safetensors behind.
 """
 
 from __future__ import annotations

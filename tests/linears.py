@@ -7,13 +7,13 @@ from functools import cache
 import numpy as np
 import reference
 import torch
-from conftest import INTEGER_CONFIGS
 from numpy.typing import NDArray
 from torch import nn
 
 import vggtquant as vq
 from vggtquant import QTensor, QuantizationSpec, QuantizedLinear, ops
 
+INTEGER_CONFIGS = {name: config for name, config in vq.CONFIGS.items() if config.quantizes}
 F32 = np.float32
 Array = NDArray[np.generic]
 

@@ -257,6 +257,29 @@ def test_nothing_inside_imports_the_facade() -> None:
     assert found == []
 
 
+TOPICS = {
+    "binding", "cuda_build", "cuda_gpu", "cuda_shim", "core", "disassembly", "fuzz", "threads",
+    "signals", "hostile",  # the C core and its binding
+    "attention", "conformance", "onnx", "original", "properties",  # several modules at once
+    "docs", "layout", "pages", "supply_chain",  # the repository
+    "loop",  # evaluation/: sensitivity, budget, a packed file, its evaluation
+}  # fmt: skip
+"""Tests that are of no one module of the package."""
+
+
+def test_tests_mirror_the_package() -> None:
+    """tests/a/test_b.py or test_b_topic.py is about vggtquant/a/b.py."""
+    tests = ROOT / "tests"
+    strays = []
+    for path in tests.rglob("test_*.py"):
+        home = PACKAGE / path.parent.relative_to(tests)
+        subject = path.stem.removeprefix("test_")
+        names = {p.stem for p in home.iterdir() if p.suffix == ".py" or p.is_dir()} | TOPICS
+        if not any(subject == name or subject.startswith(f"{name}_") for name in names):
+            strays.append(str(path.relative_to(ROOT)))
+    assert strays == []
+
+
 def test_private_names_stay_in_their_module() -> None:
     known, found = modules(), list[tuple[str, str]]()
     private = re.compile(r"_(?!cpu|cuda|render)[a-z]")

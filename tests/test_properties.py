@@ -3,9 +3,9 @@
 
 import numpy as np
 import pytest
-from conftest import INTEGER_CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linears import INTEGER_CONFIGS
 
 import vggtquant as vq
 from vggtquant import QuantizationSpec

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quantize_file and what surrounds it: the same codes as in memory, budgets, interruptions, CLI."""
+"""quantize_file and what surrounds it: the same codes as in memory, interruptions, refusals."""
 
 import json
 import os
@@ -10,17 +10,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import checkpoints
 import pytest
 import safetensors.torch
 import torch
 from checkpoints import Zoo
 from torch import nn
+from zoo import in_memory, same
 
 import vggtquant as vq
 from vggtquant import UserError
-from vggtquant.checkpoint import budget, inspection
-from vggtquant.checkpoint.document import Checkpoint, tensors_of
+from vggtquant.checkpoint.document import Checkpoint
 from vggtquant.checkpoint.storage import load, save
 from vggtquant.checkpoint.streaming import quantize_file
 from vggtquant.commands import cli
@@ -29,9 +28,6 @@ from vggtquant.tiny.model import TinyVGGT
 from vggtquant.weights import linears
 from vggtquant.weights.tensors import open_weights
 
-ASYMMETRIC = vq.QuantizationConfig(
-    "asymmetric", "int4_group", bits=4, symmetric=False, group_size=32
-)
 ALL = replace(vq.get_config("INT4_Group_32"), skip_first_last=False)
 
 
@@ -40,19 +36,6 @@ def zoo(tmp_path: Path) -> Path:
     """Zoo's float weights, in the order of its modules."""
     torch.save(Zoo().state_dict(), tmp_path / "zoo.pt")
     return tmp_path / "zoo.pt"
-
-
-def in_memory(model: nn.Module, config: str | vq.QuantizationConfig) -> dict[str, torch.Tensor]:
-    """The tensors of the layers that quantize_model swaps."""
-    vq.quantize_model(model, config)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, vq.QuantizedLinear)}
-    return {k: x for n, m in layers.items() for k, x in tensors_of(n, m.qtensor()).items()}
-
-
-def same(path: Path, wanted: dict[str, torch.Tensor]) -> bool:
-    state = safetensors.torch.load_file(path)
-    parts = {name: x for name, x in state.items() if ".weight_" in name}
-    return parts.keys() == wanted.keys() and all(torch.equal(parts[k], wanted[k]) for k in parts)
 
 
 # ---- the same as in memory -----------------------------------------------------------------------
@@ -261,6 +244,7 @@ def test_the_source_is_never_replaced(zoo: Path, tmp_path: Path) -> None:
 
 # ---- interruptions -------------------------------------------------------------------------------
 
+
 SLOW = """
 import sys, time
 import vggtquant.checkpoint.streaming as streaming
@@ -297,146 +281,6 @@ def test_interrupted(number: signal.Signals, zoo: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "zoo.pt"]
 
 
-# ---- mixed precision -----------------------------------------------------------------------------
-
-
-def test_within_a_budget_everything_else_is_worse() -> None:
-    costs = {
-        "a": budget.Cost(40, 80, 9.0),
-        "b": budget.Cost(40, 80, 1.0),
-        "c": budget.Cost(10, 20, 1.0),
-        "never": budget.Cost(30, 30, 0.0),
-    }
-    assert budget.within(costs, 210) == dict.fromkeys(costs, 8)
-    assert budget.within(costs, 200)["b"] == 4
-    assert budget.within(costs, 165) == {"a": 8, "b": 4, "c": 4, "never": 8}
-    assert budget.within(costs, 120)["a"] == 4
-    with pytest.raises(UserError, match="at 4 bits"):
-        budget.within(costs, 119)
-
-
-def test_max_bytes(zoo: Path, tmp_path: Path) -> None:
-    config = vq.get_config("INT4_Group_32_A8")
-    found = open_weights(zoo)
-    small = quantize_file(found, config, tmp_path / "small.safetensors").nbytes
-    most = small + 1000
-    plan = budget.from_bytes(found, config, most)
-    assert set(plan.bits.values()) == {4, 8}
-    done = quantize_file(found, plan.config, tmp_path / "mixed.safetensors", max_bytes=most)
-    assert small < done.nbytes <= most
-    layers = Checkpoint(tmp_path / "mixed.safetensors").document.layers
-    assert {layer.name: layer.spec.bits for layer in layers} == plan.bits
-    assert plan.config.quantize_activations
-    # The same config gives the same codes in memory.
-    assert same(tmp_path / "mixed.safetensors", in_memory(Zoo(), plan.config))
-    with pytest.raises(UserError, match="--max_bytes 2000: "):
-        budget.from_bytes(found, config, 2000)
-    with pytest.raises(UserError, match="not written"):
-        quantize_file(found, config, tmp_path / "x.safetensors", max_bytes=small - 1)
-
-
-def test_sensitivity_decides(zoo: Path) -> None:
-    found = open_weights(zoo)
-    names = list(linears.choose(found, Request(vq.get_config("INT4_Group_32"))).chosen)
-    costs = dict.fromkeys(names, 1.0)
-    small = budget.from_bytes(found, "INT4_Group_32", 34_500, sensitivity=costs | {"wide": 1e9})
-    assert small.bits["wide"] == 8
-    small = budget.from_bytes(found, "INT4_Group_32", 34_500, sensitivity=costs | {"wide": 0.0})
-    assert small.bits["wide"] == 4
-    with pytest.raises(UserError, match="sensitivity of 1 layers is missing"):
-        budget.from_bytes(found, "INT4_Group_32", 10**6, sensitivity={n: 1.0 for n in names[1:]})
-
-
-def test_bits_by_name(zoo: Path, tmp_path: Path) -> None:
-    found = open_weights(zoo)
-    wanted = {"blocks.0": 8, "blocks.*": "float", "w*": 8}
-    plan = budget.from_bits(found, "INT4_Group_32", wanted)
-    quantize_file(found, plan.config, tmp_path / "a.safetensors", exclude=plan.exclude)
-    document = Checkpoint(tmp_path / "a.safetensors").document
-    bits = {layer.name: layer.spec.bits for layer in document.layers}
-    assert bits == {"blocks.0": 8, "wide": 8, "qkv": 4, "narrow": 4}
-    assert document.skipped["blocks.2"] == "excluded"
-    for nonsense in ({"wide": 5}, {"wide": True}, {"nobody": 4}):
-        with pytest.raises(UserError, match="bits"):
-            budget.from_bits(found, "INT4_Group_32", nonsense)
-    with pytest.raises(UserError, match="starts from an INT4_Group scheme"):
-        budget.from_bits(found, "INT8_Per_Channel_Symmetric", {})
-
-
-def test_json_files(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('{"sensitivity": {"a": 1, "b": 0.5}, "other": 3}')
-    assert budget.read_sensitivity(path) == {"a": 1.0, "b": 0.5}
-    for words in ("", "[]", '{"a": "x"}', '{"a": -1}', '{"a": NaN}', "[" * 100_000):
-        path.write_text(words)
-        with pytest.raises(UserError):
-            budget.read_sensitivity(path)
-    with pytest.raises(UserError):
-        budget.read_sensitivity(tmp_path / "absent.json")
-    for words in ("x", "-1", "0", "1e30", "nan", "M"):
-        with pytest.raises(UserError, match="number of bytes"):
-            budget.parse_bytes(words)
-    assert budget.parse_bytes("763Mi") == 763 * 2**20 and budget.parse_bytes("1.5GB") == 1.5e9
-
-
-# ---- looking into files --------------------------------------------------------------------------
-
-
-def test_info(zoo: Path, tmp_path: Path) -> None:
-    done = quantize_file(zoo, ASYMMETRIC, tmp_path / "a.safetensors")
-    assert "float group scales in 1 of 5 layers" in done.notes[1] and "narrow" in done.notes[1]
-    text = "\n".join(inspection.info(tmp_path / "a.safetensors", layers=True))
-    for words in ("asymmetric", "zoo.pt", "bfloat16", "with float scales", "130 x 24", "fit"):
-        assert words in text
-    header, data = checkpoints.read(tmp_path / "a.safetensors")
-    checkpoints.write(tmp_path / "b.safetensors", header, data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match="damaged"):
-        inspection.info(tmp_path / "b.safetensors")
-
-
-def test_dequantize(config: vq.QuantizationConfig, zoo: Path, tmp_path: Path) -> None:
-    packed, out = tmp_path / "a.safetensors", tmp_path / "float.safetensors"
-    if config.convolutions != "float":
-        pytest.skip("Zoo's convolutions are packed in memory only")
-    quantize_file(zoo, config, packed)
-    inspection.dequantize(packed, out)
-    state = safetensors.torch.load_file(out)
-    model = load(packed, model=Zoo)
-    plain = Zoo()
-    plain.load_state_dict(state)
-    assert {k: (x.dtype, x.shape) for k, x in state.items()} == {
-        k: (x.dtype, x.shape) for k, x in Zoo().state_dict().items()
-    }
-    assert torch.equal(state["wide.weight"], model.wide.weight)
-    assert torch.equal(state["norm.weight"], model.norm.weight)
-    with pytest.raises(UserError, match="the source itself"):
-        inspection.dequantize(packed, packed)
-
-
-def test_diff(zoo: Path, tmp_path: Path) -> None:
-    four, eight = tmp_path / "4.safetensors", tmp_path / "8.safetensors"
-    quantize_file(zoo, "INT4_Group_32", four)
-    quantize_file(zoo, "INT8_Per_Channel_Symmetric", eight)
-    assert inspection.diff(four, four).identical and "identical" in str(inspection.diff(zoo, zoo))
-    found = inspection.diff(zoo, four)
-    errors = {row.name: row.relative_l2 for row in found.rows}
-    assert 0.02 < errors["wide.weight"] < 0.2 and 0 < errors["wide.bias"] < 0.004
-    assert not found.identical and not (found.only_a or found.only_b or found.shapes)
-    assert {row.name for row in inspection.diff(eight, four).rows} == {
-        f"{name}.weight" for name in ("blocks.0", "blocks.2", "qkv", "wide", "narrow")
-    }
-    inspection.dequantize(four, tmp_path / "f.safetensors")
-    assert all(
-        row.relative_l2 == 0 for row in inspection.diff(four, tmp_path / "f.safetensors").rows
-    )
-    state = Zoo().state_dict()
-    state["more"], state["norm.weight"] = torch.ones(1), torch.ones(3)
-    del state["norm.bias"]
-    torch.save(state, tmp_path / "other.pt")
-    found = inspection.diff(zoo, tmp_path / "other.pt")
-    assert (found.only_a, found.only_b) == (["norm.bias"], ["more"]) and len(found.shapes) == 1
-
-
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -444,49 +288,6 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
     code = cli.main([str(word) for word in words])
     out, err = capsys.readouterr()
     return code, out, err
-
-
-def test_commands(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "a.safetensors"
-    code, text, err = run(capsys, "quantize", zoo, "--scheme", "INT4_Group_32", "--out", out)
-    assert code == 0 and not err
-    assert "5 layers quantized" in text and "non-commercial" in text and "bits a weight" in text
-    code, text, _ = run(capsys, "info", out)
-    assert code == 0 and "INT4_Group_32" in text
-    code, text, _ = run(capsys, "dequantize", out, "--out", tmp_path / "f.safetensors")
-    assert code == 0 and "wrote" in text
-    code, text, _ = run(capsys, "diff", zoo, out)
-    assert code == 0 and "differ" in text
-    code, _, err = run(capsys, "info", zoo)
-    assert code == 2 and err.count("\n") == 1
-
-
-def test_command_for_models_that_code_builds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "a.safetensors"
-    words = ("quantize", "checkpoints:Zoo", "--scheme", "INT4_Group_32", "--out", out)
-    code, text, err = run(capsys, *words)
-    assert code == 0, err
-    assert "5 layers quantized" in text
-    assert same(out, in_memory(Zoo(), "INT4_Group_32"))
-    code, text, err = run(capsys, *words, "--max_bytes", "34.5k")
-    assert code == 0 and "at 8 bits" in text and out.stat().st_size <= 34_500, err
-
-
-def test_command_with_a_budget(
-    zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, bits = tmp_path / "a.safetensors", tmp_path / "bits.json"
-    common = ("quantize", zoo, "--scheme", "INT4_Group_32", "--out", out)
-    code, text, err = run(capsys, *common, "--max_bytes", "34.5k")
-    assert code == 0 and "at 8 bits" in text and out.stat().st_size <= 34_500, err
-    bits.write_text('{"bits": {"wide": 8, "blocks.*": "float"}}')
-    code, text, _ = run(capsys, *common, "--bits", bits)
-    assert code == 0 and "1 layers at 8 bits, 2 at 4" in text
-    for words in (["--max_bytes", "1M", "--bits", bits], ["--sensitivity", bits]):
-        code, _, err = run(capsys, *common, *words)
-        assert code == 2 and err.count("\n") == 1
 
 
 def test_packed_files_are_models(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What torch does around a QuantizedLinear: tracers, modes, transforms, default devices, and code
-that reads or writes a layer's weight. Compiled graphs are test_compile.py's."""
+that reads or writes a layer's weight. Compiled graphs are test_linear_compile.py's."""
 
 import copy
 import pickle

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import INTEGER_CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from linears import INTEGER_CONFIGS
 from numpy.typing import NDArray
 
 import vggtquant as vq
