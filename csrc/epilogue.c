@@ -15,22 +15,19 @@ void vgq_bias_of(const vgq_epilogue *e, size_t p, float bias[VGQ_PANEL])
 
 void vgq_store_row(const vgq_epilogue *e, size_t m, size_t p, float v[VGQ_PANEL])
 {
-    const size_t column = p * VGQ_PANEL, n = vgq_min(VGQ_PANEL, e->n - column);
+    const size_t n = vgq_min(VGQ_PANEL, e->n - p * VGQ_PANEL);
+    const float *const scale = vgq_layer_scale_at(e, p);
+    const void *const residual = vgq_residual_at(e, m, p);
     if (e->gelu)
         e->kernels->linear.gelu(n, v);
-    if (e->residual && e->dtype != VGQ_F16) {
-        const size_t at = (m * e->n + column) * vgq_dtype_nbytes(e->dtype);
-        e->kernels->rows.end_row(n, v, e->layer_scale ? e->layer_scale + column : NULL,
-                                 (const char *)e->residual + at, e->dtype, vgq_y_at(e, m, p));
+    if (residual && e->dtype != VGQ_F16) {
+        e->kernels->rows.end_row(n, v, scale, residual, e->dtype, vgq_y_at(e, m, p));
         return;
     }
-    for (size_t c = 0; e->layer_scale && c < n; c++)
-        v[c] *= e->layer_scale[column + c];
-    if (e->residual) {
-        const uint16_t *const r = (const uint16_t *)e->residual + m * e->n + column;
-        for (size_t c = 0; c < n; c++)
-            v[c] += vgq_float_of_f16(r[c]);
-    }
+    for (size_t c = 0; scale && c < n; c++)
+        v[c] *= scale[c];
+    for (size_t c = 0; residual && c < n; c++)
+        v[c] += vgq_float_of_f16(((const uint16_t *)residual)[c]);
     e->kernels->quantize.store[e->dtype](n, v, vgq_y_at(e, m, p));
 }
 
@@ -42,8 +39,7 @@ void vgq_fetch_rows(const vgq_epilogue *e, size_t m, size_t rows, size_t p)
             __builtin_prefetch(vgq_y_at(e, m + r, p) + i, 1);
     if (!e->residual || e->residual == e->y)
         return;
-    const char *const from = (const char *)e->residual + (vgq_y_at(e, m, p) - (char *)e->y);
     for (size_t r = 0; r < rows; r++)
         for (size_t i = 0; i < nbytes; i += VGQ_ALIGN)
-            __builtin_prefetch(from + r * e->n * vgq_dtype_nbytes(e->dtype) + i);
+            __builtin_prefetch(vgq_residual_at(e, m + r, p) + i);
 }

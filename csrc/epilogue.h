@@ -23,6 +23,17 @@ static inline char *vgq_y_at(const vgq_epilogue *e, size_t m, size_t p)
     return (char *)e->y + (m * e->n + p * VGQ_PANEL) * vgq_dtype_nbytes(e->dtype);
 }
 
+/* The same of the residual, and panel p's scales of channels; NULL: there are none. */
+static inline const char *vgq_residual_at(const vgq_epilogue *e, size_t m, size_t p)
+{
+    const size_t at = (m * e->n + p * VGQ_PANEL) * vgq_dtype_nbytes(e->dtype);
+    return e->residual ? (const char *)e->residual + at : NULL;
+}
+static inline const float *vgq_layer_scale_at(const vgq_epilogue *e, size_t p)
+{
+    return e->layer_scale ? e->layer_scale + p * VGQ_PANEL : NULL;
+}
+
 /* Whether rows with their bias are what y holds of panel p: whole rows of floats. */
 static inline int vgq_is_stored(const vgq_epilogue *e, size_t p)
 {
@@ -30,10 +41,10 @@ static inline int vgq_is_stored(const vgq_epilogue *e, size_t p)
            (p + 1) * VGQ_PANEL <= e->n;
 }
 
-/* The same for a strip, which can do GELU and bfloat16 too. */
+/* Whether a strip can write panel p to y, with all that follows. */
 static inline int vgq_is_stored_by_strip(const vgq_epilogue *e, size_t p)
 {
-    return e->dtype != VGQ_F16 && !e->layer_scale && !e->residual && (p + 1) * VGQ_PANEL <= e->n;
+    return e->dtype != VGQ_F16 && (p + 1) * VGQ_PANEL <= e->n;
 }
 
 /* The bias of panel p, 0 where there is none. */

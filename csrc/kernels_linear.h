@@ -68,7 +68,9 @@ typedef struct vgq_strip {
     void *y; /* [rows][ldy]: float32 or bfloat16 */
     size_t ldy;
     vgq_dtype dtype;
-    int gelu; /* whether GELU follows the bias */
+    int gelu;                 /* whether GELU follows the bias */
+    const float *layer_scale; /* [64]: then multiplied by this; or NULL */
+    const void *residual;     /* [rows][ldy] of y's dtype: then this is added; or NULL */
 } vgq_strip;
 enum { VGQ_STRIP_ROWS = 64 }; /* most whose floats go to scratch, a multiple of every mr */
 

@@ -164,6 +164,8 @@ static void strip_task(const vgq_plan *plan, const vgq_task *task, const vgq_ope
             .ldy = stored ? e->n : VGQ_PANEL,
             .dtype = stored ? e->dtype : VGQ_F32,
             .gelu = stored && e->gelu,
+            .layer_scale = stored ? vgq_layer_scale_at(e, task->p) : NULL,
+            .residual = stored ? vgq_residual_at(e, m, task->p) : NULL,
         };
         plan->product->strip(operand, &strip);
         for (size_t r = 0; r < rows && !stored; r++)

@@ -73,40 +73,30 @@ static inline void finish_rows(const vgq_strip *strip, size_t row, size_t rows, 
 {
     const vgq_columns *const columns = strip->columns;
     for (size_t i = 0; i < rows * BLOCK; i++) {
-        const size_t r = row + i / BLOCK, n = i % BLOCK, c = column + n;
-        char *const y = (char *)strip->y + r * strip->ldy * vgq_dtype_nbytes(strip->dtype);
+        const size_t r = row + i / BLOCK, n = i % BLOCK, c = column + n, at = r * strip->ldy + c;
         const uint32_t extra = (uint32_t)columns->offset[c] * (uint32_t)strip->sum[r];
         const int32_t exact = (int32_t)((uint32_t)sums[(r - row) * BLOCK + n] - extra);
         float v = (float)exact * strip->x_scale[r] * columns->scale[c] + columns->bias[c];
         if (strip->gelu)
             v = vgq_gelu(v);
+        if (strip->layer_scale)
+            v *= strip->layer_scale[c];
+        if (strip->residual)
+            v += strip->dtype == VGQ_F32
+                     ? ((const float *)strip->residual)[at]
+                     : vgq_float_of_bf16(((const uint16_t *)strip->residual)[at]);
         if (strip->dtype == VGQ_F32)
-            ((float *)(void *)y)[c] = v;
+            ((float *)strip->y)[at] = v;
         else
-            ((uint16_t *)(void *)y)[c] = vgq_bf16_of_float(v);
+            ((uint16_t *)strip->y)[at] = vgq_bf16_of_float(v);
     }
 }
 #else
-/* Sixteen columns of some rows, so that what the columns share is loaded once. */
 static inline void finish_rows(const vgq_strip *strip, size_t row, size_t rows, size_t column,
                                const int32_t *sums)
 {
-    const size_t step = strip->ldy * vgq_dtype_nbytes(strip->dtype);
-    for (size_t n = 0; n < BLOCK; n += 16) {
-        const vgq_columns *const columns = strip->columns;
-        const __m512i offset = _mm512_loadu_si512(columns->offset + column + n);
-        const __m512 scale = _mm512_loadu_ps(columns->scale + column + n);
-        const __m512 bias = _mm512_loadu_ps(columns->bias + column + n);
-        const int32_t *acc = sums + n;
-        char *y = (char *)strip->y + row * step;
-        for (size_t r = row; r < row + rows; r++, acc += BLOCK, y += step) {
-            __m512 v = vgq_finished_avx512(_mm512_loadu_si512(acc), offset, strip->sum[r],
-                                           strip->x_scale[r], scale, bias);
-            if (strip->gelu)
-                vgq_gelu_avx512(1, &v);
-            vgq_store_avx512(v, y, column + n, strip->dtype);
-        }
-    }
+    for (size_t r = 0; r < rows; r++)
+        vgq_finish_avx512(strip, row + r, column, BLOCK / 16, sums + r * BLOCK);
 }
 #endif
 

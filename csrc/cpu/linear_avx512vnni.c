@@ -10,6 +10,7 @@
 
 ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 
+#include "epilogue_avx512.h"
 #include "tiles_avx512.h"
 
 #define STEP(r)                                        \
@@ -53,6 +54,34 @@ static void tile_i8_avx512vnni(size_t rows, const vgq_operand *w, const void *co
         tile_i8_6x64_avx512vnni,
     };
     tiles[rows](w->k, codes, ld, w->data, acc);
+}
+
+/* Have the residual of some rows come to the cache. */
+static inline void fetch_residual(const vgq_strip *strip, size_t m, size_t rows)
+{
+    const size_t row = strip->ldy * vgq_dtype_nbytes(strip->dtype);
+    const size_t nbytes = VGQ_PANEL * vgq_dtype_nbytes(strip->dtype);
+    const char *at = (const char *)strip->residual + m * row;
+    if (!strip->residual)
+        return;
+    for (size_t r = 0; r < rows; r++, at += row)
+        for (size_t i = 0; i < nbytes; i += 64)
+            _mm_prefetch(at + i, _MM_HINT_T0);
+}
+
+static void strip_avx512vnni(const vgq_operand *w, const vgq_strip *strip)
+{
+    enum { ROWS = 6 };
+    int32_t acc[ROWS * VGQ_PANEL];
+    for (size_t m = 0, rows; m < strip->rows; m += rows) {
+        const size_t left = strip->rows - m, tiles = (left + ROWS - 1) / ROWS;
+        rows = (left + tiles - 1) / tiles; /* as even as can be */
+        fetch_residual(strip, m, rows);
+        tile_i8_avx512vnni(rows, w, (const int8_t *)strip->codes + m * strip->ld, strip->ld, NULL,
+                           acc);
+        for (size_t r = 0; r < rows; r++)
+            vgq_finish_avx512(strip, m + r, 0, VGQ_PANEL / 16, acc + r * VGQ_PANEL);
+    }
 }
 
 /* ---- few rows of W4, straight from the nibbles ------------------------------------------------
@@ -176,6 +205,7 @@ const vgq_product vgq_product_avx512vnni = {
     .weight_nbytes = 1,
     .offset = 128,
     .tile = tile_i8_avx512vnni,
+    .strip = strip_avx512vnni,
 };
 
 static const vgq_product *const products_avx512vnni[] = {&vgq_product_few_avx512vnni,
