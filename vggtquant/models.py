@@ -100,9 +100,7 @@ def release_file(model: nn.Module) -> None:
 def _of_code(place: Place) -> LoadedModel:
     assert place.build is not None
     model = place.build()
-    for x in [*model.parameters(), *model.buffers()]:
-        if x.is_floating_point() and x.dtype != torch.float32:
-            x.data = x.data.float()
+    tensors.to_float32(model)
     kind = architectures.BY_NAME.get(architectures.of_model(model)[0])
     size = int(getattr(model, "image_size", kind.image_size if kind else FRAME_SIZE))
     sha256 = tensors.state_hash(model)

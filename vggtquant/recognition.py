@@ -63,7 +63,7 @@ def _class_reason(module: nn.Module, known: tuple[tuple[str, tuple[str, ...]], .
     wanted = [arguments for end, arguments in known if path.endswith(f".{end}")]
     if not wanted:
         return f"its class {path[1:]} is not known"
-    seen = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    seen = _arguments(module)
     if seen not in wanted:
         return f"its forward takes ({', '.join(seen)}); ({', '.join(wanted[-1])}) is known"
     return ""

@@ -153,6 +153,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_ALIKE = (
+    *("model", "source", "max_images", "scenes", "groups", "mode", "layout", "output_dir"),
+    *("device", "runs", "warmup", "threads", "seed", "sensitivity", "resume", "restart"),
+    *("shard", "max_drop", "min_speedup", "isolate"),
+)
+"""Flags that are fields of plan.Settings as they are."""
+
+
 def _shard(words: str) -> tuple[int, int]:
     part, _, parts = words.partition("/")
     if not (part.isdecimal() and parts.isdecimal()):
@@ -175,30 +183,11 @@ def main(args: argparse.Namespace) -> int:
     names = [name.strip() for names in args.schemes for name in names.split(",")]
     files = [config for path in args.config for config in read_configs(path)]
     settings = plan.Settings(
-        model=args.model,
-        source=args.source,
+        **{name: getattr(args, name) for name in _ALIKE},
         images=(args.image_folder,) if args.image_folder else tuple(args.images),
-        max_images=args.max_images,
-        scenes=args.scenes,
-        groups=args.groups,
-        mode=args.mode,
-        layout=args.layout,
         configs=plan.configs_of([*names, *files]) if names or files else None,
-        output_dir=args.output_dir,
-        device=args.device,
-        runs=args.runs,
-        warmup=args.warmup,
-        threads=args.threads,
-        seed=args.seed,
-        sensitivity=args.sensitivity,
-        resume=args.resume,
-        restart=args.restart,
-        shard=args.shard,
-        max_drop=args.max_drop,
         max_memory=None if args.max_memory is None else budget.parse_bytes(args.max_memory),
         max_bytes=None if args.max_bytes is None else budget.parse_bytes(args.max_bytes),
-        min_speedup=args.min_speedup,
-        isolate=args.isolate,
         argv=("vggtquant", *args.argv),
     )
     try:

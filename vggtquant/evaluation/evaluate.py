@@ -420,6 +420,14 @@ def _head(task: Task, planned: Planned, identity: dict[str, Any]) -> Head:
     weights = sum(layer.in_features * layer.out_features for layer in found.values())
     parameters = sum(p.numel() for p in loaded.model.parameters())
     alone = task.rows[0].file is not None
+    given = vars(settings) | {
+        "source": ALONE if alone else settings.source,
+        "images": list(settings.images),
+        "schemes": [row.name for row in task.rows if not row.once],
+        "runs": planned.passes.runs,
+        "warmup": planned.passes.warmup,
+        "shard": _shard(settings),
+    }
     return Head(
         journal=journal.VERSION,
         identity=identity,
@@ -440,29 +448,7 @@ def _head(task: Task, planned: Planned, identity: dict[str, Any]) -> Head:
             linear_share=weights / max(parameters, weights),
         ),
         data=_data(task, planned.samples),
-        settings=SettingsBlock(
-            model=settings.model,
-            source=ALONE if alone else settings.source,
-            images=list(settings.images),
-            max_images=settings.max_images,
-            scenes=settings.scenes,
-            groups=settings.groups,
-            mode=settings.mode,
-            schemes=[row.name for row in task.rows if not row.once],
-            output_dir=settings.output_dir,
-            device=settings.device,
-            runs=planned.passes.runs,
-            warmup=planned.passes.warmup,
-            threads=settings.threads,
-            seed=settings.seed,
-            layout=settings.layout,
-            max_drop=settings.max_drop,
-            max_bytes=settings.max_bytes,
-            min_speedup=settings.min_speedup,
-            shard=_shard(settings),
-            isolate=settings.isolate,
-            sensitivity=settings.sensitivity,
-        ),
+        settings=SettingsBlock(**{name: given[name] for name in SettingsBlock.__struct_fields__}),
         forecast=[
             structs.replace(cost, row_s=forecast.row_s(cost, planned.forwards))
             for cost in planned.costs

@@ -30,7 +30,6 @@ from .measure.bench import Sample
 from .measure.forward import Outputs, forward, linears
 from .measure.pictures import ERRORS
 from .present import charts
-from .present.paper import figures
 from .present.paper.blocks import Drawing
 from .schema import Document, Kind, Row
 
@@ -123,7 +122,7 @@ def layer(document: Document, loaded: Loaded, name: str) -> Drawing:
 
 
 def _layer(weight: NDArray[Any], scales: Mapping[str, NDArray[Any]]) -> Figure:
-    figure = figures.blank(9.6, 4.2)
+    figure = charts.blank(9.6, 4.2)
     left, right = figure.subplots(1, 2)
     left.hist(weight, bins=201, color="#0072b2")
     left.set_yscale("log")
@@ -250,7 +249,7 @@ def _frame(values: torch.Tensor, frame: int) -> NDArray[Any]:
 def _grid(count: int, ratio: float) -> tuple[Figure, list[Axes]]:
     """Axes without frames for so many pictures, whose height is `ratio` of their width."""
     lines = -(-count // _COLUMNS)
-    figure = figures.blank(_COLUMNS * _PANEL + 0.6, lines * (ratio * _PANEL + 0.25))
+    figure = charts.blank(_COLUMNS * _PANEL + 0.6, lines * (ratio * _PANEL + 0.25))
     axes = list(figure.subplots(lines, _COLUMNS, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()

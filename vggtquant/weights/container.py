@@ -16,7 +16,6 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -283,17 +282,12 @@ class Writer:
         try:
             self._write(bytes(8 + self._header_nbytes))
         except BaseException:
-            self._new.__exit__(None, None, None)
+            self._new.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._new.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._new.__exit__()
 
     def add(self, blob: Blob) -> None:
         """Write a tensor, or hold it to the end if its length would misalign the next one."""

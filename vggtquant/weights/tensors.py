@@ -123,9 +123,7 @@ def read(place: Place) -> Weights:
     """The float weights of a place."""
     if place.build is not None:
         model = place.build()
-        for x in [*model.parameters(), *model.buffers()]:
-            if x.dtype == torch.float64:
-                x.data = x.data.float()  # as for a model that runs: no scheme reads float64
+        to_float32(model, wider=True)  # as for a model that runs: no scheme reads float64
         return of_model(model, place)
     held: dict[str, tuple[_Holder, str]] = {}
     tensors: dict[str, About] = {}
@@ -153,6 +151,18 @@ def read(place: Place) -> Weights:
         None,
         {name[cut:]: where for name, where in held.items()},
     )
+
+
+def to_float32(model: nn.Module, *, wider: bool = False) -> None:
+    """Casts a model's floating-point parameters and buffers in place; wider: only float64 ones.
+
+    >>> to_float32(model := torch.nn.Linear(2, 2).half())
+    >>> model.weight.dtype
+    torch.float32
+    """
+    for x in [*model.parameters(), *model.buffers()]:
+        if x.dtype == torch.float64 or (x.is_floating_point() and not wider):
+            x.data = x.data.float()
 
 
 def of_model(model: nn.Module, place: Place) -> Weights:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from vggtquant.evaluation.analyse import shares
 from vggtquant.evaluation.measure import layers, pictures
-from vggtquant.evaluation.present import columns, heatmap, labels, page, text
+from vggtquant.evaluation.present import charts, columns, heatmap, page, text
 from vggtquant.evaluation.schema import (
     Document,
     Layer,
@@ -148,7 +148,7 @@ def document(request: pytest.FixtureRequest) -> Document:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    for module in (page, labels):
+    for module in (page, charts):
         assert doctest.testmod(module).failed == 0
 
 
@@ -254,16 +254,6 @@ def test_layers_that_were_left_out_are_not_drawn_as_missing(monkeypatch) -> None
 
 def test_a_page_of_one_document_is_the_same_bytes() -> None:
     assert page.draw(made_of(seven())) == page.draw(made_of(seven()))
-
-
-def test_labels_cover_neither_points_nor_each_other() -> None:
-    points = [(str(i), 30.0 + 11 * (i % 3), 30.0 + 12 * (i // 3)) for i in range(9)]
-    found = labels.place(points, (0, 0, 300, 300))
-    assert [label.text for label in found] == [text for text, _, _ in points]
-    for index, one in enumerate(found):
-        assert all(abs(one.x - x) > 8 or abs(one.y - y) > 10 for _, x, y in points)
-        for other in found[index + 1 :]:
-            assert abs(one.x - other.x) > 5 or abs(one.y - other.y) > 10
 
 
 # ---- pictures of depth ---------------------------------------------------------------------------

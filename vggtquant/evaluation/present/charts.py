@@ -8,7 +8,7 @@ every axis has its unit.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from ..schema import Difference, Document, Kind, Row
-from . import columns, labels
+from . import columns
 from .columns import Column
 from .conclusions import TOLD, Told
 
@@ -44,6 +44,7 @@ LOOKS = {
 }
 _WITHHELD = "#bbbbbb"
 _PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind words on a grid
+_NAME_POINTS = 7.5  # font size of the names in the chart of the trade-off
 _DECADES = 5  # that the axis of errors shows, from the largest down
 OUTPUT_MARKERS = "osD^vP*X<>"
 OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
@@ -73,8 +74,7 @@ class Chart:
 def png(document: Document) -> bytes:
     """The PNG of a document, with its six charts."""
     rows, data, env = document.schemes, document.data, document.environment
-    figure = Figure(figsize=(16.5, 4.6 + 0.58 * max(6, len(rows))), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(16.5, 4.6 + 0.58 * max(6, len(rows)), dpi=130)
     scene = data.scenes[0]
     figure.suptitle(
         f"{document.model.name} on {len(data.scenes)} x {scene.frames} pictures "
@@ -83,13 +83,6 @@ def png(document: Document) -> bytes:
         f"{document.timing.verdict}",
         fontsize=12,
     )
-    charts = list(CHARTS.values())[:6]
-    axes = figure.subplots(2, 3)
-    for axis, chart in zip(axes.flat, charts, strict=True):
-        chart.draw(axis, document)
-        axis.set_title(chart.title, fontweight="bold")
-    for axis in (*axes[:, 1], axes[0, 2]):
-        axis.set_yticklabels([str(number) for number in range(1, len(rows) + 1)])
     figure.legend(
         handles=[
             Patch(fc=look.face, hatch=look.hatch, ec="black", lw=0.6, label=look.words)
@@ -99,18 +92,29 @@ def png(document: Document) -> bytes:
         ncols=4,
         frameon=False,
     )
+    for index, chart in enumerate(list(CHARTS.values())[:6]):
+        axis = figure.add_subplot(2, 3, index + 1)
+        chart.draw(axis, document)
+        axis.set_title(chart.title, fontweight="bold")
+        if chart.by_row and index % 3:  # the names stand at the left
+            axis.set_yticklabels([str(number) for number in range(1, len(rows) + 1)])
     file = io.BytesIO()
     with matplotlib.rc_context(RC):
         figure.savefig(file, format="png", metadata={"Software": "vggtquant"})
     return file.getvalue()
 
 
+def blank(width: float, height: float, dpi: int = 100) -> Figure:
+    """An empty figure of that size in inches."""
+    made = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
 def figure(document: Document, name: str) -> Figure:
     """One of CHARTS, or of the differences in TOLD, as a figure of its own."""
     chart = CHARTS[name]
-    height = 1.5 + 0.27 * len(document.schemes) if chart.by_row else 4.6
-    made = Figure(figsize=(7.2, height), layout="constrained")
-    FigureCanvasAgg(made)
+    made = blank(*(7.2, 1.5 + 0.27 * len(document.schemes)) if chart.by_row else (9.6, 5.6))
     chart.draw(made.subplots(), document)
     return made
 
@@ -272,19 +276,24 @@ def _no_mae(found: Sequence[float], row: Row, least: float) -> str | None:
     return f"less than {least:.0e}" if max(found) < least else None
 
 
-def _numbered(axis: Axes, document: Document) -> None:
-    tradeoff(axis, document, _number_points)
+def beside_others(errors: Mapping[str, float], references: Collection[str]) -> set[str]:
+    """The names whose errors a logarithmic axis can show: references not far below all the others.
 
+    FP32 with other threads differs from itself by rounding; an axis that reached down to it would
+    press together what is to be compared.
 
-def tradeoff(
-    axis: Axes, document: Document, label: Callable[[Axes, Mapping[int, tuple[float, float]]], None]
-) -> None:
-    """Error against compression; the line joins the schemes that no other beats in both.
-
-    label: puts words beside points, which are given by the number of their row, from 1.
+    >>> sorted(beside_others({"threads": 1e-9, "bf16": 9e-4, "int8": 2e-3}, ["threads", "bf16"]))
+    ['bf16', 'int8']
     """
+    others = [error for name, error in errors.items() if name not in references and error > 0]
+    least = min(others, default=0.0) / 10
+    return {name for name, error in errors.items() if error > 0 and error >= least}
+
+
+def _tradeoff(axis: Axes, document: Document) -> None:
+    """Error against compression; the line joins the schemes that no other beats in both."""
     rows = document.schemes
-    axis.set_xlabel("FP32 bytes / bytes, whole model (x); numbers: rows of the table")
+    axis.set_xlabel("FP32 bytes / bytes, whole model (x)")
     axis.set_ylabel("error against FP32 (%, log scale)")
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -295,20 +304,20 @@ def tradeoff(
     axis.set_axisbelow(True)
     errors = {row.name: row.error for row in rows if row.ok and row.error}
     references = [row.name for row in rows if row.kind is Kind.REFERENCE]
-    shown = labels.beside_others(errors, references)
-    points = {
-        number: (row, columns.SMALLER.value(row) or 0.0, 100 * errors[row.name])
-        for number, row in enumerate(rows, 1)
+    shown = beside_others(errors, references)
+    points = [
+        (row, columns.SMALLER.value(row) or 0.0, 100 * errors[row.name])
+        for row in rows
         if row.name in shown
-    }
+    ]
     if not points:
         axis.text(0.5, 0.5, "no scheme finished", transform=axis.transAxes, ha="center")
         return
     front = set(document.best.pareto_front)
-    line = sorted((x, y) for row, x, y in points.values() if row.name in front)
+    line = sorted((x, y) for row, x, y in points if row.name in front)
     axis.plot(*zip(*line, strict=True), color="black", linewidth=1, linestyle="--", zorder=1)
     intervals = False
-    for row, x, y in points.values():
+    for row, x, y in points:
         one = document.statistics.against_fp32.get(row.name, {}).get("error")
         if one and one.low is not None and one.high is not None:
             intervals = True
@@ -316,7 +325,7 @@ def tradeoff(
             axis.errorbar(x, y, yerr=ends, color="#555555", linewidth=0.7, capsize=2.5, zorder=1)
         _marker(axis, row, x, y, row.name == document.recommendation.scheme)
     axis.margins(0.12, 0.15)
-    label(axis, {number: (x, y) for number, (_, x, y) in points.items()})
+    _name_points(axis, [(row.name, x, y) for row, x, y in points])
     handles: dict[str, dict[str, Any]] = {
         "no other is better in both": {"linestyle": "--", "linewidth": 1},
         "recommended": {"linestyle": "", "marker": "o", "markersize": 12, "fillstyle": "none"},
@@ -399,40 +408,57 @@ def _legend_below(
     )  # fmt: skip
 
 
-def _number_points(axis: Axes, points: Mapping[int, tuple[float, float]]) -> None:
-    """Writes the points' numbers beside them."""
+def _name_points(axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Writes names at the right of points, one below the other where points are close."""
     figure = axis.get_figure(root=True)
     assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # settles the layout
+    longest = max(_width(name) for name, _, _ in points) / 72 + 0.3  # inches
+    low, high = axis.get_xlim()
+    share = min(0.6, longest / (axis.bbox.width / figure.dpi))
+    axis.set_xlim(low, low + (high - low) / (1 - share))
     figure.draw_without_rendering()  # settles the scales
-    point = figure.dpi / 72  # in pixels; downwards is negative in matplotlib
+    point = figure.dpi / 72
+    placed = [(name, x, y, *axis.transData.transform((x, y)) / point) for name, x, y in points]
+    left: list[list[Any]] = []
+    for one in sorted(placed, key=lambda one: one[3]):
+        if left and one[3] < max(x + 24 + _width(name) for name, _, _, x, _ in left[-1]):
+            left[-1].append(one)
+        else:
+            left.append([one])
+    for column in left:
+        column.sort(key=lambda one: one[4])
+        edge = max(one[3] for one in column) + 12
+        for (name, x, y, at_x, at_y), height in zip(
+            column, _apart([one[4] for one in column], _NAME_POINTS + 2), strict=True
+        ):
+            line = {"arrowstyle": "-", "linewidth": 0.4, "relpos": (0, 0.5), "shrinkB": 4}
+            axis.annotate(
+                name, (x, y), xytext=(edge - at_x, height - at_y), textcoords="offset points",
+                ha="left", va="center", fontsize=_NAME_POINTS, arrowprops=line,
+            )  # fmt: skip
 
-    def paper(x: float, y: float) -> tuple[float, float]:
-        px, py = axis.transData.transform((x, y))
-        return px / point, -py / point
 
-    def data(px: float, py: float) -> tuple[float, float]:
-        x, y = axis.transData.inverted().transform((px, py))
-        return x, y
+def _width(name: str) -> float:
+    """Of a name beside a point, in typographic points: an estimate."""
+    return 0.62 * _NAME_POINTS * len(name)
 
-    box = axis.bbox
-    found = labels.place(
-        [(str(number), *paper(*at)) for number, at in points.items()],
-        (box.x0 / point, -box.y1 / point, box.x1 / point, -box.y0 / point),
-    )
-    for label in found:
-        axis.annotate(
-            label.text,
-            data(label.at_x * point, -label.at_y * point),
-            xytext=(label.x - label.at_x, label.at_y - label.y),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
-            arrowprops=(
-                {"arrowstyle": "-", "linewidth": 0.4} if abs(label.y - label.at_y) > 18 else None
-            ),
-        )
+
+def _apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Rising heights as near to the wanted ones, in rising order, as a gap between them allows.
+
+    >>> _apart([0.0, 0.0, 30.0], 10)
+    [-5.0, 5.0, 30.0]
+    """
+    groups: list[tuple[float, int]] = []  # the middle and the count of heights that touch
+    for height in wanted:
+        groups.append((height, 1))
+        while len(groups) > 1:
+            (a, n), (b, m) = groups[-2:]
+            if b - a >= gap * (n + m) / 2:
+                break
+            groups[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    return [middle + gap * (i - (n - 1) / 2) for middle, n in groups for i in range(n)]
 
 
 CHARTS = {
@@ -451,6 +477,6 @@ CHARTS = {
         ),
     ),
     "error": Chart("Mean absolute error", _mae),
-    "tradeoff": Chart("Accuracy against compression", _numbered, by_row=False),
+    "tradeoff": Chart("Accuracy against compression", _tradeoff, by_row=False),
 } | {told.score: Chart(told.title, _differences(told)) for told in TOLD}
 """The first six make the PNG."""

@@ -12,7 +12,7 @@ import io
 import logging
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ from typing import Any
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ....errors import UserError
 from ...schema import Document, Kind, Row
-from .. import charts, labels
+from .. import charts
 from . import content
 from .blocks import Drawing
 
@@ -48,7 +47,6 @@ CHINESE = (
 
 _CHINESE_FILES = "cjk|sourcehan|msyh|pingfang|simhei|wqy"
 _SQUEEZED = 6.0  # the largest bar over the median one from which on bars are on a log scale
-_NAME_POINTS = 7.5  # font size of the names in the chart of the trade-off
 _META: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -143,84 +141,14 @@ def _no_words_on_weights() -> Iterator[None]:
         log.setLevel(before)
 
 
-def blank(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 # ---- charts --------------------------------------------------------------------------------------
 
 
 def _chart(document: Document, name: str) -> Figure:
-    if name == "tradeoff":
-        return _tradeoff(document)
     figure = charts.figure(document, name)
     if name in ("time", "size"):
         _stretch(figure)
     return figure
-
-
-def _tradeoff(document: Document) -> Figure:
-    """The names stand beside the points, since the figure stands alone."""
-    figure = blank(9.6, 5.6)
-    axis = figure.subplots()
-    names = {number: row.name for number, row in enumerate(document.schemes, 1)}
-
-    def label(axis: Axes, points: Mapping[int, tuple[float, float]]) -> None:
-        _name_points(axis, [(names[number], *at) for number, at in points.items()])
-
-    charts.tradeoff(axis, document, label)
-    axis.set_xlabel("FP32 bytes / bytes, whole model (x)")
-    return figure
-
-
-def _name_points(axis: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Writes names at the right of points, one below the other where points are close."""
-    figure = axis.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    longest = max(len(name) for name, _, _ in points) * 0.62 * _NAME_POINTS / 72 + 0.3  # inches
-    low, high = axis.get_xlim()
-    share = min(0.6, longest / figure.get_size_inches()[0] / 0.88)
-    axis.set_xlim(low, low + (high - low) / (1 - share))
-    figure.draw_without_rendering()  # settles the scales
-    point = figure.dpi / 72
-    placed = [(name, x, y, *axis.transData.transform((x, y)) / point) for name, x, y in points]
-    left: list[list[Any]] = []
-    for one in sorted(placed, key=lambda one: one[3]):
-        if left and one[3] - left[-1][0][3] < 12 * _NAME_POINTS:
-            left[-1].append(one)
-        else:
-            left.append([one])
-    for column in left:
-        column.sort(key=lambda one: one[4])
-        edge = max(one[3] for one in column) + 12
-        for (name, x, y, at_x, at_y), height in zip(
-            column, _spread([one[4] for one in column], _NAME_POINTS + 2), strict=True
-        ):
-            line = {"arrowstyle": "-", "linewidth": 0.4, "relpos": (0, 0.5), "shrinkB": 4}
-            axis.annotate(
-                name, (x, y), xytext=(edge - at_x, height - at_y), textcoords="offset points",
-                ha="left", va="center", fontsize=_NAME_POINTS, arrowprops=line,
-            )  # fmt: skip
-
-
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Rising heights as near to the wanted ones, in rising order, as a gap between them allows.
-
-    >>> _spread([0.0, 0.0, 30.0], 10)
-    [-5.0, 5.0, 30.0]
-    """
-    groups: list[tuple[float, int]] = []  # the middle and the count of heights that touch
-    for height in wanted:
-        groups.append((height, 1))
-        while len(groups) > 1:
-            (a, n), (b, m) = groups[-2:]
-            if b - a >= gap * (n + m) / 2:
-                break
-            groups[-2:] = [((a * n + b * m) / (n + m), n + m)]
-    return [middle + gap * (i - (n - 1) / 2) for middle, n in groups for i in range(n)]
 
 
 def _stretch(figure: Figure) -> None:
@@ -242,7 +170,7 @@ def _rows(document: Document) -> list[Row]:
     """Rows of the charts of metrics, without float references far below every scheme."""
     errors = {row.name: row.error for row in document.finished() if row.error is not None}
     references = [row.name for row in document.schemes if row.kind is Kind.REFERENCE]
-    near = labels.beside_others(errors, references)
+    near = charts.beside_others(errors, references)
     return [
         row
         for row in document.schemes
@@ -253,7 +181,7 @@ def _rows(document: Document) -> list[Row]:
 def _metrics(document: Document, output: str) -> Figure:
     """The eight metrics of an output, a panel each, with the schemes in the same order."""
     rows = _rows(document)
-    figure = blank(12, 1.6 + 0.42 * max(4, len(rows)))
+    figure = charts.blank(12, 1.6 + 0.42 * max(4, len(rows)))
     for axis, name in zip(figure.subplots(2, 4, sharey=True).flat, content.EIGHT, strict=True):
         _panel(axis, document, rows, output, name)
     return figure
@@ -262,7 +190,7 @@ def _metrics(document: Document, output: str) -> Figure:
 def _metric(document: Document, output: str, name: str) -> Figure:
     """One metric of one output."""
     rows = _rows(document)
-    figure = blank(7.2, 1.1 + 0.24 * max(4, len(rows)))
+    figure = charts.blank(7.2, 1.1 + 0.24 * max(4, len(rows)))
     _panel(figure.subplots(), document, rows, output, name)
     return figure
 
@@ -323,7 +251,7 @@ def _sqnr(document: Document) -> Figure:
     noise = _noise(document)
     order = list(dict.fromkeys(name for own in noise.values() for name in own))
     place = {name: i for i, name in enumerate(order)}
-    figure = blank(9.6, 4.8)
+    figure = charts.blank(9.6, 4.8)
     axis = figure.subplots()
     for i, (scheme, own) in enumerate(noise.items()):
         axis.plot(
