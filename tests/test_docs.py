@@ -80,3 +80,23 @@ def test_readme_names_every_config():
 def test_the_tables_of_expected_gpu_times_are_those_of_the_script() -> None:
     script = ROOT / "tests" / "bench" / "roofline.py"
     assert runpy.run_path(str(script))["tables"]() in (ROOT / "docs" / "gpu.md").read_text()
+
+
+def rows_of(page: Path) -> list[list[str]]:
+    """The cells of every row of every table."""
+    lines = [line for line in page.read_text("utf-8").splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_readmes_figures_of_vggt_1b_are_those_of_performance() -> None:
+    """A row of the same name has its memory and its time, whatever else it has."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    rows = rows_of(ROOT / "README.md")
+    head = next(i for i, row in enumerate(rows) if row[0] == "VGGT-1B")
+    assert rows[head][1:3] == ["peak memory, GB", "one forward, s"] and "performance.md" in text
+    measured = rows_of(ROOT / "docs" / "performance.md")
+    shown = rows[head + 2 :]
+    assert len(shown) == 5
+    for name, memory, seconds, _ in shown:
+        own = [row for row in measured if row[0].partition(" (")[0] == name]
+        assert any({memory, seconds} <= set(row[1:]) for row in own), name

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages of docs/: languages agree, code and commands run, words are plain, the site builds."""
 
+import argparse
 import contextlib
 import dataclasses
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -143,13 +145,50 @@ def test_commands_in_blocks_run(page, desk):
         run(f"{words} {QUICK} --restart" if words.startswith("evaluate") else words, desk)
 
 
-@pytest.mark.parametrize("page", [*ENGLISH, *sorted(DOCS.glob("zh/*.md"))], ids=lambda p: p.stem)
-def test_scripts_and_their_flags_exist(page):
-    text = " ".join(page.read_text("utf-8").split())
-    for name, rest in re.findall(r"python ((?:tests|tools|examples)/\S+?\.py)([^`]*)", text):
-        script = (DOCS.parent / name).read_text("utf-8")
-        flags = re.findall(r"(?<= )--[a-z_-]+", rest.partition("```")[0])
-        assert [flag for flag in flags if f'"{flag}"' not in script] == [], name
+def scripts() -> list[str]:
+    """Each command of a page that starts a script of the repository, once."""
+    found = set()
+    for page in [*ENGLISH, DOCS.parent / "csrc" / "README.md", *DOCS.glob("zh/*.md")]:
+        text = re.sub(r"^```\w*$", "`", page.read_text("utf-8"), flags=re.M)
+        for quoted in re.findall(r"`([^`]*)`", text):
+            found |= set(re.findall(r"python ((?:tests|tools|examples)/\S+?\.py[^`#|&]*)", quoted))
+    return sorted({" ".join(command.split()) for command in found})
+
+
+class Parsed(Exception):
+    """The script's own parser took the words; it goes no further."""
+
+
+@pytest.mark.parametrize("command", scripts())
+def test_scripts_take_what_pages_write(command, monkeypatch, capsys):
+    """The script is run as far as its parser; one without a parser exists."""
+    name, *words = shlex.split(command)
+    script = DOCS.parent / name
+    source = script.read_text("utf-8")
+    if "parse_args" not in source:
+        assert not words or "sys.argv" in source
+        return
+
+    def parse(parser, args=None, namespace=None):
+        parser.parse_known_args(args, namespace)
+        raise Parsed
+
+    parse_known = argparse.ArgumentParser.parse_known_args
+
+    def strictly(parser, args=None, namespace=None):
+        found, left = parse_known(parser, args, namespace)
+        assert left == [], left
+        return found, left
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", strictly)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    monkeypatch.syspath_prepend(script.parent)
+    try:
+        with pytest.raises(Parsed):
+            runpy.run_path(str(script), run_name="__main__")
+    except SystemExit:
+        pytest.fail(f"{command}: {capsys.readouterr().err}")
 
 
 @pytest.mark.parametrize("page", GUIDES)

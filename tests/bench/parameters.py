@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The effect of each field of QuantizationConfig on builtin:tiny, as in docs/parameters.md.
 
-    python tests/bench/parameters.py --scenes 16
+    python tests/bench/parameters.py --scenes 16 [--only attention ...]
 
 One field is changed at a time. The error is the geometric mean over all outputs of the relative L2
 error against FP32, averaged over held-out scenes. It needs no quiet machine: nothing is timed.
@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import tiny
+from vggtquant import ops, tiny
 from vggtquant.data import scenes
 from vggtquant.vggt import split_outputs
 
 INT8 = vq.CONFIGS["INT8_Per_Channel_Symmetric"]
+A8 = vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]
 INT4 = vq.CONFIGS["INT4_Group_128"]
 MIXED = vq.QuantizationConfig("mixed", "mixed_precision", bits=4)
 TABLES = {
@@ -40,7 +41,7 @@ TABLES = {
     ],
     "quantize_activations, activation_bits (INT8 per channel)": [
         ("False", INT8),
-        ("True, 8", vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]),
+        ("True, 8", A8),
         (
             "True, 16",
             replace(INT8, name="A16", quantize_activations=True, activation_bits=16),
@@ -56,12 +57,45 @@ TABLES = {
         ("*attn*", replace(MIXED, sensitive_layers=("*attn*",))),
         ("*mlp.fc2", replace(MIXED, sensitive_layers=("*mlp.fc2",))),
     ],
+    "attention (INT8 per channel, A8)": [
+        ("float", A8),
+        ("bf16", replace(A8, name="bf16", attention="bf16")),
+        ("int8", replace(A8, name="int8", attention="int8")),
+    ],
+    "attention_values (attention in INT8)": [
+        (value, replace(A8, name=value, attention="int8", attention_values=value))
+        for value in ("bf16", "int8")
+    ],
+    "fuse (INT8 per channel, A8)": [
+        ("False", A8),
+        ("True", replace(A8, name="fused", fuse=True)),
+    ],
+    "convolutions (INT8 per channel, A8)": [
+        ("float", A8),
+        ("int8", replace(A8, name="conv", convolutions="int8")),
+    ],
+    "calibration_samples (INT4 groups of 128)": [
+        ("none: quantize_model", INT4),
+        *(
+            (f"{count}", replace(INT4, name=f"{count}", calibration_samples=count))
+            for count in (4, 16, 64, 100)
+        ),
+    ],
+    "device (INT8 per channel)": [
+        (device, replace(INT8, name=device, device=device))
+        for device in ("cpu", "cuda")
+        if ops.serves(torch.device(device))
+    ],
 }
+CALIBRATED = "calibration_samples"
+"""The table whose rows but the first are made by vq.calibrate(method="gptq")."""
 
 
 def outputs_of(model: nn.Module, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     with torch.inference_mode():
-        return [split_outputs(model(images)) for images in pictures]
+        device = next(model.parameters()).device
+        found = [split_outputs(model(images.to(device))) for images in pictures]
+        return [{name: value.cpu() for name, value in one.items()} for one in found]
 
 
 def error_percent(
@@ -82,7 +116,9 @@ def error_percent(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=16, help="held-out scenes (default 16)")
-    count = parser.parse_args().scenes
+    parser.add_argument("--only", nargs="+", default=[], help="tables whose titles begin so")
+    args = parser.parse_args()
+    count = args.scenes
     rooms = [scenes.make_scene(scenes.HELD_OUT + i, frames=4) for i in range(count)]
     pictures = [
         torch.from_numpy(room.images).permute(0, 3, 1, 2).float().contiguous() / 255
@@ -90,10 +126,15 @@ def main() -> None:
     ]
     reference = outputs_of(tiny.build(), pictures)
     for title, rows in TABLES.items():
+        if args.only and not title.startswith(tuple(args.only)):
+            continue
         print(f"\n`{title}`:\n\n| value | bits a weight | whole model, MB | error, % |")
         print("|---|---|---|---|")
         for label, config in rows:
-            model, report = vq.quantize_model(tiny.build(), config)
+            make = vq.quantize_model
+            if title.startswith(CALIBRATED) and config is not INT4:
+                make = vq.calibrate
+            model, report = make(tiny.build(), config=config)
             error = error_percent(reference, outputs_of(model, pictures))
             size = vq.model_bytes(model) / 1e6
             print(
