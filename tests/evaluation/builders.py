@@ -9,7 +9,8 @@ import msgspec
 from msgspec import structs
 
 import vggtquant as vq
-from vggtquant.evaluation.analyse import report, rows
+from vggtquant.evaluation.analyse import rows
+from vggtquant.evaluation.analyse.document import assemble
 from vggtquant.evaluation.measure import journal, task, variants
 from vggtquant.evaluation.schema import (
     METRIC_NAMES,
@@ -210,7 +211,7 @@ def head(names: list[str], scenes: int = 1) -> Head:
 def document(found: list[Row], **blocks: Any) -> Document:
     """A document of rows; `blocks` replace those that follow from them."""
     names = [one.name for one in found if one.name in vq.CONFIGS]
-    return report.assemble(head(names), found, State.COMPLETE, **blocks)
+    return assemble(head(names), found, State.COMPLETE, **blocks)
 
 
 def plain(made: Document) -> dict[str, Any]:

@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Runs `vggtquant report`."""
     need_extra()
-    from ..evaluation import rerun, schema
+    from ..evaluation import model_figures, schema
     from ..evaluation.present import paper
 
-    wish = rerun.Wish(args.layer, args.pictures)
+    wish = model_figures.Wish(args.layer, args.pictures)
     files = paper.write(
         schema.read(args.results),
         args.output_dir,

@@ -253,10 +253,10 @@ class Report:
         from .present import files
 
         if format is not None:
-            from . import rerun
+            from . import model_figures
             from .present import paper
 
-            wish = rerun.Wish(layer, pictures)
+            wish = model_figures.Wish(layer, pictures)
             return paper.write(
                 self.document,
                 folder,

@@ -29,7 +29,8 @@ from ..linear import QuantizedLinear
 from ..model import model_bytes, refuse_nonfinite
 from ..notes import told
 from ..weights import names, tensors
-from .analyse import report, rows, shares
+from .analyse import rows, shares
+from .analyse.document import compose
 from .measure import forecast, inputs, journal, layers, plan, variants
 from .measure.bench import Bench, Sample, watchable
 from .measure.forward import Runner, forward, linears, plainly
@@ -591,7 +592,7 @@ def write(
     found = variants_of(head)
     if not journal.is_over([r for r in records if r.scheme == found[0].name]):
         return None
-    document = report.document(head, records, found, status)
+    document = compose(head, records, found, status)
     return Result(document, files.write(folder, document, charts=charts))
 
 

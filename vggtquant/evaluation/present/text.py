@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.table import Table as Grid
 
-from ..analyse import report
+from ..analyse.document import regressions
 from ..schema import METRIC_NAMES, Document, Proof, Row
 from ..words import count, megabytes, number, percent, scaled, some
 from . import columns, conclusions
@@ -165,7 +165,7 @@ def _bad(document: Document) -> Parts:
 
 
 def _regressions(document: Document) -> Parts:
-    for value, scheme, output in report.regressions(document.schemes):
+    for value, scheme, output in regressions(document.schemes):
         yield f"{100 * value:10.3f} %  {output:18} {scheme}"
 
 

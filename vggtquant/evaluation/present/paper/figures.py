@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures of an experiment report, drawn from its document, and any figure as files.
 
-Each figure is an SVG, a PDF and a PNG of 300 dpi. Those that need the model: evaluation/rerun.py.
+Each figure is an SVG, a PDF and a PNG of 300 dpi. Those that need the model:
+evaluation/model_figures.py.
 """
 
 from __future__ import annotations

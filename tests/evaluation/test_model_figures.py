@@ -12,8 +12,9 @@ from matplotlib.text import Text
 import vggtquant as vq
 from vggtquant.commands import cli
 from vggtquant.errors import UserError
-from vggtquant.evaluation import rerun
+from vggtquant.evaluation import model_figures
 from vggtquant.evaluation.api import Report
+from vggtquant.evaluation.model_figures import Wish
 from vggtquant.evaluation.present.paper import figures
 from vggtquant.evaluation.schema import Document
 
@@ -53,7 +54,7 @@ def test_the_command_draws_a_layer_and_pictures(
 
 def test_a_panel_for_each_scheme_and_chinese_for_every_word(document: Document) -> None:
     table = figures.words()
-    for drawing in rerun.Wish(LAYER, ["1"]).drawings(document):
+    for drawing in Wish(LAYER, ["1"]).drawings(document):
         texts = [text.get_text() for text in drawing.draw().findobj(Text) if text.get_text()]
         for name in SCHEMES:
             assert sum(text.startswith(name) for text in texts) == 1, drawing.name
@@ -63,16 +64,16 @@ def test_a_panel_for_each_scheme_and_chinese_for_every_word(document: Document) 
 
 
 def test_the_model_is_float_again_afterwards(document: Document) -> None:
-    loaded = rerun.load(document)
+    loaded = model_figures.load(document)
     before = {name: id(module) for name, module in loaded.model.named_modules()}
-    rerun.panels(document, loaded, [rerun.Place(1)])
+    model_figures.panels(document, loaded, [model_figures.Place(1)])
     assert before == {name: id(module) for name, module in loaded.model.named_modules()}
 
 
 def test_near_points_hide_far_ones() -> None:
     at = np.array([[10.0, 10.0], [10.0, 10.0], [np.nan, 5.0], [1e9, -1e9]])
     colours = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [0, 0, 1.0]])
-    found = rerun._painted(at, np.array([2.0, 1.0, 1.0, 1.0]), colours)
+    found = model_figures._painted(at, np.array([2.0, 1.0, 1.0, 1.0]), colours)
     assert found[10, 10].tolist() == [0, 1, 0] and found[11, 11].tolist() == [0, 1, 0]
     assert (found == 1).all(axis=2).sum() == found.shape[0] * found.shape[1] - 4
 
@@ -103,21 +104,24 @@ def test_a_model_or_pictures_that_changed_are_refused(
     changed = copy.deepcopy(document)
     change(changed)
     with pytest.raises(UserError, match=words):
-        rerun.Wish(None, ["1"]).drawings(changed)
+        Wish(None, ["1"]).drawings(changed)
 
 
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        (rerun.Wish("blocks.9"), "no Linear layer 'blocks.9'; the first ones are blocks.0.1"),
-        (rerun.Wish("head"), "no scheme of the results quantizes the layer head"),
-        (rerun.Wish(None, ["3"]), "no scene 3; the results have 2"),
-        (rerun.Wish(None, ["1:3"]), "no picture 3 in scene 1; it has 2"),
-        (rerun.Wish(None, ["0"]), "no picture '0'; wanted SCENE or SCENE:PICTURE"),
-        (rerun.Wish(None, ["1:2:3"]), "no picture '1:2:3'"),
+        (
+            Wish("blocks.9"),
+            "no Linear layer 'blocks.9'; the first ones are blocks.0.1",
+        ),
+        (Wish("head"), "no scheme of the results quantizes the layer head"),
+        (Wish(None, ["3"]), "no scene 3; the results have 2"),
+        (Wish(None, ["1:3"]), "no picture 3 in scene 1; it has 2"),
+        (Wish(None, ["0"]), "no picture '0'; wanted SCENE or SCENE:PICTURE"),
+        (Wish(None, ["1:2:3"]), "no picture '1:2:3'"),
     ],
 )
-def test_what_is_not_there_is_one_line(document: Document, wish: rerun.Wish, words: str) -> None:
+def test_what_is_not_there_is_one_line(document: Document, wish: Wish, words: str) -> None:
     with pytest.raises(UserError, match=words):
         wish.drawings(document)
 
@@ -125,4 +129,4 @@ def test_what_is_not_there_is_one_line(document: Document, wish: rerun.Wish, wor
 def test_without_a_wish_nothing_is_loaded(document: Document) -> None:
     gone = copy.deepcopy(document)
     gone.settings.model = "no-such-model"
-    assert rerun.Wish().drawings(gone) == []
+    assert Wish().drawings(gone) == []

@@ -3,7 +3,8 @@
 
 from builders import document, row, seven
 
-from vggtquant.evaluation.analyse import intervals, recommendation, report
+from vggtquant.evaluation.analyse import intervals, recommendation
+from vggtquant.evaluation.analyse.document import regressions
 from vggtquant.evaluation.present import text
 from vggtquant.evaluation.schema import Best, Row, Status
 
@@ -54,7 +55,7 @@ def test_ties_go_to_the_smaller_and_the_more_accurate() -> None:
 
 
 def test_regressions_are_sorted() -> None:
-    found = report.regressions(seven(), most=3)
+    found = regressions(seven(), most=3)
     assert [(value, name) for value, name, _ in found] == [
         (0.08, "INT4_Group_128"),
         (0.08, "INT4_Group_128"),

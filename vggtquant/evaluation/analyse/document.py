@@ -33,7 +33,7 @@ from ..schema import (
 from . import evidence, intervals, recommendation, rows, shares, times
 
 
-def document(
+def compose(
     head: Head, records: Sequence[Record], variants: Sequence[Variant], status: State
 ) -> Document:
     """The whole result, as far as there are rows."""
