@@ -31,6 +31,7 @@ from ..notes import told
 from ..weights import names, tensors
 from .analyse import rows, shares
 from .analyse.document import compose
+from .formatting import duration
 from .measure import forecast, inputs, journal, layers, plan, variants
 from .measure.bench import Bench, Sample, watchable
 from .measure.forward import Runner, forward, linears, plainly
@@ -57,7 +58,6 @@ from .schema import (
     Why,
 )
 from .schema import Settings as SettingsBlock
-from .words import duration
 
 if TYPE_CHECKING:
     from ..models import LoadedModel

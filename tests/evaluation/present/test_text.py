@@ -5,7 +5,7 @@ import pytest
 from builders import document, row, seven, with_scenes
 
 import vggtquant as vq
-from vggtquant.evaluation import words
+from vggtquant.evaluation import formatting
 from vggtquant.evaluation.present import tables, text
 from vggtquant.evaluation.schema import Recheck, Task
 
@@ -108,4 +108,4 @@ def test_cautions_name_a_busy_machine() -> None:
     ],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert words.duration(seconds) == said
+    assert formatting.duration(seconds) == said

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ..formatting import count, percent
 from ..schema import (
     Best,
     Budget,
@@ -16,7 +17,6 @@ from ..schema import (
     Statistics,
     Tied,
 )
-from ..words import count, percent
 
 DEFAULT_DROP = 1.0  # percentage points of AUC@30
 _AUC, _DEPTH = "auc_30", "depth_abs_rel"

@@ -16,8 +16,8 @@ from ...configs import CONFIGS, QuantizationConfig, get_config
 from ...data.scenes import MOST_SCENES
 from ...errors import UserError
 from ...notes import told
+from ..formatting import duration, megabytes
 from ..schema import Budget, Forecast, Head, Planning
-from ..words import duration, megabytes
 from . import forecast, inputs, layers, timing, variants
 from .bench import Passes, Sample
 from .forward import Runner, forward, plainly

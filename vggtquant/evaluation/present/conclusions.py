@@ -13,6 +13,7 @@ from enum import Enum
 from msgspec import structs
 
 from ..analyse.recommendation import truth_difference
+from ..formatting import ends, megabytes, percent, scaled, signed, some
 from ..measure import variants
 from ..schema import (
     Between,
@@ -23,7 +24,6 @@ from ..schema import (
     Sensitivity,
     Statistics,
 )
-from ..words import ends, megabytes, percent, scaled, signed, some
 from .tables import Table
 
 Part = str | Table

@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table as Grid
 
 from ..analyse.document import regressions
+from ..formatting import count, megabytes, number, percent, scaled, some
 from ..schema import METRIC_NAMES, Document, Proof, Row
-from ..words import count, megabytes, number, percent, scaled, some
 from . import columns, conclusions
 from .tables import NARROW, WIDTH, Table, rendered
 

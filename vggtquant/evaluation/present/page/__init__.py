@@ -19,7 +19,7 @@ import jinja2
 import msgspec
 from markupsafe import Markup, escape
 
-from ... import words
+from ... import formatting
 from ...analyse import shares
 from ...measure import pictures
 from ...schema import (
@@ -90,7 +90,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.filters |= {"breakable": breakable, "plain": _plain, "percent": words.percent}
+    found.filters |= {"breakable": breakable, "plain": _plain, "percent": formatting.percent}
     found.globals |= {
         "charts": charts,
         "columns": columns,
@@ -101,7 +101,7 @@ def _environment() -> jinja2.Environment:
         "pictures": pictures,
         "shares": shares,
         "text": text,
-        "words": words,
+        "formatting": formatting,
         "TOLD": TOLD,
         "Topic": Topic,
         "data_uri": _chart,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...analyse.recommendation import DEFAULT_DROP
+from ...formatting import megabytes, number, percent
 from ...schema import Document, Kind, Reading, Row, Usable
-from ...words import megabytes, number, percent
 from .phrases import Phrases
 
 SCORES = {

@@ -11,8 +11,8 @@ from msgspec import structs
 
 from ....configs import CONFIGS, QuantizationConfig
 from ...analyse import recommendation
+from ...formatting import ends, megabytes, number, percent, scaled, signed
 from ...schema import METRIC_NAMES, Document, Kind, NoiseFloor, Row, State, Status, Withheld
-from ...words import ends, megabytes, number, percent, scaled, signed
 from . import analysis
 from .blocks import Block, Bullets, Code, Drawing, Formula, Grid, Heading, Paragraph, Picture
 from .phrases import Phrases
