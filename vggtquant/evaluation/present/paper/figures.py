@@ -182,8 +182,9 @@ def _rows(document: Document) -> list[Row]:
 def _metrics(document: Document, output: str) -> Figure:
     """The eight metrics of an output, a panel each, with the schemes in the same order."""
     rows = _rows(document)
-    figure = charts.blank(12, 1.6 + 0.42 * max(4, len(rows)))
-    for axis, name in zip(figure.subplots(2, 4, sharey=True).flat, content.EIGHT, strict=True):
+    # As wide and as high as a page, so that a report does not shrink the letters.
+    figure = charts.blank(7.2, min(9.4, 0.8 + 4 * (0.4 + 0.12 * max(4, len(rows)))))
+    for axis, name in zip(figure.subplots(4, 2, sharey=True).flat, content.EIGHT, strict=True):
         _panel(axis, document, rows, output, name)
     return figure
 

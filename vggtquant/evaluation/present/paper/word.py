@@ -14,6 +14,7 @@ _SMALL, _SMALLEST = 7.5, 6.5  # points, for tables of more than four columns, an
 _EAST_ASIAN = "SimSun"
 _PAGE, _MARGIN = (8.27, 11.69), 0.75  # inches, of A4
 _WIDTH = _PAGE[0] - 2 * _MARGIN
+_FORMULA = 64  # characters of a formula that fit a line; a longer one has a line a part
 _LONGEST = 40  # characters of a cell that count for the width of its column
 
 
@@ -68,7 +69,10 @@ def _add(made: Any, block: Block, drawn: Mapping[str, bytes]) -> None:
     elif isinstance(block, Formula):
         line = made.add_paragraph()
         line.alignment = WD_ALIGN_PARAGRAPH.CENTER
-        line.add_run(block.plain).italic = True
+        plain = block.plain
+        if len(plain) > _FORMULA:
+            plain = plain.replace(",  ", ",\n")
+        line.add_run(plain).italic = True
     elif isinstance(block, Code):
         line = made.add_paragraph()
         run = line.add_run(block.text)
