@@ -27,6 +27,7 @@ from .selection import (
     Request,
     choose,
     linears_of,
+    listed,
     named,
     obstacles,
 )
@@ -336,14 +337,12 @@ def _swap_convolutions(
     model: nn.Module, include: Patterns, exclude: Patterns
 ) -> tuple[list[LayerReport], dict[str, nn.Module], list[str]]:
     """Rows of the convolutions, what was swapped out, and notes on heads that stay in parts."""
-
-    def patterns(given: Patterns) -> tuple[str, ...]:
-        return (given,) if isinstance(given, str) else tuple(given or ())
+    included, excluded = listed(include), listed(exclude)
 
     def left_out(name: str) -> str:
-        if include is not None and not named(name, patterns(include)):
+        if include is not None and not named(name, included):
             return "not included"
-        return "excluded" if named(name, patterns(exclude)) else ""
+        return "excluded" if named(name, excluded) else ""
 
     swapped, originals = swap_convolutions(model, left_out)
     rows = [_convolution_row(row) for row in swapped]

@@ -61,13 +61,18 @@ def named(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def listed(patterns: Patterns) -> tuple[str, ...]:
+    """All of them; one pattern need not be a list."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+
+
 def patterns_of(what: str, given: Patterns, names: Iterable[str]) -> tuple[str, ...]:
     """The patterns; UserError for one that fits none of the names.
 
     >>> patterns_of("include", "*.fc1", ["mlp.fc1"])
     ('*.fc1',)
     """
-    patterns = (given,) if isinstance(given, str) else tuple(given or ())
+    patterns = listed(given)
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
