@@ -106,8 +106,6 @@ static int pack_keys_f32_avx2(size_t n, size_t depth, const float *x, void *pane
     return not_finite(n * depth, x);
 }
 
-/* sums[rows][16] = q w, of n items of q, lines ld apart, and of w, `step` apart. A function of its
- * own, which ends with its sums in memory: else gcc keeps them there in the loop. */
 #define ZERO(r) __m256 a##r##0 = _mm256_setzero_ps(), a##r##1 = a##r##0;
 #define STEP(r)                                               \
     {                                                         \
@@ -116,18 +114,51 @@ static int pack_keys_f32_avx2(size_t n, size_t depth, const float *x, void *pane
         a##r##1 = _mm256_fmadd_ps(w1, x, a##r##1);            \
     }
 #define SAVE(r)                                  \
-    _mm256_storeu_ps(sums + (r)*BLOCK, a##r##0); \
-    _mm256_storeu_ps(sums + (r)*BLOCK + 8, a##r##1);
-#define TILE(rows, EACH)                                                               \
-    __attribute__((noinline)) static void tile_f32_##rows##x16_avx2(                   \
-        size_t n, const float *q, size_t ld, const float *w, size_t step, float *sums) \
-    {                                                                                  \
-        EACH(ZERO)                                                                     \
-        for (size_t i = 0; i < n; i++, w += step) {                                    \
-            const __m256 w0 = _mm256_loadu_ps(w), w1 = _mm256_loadu_ps(w + 8);         \
-            EACH(STEP)                                                                 \
-        }                                                                              \
-        EACH(SAVE)                                                                     \
+    _mm256_storeu_ps(s + (r)*VGQ_KEYS, a##r##0); \
+    _mm256_storeu_ps(s + (r)*VGQ_KEYS + 8, a##r##1);
+
+/* s[6][16] of 16 keys. */
+__attribute__((noinline, noclone)) static void tile_scores_f32_6x16_avx2(size_t ld, const float *q,
+                                                                         const float *w, float *s)
+{
+    EACH_6(ZERO)
+    for (size_t i = 0; i < ld; i++, w += BLOCK) {
+        const __m256 w0 = _mm256_loadu_ps(w), w1 = _mm256_loadu_ps(w + 8);
+        EACH_6(STEP)
+    }
+    EACH_6(SAVE)
+}
+
+static void scores_f32_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
+                            const void *panels, const float *scale, float *s)
+{
+    const float *k = panels;
+    (void)first, (void)scale;
+    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK)
+        for (size_t m = 0; m < GROUP; m += ROWS)
+            tile_scores_f32_6x16_avx2(depth, (const float *)q + m * depth, k, s + m * VGQ_KEYS);
+}
+#undef SAVE
+
+#define SAVE(r)                                         \
+    {                                                   \
+        const __m256 now = _mm256_set1_ps(added[r]);    \
+        join(o + (r)*depth, a##r##0, kept[r], now);     \
+        join(o + (r)*depth + 8, a##r##1, kept[r], now); \
+    }
+/* o[rows][16] = o * kept + q w * added */
+#define TILE(rows, EACH)                                                                           \
+    __attribute__((noinline, noclone)) static void tile_values_f32_##rows##x16_avx2(               \
+        size_t n, const float *q, const float *w, const float *kept, const float *added, float *o, \
+        size_t depth)                                                                              \
+    {                                                                                              \
+        enum { ld = VGQ_KEYS };                                                                    \
+        EACH(ZERO)                                                                                 \
+        for (size_t i = 0; i < n; i++, w += BLOCK) {                                               \
+            const __m256 w0 = _mm256_loadu_ps(w), w1 = _mm256_loadu_ps(w + 8);                     \
+            EACH(STEP)                                                                             \
+        }                                                                                          \
+        EACH(SAVE)                                                                                 \
     }
 TILE(6, EACH_6)
 TILE(2, EACH_2)
@@ -137,28 +168,16 @@ TILE(1, EACH_1)
 #undef STEP
 #undef ZERO
 
-typedef void sums_f32_fn(size_t n, const float *q, size_t ld, const float *w, size_t step,
-                         float *sums);
-
-static void scores_f32_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
-                            const void *panels, const float *scale, float *s)
-{
-    const float *k = panels;
-    (void)first, (void)scale;
-    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK)
-        for (size_t m = 0; m < GROUP; m += ROWS) {
-            float sums[ROWS][BLOCK];
-            tile_f32_6x16_avx2(depth, (const float *)q + m * depth, depth, k, BLOCK, sums[0]);
-            for (size_t r = 0; r < ROWS; r++)
-                memcpy(s + (m + r) * VGQ_KEYS, sums[r], sizeof(sums[r]));
-        }
-}
-
+/* v: [channel / 16][key][16] */
 static int pack_values_f32_avx2(size_t n, size_t depth, const float *x, void *block, float *scale)
 {
     const size_t padded = vgq_round_up(n, VGQ_PANEL);
-    memcpy(block, x, n * depth * sizeof(*x));
-    memset((float *)block + n * depth, 0, (padded - n) * depth * sizeof(*x));
+    float *v = block;
+    for (size_t c = 0; c < depth; c += BLOCK, v += padded * BLOCK) {
+        for (size_t j = 0; j < n; j++)
+            memcpy(v + j * BLOCK, x + j * depth + c, BLOCK * sizeof(*v));
+        memset(v + n * BLOCK, 0, (padded - n) * BLOCK * sizeof(*v));
+    }
     for (size_t c = 0; c < depth; c++)
         scale[c] = 1;
     return not_finite(n * depth, x);
@@ -168,22 +187,15 @@ static void values_f32_avx2(size_t rows, size_t keys, size_t depth, const void *
                             const void *block, const float *scale, const float *kept,
                             const float *added, float *o)
 {
-    const float *const p = weights, *const v = block;
+    const float *const p = weights, *v = block;
     (void)scale;
-    for (size_t c = 0; c < depth; c += BLOCK)
+    for (size_t c = 0; c < depth; c += BLOCK, v += keys * BLOCK)
         for (size_t m = 0, n; m < rows; m += n) {
             n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
-            sums_f32_fn *const tile = n == 6   ? tile_f32_6x16_avx2
-                                      : n == 2 ? tile_f32_2x16_avx2
-                                               : tile_f32_1x16_avx2;
-            float sums[ROWS][BLOCK];
-            tile(keys, p + m * VGQ_KEYS, VGQ_KEYS, v + c, depth, sums[0]);
-            for (size_t i = 0; i < n; i++) {
-                float *const to = o + (m + i) * depth + c;
-                const __m256 now = _mm256_set1_ps(added[m + i]);
-                join(to, _mm256_loadu_ps(sums[i]), kept[m + i], now);
-                join(to + 8, _mm256_loadu_ps(sums[i] + 8), kept[m + i], now);
-            }
+            (n == 6   ? tile_values_f32_6x16_avx2
+             : n == 2 ? tile_values_f32_2x16_avx2
+                      : tile_values_f32_1x16_avx2)(keys, p + m * VGQ_KEYS, v, kept + m, added + m,
+                                                   o + m * depth + c, depth);
         }
 }
 
@@ -228,7 +240,7 @@ static inline __m256i two_codes(const int16_t *q)
     return _mm256_set1_epi32(bits);
 }
 
-/* As for floats: of n items, taken in pairs. */
+/* Items are taken in pairs. */
 #define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
 #define STEP(r)                                                        \
     {                                                                  \
@@ -236,20 +248,49 @@ static inline __m256i two_codes(const int16_t *q)
         a##r##0 = _mm256_add_epi32(a##r##0, _mm256_madd_epi16(w0, x)); \
         a##r##1 = _mm256_add_epi32(a##r##1, _mm256_madd_epi16(w1, x)); \
     }
-#define SAVE(r)                                               \
-    _mm256_storeu_si256((void *)(sums + (r)*BLOCK), a##r##0); \
-    _mm256_storeu_si256((void *)(sums + (r)*BLOCK + 8), a##r##1);
+#define SAVE(r) store_scores(s + (r)*VGQ_KEYS, a##r##0, a##r##1, k0, k1);
+
+__attribute__((noinline, noclone)) static void
+tile_scores_i16_6x16_avx2(size_t ld, const int16_t *q, const int16_t *w, const float *scale,
+                          float *s)
+{
+    EACH_6(ZERO)
+    for (size_t i = 0; i < ld; i += 2, w += 2 * BLOCK) {
+        const __m256i w0 = _mm256_loadu_si256((const void *)w);
+        const __m256i w1 = _mm256_loadu_si256((const void *)(w + 16));
+        EACH_6(STEP)
+    }
+    EACH_6(PIN)
+    const __m256 k0 = _mm256_loadu_ps(scale), k1 = _mm256_loadu_ps(scale + 8);
+    EACH_6(SAVE)
+}
+#undef SAVE
+
+static void scores_i16_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
+                            const void *panels, const float *scale, float *s)
+{
+    const int16_t *k = panels;
+    (void)first;
+    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK)
+        for (size_t m = 0; m < GROUP; m += ROWS)
+            tile_scores_i16_6x16_avx2(depth, (const int16_t *)q + m * depth, k, scale + j,
+                                      s + m * VGQ_KEYS);
+}
+
+#define SAVE(r) join_sums(o + (r)*depth, a##r##0, a##r##1, scale, kept[r], added[r]);
 #define TILE(rows, EACH)                                                                     \
-    __attribute__((noinline)) static void tile_i16_##rows##x16_avx2(                         \
-        size_t n, const int16_t *q, size_t ld, const int16_t *w, size_t step, int32_t *sums) \
+    __attribute__((noinline, noclone)) static void tile_values_i16_##rows##x16_avx2(         \
+        size_t n, const int16_t *q, const int16_t *w, const float *scale, const float *kept, \
+        const float *added, float *o, size_t depth)                                          \
     {                                                                                        \
+        enum { ld = VGQ_KEYS };                                                              \
         EACH(ZERO)                                                                           \
-        for (size_t i = 0; i < n; i += 2, w += step) {                                       \
+        for (size_t i = 0; i < n; i += 2, w += 2 * BLOCK) {                                  \
             const __m256i w0 = _mm256_loadu_si256((const void *)w);                          \
             const __m256i w1 = _mm256_loadu_si256((const void *)(w + 16));                   \
             EACH(STEP)                                                                       \
         }                                                                                    \
-        EACH(SAVE)                                                                           \
+        EACH(PIN) EACH(SAVE)                                                                 \
     }
 TILE(6, EACH_6)
 TILE(2, EACH_2)
@@ -259,36 +300,20 @@ TILE(1, EACH_1)
 #undef STEP
 #undef ZERO
 
-typedef void sums_i16_fn(size_t n, const int16_t *q, size_t ld, const int16_t *w, size_t step,
-                         int32_t *sums);
-
-static void scores_i16_avx2(size_t keys, size_t depth, const void *q, const int32_t *first,
-                            const void *panels, const float *scale, float *s)
-{
-    const int16_t *k = panels;
-    (void)first;
-    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK) {
-        const __m256 k0 = _mm256_loadu_ps(scale + j), k1 = _mm256_loadu_ps(scale + j + 8);
-        for (size_t m = 0; m < GROUP; m += ROWS) {
-            int32_t sums[ROWS][BLOCK];
-            tile_i16_6x16_avx2(depth, (const int16_t *)q + m * depth, depth, k, 2 * BLOCK, sums[0]);
-            store_scores(sums, k0, k1, s + m * VGQ_KEYS);
-        }
-    }
-}
-
+/* v: [channel / 16][key / 2][16][2] */
 static int pack_values_i16_avx2(size_t n, size_t depth, const float *x, void *block, float *scale)
 {
     float inverse[VGQ_WIDEST];
     const int finite = column_scales(n, depth, x, scale, inverse);
     uint32_t *v = block;
-    for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 2, v += depth)
-        for (size_t c = 0; c < depth; c++) {
-            const float *const at = x + j * depth + c;
-            const int32_t first = j < n ? code_value(at[0], inverse[c]) : 0;
-            const int32_t second = j + 1 < n ? code_value(at[depth], inverse[c]) : 0;
-            v[c] = ((uint32_t)first & 0xffffu) | (uint32_t)second << 16;
-        }
+    for (size_t c = 0; c < depth; c += BLOCK)
+        for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 2, v += BLOCK)
+            for (size_t i = 0; i < BLOCK; i++) {
+                const float *const at = x + j * depth + c + i;
+                const int32_t first = j < n ? code_value(at[0], inverse[c + i]) : 0;
+                const int32_t second = j + 1 < n ? code_value(at[depth], inverse[c + i]) : 0;
+                v[i] = ((uint32_t)first & 0xffffu) | (uint32_t)second << 16;
+            }
     return !finite;
 }
 
@@ -296,16 +321,14 @@ static void values_i16_avx2(size_t rows, size_t keys, size_t depth, const void *
                             const void *block, const float *scale, const float *kept,
                             const float *added, float *o)
 {
-    const int16_t *const p = weights, *const v = block;
-    for (size_t c = 0; c < depth; c += BLOCK)
+    const int16_t *const p = weights, *v = block;
+    for (size_t c = 0; c < depth; c += BLOCK, v += keys * BLOCK)
         for (size_t m = 0, n; m < rows; m += n) {
             n = rows - m >= 6 ? 6 : rows - m >= 2 ? 2 : 1;
-            sums_i16_fn *const tile = n == 6   ? tile_i16_6x16_avx2
-                                      : n == 2 ? tile_i16_2x16_avx2
-                                               : tile_i16_1x16_avx2;
-            int32_t sums[ROWS][BLOCK];
-            tile(keys, p + m * VGQ_KEYS, VGQ_KEYS, v + 2 * c, 2 * depth, sums[0]);
-            join_sums(n, depth, sums[0], scale + c, kept + m, added + m, o + m * depth + c);
+            (n == 6   ? tile_values_i16_6x16_avx2
+             : n == 2 ? tile_values_i16_2x16_avx2
+                      : tile_values_i16_1x16_avx2)(keys, p + m * VGQ_KEYS, v, scale + c, kept + m,
+                                                   added + m, o + m * depth + c, depth);
         }
 }
 

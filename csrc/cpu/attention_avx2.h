@@ -9,6 +9,9 @@
 #include <immintrin.h>
 
 /* A group is several tiles' rows, so that a block of k or v that is in L1 serves all of them. */
+/* Behind a loop, so that gcc keeps a tile's sums in registers in it. */
+#define PIN(r) __asm__("" : "+x"(a##r##0), "+x"(a##r##1));
+
 enum { ROWS = 6, GROUP = 4 * ROWS, BLOCK = 16 };
 
 /* The first n of 8 lanes. */
@@ -150,25 +153,20 @@ static inline void gather_lanes(float *lanes, __m256 low, __m256 high, float kep
     join(lanes + 8, high, kept, _mm256_set1_ps(added));
 }
 
-/* s[r][BLOCK] = (float)sums[r] * (k0, k1) of ROWS rows, VGQ_KEYS apart: scores in a block of keys.
- */
-static inline void store_scores(int32_t sums[ROWS][BLOCK], __m256 k0, __m256 k1, float *s)
+/* s[16] = (float)sums * (k0, k1): scores of a row. */
+static inline void store_scores(float *s, __m256i low, __m256i high, __m256 k0, __m256 k1)
 {
-    for (size_t r = 0; r < ROWS; r++, s += VGQ_KEYS) {
-        const __m256i *const from = (const void *)sums[r];
-        _mm256_storeu_ps(s, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), k0));
-        _mm256_storeu_ps(s + 8,
-                         _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1)), k1));
-    }
+    _mm256_storeu_ps(s, _mm256_mul_ps(_mm256_cvtepi32_ps(low), k0));
+    _mm256_storeu_ps(s + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(high), k1));
 }
 
-/* o[rows][BLOCK] = o * kept + (float)sums * (scale * added), rows of o depth apart. */
-static inline void join_sums(size_t rows, size_t depth, const int32_t *sums, const float *scale,
-                             const float *kept, const float *added, float *o)
+/* o[16] = o * kept + (float)sums * (scale * added) */
+static inline void join_sums(float *o, __m256i low, __m256i high, const float *scale, float kept,
+                             float added)
 {
-    for (size_t m = 0; m < rows; m++, sums += BLOCK, o += depth)
-        for (size_t c = 0; c < BLOCK; c++)
-            o[c] = fmaf((float)sums[c], scale[c] * added[m], o[c] * kept[m]);
+    const __m256 now = _mm256_set1_ps(added);
+    join(o, _mm256_cvtepi32_ps(low), kept, _mm256_mul_ps(_mm256_loadu_ps(scale), now));
+    join(o + 8, _mm256_cvtepi32_ps(high), kept, _mm256_mul_ps(_mm256_loadu_ps(scale + 8), now));
 }
 
 #endif

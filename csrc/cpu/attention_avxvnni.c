@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * INT8 attention for AVX-VNNI: vpdpbusd on 256 bits, of CPUs without AVX-512. Tiles are 6 x 16. k
- * is cut into blocks of 16 keys, [channel / 4][16][4], each byte the code + 128; v is [key /
- * 4][channel][4], signed. vpdpbusd wraps, so that every sum is exact modulo 2^32 and the true one
+ * is cut into blocks of 16 keys, [channel / 4][16][4], each byte the code + 128; v is cut into
+ * blocks of 16 channels, [key / 4][16][4], signed. vpdpbusd wraps, so that every sum is exact modulo 2^32 and the true one
  * fits. Sums of scores begin with what the 128 will have added too much. */
 #include "../kernels.h"
 
@@ -71,14 +71,12 @@ static int pack_keys_i8_avxvnni(size_t n, size_t depth, const float *x, void *pa
         a##r##0 = dot4(a##r##0, w0, x);                  \
         a##r##1 = dot4(a##r##1, w1, x);                  \
     }
-#define SAVE(r)                                               \
-    _mm256_storeu_si256((void *)(sums + (r)*BLOCK), a##r##0); \
-    _mm256_storeu_si256((void *)(sums + (r)*BLOCK + 8), a##r##1);
+#define SAVE(r) store_scores(s + (r)*VGQ_KEYS, a##r##0, a##r##1, k0, k1);
 
-/* sums[6][16] = first + q k of 16 keys. */
-__attribute__((noinline)) static void tile_scores_i8_6x16_avxvnni(size_t depth, const int8_t *q,
-                                                                  const int32_t *first,
-                                                                  const uint8_t *k, int32_t *sums)
+/* s[6][16] = (first + q k) * scale of 16 keys. */
+__attribute__((noinline, noclone)) static void
+tile_scores_i8_6x16_avxvnni(size_t depth, const int8_t *q, const int32_t *first, const uint8_t *k,
+                            const float *scale, float *s)
 {
     EACH_6(BEGIN)
     for (size_t i = 0; i < depth; i += 4, k += 4 * BLOCK) {
@@ -86,9 +84,12 @@ __attribute__((noinline)) static void tile_scores_i8_6x16_avxvnni(size_t depth, 
         const __m256i w1 = _mm256_loadu_si256((const void *)(k + 32));
         EACH_6(STEP)
     }
+    EACH_6(PIN)
+    const __m256 k0 = _mm256_loadu_ps(scale), k1 = _mm256_loadu_ps(scale + 8);
     EACH_6(SAVE)
 }
 
+#undef SAVE
 #undef STEP
 #undef BEGIN
 
@@ -96,30 +97,29 @@ static void scores_i8_avxvnni(size_t keys, size_t depth, const void *q, const in
                               const void *panels, const float *scale, float *s)
 {
     const uint8_t *k = panels;
-    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK) {
-        const __m256 k0 = _mm256_loadu_ps(scale + j), k1 = _mm256_loadu_ps(scale + j + 8);
-        for (size_t m = 0; m < GROUP; m += ROWS) {
-            int32_t sums[ROWS][BLOCK];
+    for (size_t j = 0; j < keys; j += BLOCK, s += BLOCK, k += depth * BLOCK)
+        for (size_t m = 0; m < GROUP; m += ROWS)
             tile_scores_i8_6x16_avxvnni(depth, (const int8_t *)q + m * depth, first + m, k,
-                                        sums[0]);
-            store_scores(sums, k0, k1, s + m * VGQ_KEYS);
-        }
-    }
+                                        scale + j, s + m * VGQ_KEYS);
 }
 
 static int pack_values_i8_avxvnni(size_t n, size_t depth, const float *x, void *block, float *scale)
 {
     float inverse[VGQ_WIDEST];
     const int finite = column_scales(n, depth, x, scale, inverse);
+    static const float zeros[VGQ_WIDEST];
     uint32_t *v = block;
-    for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 4, v += depth) {
-        memset(v, 0, depth * sizeof(*v));
-        for (size_t i = 0; i < 4 && j + i < n; i++)
-            for (size_t c = 0; c < depth; c++) {
-                const int32_t code = code_value(x[(j + i) * depth + c], inverse[c]);
-                v[c] |= ((uint32_t)code & 0xffu) << 8 * i;
-            }
-    }
+    for (size_t b = 0; b < depth; b += BLOCK)
+        for (size_t j = 0; j < vgq_round_up(n, VGQ_PANEL); j += 4, v += BLOCK) {
+            const float *row[4];
+            for (size_t i = 0; i < 4; i++)
+                row[i] = j + i < n ? x + (j + i) * depth + b : zeros;
+            for (size_t c = 0; c < BLOCK; c++)
+                v[c] = ((uint32_t)code_value(row[0][c], inverse[b + c]) & 0xffu) |
+                       ((uint32_t)code_value(row[1][c], inverse[b + c]) & 0xffu) << 8 |
+                       ((uint32_t)code_value(row[2][c], inverse[b + c]) & 0xffu) << 16 |
+                       (uint32_t)code_value(row[3][c], inverse[b + c]) << 24;
+        }
     return !finite;
 }
 
@@ -160,17 +160,19 @@ static void softmax_u8_avxvnni(size_t rows, size_t n, float *s, const float *r, 
         a##r##0 = dot4(a##r##0, x, w0);                     \
         a##r##1 = dot4(a##r##1, x, w1);                     \
     }
-#define TILE(rows, EACH)                                                            \
-    __attribute__((noinline)) static void tile_values_i8_##rows##x16_avxvnni(       \
-        size_t keys, const uint8_t *p, const int8_t *v, size_t step, int32_t *sums) \
-    {                                                                               \
-        EACH(ZERO)                                                                  \
-        for (size_t j = 0; j < keys; j += 4, v += step) {                           \
-            const __m256i w0 = _mm256_loadu_si256((const void *)v);                 \
-            const __m256i w1 = _mm256_loadu_si256((const void *)(v + 32));          \
-            EACH(STEP)                                                              \
-        }                                                                           \
-        EACH(SAVE)                                                                  \
+#define SAVE(r) join_sums(o + (r)*depth, a##r##0, a##r##1, scale, kept[r], added[r]);
+#define TILE(rows, EACH)                                                                       \
+    __attribute__((noinline, noclone)) static void tile_values_i8_##rows##x16_avxvnni(         \
+        size_t keys, const uint8_t *p, const int8_t *v, const float *scale, const float *kept, \
+        const float *added, float *o, size_t depth)                                            \
+    {                                                                                          \
+        EACH(ZERO)                                                                             \
+        for (size_t j = 0; j < keys; j += 4, v += 4 * BLOCK) {                                 \
+            const __m256i w0 = _mm256_loadu_si256((const void *)v);                            \
+            const __m256i w1 = _mm256_loadu_si256((const void *)(v + 32));                     \
+            EACH(STEP)                                                                         \
+        }                                                                                      \
+        EACH(PIN) EACH(SAVE)                                                                   \
     }
 TILE(6, EACH_6)
 TILE(1, EACH_1)
@@ -184,13 +186,13 @@ static void values_i8_avxvnni(size_t rows, size_t keys, size_t depth, const void
                               const float *added, float *o)
 {
     const uint8_t *const p = weights;
-    for (size_t c = 0; c < depth; c += BLOCK)
+    const int8_t *v = block;
+    for (size_t c = 0; c < depth; c += BLOCK, v += keys * BLOCK)
         for (size_t m = 0, n; m < rows; m += n) {
-            int32_t sums[ROWS][BLOCK];
             n = rows - m >= ROWS ? ROWS : 1;
             (n == ROWS ? tile_values_i8_6x16_avxvnni : tile_values_i8_1x16_avxvnni)(
-                keys, p + m * VGQ_KEYS, (const int8_t *)block + 4 * c, 4 * depth, sums[0]);
-            join_sums(n, depth, sums[0], scale + c, kept + m, added + m, o + m * depth + c);
+                keys, p + m * VGQ_KEYS, v, scale + c, kept + m, added + m, o + m * depth + c,
+                depth);
         }
 }
 
