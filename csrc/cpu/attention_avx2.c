@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Attention for AVX2 and FMA, in float and in INT8. Tiles are 6 x 16: 12 sums, each a variable of
- * its own. k is cut into blocks of 16 keys, [channel][16], as float; INT8 is multiplied as int16,
- * two channels or two keys at a time (vpmaddwd): k [channel / 2][16][2], p a code of two bytes, v
- * [key / 2][channel][2]. */
+ * its own. k is cut into blocks of 16 keys, v into blocks of 16 channels, [channel or key][16], as
+ * float; INT8 is multiplied as int16, two channels or two keys at a time (vpmaddwd): k
+ * [channel / 2][16][2], p a code of two bytes, v [key / 2][16][2]. */
 #include "../kernels.h"
 
 #if defined(__x86_64__)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * INT8 attention for AVX-VNNI: vpdpbusd on 256 bits, of CPUs without AVX-512. Tiles are 6 x 16. k
  * is cut into blocks of 16 keys, [channel / 4][16][4], each byte the code + 128; v is cut into
- * blocks of 16 channels, [key / 4][16][4], signed. vpdpbusd wraps, so that every sum is exact modulo 2^32 and the true one
- * fits. Sums of scores begin with what the 128 will have added too much. */
+ * blocks of 16 channels, [key / 4][16][4], signed. vpdpbusd wraps, so that every sum is exact
+ * modulo 2^32 and the true one fits. Sums of scores begin with what the 128 will have added too
+ * much. */
 #include "../kernels.h"
 
 #if defined(__x86_64__)
@@ -62,8 +63,6 @@ static int pack_keys_i8_avxvnni(size_t n, size_t depth, const float *x, void *pa
     return !finite;
 }
 
-/* Functions of their own, which end with their sums in memory: else gcc keeps them there in the
- * loop. */
 #define BEGIN(r) __m256i a##r##0 = _mm256_set1_epi32(first[r]), a##r##1 = a##r##0;
 #define STEP(r)                                          \
     {                                                    \
