@@ -4,8 +4,7 @@
  * Every formula (rounding, ranges, scales, zero points, edge values, nibble order, metrics) is
  * stated once, in docs/conventions.md; contracts here say shapes, aliasing and errors. Arrays are
  * row-major, aligned as their elements (codes and scratch at any byte), and must not overlap unless
- * said. Sizes count elements; `nbytes`
- * counts bytes. After an error nothing has been written. */
+ * said. Sizes count elements; `nbytes` counts bytes. After an error nothing has been written. */
 #ifndef VGQ_H
 #define VGQ_H
 
@@ -294,8 +293,8 @@ typedef struct vgq_linear_call {
     vgq_affine x_affine; /* of each row of x, after the norm and before it is coded: INT8 or INT16
                             activations on the CPU alone, not with `coded` */
     float x_scale;       /* the same, of every row ("static"): codes are rint(x * (1 / x_scale)),
-                            saturated, and       nothing looks for the largest; a NaN codes as 0. At least
-                            2^-112. 0: each       row's own */
+                            saturated, and nothing looks for the largest; a NaN codes as 0. At
+                            least 2^-112. 0: each row's own */
     const vgq_context *context; /* NULL: vgq_context_now(). Give one to both functions below, or the
                                    second may want more scratch than the first said */
 } vgq_linear_call;
@@ -340,8 +339,8 @@ typedef struct vgq_attention_call {
 /* The instruction set whose kernel multiplies such scores, or values: as vgq_linear_isa. 16 bits:
  * those of floats. */
 const char *vgq_attention_isa(int of_values, vgq_activations *activations);
-/* Bytes of scratch that vgq_attention wants for that call: at most
- * 2 MB a thread, however many tokens there are. 0 for a call that cannot be served. */
+/* Bytes of scratch that vgq_attention wants for that call: at most 2 MB a thread, however many
+ * tokens there are. 0 for a call that cannot be served. */
 size_t vgq_attention_nbytes(const vgq_attention_call *call);
 /* A value that is NaN or infinite, in q: its row of y is NaN; in k or v: all rows of that batch and
  * head are. INT8 scores and values: the same bits on every instruction set and with any number of
@@ -407,52 +406,6 @@ typedef struct vgq_resize_call {
 } vgq_resize_call;
 size_t vgq_resize_nbytes(const vgq_resize_call *call);
 vgq_status vgq_resize(const vgq_resize_call *call, void *scratch, size_t scratch_nbytes);
-
-/* ---- CUDA (cuda/) ---------------------------------------------------------------------------
- */
-
-/* Twins of the functions above: their contracts and their bits. Pointers are addresses of the
- * current device; the work is queued on `stream` (a cudaStream_t; NULL: the default one) and the
- * call returns at once. Nothing is allocated and nothing waits, so a CUDA graph can capture every
- * call. VGQ_ECUDA: the runtime refused. */
-vgq_status vgq_range_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo, float *hi,
-                          uint64_t *nonfinite, void *stream);
-vgq_status vgq_parameters_cuda(vgq_format format, size_t n, const float *lo, const float *hi,
-                               float *scale, int8_t *zero, void *stream);
-vgq_status vgq_quantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
-                             const float *scale, const int8_t *zero, uint8_t *q, void *stream);
-vgq_status vgq_dequantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape,
-                               const uint8_t *q, const float *scale, const int8_t *zero, void *x,
-                               void *stream);
-vgq_status vgq_two_level_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, float *channel_scale,
-                              uint8_t *factor, int8_t *zero, double *error, void *stream);
-vgq_status vgq_compare_cuda(size_t n, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
-                            const void *c, vgq_moments *parts, void *stream);
-/* Twin with parts of its own number: a part for each row comes after vgq_cross_entropy_parts. */
-size_t vgq_cross_entropy_cuda_parts(size_t rows);
-vgq_status vgq_cross_entropy_cuda(size_t rows, size_t cols, vgq_dtype r_dtype, const void *r,
-                                  vgq_dtype c_dtype, const void *c, vgq_entropy *parts,
-                                  void *stream);
-/* As vgq_ssim. */
-vgq_status vgq_ssim_cuda(vgq_images shape, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
-                         const void *c, double data_range, double centre, double *parts,
-                         void *stream);
-/* *weight says what `packed`, laid out by vgq_cuda_pack, holds (its pointers are not looked at):
- * the device's bytes are not read before the kernels do. Where they hold something else, every
- * output is NaN. VGQ_EPACKED: nbytes does not fit *weight, or packed is not aligned to 16 bytes. */
-size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *call);
-/* INT8 activations: the bits of vgq_linear. Others: within (k + 2) 2^-24 of the sum of |x w| and
- * |bias|; meant for a few tokens, VGQ_EINVAL from half a million on, and for 16-bit activations. */
-vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
-                           const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
-                           void *stream);
-/* The weight's values, n x k, rounded once to dtype: for products of many tokens by other means. */
-vgq_status vgq_decode_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
-                           vgq_dtype dtype, void *values, void *stream);
-/* How many CUDA devices this process can use; 0: vgq_cuda_error says why. */
-int vgq_cuda_devices(void);
-/* Why the runtime refused what it refused last in this thread; then that is forgotten. */
-const char *vgq_cuda_error(void);
 
 #ifdef __cplusplus
 }

@@ -126,7 +126,11 @@ def run(program: Path, *arguments: str) -> tuple[int, str]:
 
 
 # A program and the sources that it calls.
-PROGRAMS = {"test_quantize": ["quantize"], "test_metrics": ["metrics"], "test_linear": ["linear"]}
+PROGRAMS = {
+    "test_quantize": ["quantize", "two_level", "device"],
+    "test_metrics": ["metrics"],
+    "test_linear": ["linear"],
+}
 
 
 def sound(workshop: Workshop, kind: str, name: str, *arguments: str) -> tuple[int, str]:
@@ -163,14 +167,14 @@ def test_every_kernel_equals_the_scalar_core(workshop: Workshop, case: tuple[str
 # where the file's name does not say it, the program.
 FAULTS = {
     "a barrier is missing before the scales of a row's groups are read": (
-        "quantize.cu",
+        "two_level.cu",
         r"(scales\[side\] = widest;\n)    __syncthreads\(\);",
         r"\1",
         "watched",
         "of shared memory is read before",
     ),
     "a barrier is missing before errors are overwritten": (
-        "quantize.cu",
+        "two_level.cu",
         r"(total \+= errors\[threadIdx\.x\]\[i\];\n)        __syncthreads\(\);",
         r"\1",
         "watched",
@@ -358,10 +362,10 @@ def seeded(workshop: Workshop, fault: str) -> tuple[int, str]:
     assert count >= 1, "the source has changed, and the fault must follow it"
     (sources / name).write_text(changed)
     subject = re.split(r"[_.]", name)[0]
-    tested = {"quantize": "test_quantize", "linear": "test_linear", "mma": "test_linear"}
+    tested = {"quantize": "test_quantize", "two": "test_quantize", "linear": "test_linear"}
     (chosen,) = program or [tested.get(subject, "test_metrics")]
-    (cuda,) = PROGRAMS[chosen]
-    return run(workshop.program(kind, chosen, [sources / f"{cuda}.cu"], faults=folder), "few")
+    cuda = [sources / f"{stem}.cu" for stem in PROGRAMS[chosen]]
+    return run(workshop.program(kind, chosen, cuda, faults=folder), "few")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -18,9 +18,25 @@
 #endif
 
 #include "../kernels.h"
+#include "../vgq_cuda.h"
 
 enum { VGQ_WARP = 32, VGQ_THREADS = 256 };
 #define VGQ_ALL_LANES 0xffffffffu
+
+/* Stamps a call for each dtype of the elements: the name in `call` is DTYPE. */
+#define VGQ_BY_DTYPE(dtype, call)                \
+    do {                                         \
+        if ((dtype) == VGQ_F32) {                \
+            constexpr vgq_dtype DTYPE = VGQ_F32; \
+            return call;                         \
+        }                                        \
+        if ((dtype) == VGQ_F16) {                \
+            constexpr vgq_dtype DTYPE = VGQ_F16; \
+            return call;                         \
+        }                                        \
+        constexpr vgq_dtype DTYPE = VGQ_BF16;    \
+        return call;                             \
+    } while (0)
 
 template <typename T> struct vgq_exactly {
     typedef T type;

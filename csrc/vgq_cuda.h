@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * CUDA twins of the functions of vgq.h: their contracts and their bits.
+ *
+ * Pointers are addresses of the current device. The work is queued on `stream` (a cudaStream_t;
+ * NULL: the default one) and the call returns at once. Nothing is allocated and nothing waits, so
+ * a CUDA graph can capture every call. VGQ_ECUDA: the runtime refused. */
+#ifndef VGQ_CUDA_H
+#define VGQ_CUDA_H
+
+#include "vgq.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+vgq_status vgq_range_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, float *lo, float *hi,
+                          uint64_t *nonfinite, void *stream);
+vgq_status vgq_parameters_cuda(vgq_format format, size_t n, const float *lo, const float *hi,
+                               float *scale, int8_t *zero, void *stream);
+vgq_status vgq_quantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape, const void *x,
+                             const float *scale, const int8_t *zero, uint8_t *q, void *stream);
+vgq_status vgq_dequantize_cuda(vgq_format format, vgq_dtype dtype, vgq_shape shape,
+                               const uint8_t *q, const float *scale, const int8_t *zero, void *x,
+                               void *stream);
+vgq_status vgq_two_level_cuda(vgq_dtype dtype, vgq_shape shape, const void *x, float *channel_scale,
+                              uint8_t *factor, int8_t *zero, double *error, void *stream);
+vgq_status vgq_compare_cuda(size_t n, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
+                            const void *c, vgq_moments *parts, void *stream);
+/* Twin with parts of its own number: a part for each row comes after vgq_cross_entropy_parts. */
+size_t vgq_cross_entropy_cuda_parts(size_t rows);
+vgq_status vgq_cross_entropy_cuda(size_t rows, size_t cols, vgq_dtype r_dtype, const void *r,
+                                  vgq_dtype c_dtype, const void *c, vgq_entropy *parts,
+                                  void *stream);
+/* As vgq_ssim. */
+vgq_status vgq_ssim_cuda(vgq_images shape, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
+                         const void *c, double data_range, double centre, double *parts,
+                         void *stream);
+/* *weight says what `packed`, laid out by vgq_cuda_pack, holds (its pointers are not looked at):
+ * the device's bytes are not read before the kernels do. Where they hold something else, every
+ * output is NaN. VGQ_EPACKED: nbytes does not fit *weight, or packed is not aligned to 16 bytes. */
+size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *call);
+/* INT8 activations: the bits of vgq_linear. Others: within (k + 2) 2^-24 of the sum of |x w| and
+ * |bias|; meant for a few tokens, VGQ_EINVAL from half a million on, and for 16-bit activations. */
+vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                           const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
+                           void *stream);
+/* The weight's values, n x k, rounded once to dtype: for products of many tokens by other means. */
+vgq_status vgq_decode_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                           vgq_dtype dtype, void *values, void *stream);
+/* How many CUDA devices this process can use; 0: vgq_cuda_error says why. */
+int vgq_cuda_devices(void);
+/* Why the runtime refused what it refused last in this thread; then that is forgotten. */
+const char *vgq_cuda_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
