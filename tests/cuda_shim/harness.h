@@ -5,7 +5,7 @@
 #define VGQ_CUDA_HARNESS_H
 
 #include "cuda_shim.h"
-#include "../../csrc/vgq.h"
+#include "../../csrc/vgq_cuda.h"
 
 #include <math.h>
 #include <stdint.h>

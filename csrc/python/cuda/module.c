@@ -2,8 +2,8 @@
  * The module vggtquant._cuda: the calls of _cpu on addresses of a CUDA device, each with a stream
  * as its last argument. An array is a tuple (address, shape, dtype's name): no header of torch,
  * NumPy or CUDA is needed, and importing needs neither a driver nor a GPU. Types and meanings stand
- * in _cuda.pyi, contracts in vgq_cuda.h. Only vggtquant/ops.py imports it; it sees to it that the arrays
- * are contiguous and lie on the current device. */
+ * in _cuda.pyi, contracts in vgq_cuda.h. Only vggtquant/ops.py imports it; it sees to it that the
+ * arrays are contiguous and lie on the current device. */
 #include "../../vgq_cuda.h"
 #include "../words.h"
 
