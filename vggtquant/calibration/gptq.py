@@ -40,9 +40,7 @@ def target(weight: torch.Tensor, s: Statistics, ridge: float = RIDGE) -> torch.T
     return (torch.cholesky_solve(right.T, torch.linalg.cholesky(h)).T * root).float()
 
 
-def gptq(
-    weight: torch.Tensor, s: Statistics, spec: QuantizationSpec, damping: float = DAMPING
-) -> QTensor:
+def gptq(weight: torch.Tensor, s: Statistics, spec: QuantizationSpec) -> QTensor:
     """Codes of a weight (n, k) whose error on the inputs is small.
 
     Scales are chosen for the weight as it comes and fixed before columns are ordered.
@@ -68,7 +66,7 @@ def gptq(
 
 
 def _inverse_factor(s: Statistics) -> tuple[torch.Tensor, torch.Tensor]:
-    """Order of the columns, and U with U^T U = (H + damping * diag H)^-1 in that order."""
+    """Order of the columns, and U with U^T U = (H + DAMPING * diag H)^-1 in that order."""
     power = s.hessian.diagonal()
     order = torch.argsort(power, descending=True, stable=True)
     power = torch.where(power > 0, power, torch.ones_like(power))  # a dead input keeps its weight
