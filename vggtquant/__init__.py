@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .checkpoint.storage import load, push_to_hub, save
     from .checkpoint.streaming import quantize_file
     from .configs import CONFIGS, QuantizationConfig, QuantizationSpec, get_config
+    from .deploy.api import Export, export
     from .errors import UserError
     from .evaluation.api import Report, evaluate
     from .linear import QuantizedLinear
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOME = {
     "calibration": ("calibrate",),
     "configs": ("CONFIGS", "QuantizationConfig", "QuantizationSpec", "get_config"),
+    "deploy.api": ("Export", "export"),
     "errors": ("UserError",),
     "evaluation.api": ("Report", "evaluate"),
     "linear": ("QuantizedLinear",),
@@ -42,6 +44,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "CONFIGS",
+    "Export",
     "METRICS",
     "Fit",
     "LayerReport",
@@ -57,6 +60,7 @@ __all__ = [
     "compare",
     "dequantize",
     "evaluate",
+    "export",
     "fit",
     "get_config",
     "isa",

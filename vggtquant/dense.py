@@ -74,8 +74,10 @@ class QuantizedDPTHead(nn.Module):
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        for name, child in head.named_children():
-            self.add_module(name, child)
+        # One dictionary for both, so that a child that is replaced is so in both. In a tuple, the
+        # original is no child itself.
+        self._modules = head._modules
+        self._original = (head,)
         of: Any = head
         self.patch_size: int = of.patch_size
         self.down_ratio: int = of.down_ratio
@@ -86,6 +88,11 @@ class QuantizedDPTHead(nn.Module):
         self.activate = sys.modules[type(head).__module__].activate_head
         self._tables: dict[tuple[int, int, float, int], ops.Tables] = {}
         self.train(head.training)
+
+    @property
+    def original(self) -> nn.Module:
+        """The module that was replaced; it shares the children."""
+        return self._original[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}

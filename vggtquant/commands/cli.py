@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `vggtquant` command. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 a defect of ours, 2 bad input, 3 a scheme failed, 4 two reports that cannot be
-compared; as shells have it, 130 interrupted, 141 nobody reads the output, 143 ended.
+Exit codes: 0 done, 1 a defect of ours, 2 bad input, 3 a scheme failed or an exported file differs,
+4 two reports that cannot be compared; as shells have it, 130 interrupted, 141 nobody reads the
+output, 143 ended.
 Heavy modules are imported by the command that needs them, so that --help is quick.
 """
 
@@ -26,6 +27,7 @@ from . import (
     dequantize,
     diff,
     evaluate,
+    export,
     info,
     merge,
     quantize,
@@ -60,7 +62,7 @@ COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(evaluate, compare, merge, report, run),
-        *(quantize, info, dequantize, diff, schemes, scenes),
+        *(quantize, export, info, dequantize, diff, schemes, scenes),
     )
 }
 """A module a command, each with WORDS, add_arguments and main."""

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vq.export`: a model as a file for ONNX Runtime, OpenVINO or TensorRT."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from ..data.images import PATCH
+from ..errors import UserError
+from ..files import writable_folder
+
+if TYPE_CHECKING:
+    from .check import Difference
+    from .runtimes import Ran
+
+Format = Literal["onnx", "openvino"]
+FORMATS: tuple[Format, ...] = ("onnx", "openvino")
+OPSET = 21
+"""Of ONNX: the first one with INT4 and with blocks."""
+_NEEDED = ("onnx", "onnxscript", "onnx_ir")
+
+
+@dataclass
+class Export:
+    """What was written, and how runtimes compute it beside us."""
+
+    path: Path
+    nbytes: int
+    """Of the file and of the weights beside it."""
+    forms: Counter[str]
+    """Layers by the way in which they are written (lowering.FORMS)."""
+    nodes: Counter[str]
+    """Nodes of the graph by kind."""
+    notes: list[str]
+    tensorrt: list[str]
+    """Rules of TensorRT that the graph breaks; [] for none."""
+    runs: dict[str, Ran] = field(default_factory=dict, repr=False)
+    differences: dict[str, list[Difference]] = field(default_factory=dict)
+    """By runtime; empty where none is installed or no check was wanted."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all outputs of all runtimes that were asked stay within their bounds."""
+        return all(d.is_small for found in self.differences.values() for d in found)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.nbytes / 1e6:.1f} MB"]
+        if self.forms:
+            forms = ", ".join(f"{count} {form}" for form, count in self.forms.items())
+            lines.append(f"quantized layers by form: {forms}")
+        lines += [f"note: {note}" for note in self.notes]
+        rules = "; ".join(self.tensorrt) or "none broken"
+        lines.append(f"rules of TensorRT for quantized graphs: {rules}")
+        for name, run in self.runs.items():
+            kernels = ", ".join(f"{n} {kind}" for kind, n in run.kernels.most_common())
+            lines.append(f"{name} {run.version}: {run.seconds:.3g} s a pass; products: {kernels}")
+            lines += [f"  {difference}" for difference in self.differences[name]]
+        return "\n".join(lines)
+
+
+def export(
+    model: nn.Module | str | Path,
+    out: str | Path,
+    *,
+    scheme: Any = None,
+    format: Format = "onnx",
+    size: str | tuple[int, int] = (350, 518),
+    frames: int = 1,
+    dynamic_frames: bool = False,
+    opset: int = OPSET,
+    images: torch.Tensor | None = None,
+    check: bool = True,
+    force: bool = False,
+) -> Export:
+    """Write a model as one graph for pictures of one size, weights beside it, and check it.
+
+    model: a module that returns VGGT's dictionary, quantized by this package or float, or a name
+    that load_model takes, packed files included. It is not modified. out: a folder, which gets
+    model.onnx and model.onnx.data (or model.xml and model.bin). scheme: quantize first; for a name
+    only. size: (height, width) or "350x518", multiples of 14. frames: pictures in a pass; with
+    dynamic_frames any number. images (1, frames, 3, height, width): what the check runs; rendered
+    scenes without. check: run the file in each runtime that is installed. force: write a module
+    that returns something else than VGGT's dictionary, its tensors as output_0, output_1, …
+
+    Activations coded to INT8 stay so: with a calibrated static scale as QuantizeLinear and
+    DequantizeLinear, else token by token before MatMulInteger. Attention is float in the graph.
+
+    Raises:
+        UserError: bad arguments, onnx or onnxscript not installed, a model that cannot be recorded.
+
+    >>> vq.export("builtin:tiny", "deployed", scheme="INT8_Per_Channel_Symmetric_A8",
+    ...           size=(84, 112)).agrees  # doctest: +SKIP
+    True
+    """
+    height, width = parse_size(size)
+    _check(format, frames, opset)
+    _need(*_NEEDED, *(["openvino"] if format == "openvino" else []))
+    from . import check as checks
+    from . import lowering, onnx_file, runtimes, sites, tensorrt, trace
+
+    folder = writable_folder(out)
+    module = _model(model, scheme)
+    found = sites.with_sites(module)
+    graph = trace.graph_of(found.model, (height, width), frames, dynamic_frames, opset, force)
+    forms = lowering.lower(graph, found.layers)
+    path, nbytes = onnx_file.write(graph, folder, format)
+    result = Export(
+        path,
+        nbytes,
+        Counter(forms.values()),
+        Counter(node.op_type for node in graph.graph),
+        _notes(found),
+        tensorrt.broken_rules(graph),
+    )
+    if not check or force:
+        return result
+    pictures = _pictures(images, frames, height, width)
+    ours = checks.expected(module, pictures)
+    # A copy of its own: recording leaves tensors without values in the caches of the first one.
+    bounds = checks.bounds(ours, sites.with_sites(module), pictures)
+    for name, runtime in runtimes.RUNTIMES.items():
+        if not runtime.is_installed or (format == "openvino" and name != "openvino"):
+            continue
+        run = runtime.run(path, pictures.numpy())
+        result.runs[name] = run
+        result.differences[name] = checks.differences(ours, run.outputs, bounds)
+    if not result.runs:
+        result.notes.append(
+            "nothing was checked: no runtime is installed (pip install onnxruntime)"
+        )
+    return result
+
+
+def parse_size(size: str | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) from "350x518" or a pair.
+
+    >>> parse_size("350x518")
+    (350, 518)
+
+    Raises:
+        UserError: other words, or a side that is no positive multiple of 14.
+    """
+    if isinstance(size, str):
+        words = re.fullmatch(r"(\d+)[x×](\d+)", size.strip())
+        if words is None:
+            raise UserError(f"the size is {size!r}; HEIGHTxWIDTH is wanted, such as 350x518")
+        size = (int(words[1]), int(words[2]))
+    if len(size) != 2 or any(type(n) is not int or n < PATCH or n % PATCH for n in size):
+        said = "x".join(map(str, size))
+        raise UserError(f"the size is {said}; two positive multiples of {PATCH} are wanted")
+    return size
+
+
+def _check(format: str, frames: object, opset: object) -> None:
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}; one of {', '.join(FORMATS)} is wanted")
+    if type(frames) is not int or frames < 1:
+        raise UserError(f"frames is {frames}; 1 or more is wanted")
+    if type(opset) is not int or opset < OPSET:
+        raise UserError(f"opset is {opset}; {OPSET} or newer is wanted: INT4 needs it")
+
+
+def _need(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"export needs {', '.join(missing)}; install with: pip install 'vggtquant[onnx]'"
+            + (" openvino" if "openvino" in missing else "")
+        )
+
+
+def _model(model: nn.Module | str | Path, scheme: Any) -> nn.Module:
+    from ..model import quantize_model
+    from ..models import load_model
+
+    if isinstance(model, nn.Module):
+        if scheme is not None:
+            raise UserError("scheme is for a model's name; quantize_model quantizes a module")
+        return model.eval()
+    loaded = load_model(model).model
+    return loaded if scheme is None else quantize_model(loaded, scheme)[0]
+
+
+def _notes(found: Any) -> list[str]:
+    notes = []
+    if found.attentions:
+        notes.append(f"{found.attentions} attentions of our kernels are float in the graph")
+    wide = [n for n, layer in found.layers.items() if layer.activation_bits == 16]
+    if wide:
+        notes.append(f"{len(wide)} layers with 16-bit activations have float ones in the graph")
+    four = [
+        n
+        for n, layer in found.layers.items()
+        if layer.spec.bits == 4 and layer.config.quantize_activations
+    ]
+    if four:
+        notes.append(f"{len(four)} INT4 layers with INT8 activations have float ones in the graph")
+    return notes
+
+
+def _pictures(images: torch.Tensor | None, frames: int, height: int, width: int) -> torch.Tensor:
+    wanted = (1, frames, 3, height, width)
+    if images is not None:
+        if tuple(images.shape) != wanted:
+            raise UserError(f"images have shape {tuple(images.shape)}; {wanted} is wanted")
+        return images.float().contiguous()
+    from ..data import scenes
+
+    side = max(height, width)
+    made = scenes.make_scene(scenes.HELD_OUT, frames, side).images
+    cut = torch.from_numpy(made)[:, :height, :width].permute(0, 3, 1, 2)
+    return cut.contiguous()[None].float() / 255

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a runtime's outputs are ours: differences beside a bound that is stated.
+
+A float graph may differ by rounding alone. With quantized activations every rounding of a norm or
+a softmax may move a code by one, and the codes of all later layers with it, so two right executions
+differ by noise of the size that coding activations makes. That size is measured: our outputs
+against those of the same weights with float activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..conv import QuantizedConv2d
+from ..linear import QuantizedLinear
+from .sites import Sites, put, weight_shape
+from .trace import OUTPUTS
+
+FLOAT_BOUND = 1e-4
+"""Of a graph whose layers are all float."""
+BOUND = 0.02
+"""Of a quantized one, at least."""
+NOISE = 1.5
+"""Times what coding of activations changes: two independent roundings make 1.41 times of one."""
+PERCENTILE = 99.9
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one output, in deviations of that output.
+
+    >>> Difference("depth", 0.001, 0.002, 0.02).is_small
+    True
+    """
+
+    output: str
+    size: float
+    """The 99.9th percentile of the difference's magnitude."""
+    largest: float
+    bound: float
+    """What `size` may be."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it stays within the bound; NaN does not."""
+        return self.size <= self.bound
+
+    def __str__(self) -> str:
+        return (
+            f"{self.output}: {self.size:.2g} of its deviation (99.9th percentile; largest "
+            f"{self.largest:.2g}, bound {self.bound:.2g})"
+        )
+
+
+def expected(model: nn.Module, images: Tensor) -> dict[str, NDArray[np.float32]]:
+    """OUTPUTS of the model, those that it has."""
+    with torch.inference_mode():
+        found = model(images)
+    named = {name: found[name] for name in OUTPUTS if isinstance(found.get(name), Tensor)}
+    return {name: value.float().numpy() for name, value in named.items()}
+
+
+def bounds(ours: dict[str, NDArray[np.float32]], sites: Sites, images: Tensor) -> dict[str, float]:
+    """What each output's difference may be. The model of `sites` computes afterwards."""
+    if not sites.layers:
+        return dict.fromkeys(ours, FLOAT_BOUND)
+    float_activations = expected(_decoded(sites), images)
+    return {
+        name: max(BOUND, NOISE * _sizes(ours[name], other)[0])
+        for name, other in float_activations.items()
+    }
+
+
+def differences(
+    ours: dict[str, NDArray[np.float32]],
+    theirs: dict[str, NDArray[np.float32]],
+    bound: dict[str, float],
+) -> list[Difference]:
+    """One an output.
+
+    >>> one = {"depth": np.arange(4.0)}
+    >>> differences(one, one, {"depth": 1e-4})[0].size
+    0.0
+    """
+    return [Difference(name, *_sizes(ours[name], theirs[name]), bound[name]) for name in ours]
+
+
+def _sizes(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[float, float]:
+    if ours.shape != theirs.shape:
+        return float("inf"), float("inf")
+    apart = np.abs(ours.astype(np.float64) - theirs)
+    deviation = max(float(ours.std(dtype=np.float64)), 1e-30)
+    return float(np.percentile(apart, PERCENTILE)) / deviation, float(apart.max()) / deviation
+
+
+def _decoded(sites: Sites) -> nn.Module:
+    """The model of `sites` with float activations: each weight is decoded when it is used."""
+    model = sites.model
+    for name, layer in sites.layers.items():
+        model = put(model, name, _Decoded(layer))
+    return model
+
+
+class _Decoded(nn.Module):
+    """A quantized layer whose activations are float."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        weight = torch.as_tensor(layer.qtensor().dequantize())
+        if layer.input_weight is not None:
+            x = x * layer.input_weight
+        if layer.input_bias is not None:
+            x = x + layer.input_bias
+        if not isinstance(layer, QuantizedConv2d):
+            return F.linear(x, weight, layer.bias)
+        return _convolved(layer, x, weight)
+
+
+def _convolved(layer: QuantizedConv2d, x: Tensor, rows: Tensor) -> Tensor:
+    shape, window = layer.shape, layer.shape.window
+    up, across = window.kernel
+    if shape.transposed:
+        placed = rows.reshape(up, across, shape.outputs, shape.inputs).permute(3, 2, 0, 1)
+        return F.conv_transpose2d(x, placed, layer.bias, window.stride)
+    if shape.folded:
+        rows = rows[: shape.outputs] + rows[shape.outputs :]
+    padded = rows.reshape(shape.outputs, up, across, -1)[..., : shape.inputs]
+    weight = padded.permute(0, 3, 1, 2).reshape(weight_shape(shape))
+    return F.conv2d(x, weight, layer.bias, window.stride, window.padding)

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From sites to ONNX nodes with the layers' own codes, scales and zero points.
+
+FORMS says how a layer is written:
+
+- "weights": DequantizeLinear of the weight, then MatMul of float activations. INT4 is blocked along
+  the inputs (opset 21), which ONNX Runtime makes MatMulNBits of.
+- "dynamic": each token is coded as docs/conventions.md says, then MatMulInteger, then the scales.
+- "static": QuantizeLinear and DequantizeLinear with the calibrated scale, then as "weights", which
+  runtimes fuse to an integer product. What lies beyond the range becomes -128 and not -127.
+
+Residual additions and norms stay float.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..conv import QuantizedConv2d
+from ..linear import QuantizedLinear
+from ..qtensor import QTensor
+from .sites import DOMAIN
+
+Form = Literal["weights", "dynamic", "static"]
+
+_TINY = np.float32(2.0**-120)
+"""Largest magnitude of a token below which its codes are 0 (docs/conventions.md, Activations)."""
+
+
+def form_of(layer: QuantizedLinear) -> Form:
+    """How a layer is written: as its config codes activations, where ONNX can say it.
+
+    Products with 16-bit activations, and INT4 ones, have no integer operator: float activations.
+    """
+    if isinstance(layer, QuantizedConv2d) or layer.spec.bits != 8:
+        return "weights"
+    if not layer.config.quantize_activations or layer.activation_bits != 8:
+        return "weights"
+    return "static" if layer.input_scale else "dynamic"
+
+
+class _Nodes:
+    """Appends nodes and constants of one site; names begin with the layer's."""
+
+    def __init__(self, graph: ir.Graph, name: str, call: str) -> None:
+        self.graph, self.name, self.call = graph, name, call
+        self.nodes: list[ir.Node] = []
+
+    def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        name = f"{self.call}/{kind}_{len(self.nodes)}"
+        node = ir.node(kind, list(inputs), attributes=attributes, name=name)
+        node.outputs[0].name = name
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, what: str, array: Any, dtype: ir.DataType | None = None) -> ir.Value:
+        name = f"{self.name}.{what}"
+        known = self.graph.initializers.get(name)
+        if known is not None:
+            return known
+        tensor = ir.Tensor(np.asarray(array), name=name, dtype=dtype)
+        value = ir.Value(
+            name=name,
+            shape=tensor.shape,
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.graph.register_initializer(value)
+        return value
+
+
+def lower(model: ir.Model, layers: dict[str, QuantizedLinear]) -> dict[str, Form]:
+    """Replace each site in place; the form of each layer by name."""
+    forms: dict[str, Form] = {}
+    calls: Counter[str] = Counter()
+    graph = model.graph
+    for node in [n for n in graph if n.domain == DOMAIN]:
+        name = node.attributes["name"].as_string()
+        calls[name] += 1  # the camera head calls its layers four times
+        call = name if calls[name] == 1 else f"{name}.{calls[name]}"
+        layer, nodes = layers[name], _Nodes(graph, name, call)
+        forms[name] = form_of(layer)
+        x = node.inputs[0]
+        assert x is not None
+        if node.op_type == "WeightSite":
+            assert isinstance(layer, QuantizedConv2d)
+            y = _conv_weight(nodes, layer)
+        else:
+            y = FORMS[forms[name]](nodes, x, layer)
+            if layer.bias is not None:
+                y = nodes.op("Add", y, nodes.constant("bias", _bias(layer, x)))
+        old = node.outputs[0]
+        y.shape, y.type = old.shape, old.type
+        graph.insert_before(node, nodes.nodes)
+        ir.convenience.replace_all_uses_with(old, y, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+    model.opset_imports.pop(DOMAIN, None)
+    return forms
+
+
+def _weights(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
+    return nodes.op("MatMul", _smoothed(nodes, x, layer), _decoded(nodes, layer.qtensor()))
+
+
+def _static(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
+    scale = nodes.constant("input_scale", np.float32(layer.input_scale))
+    zero = nodes.constant("input_zero_point", np.int8(0))
+    codes = nodes.op("QuantizeLinear", _smoothed(nodes, x, layer), scale, zero)
+    values = nodes.op("DequantizeLinear", codes, scale, zero)
+    return nodes.op("MatMul", values, _decoded(nodes, layer.qtensor()))
+
+
+def _dynamic(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
+    """(((float(acc) * scale_x) * scale_w), as docs/conventions.md has it."""
+    q = layer.qtensor()
+    x = _smoothed(nodes, x, layer)
+    most, tiny = _shared(nodes, "most", np.float32(127)), _shared(nodes, "tiny", _TINY)
+    last = _shared(nodes, "last_axis", np.array([-1], np.int64))
+    largest = nodes.op("ReduceMax", nodes.op("Abs", x), last, keepdims=1)
+    inverse = nodes.op("Div", most, nodes.op("Max", largest, tiny))
+    scale = nodes.op("Div", largest, most)
+    rounded = nodes.op("Round", nodes.op("Mul", x, inverse))
+    codes = nodes.op("Cast", rounded, to=ir.DataType.INT8)
+    weight = nodes.constant("weight_codes", _turned(q.codes))
+    zero_points: list[ir.Value | None] = []
+    if q.stored_zero is not None:
+        zero = np.broadcast_to(q.zero_point, (q.shape[0],)).astype(np.int8)
+        zero_points = [None, nodes.constant("weight_zero_point", zero)]
+    total = nodes.op("MatMulInteger", codes, weight, *zero_points)
+    y = nodes.op("Mul", nodes.op("Cast", total, to=ir.DataType.FLOAT), scale)
+    return nodes.op("Mul", y, nodes.constant("weight_scale", _row_scales(q)))
+
+
+FORMS: dict[Form, Callable[[_Nodes, ir.Value, QuantizedLinear], ir.Value]] = {
+    "weights": _weights,
+    "dynamic": _dynamic,
+    "static": _static,
+}
+
+
+def _smoothed(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
+    """x * weight + bias, for a calibrated layer that has them."""
+    if layer.input_weight is not None:
+        x = nodes.op("Mul", x, nodes.constant("input_weight", _floats(layer.input_weight)))
+    if layer.input_bias is not None:
+        x = nodes.op("Add", x, nodes.constant("input_bias", _floats(layer.input_bias)))
+    return x
+
+
+def _decoded(nodes: _Nodes, q: QTensor) -> ir.Value:
+    """The weight (inputs, outputs) by DequantizeLinear."""
+    dtype = ir.DataType.INT8 if q.spec.bits == 8 else ir.DataType.INT4
+    codes = _turned(q.codes)
+    attributes: dict[str, Any] = {"axis": 1}
+    if q.spec.granularity == "per_group":
+        # Blocks that divide the inputs: a shorter last one is not served everywhere.
+        block = math.gcd(len(codes), q.spec.group_size)
+        groups = np.arange(len(codes) // block) * block // q.spec.group_size
+        scale, zero = _turned(q.scale)[groups], _turned(q.zero_point)[groups]
+        attributes = {"axis": 0, "block_size": block}
+    else:
+        scale = _row_scales(q)
+        zero = np.broadcast_to(q.zero_point, scale.shape).astype(np.int8)
+    if dtype == ir.DataType.INT4:
+        codes, zero = codes.astype(ml_dtypes.int4), zero.astype(ml_dtypes.int4)
+    inputs = [
+        nodes.constant("weight_codes", codes, dtype),
+        nodes.constant("weight_scale", scale),
+    ]
+    if q.stored_zero is not None:
+        inputs.append(nodes.constant("weight_zero_point", zero, dtype))
+    return nodes.op("DequantizeLinear", *inputs, **attributes)
+
+
+def _conv_weight(nodes: _Nodes, layer: QuantizedConv2d) -> ir.Value:
+    """The weight in torch's shape, by DequantizeLinear; one of two parts is their sum."""
+    q, shape = layer.qtensor(), layer.shape
+    up, across = shape.window.kernel
+    codes, scales = np.asarray(q.codes), _row_scales(q)
+    if shape.transposed:  # a scale for each place of the kernel: dequantized as a product's rows
+        rows = nodes.op(
+            "DequantizeLinear",
+            nodes.constant("weight_codes", codes),
+            nodes.constant("weight_scale", scales),
+            axis=0,
+        )
+        wanted = np.array([up, across, shape.outputs, shape.inputs], np.int64)
+        placed = nodes.op("Reshape", rows, nodes.constant("weight_shape", wanted))
+        return nodes.op("Transpose", placed, perm=[3, 2, 0, 1])
+    codes = codes.reshape(len(codes), up, across, -1)[..., : shape.inputs].transpose(0, 3, 1, 2)
+    parts = []
+    for word, first in (("weight", 0), ("weight_rest", shape.outputs)):
+        some = slice(first, first + shape.outputs)
+        if len(codes[some]):
+            part = nodes.constant(f"{word}_codes", np.ascontiguousarray(codes[some]))
+            scale = nodes.constant(f"{word}_scale", scales[some])
+            parts.append(nodes.op("DequantizeLinear", part, scale, axis=0))
+    return parts[0] if len(parts) == 1 else nodes.op("Add", *parts)
+
+
+def _bias(layer: QuantizedLinear, x: ir.Value) -> NDArray[np.float32]:
+    """The bias in x's rank: with fewer axes ONNX Runtime makes a Gemm of product and sum, which it
+    has neither for blocked INT4 nor for INT8 with float results."""
+    rank = 1 if x.shape is None else len(x.shape)
+    return _floats(layer.bias).reshape(*[1] * (rank - 1), -1)
+
+
+def _turned(a: Any) -> NDArray[Any]:
+    return np.ascontiguousarray(np.asarray(a).T)
+
+
+def _row_scales(q: QTensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(np.broadcast_to(q.scale, (q.shape[0],)), np.float32)
+
+
+def _floats(x: Any) -> NDArray[np.float32]:
+    return np.ascontiguousarray(x.detach().float().cpu().numpy())
+
+
+def _shared(nodes: _Nodes, what: str, array: Any) -> ir.Value:
+    """A constant that all sites read."""
+    name, nodes.name = nodes.name, DOMAIN
+    value = nodes.constant(what, array)
+    nodes.name = name
+    return value

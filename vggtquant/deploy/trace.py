@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model with sites to an ONNX graph, with what is constant for one picture size computed.
+
+torch's exporter records the graph. What depends on constants alone, such as the position embedding
+at the size and rotary tables, is computed by torch before the graph becomes ONNX: exporters have
+written wrong coefficients for antialiased bicubic interpolation (pytorch issue 177138).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+from unittest import mock
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import UserError
+
+OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
+"""Names under which VGGT returns them, in the graph's order; a model may lack some."""
+
+FOLDED = 64 << 20
+"""Bytes up to which a constant is stored as computed."""
+
+
+_FORCE = "not VGGT's dictionary of outputs; --force (force=True) writes its tensors"
+
+
+@dataclass
+class _Found:
+    """Names of the outputs; torch.export sets a module's own lists back."""
+
+    names: list[str] = field(default_factory=list)
+
+
+class _Named(nn.Module):
+    """The tensors of OUTPUTS alone, as a tuple."""
+
+    def __init__(self, model: nn.Module, found: _Found, force: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.found = found
+        self.force = force
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """images (1, frames, 3, height, width), in [0, 1]."""
+        outputs = self.model(images)
+        if self.force:
+            tensors = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
+            outputs = {f"output_{i}": x for i, x in enumerate(tensors)}
+        if not isinstance(outputs, dict):
+            raise UserError(f"the model returns {type(outputs).__name__}, {_FORCE}")
+        known = outputs if self.force else OUTPUTS
+        names = [name for name in known if isinstance(outputs.get(name), Tensor)]
+        if not names:
+            raise UserError(f"the model returns none of {', '.join(OUTPUTS)}, {_FORCE}")
+        self.found.names = names
+        return tuple(outputs[name] for name in names)
+
+
+def graph_of(
+    model: nn.Module,
+    size: tuple[int, int],
+    frames: int,
+    dynamic: bool,
+    opset: int,
+    force: bool = False,
+) -> ir.Model:
+    """The model, which has sites, as ONNX; images (1, frames, 3, *size) are its input.
+
+    force: take the tensors of a model that returns something else than VGGT's dictionary.
+
+    Raises:
+        UserError: a model that torch cannot record, with its words; one of unknown outputs.
+    """
+    found = _Found()
+    named = _Named(model, found, force).eval()
+    images = torch.rand(1, max(frames, 2) if dynamic else frames, 3, *size)
+    shapes = {"images": {1: torch.export.Dim("frames", min=1)} if dynamic else None}
+    with warnings.catch_warnings(), torch.no_grad(), _plain_autocast():
+        warnings.simplefilter("ignore")
+        recorded = _recorded(named, images, shapes)
+        module = recorded.run_decompositions({}).module()  # nothing is changed in place any more
+        onnx = as_onnx(_recorded(_fold(module), images, shapes), opset)
+    graph = onnx.graph
+    for value, name in zip(graph.outputs, found.names, strict=True):
+        value.name = name
+    graph.inputs[0].name = "images"
+    return onnx
+
+
+def as_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
+    """What torch's exporter makes of a recorded program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
+    assert made is not None
+    return made.model
+
+
+@contextmanager
+def _plain_autocast() -> Iterator[None]:
+    """`with autocast(enabled=False)` does nothing: it would hide what is inside in a subgraph."""
+    enter: Any = torch.autocast.__enter__
+    leave: Any = torch.autocast.__exit__
+
+    def entered(self: Any) -> Any:
+        return enter(self) if self._enabled else self
+
+    def left(self: Any, *error: Any) -> Any:
+        return leave(self, *error) if self._enabled else None
+
+    with mock.patch.multiple(torch.autocast, __enter__=entered, __exit__=left):
+        yield
+
+
+def _recorded(model: nn.Module, images: Tensor, shapes: Any) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+    except UserError:
+        raise
+    except Exception as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        if shapes["images"] is not None:
+            words[0] += "; a fixed number of pictures (no --dynamic_frames) asks less of it"
+        raise UserError(f"torch cannot record this model as a graph: {words[0]}") from error
+
+
+def _fold(module: Any) -> nn.Module:
+    """The graph with each result that depends on constants alone as a constant of its own.
+
+    Parameters stay as they are: what is stored anew is what other nodes read.
+    """
+    graph: fx.Graph = module.graph
+    known: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            known[node] = _attribute(module, node.target)
+        elif node.op == "call_function" and _is_pure(node):
+            of = [n for n in node.all_input_nodes if n not in known]
+            if not of:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+    made: dict[tuple[Any, ...], str] = {}
+    for node, value in known.items():
+        read = any(user not in known for user in node.users)
+        if node.op == "get_attr" or not isinstance(value, Tensor) or not read:
+            continue
+        if value.nbytes > FOLDED or _is_view(node):
+            continue
+        value = value.contiguous()
+        key = (value.dtype, value.shape, sha256(value.numpy().tobytes()).digest())
+        name = made.setdefault(key, f"_constant_{len(made)}")  # each block has the same tables
+        module.register_buffer(name, value.clone())
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(graph.get_attr(name))
+    graph.eliminate_dead_code()
+    module.recompile()
+    module.delete_all_unused_submodules()
+    return module  # type: ignore[no-any-return]
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether it gives the same result each time and has no site in it."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        tags = (torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape)
+        mutable = target._schema.is_mutable
+        site = target.namespace == "onnx_symbolic"
+        return not site and not mutable and not set(tags) & set(target.tags)
+    return getattr(target, "__module__", "") == "_operator"
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether it is a parameter in another shape: nothing is gained by a second copy."""
+    target = node.target
+    views = isinstance(target, torch._ops.OpOverload) and any(
+        a.alias_info is not None for a in target._schema.arguments
+    )
+    source = node.all_input_nodes[0] if node.all_input_nodes else None
+    return views and source is not None and (source.op == "get_attr" or _is_view(source))
+
+
+def _attribute(module: nn.Module, path: Any) -> Any:
+    for part in str(path).split("."):
+        module = getattr(module, part)
+    return module
