@@ -137,16 +137,19 @@ int vgq_has_i8mm(void);
     X(neon, 1, 0)                    \
     X(neondot, vgq_has_dotprod(), 0) \
     X(neoni8mm, vgq_has_dotprod() && vgq_has_i8mm(), 0)
-#define VGQ_TABLES(X)    \
-    X(quantize, scalar)  \
-    X(metrics, scalar)   \
-    X(linear, scalar)    \
-    X(rows, scalar)      \
-    X(attention, scalar) \
-    X(conv, scalar)      \
-    X(linear, neon)      \
-    X(linear, neondot)   \
-    X(linear, neoni8mm)
+#define VGQ_TABLES(X)     \
+    X(quantize, scalar)   \
+    X(metrics, scalar)    \
+    X(linear, scalar)     \
+    X(rows, scalar)       \
+    X(attention, scalar)  \
+    X(conv, scalar)       \
+    X(linear, neon)       \
+    X(linear, neondot)    \
+    X(linear, neoni8mm)   \
+    X(attention, neon)    \
+    X(attention, neondot) \
+    X(attention, neoni8mm)
 #else
 #define VGQ_ISAS(X) X(scalar, 1, 1)
 #define VGQ_TABLES(X)    \

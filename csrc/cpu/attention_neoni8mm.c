@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * INT8 attention for Arm's 8-bit matrix instructions: two rows by two columns, eight items each;
+ * smmla for scores, usmmla for values, whose p is unsigned. Sums are exact. */
+#include "../kernels.h"
+
+#if defined(__aarch64__)
+
+#pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
+#include "attention_neon.h"
+
+/* Sums of a pair of rows and of two pairs of columns to both rows' four columns. */
+static inline void save(int32x4_t left, int32x4_t right, int32_t *first)
+{
+    vst1q_s32(first, vcombine_s32(vget_low_s32(left), vget_low_s32(right)));
+    vst1q_s32(first + BLOCK, vcombine_s32(vget_high_s32(left), vget_high_s32(right)));
+}
+
+#define ZERO(c) int32x4_t a##c = vdupq_n_s32(0), b##c = a##c;
+#define STEP(c)                                        \
+    {                                                  \
+        const int8x16_t pair = vld1q_s8(w + 16 * (c)); \
+        a##c = multiply(a##c, x01, pair);              \
+        b##c = multiply(b##c, x23, pair);              \
+    }
+#define SAVE(c, d)                    \
+    save(a##c, a##d, sums + 2 * (c)); \
+    save(b##c, b##d, sums + 2 * BLOCK + 2 * (c));
+#define SUMS(name, item, codes, load, combine)                                                \
+    static void name(size_t n, const void *rows, size_t ld, const void *block, int32_t *sums) \
+    {                                                                                         \
+        const item *x = rows;                                                                 \
+        const int8_t *w = block;                                                              \
+        EACH_8(ZERO)                                                                          \
+        for (size_t i = 0; i < n; i += 8, x += 8, w += 8 * BLOCK) {                           \
+            const codes x01 = combine(load(x), load(x + ld));                                 \
+            const codes x23 = combine(load(x + 2 * ld), load(x + 3 * ld));                    \
+            EACH_8(STEP)                                                                      \
+        }                                                                                     \
+        SAVE(0, 1) SAVE(2, 3) SAVE(4, 5) SAVE(6, 7)                                           \
+    }
+
+#define multiply vmmlaq_s32
+SUMS(sums_scores_neoni8mm, int8_t, int8x16_t, vld1_s8, vcombine_s8)
+#undef multiply
+#define multiply vusmmlaq_s32
+SUMS(sums_values_neoni8mm, uint8_t, uint8x16_t, vld1_u8, vcombine_u8)
+#undef multiply
+#undef SUMS
+#undef SAVE
+#undef STEP
+#undef ZERO
+
+static int pack_keys_i8_neoni8mm(size_t n, size_t depth, const float *x, void *panel, float *scale)
+{
+    return pack_keys_i8(8, n, depth, x, panel, scale);
+}
+
+static void scores_i8_neoni8mm(size_t keys, size_t depth, const void *q, const int32_t *first,
+                               const void *panels, const float *scale, float *s)
+{
+    (void)first;
+    scores_i8(sums_scores_neoni8mm, keys, depth, q, panels, scale, s);
+}
+
+static void code_queries_i8_neoni8mm(size_t n, size_t depth, const float *x, float factor, void *q,
+                                     float *r, int32_t *first)
+{
+    code_queries_i8(n, depth, x, factor, q, r, first);
+}
+
+static int pack_values_i8_neoni8mm(size_t n, size_t depth, const float *x, void *block,
+                                   float *scale)
+{
+    return pack_values_i8(8, 0, n, depth, x, block, scale);
+}
+
+static void softmax_u8_neoni8mm(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
+                                float *kept, float *added, void *weights)
+{
+    softmax_u8(rows, n, s, r, to, kept, added, weights);
+}
+
+static void values_i8_neoni8mm(size_t rows, size_t keys, size_t depth, const void *weights,
+                               const void *block, const float *scale, const float *kept,
+                               const float *added, float *o)
+{
+    values_i8(sums_values_neoni8mm, rows, keys, depth, weights, block, scale, kept, added, o);
+}
+
+static const vgq_scores_gemm scores_gemm_i8 = {.rows = GROUP,
+                                               .q_nbytes = 1,
+                                               .k_nbytes = 1,
+                                               .code_queries = code_queries_i8_neoni8mm,
+                                               .pack_keys = pack_keys_i8_neoni8mm,
+                                               .tile = scores_i8_neoni8mm};
+static const vgq_values_gemm values_gemm_i8 = {.p_nbytes = 1,
+                                               .v_nbytes = 1,
+                                               .pack_values = pack_values_i8_neoni8mm,
+                                               .softmax = softmax_u8_neoni8mm,
+                                               .tile = values_i8_neoni8mm};
+
+const vgq_attention_kernels vgq_attention_neoni8mm = {
+    .scores = {[VGQ_INT8_ACTIVATIONS] = &scores_gemm_i8},
+    .values = {[VGQ_INT8_ACTIVATIONS] = &values_gemm_i8},
+};
+
+#endif
