@@ -128,11 +128,13 @@ def _widths(block: Grid) -> list[float]:
     """Inches of the columns: by the longest text of each, Chinese characters counted twice.
 
     >>> [round(width, 1) for width in _widths(Grid("", ("a", "b"), [("x" * 27, "y" * 7)]))]
-    [5.2, 1.6]
+    [5.4, 1.4]
     """
     lines = [block.headings, *block.rows]
     longest = [max(map(_length, column)) for column in zip(*lines, strict=True)]
-    shares = [2 + min(_LONGEST, length) for length in longest]
+    shares = [2.0 + min(_LONGEST, length) for length in longest]
+    if block.figures:
+        shares[0] *= 1.2  # capitals and underscores are wider than digits
     return [_WIDTH * share / sum(shares) for share in shares]
 
 
