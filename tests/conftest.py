@@ -73,6 +73,34 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
+SKETCHED = {"commands", "evaluation", "calibration"}
+"""Folders of tests whose evaluations do not draw."""
+
+
+@pytest.fixture(autouse=True)
+def sketched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are empty, but for tests marked `charts` and those of charts.py: an evaluation of a
+    toy model draws for three seconds and measures for one."""
+    inside = SKETCHED.intersection(request.path.parts)
+    if not inside or request.path.stem == "test_charts" or _marked(request, "charts"):
+        return
+    from vggtquant.evaluation.present import charts
+
+    monkeypatch.setattr(charts, "png", lambda document: EMPTY_PNG)
+    monkeypatch.setattr(charts, "svg", lambda document, name: EMPTY_SVG)
+
+
+def _marked(request: pytest.FixtureRequest, name: str) -> bool:
+    return request.node.get_closest_marker(name) is not None
+
+
+EMPTY_SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+EMPTY_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
+)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A fresh seed a test, printed with a failure."""

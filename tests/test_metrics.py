@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from vggtquant import ops
+from vggtquant import ops, qtensor
 from vggtquant.errors import UserError
 from vggtquant.metrics import COMPANIONS, METRICS, compare, ssim
 
@@ -407,3 +407,16 @@ def test_ssim_identities(height: int, width: int, seed: int, scale: float) -> No
     assert ssim(c, r, image_axes=(0, 1), data_range=5) == pytest.approx(found, abs=1e-12)
     assert ssim(r, r, image_axes=(0, 1), data_range=5) == 1
     assert found == ssim(r * 4, c * 4, image_axes=(0, 1), data_range=20)
+
+
+def test_masked_values_are_no_values() -> None:
+    """A mask marks what is missing: -9999 must not count as an error, nor be quantized."""
+    masked = np.ma.array(np.float32([1, 2, -9999]), mask=[0, 0, 1])
+    for call in (
+        lambda: compare(masked, np.float32([1, 2, 3])),
+        lambda: compare(np.float32([1, 2, 3]), masked),
+        lambda: qtensor.quantize(masked, "INT8_Per_Channel_Symmetric"),
+    ):
+        with pytest.raises(TypeError, match="1 of 3 values are masked"):
+            call()
+    assert compare(masked.compressed(), np.float32([1, 2]))["mae"] == 0

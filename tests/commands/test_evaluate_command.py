@@ -17,7 +17,7 @@ from commandline import evaluate, refused
 import vggtquant as vq
 from vggtquant.commands import options
 from vggtquant.evaluation import schema
-from vggtquant.evaluation.measure import bench, variants
+from vggtquant.evaluation.measure import bench, journal, variants
 
 # ---- what works ----------------------------------------------------------------------------------
 
@@ -269,6 +269,26 @@ def test_an_unfinished_evaluation_is_resumed_or_dropped(
     refused(capsys, evaluate(tmp_path, "--resume", "--restart"), "--restart")
     assert evaluate(tmp_path, "--resume") == 0
     assert "[1] Baseline_FP32: kept" in capsys.readouterr().err
+
+
+def test_restart_takes_nothing_from_a_running_evaluation(tmp_path: Path, capsys) -> None:
+    assert evaluate(tmp_path) == 0
+    path = tmp_path / "out" / journal.NAME
+    capsys.readouterr()
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with journal.reopen(path):  # as the other evaluation holds it
+        for word in ("--restart", "--resume"):
+            refused(capsys, evaluate(tmp_path, word), "another evaluation is writing", str(path))
+    assert before == {file.name: file.read_bytes() for file in path.parent.iterdir()}
+
+
+@pytest.mark.parametrize("content", ["[]\n", "null\n", '{"journal": 99}\n', "no JSON\n"])
+def test_a_journal_that_is_none_is_refused(tmp_path: Path, capsys, content: str) -> None:
+    path = tmp_path / "out" / journal.NAME
+    path.parent.mkdir()
+    path.write_text(content)
+    refused(capsys, evaluate(tmp_path, "--resume"), str(path), "no journal of this version")
+    assert path.read_text() == content
 
 
 def test_a_single_picture_has_no_camera_pairs(tmp_path: Path) -> None:

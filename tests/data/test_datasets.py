@@ -393,6 +393,24 @@ def test_frames_without_a_camera_are_passed_over(scene: Scene, tmp_path: Path) -
     assert found is not None and len(found[1][0].views) == 2
 
 
+def test_sequences_that_were_not_downloaded_are_left_out_aloud(
+    scene: Scene, tmp_path: Path
+) -> None:
+    folder = layouts.co3d(scene, tmp_path)
+    path = folder / "frame_annotations.jgz"
+    frames = json.loads(gzip.decompress(path.read_bytes()))
+    other = {"path": "apple/4_5_6/images/frame000001.jpg", "size": [SIZE, SIZE]}
+    frames.append(frames[0] | {"sequence_name": "4_5_6", "image": other})
+    path.write_bytes(gzip.compress(json.dumps(frames).encode()))
+    with pytest.warns(UserWarning, match="names 2 sequences; 1 of them have no picture on disk"):
+        found = datasets.find(folder)
+    assert found is not None and [one.name for one in found[1]] == ["1_2_3"]
+    frames[0]["image"]["path"] = "apple/1_2_3/images/lost.jpg"  # of a sequence that is there
+    path.write_bytes(gzip.compress(json.dumps(frames).encode()))
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="lost.jpg"):
+        datasets.find(folder)
+
+
 def test_a_file_s_name_alone_makes_no_layout(scene: Scene, tmp_path: Path) -> None:
     Image.fromarray(scene.images[0]).save(tmp_path / "0.png")
     for content in ('{"camera_angle_x": 0.7, "frames": []}', "", "\0\x1f\x8b", "[1]"):
@@ -565,6 +583,45 @@ def test_names_that_begin_with_the_folder(scene: Scene, tmp_path: Path) -> None:
     path = folder / "sparse" / "0" / "images.txt"
     path.write_text(path.read_text().replace("frame_", "images/frame_"))
     _same(folder, scene)
+
+
+# What COLMAP's users have beside `images` and `sparse/0`: what is moved where, and what is given.
+PLACES = {
+    "sparse/0 itself": ({}, "sparse/0"),
+    "sparse": ({}, "sparse"),
+    "nerfstudio": ({"sparse": "colmap/sparse"}, "."),
+    "3D Gaussian splatting": ({"images": "input"}, "."),
+    "undistorted": ({"images": "dense/0/images", "sparse/0": "dense/0/sparse"}, "dense"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_pictures_are_found_where_tools_put_them(place: str, scene: Scene, tmp_path: Path) -> None:
+    folder = layouts.colmap(scene, tmp_path)
+    moves, given = PLACES[place]
+    for source, target in moves.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        (folder / source).rename(folder / target)
+    _same(folder / given, scene)
+
+
+def test_rigs_and_frames_of_colmap_3_12_are_passed_over(scene: Scene, tmp_path: Path) -> None:
+    """Poses of pictures stay in images; rigs and frames say how they were made."""
+    model = layouts.colmap_binary(scene, tmp_path) / "sparse" / "0"
+    (model / "rigs.bin").write_bytes(struct.pack("<QIIiI", 1, 1, 1, 0, 1))
+    frames = [struct.pack("<II7dI", i + 1, 1, 1, 0, 0, 0, 0, 0, 0, 1) for i in range(3)]
+    (model / "frames.bin").write_bytes(struct.pack("<Q", 3) + b"".join(frames))
+    (model / "project.ini").write_text("database_path=database.db\n")
+    _same(tmp_path, scene)
+
+
+def test_an_observation_of_no_point_in_text(scene: Scene, tmp_path: Path) -> None:
+    """-1, and 2**64 - 1 as tools that print the number as unsigned write it."""
+    path = layouts.colmap(scene, tmp_path) / "sparse" / "0" / "images.txt"
+    lines = path.read_text().splitlines()
+    lines[2] = f"1.5 2.5 -1 1.5 2.5 {2**64 - 1} {lines[2]}"
+    path.write_text("\r\n".join(lines) + "\r\n")
+    _same(tmp_path, scene)
 
 
 @pytest.mark.parametrize("on_disk", ["utf-8", "latin-1"])

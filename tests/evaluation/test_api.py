@@ -261,6 +261,7 @@ def test_the_best_is_a_config(report: Report) -> None:
         report.best(max_drop=-1)
 
 
+@pytest.mark.charts
 def test_a_chart_is_an_svg(report: Report) -> None:
     chart = report.plot("speedup")
     assert chart.startswith("<svg") and chart._repr_svg_() == chart

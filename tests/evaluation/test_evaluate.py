@@ -48,6 +48,7 @@ def _read(folder: Path) -> Document:
     return schema.read(folder)
 
 
+@pytest.mark.charts
 def test_four_files_are_written(tmp_path: Path) -> None:
     with Progress(bars=False) as progress:
         result = evaluate.evaluate(_settings(tmp_path), progress)

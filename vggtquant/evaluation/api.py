@@ -126,6 +126,8 @@ def _configs(given: Configs | None) -> tuple[QuantizationConfig, ...] | None:
     if isinstance(given, str | Path) and Path(given).suffix in CONFIG_SUFFIXES:
         return tuple(read_configs(given))
     one = isinstance(given, str | Path | QuantizationConfig)
+    if not one and not isinstance(given, Iterable):
+        raise UserError(f"configs is {given!r}; wanted names, QuantizationConfig objects or a file")
     many: Sequence[Any] = [given] if one else given  # type: ignore[assignment]
     return plan.configs_of(many)
 
@@ -136,6 +138,8 @@ def _data(given: str | Path | Iterable[Any] | None) -> tuple[inputs.Inputs | Non
         return None, ()
     if isinstance(given, str | Path):
         return None, (str(given),)
+    if not isinstance(given, Scene | Iterable):
+        raise UserError(f"data is {given!r}; wanted a folder, pictures or scenes")
     items = [given] if isinstance(given, Scene) else list(given)
     if items and all(isinstance(item, str | Path) for item in items):
         return None, tuple(map(str, items))

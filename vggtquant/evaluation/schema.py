@@ -131,6 +131,13 @@ class Withheld(StrEnum):
     BUSY = "busy"
 
 
+class Basis(StrEnum):
+    """What a speedup is a ratio of."""
+
+    CLOCK = "clock"
+    PROCESSOR = "processor"
+
+
 class Usable(StrEnum):
     """Whether the times of a report can be used."""
 
@@ -345,6 +352,7 @@ class Time(Part):
     speedup_low: float | None = None
     speedup_high: float | None = None
     speedup_withheld: Withheld | None = None
+    speedup_basis: Basis | None = None
     pairs: Count = 0
     waited: float | None = None
 
@@ -696,6 +704,9 @@ class Pair(Part):
     fp32_seconds: float
     waited: float | None
     """The larger share of either's time for which its threads waited for a core; None: unknown."""
+    processor: float | None = None
+    fp32_processor: float | None = None
+    """Seconds of processor time of all threads; None where threads that wait may spin."""
 
 
 class Pairing(Entry, tag="pairs"):

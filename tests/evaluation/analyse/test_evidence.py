@@ -16,6 +16,7 @@ from vggtquant.evaluation.measure import journal, plan, timing, variants
 from vggtquant.evaluation.present import text
 from vggtquant.evaluation.schema import (
     Alone,
+    Basis,
     Document,
     Kind,
     Pair,
@@ -159,6 +160,40 @@ def test_a_speedup_that_the_machine_decided_is_withheld(pairs, why) -> None:
     assert "Times CANNOT be used" in said and "52.4" not in said and "best for speed" not in said
 
 
+def _worked(ratios: list[float], clock: float = 50.0) -> list[Pair]:
+    """Pairs whose threads waited, so that their clock is wrong, with processor times."""
+    busy = _pairs([clock] * len(ratios), waited=0.5)
+    for pair, ratio in zip(busy, ratios, strict=True):
+        pair.processor, pair.fp32_processor = 0.2, 0.2 * ratio
+    return busy
+
+
+def test_beside_other_programs_processor_times_are_compared() -> None:
+    time = _time(_worked([1.0, 1.1, 1.1, 1.1, 1.2, 1.2, 9.0]))
+    assert time.speedup == pytest.approx(1.1) and time.speedup_basis is Basis.PROCESSOR
+    assert time.speedup_low <= 1.1 <= time.speedup_high < 1.3
+    rows = seven()
+    rows[2].time = time
+    made = document(rows)
+    said = text.terminal(made, 80)
+    assert "~1.10x" in said and "ratios of processor time" in " ".join(said.split())
+    assert made.timing.usable is Usable.SOME and "not given" not in made.timing.verdict
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_calm_pairs_go_before_processor_times() -> None:
+    time = _time(_pairs([2.0] * 6) + _worked([1.0] * 9))
+    assert time.speedup == pytest.approx(2.0) and time.speedup_basis is Basis.CLOCK
+
+
+def test_processor_times_that_disagree_or_are_few_give_no_speedup() -> None:
+    assert _time(_worked([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])).speedup_withheld is Withheld.SPREAD
+    assert _time(_worked([1.0] * 5)).speedup_withheld is Withheld.BUSY
+    partly = _worked([1.0] * 6)
+    partly[0].processor = None
+    assert _time(partly).speedup_withheld is Withheld.BUSY
+
+
 def test_a_row_without_fp32_beside_it_has_no_speedup() -> None:
     assert _time([], once=True).speedup_withheld is Withheld.ONCE
     assert _time([], kind=Kind.BASELINE).speedup == 1.0
@@ -223,6 +258,10 @@ def test_the_time_that_threads_wait_is_read_where_the_system_tells(monkeypatch) 
     assert timing.waited() is None or all(ns >= 0 for ns in timing.waited().values())
     clock = timing.Clock()
     assert clock(lambda: None) >= 0 and (clock.share is None or 0 <= clock.share <= 1)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # threads that wait may spin
+    assert clock(lambda: None) >= 0 and clock.processor is None
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert clock(lambda: sum(range(10**5))) >= 0 and clock.processor > 0
     monkeypatch.setattr(timing, "Path", lambda path: Path("/nowhere"))
     assert timing.waited() is None
     clock(lambda: None)

@@ -152,6 +152,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
         assert doctest.testmod(module).failed == 0
 
 
+@pytest.mark.charts
 def test_a_page_is_well_formed_and_self_contained(document: Document) -> None:
     drawn = page.draw(document)
     reader = Reader(drawn)
@@ -176,6 +177,7 @@ def test_a_page_is_well_formed_and_self_contained(document: Document) -> None:
     assert len(drawn) < 3e6
 
 
+@pytest.mark.charts
 def test_pictures_are_data_that_decodes(document: Document) -> None:
     for attributes in Reader(page.draw(document)).all("img"):
         head, _, data = (attributes["src"] or "").partition(",")
@@ -211,6 +213,7 @@ def test_the_table_of_results_says_how_it_sorts() -> None:
     assert boxes and all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
 
 
+@pytest.mark.charts
 def test_what_a_document_lacks_is_left_out() -> None:
     optional = {"outputs", "proof", "depth", "floor", "scores", "layers"}
     whole, alone = (Reader(page.draw(d)) for d in (_whole(), made_of(seven()[:1])))
@@ -285,6 +288,7 @@ def test_pictures_follow_the_schema_and_their_scales() -> None:
     assert block.schemes[names[0]].error is None
 
 
+@pytest.mark.charts
 def test_wide_frames_are_thinned_and_the_page_stays_small() -> None:
     document = _pictured(294, 518)
     block = document.pictures
@@ -304,6 +308,7 @@ def test_no_depth_and_no_finite_depth_have_pictures_that_say_so() -> None:
     assert found is not None and found.depth_range == [1.0, 1.01]
 
 
+@pytest.mark.charts
 def test_colours_are_those_of_the_palette() -> None:
     uri = pictures.ramp("viridis")
     shown = _codes(uri.partition(",")[2]).convert("RGB")
@@ -330,6 +335,7 @@ document.body.textContent = found.join("|");
 
 
 @pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+@pytest.mark.charts
 def test_a_browser_sorts_it_and_complains_of_nothing(tmp_path: Path) -> None:
     document = _failing()
     drawn = re.sub(r"(script-src &#39;)[^&]*", r"\1unsafe-inline", page.draw(document))
@@ -361,6 +367,7 @@ def test_a_browser_sorts_it_and_complains_of_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+@pytest.mark.charts
 def test_the_policy_lets_its_own_script_run(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.write_text(page.draw(made_of(seven())))

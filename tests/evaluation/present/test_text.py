@@ -109,3 +109,15 @@ def test_cautions_name_a_busy_machine() -> None:
 )
 def test_durations(seconds: float, said: str) -> None:
     assert formatting.duration(seconds) == said
+
+
+def test_memory_without_isolate_has_no_empty_columns() -> None:
+    """Every cell is a figure, and the words name the option that adds the rest."""
+    made = document(seven())
+    table = text.memory_table(made)
+    assert table.headings == ["Scheme", "peak MB", "quantizing s"]
+    assert [line[0] for line in table.rows] == [one.name for one in seven()]
+    assert all(line[1] not in ("", "-") for line in table.rows)
+    said = " ".join(text.full_report(made).split())
+    assert "--isolate adds load time, memory and file of each scheme alone." in said
+    assert "own peak MB" not in said

@@ -13,6 +13,7 @@ import gzip
 import json
 import os
 import re
+import warnings
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -117,7 +118,7 @@ def read(folder: Path) -> list[PosedScene]:
     """A scene a sequence; UserError for annotations that are not understood."""
     scenes = []
     for path in _annotations(folder):
-        for name, frames in _sequences(path).items():
+        for name, frames in _downloaded(_sequences(path), folder, path).items():
             views = [view for frame in frames if (view := _view(frame, folder, path)) is not None]
             if views:
                 scenes.append(PosedScene(name, views))
@@ -143,13 +144,38 @@ def _sequences(path: Path) -> dict[str, list[Frame]]:
     return dict(sorted(found.items()))
 
 
+def _downloaded(
+    sequences: dict[str, list[Frame]], folder: Path, path: Path
+) -> dict[str, list[Frame]]:
+    """Without the sequences of which no picture is on disk: people download a part of CO3D. All of
+    them where that leaves none, so that a missing picture is named."""
+    there = {
+        name: frames
+        for name, frames in sequences.items()
+        if any(os.path.isfile(_root(frame, folder) / frame.image.path) for frame in frames)
+    }
+    if there and (missing := len(sequences) - len(there)):
+        warnings.warn(
+            f"{path} names {len(sequences)} sequences; {missing} of them have no picture on disk "
+            "and are left out",
+            stacklevel=2,
+        )
+    return there or sequences
+
+
+def _root(frame: Frame, folder: Path) -> Path:
+    """The folder from which a frame's paths lead: CO3D's begin with the category."""
+    name = frame.image.path
+    return next((r for r in (folder, folder.parent) if os.path.isfile(r / name)), folder)
+
+
 def _view(frame: Frame, folder: Path, path: Path) -> View | None:
     """None for a frame without a camera, of which CO3D has some."""
     camera = frame.viewpoint
     if camera is None:
         return None
     name = frame.image.path
-    root = next((r for r in (folder, folder.parent) if os.path.isfile(r / name)), folder)
+    root = _root(frame, folder)
     image = picture(root / name, path)
     size = size_of(image)
     rotation, shift = np.array(camera.R), np.array(camera.T)

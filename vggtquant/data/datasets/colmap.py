@@ -42,10 +42,21 @@ def read(folder: Path) -> list[PosedScene]:
     """A scene a model; UserError for missing pictures and for what is not understood."""
     found = []
     for scene in folders(folder, lambda sub: bool(_models(sub))):
-        pictures = scene / "images" if (scene / "images").is_dir() else scene
         model = colmap_model.read(_largest(_models(scene)))
-        found.append(PosedScene(scene.resolve().name, views(model, pictures)))
+        found.append(PosedScene(scene.resolve().name, views(model, _pictures(scene, model))))
     return found
+
+
+def _pictures(scene: Path, model: Model) -> Path:
+    """The folder of a model's pictures: images beside sparse, or the scene itself; or input, as for
+    3D Gaussian splatting; or images above, where the scene is nerfstudio's colmap, or sparse/0."""
+    above = scene.resolve().parents[:2]
+    usual = scene / "images" if (scene / "images").is_dir() else scene
+    first = next((picture.name for picture in model.pictures), "")
+    for folder in (usual, scene / "input", *(parent / "images" for parent in above)):
+        if first and _file(first, folder) is not None:
+            return folder
+    return usual
 
 
 def _models(folder: Path) -> list[Path]:
@@ -103,6 +114,13 @@ def views(model: Model, pictures: Path) -> list[View]:
 
 
 def _picture(name: str, pictures: Path, where: Path) -> Path:
+    """The file of a picture; UserError where there is none."""
+    if (path := _file(name, pictures)) is not None:
+        return path
+    raise UserError(f"{where} names {shown(name)}, but there is no {shown(pictures / name)}")
+
+
+def _file(name: str, pictures: Path) -> Path | None:
     """The file of a picture: names may begin with the folder's, and be in another encoding."""
     names = [name]
     if (latin := os.fsencode(name).decode("latin-1")) != name:
@@ -111,7 +129,7 @@ def _picture(name: str, pictures: Path, where: Path) -> Path:
         for path in (pictures / form, pictures.parent / form):
             if os.path.isfile(path):  # of Path's own, a name that is too long is an error
                 return path
-    raise UserError(f"{where} names {shown(name)}, but there is no {shown(pictures / name)}")
+    return None
 
 
 def _warn_of_others(found: list[View], pictures: Path) -> None:

@@ -150,7 +150,8 @@ def _pictures_of_text(path: Path) -> list[Picture]:
             number = int(camera)
         with _understood(path, seen):
             points = np.array(seen.split(), float).reshape(-1, 3)
-        found.append(Picture(name, number, pose, points[:, :2], points[:, 2].astype(np.int64)))
+            numbers = np.where(points[:, 2] < 2**63, points[:, 2], -1)  # 2**64 - 1: none
+        found.append(Picture(name, number, pose, points[:, :2], numbers.astype(np.int64)))
     return found
 
 

@@ -2,8 +2,9 @@
 """What times say: of a row's own forwards, and of a scheme beside FP32, from interleaved pairs.
 
 A speedup is the ratio of the lower quartiles of FP32's and the scheme's times, over the calm pairs
-where there are enough. Its ends are the quartiles of the pairs' own ratios. One whose ends are more
-than WIDE apart, or whose threads had to wait for a core, is withheld.
+where there are enough. Its ends are the quartiles of the pairs' own ratios. Where threads had to
+wait for a core in too many pairs, the clock says nothing; the speedup is then the median ratio of
+processor times, if these are known. One whose ends are more than WIDE apart is withheld.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from ..measure.timing import CALM, calm
-from ..schema import Kind, Pair, Row, Time, Timing, Usable, Withheld
+from ..schema import Basis, Kind, Pair, Row, Time, Timing, Usable, Withheld
 
 WIDE = 1.5
 _ENOUGH = 6  # calm pairs that are enough to leave the others out
@@ -94,10 +95,21 @@ def _beside(time: Time, pairs: Sequence[Pair], fp32: Mapping[str, float]) -> Non
         time.speedup_low, time.speedup_high = min(low, speedup), max(high, speedup)
         if time.speedup_high > WIDE * time.speedup_low:
             time.speedup_withheld = Withheld.SPREAD
+    basis = Basis.CLOCK
     if any(pair.waited is not None and pair.waited > CALM for pair in chosen):
+        worked = [
+            pair.fp32_processor / pair.processor
+            for pair in chosen
+            if pair.processor and pair.fp32_processor
+        ]
         time.speedup_withheld = Withheld.BUSY
+        if len(worked) == len(chosen) >= _ENOUGH:
+            basis = Basis.PROCESSOR
+            time.speedup_low, speedup, time.speedup_high = quarters(worked)
+            wide = time.speedup_high > WIDE * time.speedup_low
+            time.speedup_withheld = Withheld.SPREAD if wide else None
     if time.speedup_withheld is None:
-        time.speedup = speedup
+        time.speedup, time.speedup_basis = speedup, basis
 
 
 def verdict(rows: Sequence[Row], threads: int) -> Timing:
@@ -112,19 +124,20 @@ def verdict(rows: Sequence[Row], threads: int) -> Timing:
     lost = [row for row in beside if row.timed.speedup_withheld in (Withheld.SPREAD, Withheld.BUSY)]
     waits = [row.timed.waited for row in beside if row.timed.waited is not None]
     waited = statistics.median(waits) if waits else None
+    worked = [row for row in beside if row.timed.speedup_basis is Basis.PROCESSOR]
     usable = Usable.YES
-    if lost:
+    if lost or worked:
         usable = Usable.NO if len(lost) == len(beside) else Usable.SOME
     return Timing(
         rule=SPREAD_RULE,
         wide=wide,
-        advice=_advice(threads) if wide or lost else None,
+        advice=_advice(threads) if wide or lost or worked else None,
         usable=usable,
-        verdict=_words(usable, len(lost), len(beside), waited),
+        verdict=_words(usable, len(lost), len(worked), len(beside), waited),
     )
 
 
-def _words(usable: Usable, lost: int, pairs: int, waited: float | None) -> str:
+def _words(usable: Usable, lost: int, worked: int, pairs: int, waited: float | None) -> str:
     busy = "" if waited is None else f"; our threads waited {100 * waited:.0f} % of their time"
     if not pairs:
         return "Times: one forward a scheme, nothing beside it. Do not rely on them."
@@ -135,10 +148,13 @@ def _words(usable: Usable, lost: int, pairs: int, waited: float | None) -> str:
             f"Times CANNOT be used: other programs kept this machine busy{busy}. "
             "No speedup is given."
         )
-    return (
-        f"Times can be used in part: other programs ran at times{busy}. {lost} of {pairs} speedups "
-        "are not given."
-    )
+    missing = f" {lost} of {pairs} speedups are not given." if lost else ""
+    if worked:
+        return (
+            f"Times can be used in part: other programs kept this machine busy{busy}. Milliseconds "
+            f"are too long; speedups with ~ are ratios of processor time.{missing}"
+        )
+    return f"Times can be used in part: other programs ran at times{busy}.{missing}"
 
 
 def _advice(threads: int) -> str:

@@ -23,6 +23,8 @@ from .bench import Passes, Sample
 from .forward import Runner, forward, plainly
 from .variants import Variant
 
+MOST_PASSES = 10_000
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -96,16 +98,20 @@ def check(settings: Settings) -> None:
     for name, least, most in (
         ("max_images", 1, None),
         ("scenes", 1, MOST_SCENES),
-        ("groups", 1, None),
-        ("runs", 1, None),
-        ("warmup", 0, None),
+        ("groups", 1, MOST_SCENES),
+        ("runs", 1, MOST_PASSES),
+        ("warmup", 0, MOST_PASSES),
         # Far more threads than cores have no room for their stacks.
         ("threads", 1, max(64, 8 * (os.cpu_count() or 1))),
         ("seed", 0, 2**32 - 1),
     ):
         value = getattr(settings, name)
-        if value is not None and (value < least or (most is not None and value > most)):
-            wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        if value is None and name != "seed":
+            continue
+        wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"--{name} is {value!r}; wanted an integer, {wanted}")
+        if value < least or (most is not None and value > most):
             raise UserError(f"--{name} is {value}; wanted {wanted}")
     check_budget(settings.budget)
     if settings.resume and settings.restart:
@@ -123,7 +129,11 @@ def check_budget(budget: Budget) -> None:
     for name in budget.__struct_fields__:
         bound = getattr(budget, name)
         least = "of 0 or more" if name == "max_drop" else "above 0"
-        if bound is not None and not (0 < bound < math.inf or (name == "max_drop" and bound == 0)):
+        if bound is None:
+            continue
+        if not isinstance(bound, int | float):
+            raise UserError(f"--{name} is {bound!r}; wanted a number {least}")
+        if not (0 < bound < math.inf or (name == "max_drop" and bound == 0)):
             raise UserError(f"--{name} is {bound:g}; wanted a number {least}")
 
 

@@ -3,11 +3,13 @@
 
 Each forward of a scheme has one of FP32 on the same scene right before or after it, so that a load
 that comes and goes strikes both. Linux tells how long our threads waited for a core meanwhile; a
-pair that did not wait is calm. What is made of the pairs is analyse/times.py's.
+pair that did not wait is calm. Processor time is what a machine that is always busy leaves to
+compare. What is made of the pairs is analyse/times.py's.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -41,17 +43,25 @@ def waited() -> dict[str, int] | None:
         return None
 
 
+def sleeps() -> bool:
+    """Whether threads that wait sleep, so that processor time is work and not waiting."""
+    return os.environ.get("OMP_WAIT_POLICY", "").strip().upper() == "PASSIVE"
+
+
 class Clock:
-    """Times a call and says which share of its time the thread that waited most had to wait."""
+    """Times a call. Says which share of its time the thread that waited most had to wait, and the
+    seconds of processor time of all threads; None where they are not known."""
 
     def __init__(self) -> None:
         self.share: float | None = None
+        self.processor: float | None = None
 
     def __call__(self, call: Callable[[], object]) -> float:
         before = waited()
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         call()
         seconds = time.perf_counter() - start
+        self.processor = time.process_time() - worked if sleeps() else None
         after = waited()
         self.share = None
         if before is not None and after is not None:
@@ -98,18 +108,20 @@ def pairs(
         start, most = len(found), count(seconds, runs, turn + 1)
         for i in range(start, most):
             scene = i * len(scenes) // most if turn == 0 else i % len(scenes)
-            took: dict[bool, tuple[float, float | None]] = {}
+            took: dict[bool, tuple[float, float | None, float | None]] = {}
             for is_scheme in (True, False) if i % 2 else (False, True):
                 side = scheme if is_scheme else fp32
                 side.ready()
-                took[is_scheme] = clock(partial(side.run, scene)), clock.share
-            shares = [share for _, share in took.values() if share is not None]
+                took[is_scheme] = clock(partial(side.run, scene)), clock.share, clock.processor
+            shares = [share for _, share, _ in took.values() if share is not None]
             found.append(
                 Pair(
                     scene=scenes[scene],
                     seconds=took[True][0],
                     fp32_seconds=took[False][0],
                     waited=max(shares, default=None),
+                    processor=took[True][2],
+                    fp32_processor=took[False][2],
                 )
             )
         if most <= start or _steady(found):

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from ..measure import variants
-from ..schema import Document, Kind, Row, Withheld
+from ..schema import Basis, Document, Kind, Row, Withheld
 
 
 class Width(Enum):
@@ -29,11 +29,12 @@ class Column:
     more_is_better: bool = False
     timed: bool = False
     width: Width = Width.ALWAYS
+    mark: Callable[[Row], str] = lambda row: ""  # before the figure
 
     def cell(self, row: Row) -> str:
         """The figure as written; a dash where there is none."""
         value = self.value(row)
-        return "-" if value is None else self.write(value)
+        return "-" if value is None else self.mark(row) + self.write(value)
 
 
 def _short(value: float, digits: int) -> str:
@@ -68,7 +69,14 @@ MS = Column("ms", lambda row: row.timed.forward_ms_median, lambda v: _short(v, 1
 MS_SPREAD = Column(
     "±", lambda row: row.timed.forward_ms_iqr, lambda v: _short(v, 1), timed=True, width=Width.WIDE
 )
-SPEEDUP = Column("speedup", lambda row: row.timed.speedup, lambda v: f"{v:.2f}x", True, timed=True)
+SPEEDUP = Column(
+    "speedup",
+    lambda row: row.timed.speedup,
+    lambda v: f"{v:.2f}x",
+    True,
+    timed=True,
+    mark=lambda row: "~" if row.timed.speedup_basis is Basis.PROCESSOR else "",
+)
 SPEEDUP_SPREAD = Column("±x", _speedup_spread, lambda v: f"{v:.2f}", timed=True, width=Width.WIDE)
 ERROR = Column("error %", lambda row: row.error, _percent)
 AUC = Column("AUC@30", _truth("auc_30"), lambda v: f"{100 * v:.1f}", True)

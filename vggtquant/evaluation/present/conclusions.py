@@ -16,6 +16,7 @@ from ..analyse.recommendation import truth_difference
 from ..formatting import ends, megabytes, percent, scaled, signed, some
 from ..measure import variants
 from ..schema import (
+    Basis,
     Between,
     Difference,
     Document,
@@ -417,7 +418,10 @@ def budget(document: Document) -> str:
 def told(row: Row) -> str:
     """A scheme with its main figures."""
     time = row.timed
-    fast = f"{time.speedup:.2f}x FP32's speed" if time.speedup is not None else "speed unsure"
+    about = "~" if time.speedup_basis is Basis.PROCESSOR else ""
+    fast = (
+        f"{about}{time.speedup:.2f}x FP32's speed" if time.speedup is not None else "speed unsure"
+    )
     if time.speedup_low is not None and time.speedup_high is not None:
         fast += f" ({time.speedup_low:.2f} .. {time.speedup_high:.2f})"
     return f"{row.name} ({megabytes(row.nbytes)} MB, {fast}, error {percent(row.error)} %)"

@@ -62,7 +62,8 @@ def legend(document: Document) -> list[str]:
         "MB: millions of bytes of parameters and buffers as held; smaller: FP32 bytes / these.",
         "ms: median time of a forward; ±: interquartile range; speedup: against FP32, forward by "
         "forward in turn; ±x: half of what the quartiles leave open; unsure: they are more than "
-        "1.5x apart; busy: other programs ran; once: run without FP32 beside it.",
+        "1.5x apart; ~: ratio of processor times, since other programs ran; busy: they ran, and it "
+        "is not known; once: run without FP32 beside it.",
         "error: geometric mean over outputs of ||FP32 - scheme|| / ||FP32||, in percent.",
     ]
     if any(row.task.truth for row in document.schemes):

@@ -12,7 +12,7 @@ from msgspec import structs
 from ....configs import CONFIGS, QuantizationConfig
 from ...analyse import recommendation
 from ...formatting import ends, megabytes, number, percent, scaled, signed
-from ...schema import METRIC_NAMES, Document, Kind, NoiseFloor, Row, State, Status, Withheld
+from ...schema import METRIC_NAMES, Basis, Document, Kind, NoiseFloor, Row, State, Status, Withheld
 from . import analysis
 from .blocks import Block, Bullets, Code, Drawing, Formula, Grid, Heading, Paragraph, Picture
 from .phrases import Phrases
@@ -292,7 +292,8 @@ def _reason(row: Row, say: Phrases) -> str:
 def _speedup(row: Row, say: Phrases) -> str:
     time = row.timed
     if time.speedup is not None:
-        return f"{time.speedup:.2f}"
+        about = "~" if time.speedup_basis is Basis.PROCESSOR else ""
+        return f"{about}{time.speedup:.2f}"
     return say(_WITHHELD[time.speedup_withheld]) if time.speedup_withheld else "-"
 
 
