@@ -269,6 +269,9 @@ def select(
     if not linears:
         raise UserError(f"{type(model).__name__} has no nn.Linear layer to quantize")
 
+    if filter_fn is not None and not callable(filter_fn):
+        raise UserError(f"filter_fn is {filter_fn!r}; wanted a function of (layer, name)")
+
     def admits(name: str) -> bool:
         return filter_fn is None or filter_fn(linears[name], name)
 

@@ -62,8 +62,13 @@ def named(name: str, patterns: Iterable[str]) -> bool:
 
 
 def listed(patterns: Patterns) -> tuple[str, ...]:
-    """All of them; one pattern need not be a list."""
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+    """All of them; one pattern need not be a list. UserError for what is no text."""
+    if isinstance(patterns, str):
+        return (patterns,)
+    words = tuple(patterns) if isinstance(patterns, Iterable) else patterns or ()
+    if not isinstance(words, tuple) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{patterns!r} is given; wanted a pattern of layer names, or several")
+    return words
 
 
 def patterns_of(what: str, given: Patterns, names: Iterable[str]) -> tuple[str, ...]:

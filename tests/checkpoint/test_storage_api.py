@@ -168,6 +168,36 @@ def test_configs_of_single_layers(tmp_path: Path) -> None:
     assert torch.equal(back.qkv.weight, model.qkv.weight)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"include": 3}, "3 is given; wanted a pattern of layer names, or several"),
+        ({"exclude": [3]}, "[3] is given; wanted a pattern"),
+        ({"configs": {3: None}}, "wanted a pattern of layer names"),
+        ({"filter_fn": "x"}, "filter_fn is 'x'; wanted a function of (layer, name)"),
+    ],
+)
+def test_what_quantize_model_refuses_is_one_line(given: dict, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        vq.quantize_model(Zoo(), INT4, **given)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": 3}, "model is 3; wanted a module, or a function"),
+        ({"dtype": torch.int8}, "dtype is torch.int8; wanted torch.float32"),
+        ({"dtype": "x"}, "dtype is 'x'; wanted torch.float32"),
+        ({"device": []}, "device is []; wanted 'cpu', 'cuda'"),
+    ],
+)
+def test_what_load_refuses_is_one_line(given: dict, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        vq.load("any.safetensors", **given)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_filter_fn() -> None:
     def wide(layer: nn.Linear, name: str) -> bool:
         return layer.out_features > 100

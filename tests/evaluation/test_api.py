@@ -134,12 +134,23 @@ def test_a_confidence_of_zero_everywhere_is_reported() -> None:
         ({"model": toy.build().double()}, "float64"),
         ({"source": "builtin:tiny"}, "--source is for a packed file"),
         ({"isolate": True}, "a module was given"),
+        ({"data": 3}, "data is 3; wanted a folder"),
+        ({"configs": 3}, "configs is 3; wanted names"),
+        ({"runs": 1.5}, "--runs is 1.5; wanted an integer, 1 to 10000"),
+        ({"runs": 10**12}, "--runs is 1000000000000; wanted 1 to 10000"),
+        ({"scenes": "3"}, "--scenes is '3'; wanted an integer"),
+        ({"seed": None}, "--seed is None; wanted an integer"),
+        ({"max_drop": "a"}, "--max_drop is 'a'; wanted a number of 0 or more"),
+        ({"max_memory": "x"}, "--max_memory is 'x'; wanted an integer"),
+        ({"mode": None}, "--mode is None; wanted a word"),
+        ({"layout": 3}, "--layout is 3; wanted a word"),
+        ({"forward": 3}, "forward is 3; wanted a function"),
     ],
 )
 def test_what_it_refuses_is_one_line(given: dict, words: str) -> None:
-    values = {"model": toy.build(), "data": _images(1), "configs": INT8} | given
+    values = {"model": toy.build(), "data": _images(1), "configs": INT8} | QUICK | given
     with pytest.raises(UserError) as caught:
-        vq.evaluate(**values, **QUICK)
+        vq.evaluate(**values)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

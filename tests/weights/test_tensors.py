@@ -62,7 +62,11 @@ def test_shards_are_read_wherever_weights_are(suffix: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "module.model."]
+    "prefix",
+    [
+        *("module.", "_orig_mod.", "model.", "module._orig_mod.", "module.model."),
+        *("model.module.", "net.", "vggt.", "ema_model."),
+    ],
 )
 def test_prefixes_are_recognised_and_said(
     prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -76,6 +80,17 @@ def test_prefixes_are_recognised_and_said(
     assert type(loaded.model) is TinyVGGT and prefix in loaded.source
     assert torch.equal(loaded.model.state_dict()["aggregator.camera_token"],
                        model.state_dict()["aggregator.camera_token"])  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["model", "model_state_dict", "state_dict"])
+def test_the_weights_of_a_training_checkpoint(key: str, tmp_path: Path) -> None:
+    state = tiny.build().state_dict()
+    beside = {"epoch": 3, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]}}
+    torch.save({**beside, key: {f"model.{k}": x for k, x in state.items()}}, tmp_path / "w.ckpt")
+    assert open_weights(tmp_path / "w.ckpt").prefix == "model."
+    torch.save({**beside, "elsewhere": state}, tmp_path / "w.ckpt")
+    with pytest.raises(UserError, match=r"no state dict \(epoch, optimizer, elsewhere\)"):
+        open_weights(tmp_path / "w.ckpt")
 
 
 def test_a_model_whose_only_part_is_called_model(tmp_path: Path) -> None:

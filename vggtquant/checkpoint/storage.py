@@ -287,6 +287,12 @@ def load(
 
     >>> model = vq.load("vggt-int4.safetensors", device="cuda")   # doctest: +SKIP
     """
+    if model is not None and not callable(model):  # a module is callable
+        raise UserError(f"model is {model!r}; wanted a module, or a function that builds it")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype is {dtype!r}; wanted torch.float32, torch.bfloat16 or float16")
+    if device is not None and not isinstance(device, str | torch.device):
+        raise UserError(f"device is {device!r}; wanted 'cpu', 'cuda' or a torch.device")
     checkpoint = Checkpoint(_file_of(source))
     layers = checkpoint.document.layers
     pool = workers(torch.get_num_threads(), "load")

@@ -82,6 +82,8 @@ def evaluate(
     name = type(model).__name__ if given is not None else str(model)
     if given is not None and isolate:
         raise UserError("isolate loads a model by its name; a module was given")
+    if forward is not None and not callable(forward):
+        raise UserError(f"forward is {forward!r}; wanted a function of (model, pictures)")
     found, images = _data(data)
     with _folder(output_dir) as folder, _shown(progress) as shown, _threads():
         settings = plan.Settings(

@@ -73,9 +73,17 @@ ARCHITECTURES = (
 BY_NAME = {row.name: row for row in ARCHITECTURES}
 
 
-def recognised(shapes: Shapes, settings: Mapping[str, Any]) -> Architecture | None:
-    """What tensors of these names and shapes belong to; None where nobody knows."""
-    return next((row for row in ARCHITECTURES if row.recognises(shapes, settings)), None)
+def recognised(
+    shapes: Shapes, settings: Mapping[str, Any], *, exactly: bool = False
+) -> Architecture | None:
+    """What tensors of these names and shapes belong to; None where nobody knows.
+
+    exactly: VGGT's names are complete, and not those of a part of another model.
+    """
+    found = next((row for row in ARCHITECTURES if row.recognises(shapes, settings)), None)
+    if exactly and not any(f"{edge}.weight" in shapes for edge in vggt.FIRST_LAST):
+        return None
+    return found
 
 
 def of_model(model: nn.Module) -> tuple[str, dict[str, int | bool]]:

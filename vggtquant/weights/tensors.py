@@ -25,6 +25,8 @@ from .names import Place, first_line, resolve
 PACKED_KEY = "vggtquant"
 """The metadata key of a safetensors file that is quantized already."""
 _WRAPPERS = ("_orig_mod.", "module.")
+_BESIDE = ("model", "model_state_dict", "state_dict")
+"""Keys of the weights in training checkpoints, which keep the optimizer's state beside them."""
 """What torch.compile and DataParallel put before every name."""
 
 
@@ -206,10 +208,13 @@ def _prefix(shapes: architectures.Shapes, settings: Mapping[str, Any]) -> str:
             if shapes and all(name.startswith(prefix + wrapper) for name in shapes):
                 prefix, more = prefix + wrapper, True
     # A model may well call its only part "model"; a known one below it says that it does not.
-    inner = prefix + "model."
-    if shapes and all(name.startswith(inner) for name in shapes):
+    inner = prefix
+    while len(first := {name[len(inner) :].partition(".")[0] for name in shapes}) == 1:
+        inner += f"{first.pop()}."
+        if not all(name.startswith(inner) for name in shapes):
+            break
         below = {name[len(inner) :]: shape for name, shape in shapes.items()}
-        if architectures.recognised(below, settings):
+        if architectures.recognised(below, settings, exactly=True):
             return inner
     return prefix
 
@@ -253,11 +258,15 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"cannot read the weights {path}: damaged, or not of torch.save ({first_line(error)})"
         ) from error
-    for key in ("model", "state_dict"):  # training checkpoints keep the weights beside the rest
+    for key in _BESIDE:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise UserError(f"{path} holds no state dict: wanted tensors by name")
+        held = f" ({', '.join(map(str, state))[:80]})" if isinstance(state, dict) else ""
+        raise UserError(
+            f"{path} holds no state dict{held}: wanted tensors by name, or a dict of them under "
+            f"{', '.join(_BESIDE)}"
+        )
     return {str(name): x for name, x in state.items()}
 
 

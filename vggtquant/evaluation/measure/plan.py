@@ -104,6 +104,7 @@ def check(settings: Settings) -> None:
         # Far more threads than cores have no room for their stacks.
         ("threads", 1, max(64, 8 * (os.cpu_count() or 1))),
         ("seed", 0, 2**32 - 1),
+        ("max_memory", 1, None),
     ):
         value = getattr(settings, name)
         if value is None and name != "seed":
@@ -113,6 +114,10 @@ def check(settings: Settings) -> None:
             raise UserError(f"--{name} is {value!r}; wanted an integer, {wanted}")
         if value < least or (most is not None and value > most):
             raise UserError(f"--{name} is {value}; wanted {wanted}")
+    for name in ("mode", "layout", "sensitivity"):
+        word = getattr(settings, name)
+        if not isinstance(word, str) and (word is not None or name == "mode"):
+            raise UserError(f"--{name} is {word!r}; wanted a word")
     check_budget(settings.budget)
     if settings.resume and settings.restart:
         raise UserError("--resume and --restart were both given; wanted one of them")
