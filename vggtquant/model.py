@@ -31,6 +31,7 @@ from .selection import (
     named,
     obstacles,
 )
+from .weights import architectures
 
 Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[int, int, str], None]
@@ -181,6 +182,7 @@ def quantize_model(
     >>> [layer.name for layer in report.quantized]
     ['1']
     """
+    architectures.check_module(model)
     config = get_config(config)
     linears, choice = select(model, config, include, exclude, filter_fn, configs)
     for name, chosen in choice.chosen.items():

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import ops
 from .checkpoint.document import Checkpoint, is_checkpoint
 from .checkpoint.storage import load
-from .errors import UserError
 from .vggt import FILE_LICENCE, FRAME_SIZE
 from .weights import architectures, tensors
 from .weights.architectures import Architecture
@@ -52,7 +52,7 @@ def load_model(address: str | Path, device: str | torch.device = "cpu") -> Loade
     >>> load_model("torch.nn:Identity").name
     'torch.nn:Identity'
     """
-    target = check_device(device)
+    target = ops.check_device(device)
     place = resolve(address)
     if place.build is not None:
         loaded = _of_code(place)
@@ -62,24 +62,6 @@ def load_model(address: str | Path, device: str | torch.device = "cpu") -> Loade
         loaded = _of_files(tensors.read(place))
     loaded.model.to(target).eval()
     return loaded
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device itself; UserError for one that is unknown or not there.
-
-    >>> check_device("cpu")
-    device(type='cpu')
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise UserError(f"unknown device {str(device)!r}: wanted cpu, cuda or cuda:0, cuda:1, …")
-    count = torch.cuda.device_count() if found.type == "cuda" else 1
-    if (found.index or 0) >= count:
-        raise UserError(f"no device {str(device)!r} here: torch {torch.__version__} sees {count}")
-    return found
 
 
 def release_file(model: nn.Module) -> None:

@@ -120,6 +120,24 @@ def serves(device: torch.device) -> bool:
     return device.type == "cpu" or (device.type == "cuda" and cuda_missing() is None)
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """The device itself; UserError for one that is unknown or not there.
+
+    >>> check_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {str(device)!r}: wanted cpu, cuda or cuda:0, cuda:1, …")
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if (found.index or 0) >= count:
+        raise UserError(f"no device {str(device)!r} here: torch {torch.__version__} sees {count}")
+    return found
+
+
 @contextmanager
 def _stream(device: torch.device) -> Iterator[int]:
     """The device's current stream, by address; the device is the current one meanwhile."""

@@ -76,7 +76,7 @@ def run(
     >>> run("builtin:tiny", "builtin", "out", scheme="INT4_Group_128").frames   # doctest: +SKIP
     4
     """
-    from . import memory, models
+    from . import memory, models, ops
     from .checkpoint.budget import parse_bytes
     from .configs import get_config
     from .data.images import check_mode, check_size, load_frames
@@ -87,7 +87,7 @@ def run(
     config = get_config(scheme) if scheme is not None else None
     if max_memory is not None:
         parse_bytes(max_memory)
-    target = models.check_device(device)
+    target = ops.check_device(device)
     check_mode(mode)
     if size is not None:
         check_size(size)

@@ -189,13 +189,30 @@ def test_what_quantize_model_refuses_is_one_line(given: dict, words: str) -> Non
         ({"model": 3}, "model is 3; wanted a module, or a function"),
         ({"dtype": torch.int8}, "dtype is torch.int8; wanted torch.float32"),
         ({"dtype": "x"}, "dtype is 'x'; wanted torch.float32"),
-        ({"device": []}, "device is []; wanted 'cpu', 'cuda'"),
+        ({"device": []}, "unknown device '[]'"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "cuda:99"}, "no device 'cuda:99' here"),
     ],
 )
 def test_what_load_refuses_is_one_line(given: dict, words: str) -> None:
     with pytest.raises(UserError) as caught:
         vq.load("any.safetensors", **given)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_no_model_is_one_line(tmp_path: Path) -> None:
+    model, _ = vq.quantize_model(Zoo(), INT4)
+    vq.save(model, tmp_path / "a.safetensors")
+    for call in (
+        lambda: vq.quantize_model(None, INT4),
+        lambda: vq.save("model", tmp_path / "b.safetensors"),
+        lambda: vq.load(tmp_path / "a.safetensors", model=lambda: None),
+    ):
+        with pytest.raises(UserError, match=r"^the model is \w+; wanted a torch.nn.Module$"):
+            call()
+    with pytest.raises(UserError, match="source is 'x'; wanted what models.load_model returns"):
+        vq.save(model, tmp_path / "b.safetensors", source="x")
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def test_filter_fn() -> None:

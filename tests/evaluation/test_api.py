@@ -145,6 +145,13 @@ def test_a_confidence_of_zero_everywhere_is_reported() -> None:
         ({"mode": None}, "--mode is None; wanted a word"),
         ({"layout": 3}, "--layout is 3; wanted a word"),
         ({"forward": 3}, "forward is 3; wanted a function"),
+        ({"data": [(torch.zeros(0, 3, 28, 28), None)]}, "are empty: (0, 3, 28, 28)"),
+        ({"data": [(torch.zeros(2, 3, 28, 28, device="meta"), None)]}, "have no values (meta)"),
+        ({"model": {}}, "model is dict; wanted a module"),
+        ({"configs": []}, "configs is empty"),
+        ({"mode": "stretch"}, "unknown mode 'stretch': wanted one of crop, pad"),
+        ({"output_dir": ""}, "output_dir is empty"),
+        ({"max_images": 10**10}, "--max_images is 10000000000; wanted 1 to 100000"),
     ],
 )
 def test_what_it_refuses_is_one_line(given: dict, words: str) -> None:

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 from builders import SCHEMA, SCHEMA_FILE, document, plain, seven, variant
 
+from vggtquant.errors import UserError
 from vggtquant.evaluation import schema
 from vggtquant.evaluation.analyse import rows
 from vggtquant.evaluation.present import files
@@ -46,6 +47,27 @@ def test_the_schema_refuses_what_is_wrong() -> None:
         wrong = made | {"schemes": [made["schemes"][0] | change]}
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda made: made["data"].update(scenes=[]), "it has no scene"),
+        (lambda made: made["schemes"][1].update(time=None), "is ok, but has no time"),
+        (lambda made: made["schemes"][0].update(bytes=None), "is ok, but has no time or no bytes"),
+        (lambda made: made["schemes"][2].update(error=math.inf), "not finite"),
+        (lambda made: made["schemes"][2].update(error="x"), "Expected `float | null`"),
+        (lambda made: made.update(schemes=[]), "length >= 1"),
+    ],
+)
+def test_a_file_that_no_evaluation_wrote_is_refused(tmp_path: Path, change, words: str) -> None:
+    made = plain(document(seven()))
+    change(made)
+    path = tmp_path / schema.JSON_NAME
+    path.write_text(json.dumps(made).replace("Infinity", "1e999"))
+    with pytest.raises(UserError, match="damaged") as caught:
+        schema.read(path)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_nan_and_inf_become_null_with_a_reason() -> None:

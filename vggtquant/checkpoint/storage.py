@@ -102,6 +102,9 @@ def save(
     1
     """
     check_float_dtype(float_dtype)
+    architectures.check_module(model)
+    if source is not None and not hasattr(source, "sha256"):
+        raise UserError(f"source is {source!r}; wanted what models.load_model returns")
     quantized = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
@@ -291,8 +294,8 @@ def load(
         raise UserError(f"model is {model!r}; wanted a module, or a function that builds it")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise UserError(f"dtype is {dtype!r}; wanted torch.float32, torch.bfloat16 or float16")
-    if device is not None and not isinstance(device, str | torch.device):
-        raise UserError(f"device is {device!r}; wanted 'cpu', 'cuda' or a torch.device")
+    if device is not None:
+        ops.check_device(device)
     checkpoint = Checkpoint(_file_of(source))
     layers = checkpoint.document.layers
     pool = workers(torch.get_num_threads(), "load")
@@ -359,7 +362,7 @@ def _build(checkpoint: Checkpoint, factory: Callable[[], nn.Module] | None) -> n
     """The checkpoint's architecture with parameters that have no memory yet."""
     if factory is not None:
         with architectures.parameters_without_memory():
-            return factory()
+            return architectures.check_module(factory())
     document = checkpoint.document
     if document.architecture not in architectures.BY_NAME:
         whose = document.architecture or document.source.name or "the user\u2019s own"

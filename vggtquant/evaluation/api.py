@@ -82,6 +82,10 @@ def evaluate(
     name = type(model).__name__ if given is not None else str(model)
     if given is not None and isolate:
         raise UserError("isolate loads a model by its name; a module was given")
+    if not isinstance(model, nn.Module | str | Path):
+        raise UserError(f"model is {type(model).__name__}; wanted a module, or the name of one")
+    if output_dir is not None and not str(output_dir):
+        raise UserError("output_dir is empty; wanted a folder, or None")
     if forward is not None and not callable(forward):
         raise UserError(f"forward is {forward!r}; wanted a function of (model, pictures)")
     found, images = _data(data)
@@ -131,7 +135,10 @@ def _configs(given: Configs | None) -> tuple[QuantizationConfig, ...] | None:
     if not one and not isinstance(given, Iterable):
         raise UserError(f"configs is {given!r}; wanted names, QuantizationConfig objects or a file")
     many: Sequence[Any] = [given] if one else given  # type: ignore[assignment]
-    return plan.configs_of(many)
+    found = plan.configs_of(many)
+    if not found:
+        raise UserError("configs is empty; wanted at least one scheme, or None for all")
+    return found
 
 
 def _data(given: str | Path | Iterable[Any] | None) -> tuple[inputs.Inputs | None, tuple[str, ...]]:

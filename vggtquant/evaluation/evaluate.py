@@ -129,10 +129,9 @@ def evaluate(
     Raises UserError for bad input, before any work where that can be known, and Interrupted (a
     KeyboardInterrupt that carries what was kept) when it is stopped.
     """
-    from .. import models
 
     plan.check(settings)
-    device = models.check_device(settings.device)
+    device = ops.check_device(settings.device)
     if device.type != "cpu":
         raise UserError(f"device {settings.device!r} is not served by this version; wanted cpu")
     folder = Path(settings.output_dir)

@@ -9,6 +9,7 @@ that its files are still read.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict
 from enum import StrEnum
@@ -821,7 +822,29 @@ def read(path: str | Path) -> Document:
             f"{file} has schema version {version}; this version reads "
             f"{' and '.join(f'{major}.x' for major in READ_VERSIONS)}"
         )
-    return convert(value, Document, f"{file} is damaged")
+    found = convert(value, Document, f"{file} is damaged")
+    if why := _contradiction(found, value):
+        raise UserError(f"{file} is damaged: {why}")
+    return found
+
+
+def _contradiction(document: Document, value: object) -> str | None:
+    """What no evaluation writes, though each part is of its type."""
+    if not document.data.scenes:
+        return "it has no scene"
+    for row in document.schemes:
+        if row.ok and (row.time is None or row.bytes is None):
+            return f"{row.name} is ok, but has no time or no bytes"
+    return None if _finite(value) else "it holds a number that is not finite"
+
+
+def _finite(value: object) -> bool:
+    """Whether all numbers of a JSON value are: 1e999 and NaN are read as floats."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def json_schema() -> dict[str, Any]:

@@ -86,6 +86,13 @@ def recognised(
     return found
 
 
+def check_module(model: object) -> nn.Module:
+    """The model itself; UserError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is {type(model).__name__}; wanted a torch.nn.Module")
+    return model
+
+
 def of_model(model: nn.Module) -> tuple[str, dict[str, int | bool]]:
     """Name and plain settings of a model's architecture; "" where only its owner can build it."""
     for row in ARCHITECTURES:

@@ -133,6 +133,9 @@ def _given(number: int, item: Any) -> Sample:
             f"the pictures of scene {number} are {tensor.dtype} {tuple(tensor.shape)}; wanted "
             "floats in [0, 1] of shape (frames, 3, height, width)"
         )
+    if not tensor.numel() or tensor.is_meta:
+        what = "have no values (meta)" if tensor.is_meta else f"are empty: {tuple(tensor.shape)}"
+        raise UserError(f"the pictures of scene {number} {what}; wanted at least one picture")
     low, high = float(tensor.min()), float(tensor.max())
     if not 0 <= low <= high <= 1:
         raise UserError(

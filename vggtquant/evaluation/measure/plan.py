@@ -13,6 +13,7 @@ from torch import nn
 
 from ... import environment, memory
 from ...configs import CONFIGS, QuantizationConfig, get_config
+from ...data.images import check_mode
 from ...data.scenes import MOST_SCENES
 from ...errors import UserError
 from ...notes import told
@@ -96,7 +97,7 @@ def rows_of(settings: Settings, packed: Variant | None, alone: bool) -> list[Var
 def check(settings: Settings) -> None:
     """Refuses numbers out of range: UserError."""
     for name, least, most in (
-        ("max_images", 1, None),
+        ("max_images", 1, MOST_SCENES),
         ("scenes", 1, MOST_SCENES),
         ("groups", 1, MOST_SCENES),
         ("runs", 1, MOST_PASSES),
@@ -118,6 +119,7 @@ def check(settings: Settings) -> None:
         word = getattr(settings, name)
         if not isinstance(word, str) and (word is not None or name == "mode"):
             raise UserError(f"--{name} is {word!r}; wanted a word")
+    check_mode(settings.mode)
     check_budget(settings.budget)
     if settings.resume and settings.restart:
         raise UserError("--resume and --restart were both given; wanted one of them")

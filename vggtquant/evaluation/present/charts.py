@@ -412,12 +412,14 @@ def _name_points(axis: Axes, points: Sequence[tuple[str, float, float]]) -> None
     """Writes names at the right of points, one below the other where points are close."""
     figure = axis.get_figure(root=True)
     assert isinstance(figure, Figure)
-    figure.draw_without_rendering()  # settles the layout
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
     longest = max(_width(name) for name, _, _ in points) / 72 + 0.3  # inches
     low, high = axis.get_xlim()
     share = min(0.6, longest / (axis.bbox.width / figure.dpi))
     axis.set_xlim(low, low + (high - low) / (1 - share))
-    figure.draw_without_rendering()  # settles the scales
+    layout.execute(figure)  # with the scales settled
     point = figure.dpi / 72
     placed = [(name, x, y, *axis.transData.transform((x, y)) / point) for name, x, y in points]
     left: list[list[Any]] = []
