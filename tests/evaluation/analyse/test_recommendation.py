@@ -108,6 +108,26 @@ def test_the_depth_is_held_to_the_noise_floor_unless_max_drop_is_given() -> None
     assert _recommend(rows, max_drop=1.0).depth_bound is None
 
 
+def test_the_nearest_says_its_loss_once() -> None:
+    rows = _rows()
+    for one in rows[2:]:
+        one.task.fp32 = {"auc_30": 0.9, "depth_abs_rel": 0.1}
+    reason = _recommend(rows).reason
+    assert reason.count("10.00 points") == 1 and reason.count("10 %") == 1, reason
+    reason = _recommend(_rows()[:4], max_bytes=250_000).reason  # of a bound that is no loss
+    assert "more than max_bytes" in reason and "it loses 0.10 points and 0.1 % of depth" in reason
+
+
+def test_a_depth_whose_interval_reaches_beyond_the_floor_is_told() -> None:
+    rows = _rows(8)
+    for scene, one in enumerate(rows[2].scenes):
+        one.task.fp32["depth_abs_rel"] = 0.001 if scene % 2 else 0.0049
+    rows[2].task.fp32["depth_abs_rel"] = 0.00295  # the floor is 0.003
+    found = _recommend(rows[:3])
+    assert found.scheme == FINE
+    assert any("its depth may be up to" in words for words in found.open), found.open
+
+
 def test_ties_name_their_members() -> None:
     found = _recommend(_rows())
     assert found.tied == [FAST]  # the same bytes, and within the bounds

@@ -191,7 +191,14 @@ def _too_much(row: Row, lost: Loss, budget: Budget, most: float, floor: float | 
     return words
 
 
-def _open(row: Row, lost: Loss, budget: Budget, most: float, statistics: Statistics) -> list[str]:
+def _open(
+    row: Row,
+    lost: Loss,
+    budget: Budget,
+    most: float,
+    floor: float | None,
+    statistics: Statistics,
+) -> list[str]:
     """The bounds that a scheme keeps by its figures, but not by all that these leave open."""
     words = []
     if lost.points is None:
@@ -203,6 +210,11 @@ def _open(row: Row, lost: Loss, budget: Budget, most: float, statistics: Statist
         words.append(
             f"the loss may be up to {lost.high:.2f} points by its interval, more than max_drop "
             f"{most:g}"
+        )
+    if floor is not None and lost.depth_high is not None and lost.depth_high > floor:
+        words.append(
+            f"its depth may be up to {percent(lost.depth_high)} % from FP32's by its interval, "
+            f"more than the noise floor's {percent(floor)} %"
         )
     least, slowest = budget.min_speedup, row.timed.speedup_low
     if least is not None and slowest is None:
@@ -256,7 +268,7 @@ def recommend(rows: Sequence[Row], budget: Budget, statistics: Statistics) -> Re
         scheme=pick.name if pick else None,
         reason=_reason(pick, near, fitting, excluded, losses, most, floor),
         loss=losses[shown.name] if shown else None,
-        open=_open(pick, losses[pick.name], budget, most, statistics) if pick else [],
+        open=_open(pick, losses[pick.name], budget, most, floor, statistics) if pick else [],
         nearest=near.name if near else None,
         tied=tied,
         depth_bound=floor,
@@ -289,9 +301,16 @@ def _reason(
         return "No scheme finished with results that can be believed."
     return (
         f"No scheme keeps within the bounds ({bounds}). Nearest: {near.name}: "
-        f"{' and '.join(excluded[near.name])}; it loses {_lost(losses[near.name])}. "
+        f"{', and '.join(excluded[near.name])}{_rest(excluded[near.name], losses[near.name])}. "
         "--max_drop sets another bound."
     )
+
+
+def _rest(said: Sequence[str], lost: Loss) -> str:
+    """The loss in words, unless the bounds that it breaks have said all of it."""
+    parts = sum(value is not None for value in (lost.points, lost.depth))
+    named = sum(words.startswith(("loses ", "its depth ")) for words in said)
+    return "" if named == parts and lost.low is None else f"; it loses {_lost(lost)}"
 
 
 def _lost(lost: Loss) -> str:

@@ -113,7 +113,7 @@ def blocks(document: Document, *, wide: bool = True) -> list[Block]:
     found = [
         Block("Schemes: packed weights, float activations", first, shown),
         Block("With INT8 activations (_A8)", a8, narrower),
-        Block("FP32 again, and bfloat16: what an error stands beside", floor, narrower),
+        Block("FP32 again, and bfloat16: the noise floor", floor, narrower),
     ]
     return [block for block in found if block.rows]
 
