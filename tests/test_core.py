@@ -36,6 +36,7 @@ needs_compiler = pytest.mark.skipif(
 )
 pytestmark = [needs_sources, needs_compiler]
 # Of the lengths that core.c tries, every 13th by default: coverage.py has every branch taken by it.
+# Models of instructions are slow: every 29th.
 every_length = pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
 
 
@@ -123,7 +124,7 @@ def test_optimized_with_threads(core_folder: Path, stride: int) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
-@every_length
+@pytest.mark.parametrize("stride", [29, pytest.param(1, marks=pytest.mark.slow)])
 def test_instructions_that_this_cpu_may_lack(core_folder: Path, stride: int) -> None:
     """AMX and AVX-VNNI kernels on models of those instructions in plain C, sanitized."""
     told = run(sanitized(core_folder, SOURCES, MODELS), stride)

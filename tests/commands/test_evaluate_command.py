@@ -213,6 +213,7 @@ def test_ctrl_c_gives_130_and_says_what_is_kept(tmp_path: Path, capsys, monkeypa
 def test_signals_keep_finished_schemes(tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "out"
     words = ["evaluate", "--model", "toy:slow", "--scenes", "2", "--output_dir", str(out)]
+    words += ["--schemes", "INT8_Per_Channel_Symmetric,INT4_Group_32"]
     process = subprocess.Popen(
         [sys.executable, "-m", "vggtquant", *words],
         cwd=Path(__file__).parents[1],
