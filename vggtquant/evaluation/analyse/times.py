@@ -17,6 +17,7 @@ from ..schema import Basis, Kind, Pair, Row, Time, Timing, Usable, Withheld
 
 WIDE = 1.5
 _ENOUGH = 6  # calm pairs that are enough to leave the others out
+_FEWEST = 4  # pairs whose processor times have quartiles
 WIDE_SPREAD = 0.2
 """Passes that differ by more than this share of their median were disturbed by something else."""
 SPREAD_RULE = (
@@ -103,7 +104,7 @@ def _beside(time: Time, pairs: Sequence[Pair], fp32: Mapping[str, float]) -> Non
             if pair.processor and pair.fp32_processor
         ]
         time.speedup_withheld = Withheld.BUSY
-        if len(worked) == len(chosen) >= _ENOUGH:
+        if len(worked) == len(chosen) >= _FEWEST:
             basis = Basis.PROCESSOR
             time.speedup_low, speedup, time.speedup_high = quarters(worked)
             wide = time.speedup_high > WIDE * time.speedup_low

@@ -137,7 +137,7 @@ def calm(found: Sequence[Pair]) -> list[Pair]:
 
 def _steady(found: Sequence[Pair]) -> bool:
     ratios = [pair.fp32_seconds / pair.seconds for pair in calm(found)]
-    if len(ratios) < 4:
-        return len(found) < 4
+    if len(ratios) < 4:  # a long forward has few pairs; others go on until enough are calm
+        return len(ratios) == len(found) < 4
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return high <= _STEADY * low
