@@ -221,7 +221,7 @@ def test_signals_keep_finished_schemes(tmp_path: Path, number: int, code: int) -
         stdout=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (out / schema.JSON_NAME).exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
