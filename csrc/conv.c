@@ -27,7 +27,7 @@ typedef struct vgq_conv_task {
     unsigned char *operand;
     int32_t *acc;
     float *y; /* [mr][64], and as many residuals */
-    uint32_t most[2];
+    vgq_conv_most most;
 } vgq_conv_task;
 
 static unsigned char *codes_at(const vgq_conv_task *task, size_t pixel)
@@ -109,23 +109,21 @@ static void sum_windows(const vgq_conv_task *task, size_t rows)
         }
 }
 
-/* One pixel's outputs of panel p, from floats to y. */
-static void store_pixel(vgq_conv_task *task, size_t pixel, size_t p, float *y)
+/* One pixel's outputs of panel p, from floats to y: `first` is the first one's place there. */
+static void store_pixel(vgq_conv_task *task, size_t pixel, size_t first, size_t n, float *y)
 {
     const vgq_conv_plan *const plan = task->plan;
     const vgq_conv_call *const call = &plan->call;
     const vgq_quantize_kernels *const quantize = &plan->kernels->quantize;
-    const size_t whole = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
-    const size_t n = call->folded ? whole / 2 : whole;
-    const size_t first = pixel * (call->folded ? n : plan->w.n) + p * VGQ_PANEL,
-                 nbytes = vgq_dtype_nbytes(call->y_dtype);
+    const size_t nbytes = vgq_dtype_nbytes(call->y_dtype);
     float widened[VGQ_PANEL];
     const float *residual = NULL;
     if (call->folded)
         plan->kernels->conv.add(n, y + n, y);
     if (call->residual)
         residual = vgq_floats(plan->kernels, call->y_dtype, call->residual, first, n, widened);
-    plan->kernels->conv.last(n, y, call->relu_y, residual, call->relu_sum, task->most);
+    plan->kernels->conv.last(1, n, y, VGQ_PANEL, call->relu_y, residual, call->relu_sum,
+                             &task->most);
     if (!call->outputs) {
         quantize->store[call->y_dtype](n, y, (char *)call->y + first * nbytes);
         return;
@@ -140,6 +138,31 @@ static void store_pixel(vgq_conv_task *task, size_t pixel, size_t p, float *y)
         quantize->store[call->y_dtype](count, out,
                                        (char *)call->y + (pixel * call->outputs + o) * nbytes);
     }
+}
+
+/* `pixels` neighbours of a row of y from `pixel` on, outputs of panel p, from their sums to y:
+ * whole panels of floats where they lie, others in scratch first. */
+static void store_pixels(vgq_conv_task *task, size_t pixel, size_t p, size_t pixels,
+                         const int32_t *acc, const int32_t *sums, const vgq_conv_columns *columns)
+{
+    const vgq_conv_plan *const plan = task->plan;
+    const vgq_conv_call *const call = &plan->call;
+    const vgq_conv_kernels *const conv = &plan->kernels->conv;
+    const size_t apart = plan->product->mr * VGQ_PANEL;
+    const size_t whole = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
+    const size_t n = call->folded ? whole / 2 : whole;
+    const size_t ldy = call->folded ? n : plan->w.n, first = pixel * ldy + p * VGQ_PANEL;
+    if (call->y_dtype == VGQ_F32 && !call->outputs && n == VGQ_PANEL) {
+        float *const y = (float *)call->y + first;
+        const float *const residual = call->residual ? (const float *)call->residual + first : NULL;
+        conv->finish(pixels, call->kernel_height, apart, acc, columns, sums, task->x_scale, y, ldy);
+        conv->last(pixels, n, y, ldy, call->relu_y, residual, call->relu_sum, &task->most);
+        return;
+    }
+    conv->finish(pixels, call->kernel_height, apart, acc, columns, sums, task->x_scale, task->y,
+                 VGQ_PANEL);
+    for (size_t i = 0; i < pixels; i++)
+        store_pixel(task, pixel + i, first + i * ldy, n, task->y + i * VGQ_PANEL);
 }
 
 static vgq_conv_columns columns_of(const vgq_conv_plan *plan, size_t p)
@@ -179,14 +202,14 @@ static void multiply_run(vgq_conv_task *task, size_t p, const vgq_operand *opera
                 codes_at(task, (i * call->stride_height + u) * plan->line + j * call->stride_width),
                 call->stride_width * plan->pixel, NULL, task->acc + u * apart);
         }
-        plan->kernels->conv.finish(rows, call->kernel_height, apart, task->acc, columns,
-                                   task->windows + at, task->x_scale, task->y);
-        for (size_t r = 0; r < rows; r++) {
+        for (size_t r = 0, run; r < rows; r += run) {
             const size_t row = (at + r) / width, column = (at + r) % width;
+            run = vgq_min(rows - r, width - column);
             if (column < call->out_width)
-                store_pixel(task,
-                            (task->picture * call->out_height + y + row) * call->out_width + column,
-                            p, task->y + r * VGQ_PANEL);
+                store_pixels(
+                    task, (task->picture * call->out_height + y + row) * call->out_width + column,
+                    p, vgq_min(run, call->out_width - column), task->acc + r * VGQ_PANEL,
+                    task->windows + at + r, columns);
         }
     }
 }
@@ -264,8 +287,10 @@ static void run_conv_task(const void *job, size_t index, unsigned char *own)
                     kept * plan->line * sizeof(*task.sums));
         }
     }
-    grow(&plan->largest[2 * task.picture], task.most[0]);
-    grow(&plan->largest[2 * task.picture + 1], task.most[1]);
+    for (size_t i = 0; i < VGQ_LANES; i++) {
+        grow(&plan->largest[2 * task.picture], task.most.magnitude[i]);
+        grow(&plan->largest[2 * task.picture + 1], task.most.positive[i]);
+    }
 }
 
 /* ---- the calls --------------------------------------------------------------------------------

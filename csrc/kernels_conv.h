@@ -20,15 +20,19 @@ typedef void vgq_add_fn(size_t n, const float *added, float *x);
 /* codes = min(rint(relu(x * inverse)), 254) - 127, as floats; a NaN counts as 0. */
 typedef void vgq_unsigned_fn(size_t n, const float *x, float inverse, float *codes);
 /* y[r][64] = (float)(sum of acc[s][r] over segments - offset * sums[r] + correction) * x_scale *
- * scale + bias. Segments of acc lie `apart` elements from each other, rows 64. */
+ * scale + bias. Segments of acc lie `apart` elements from each other, rows 64; those of y ldy. */
 typedef void vgq_conv_finish_fn(size_t rows, size_t segments, size_t apart, const int32_t *acc,
                                 const vgq_conv_columns *columns, const int32_t *sums, float x_scale,
-                                float *y);
-/* The last step of n outputs of one pixel: y = relu(y) where `relu`, plus residual (NULL: none),
- * relu of that where `relu_sum`; most[0] and most[1] grow to the largest magnitude of y and of
- * relu(y), as the integers that their bits are. */
-typedef void vgq_conv_last_fn(size_t n, float *y, int relu, const float *residual, int relu_sum,
-                              uint32_t most[2]);
+                                float *y, size_t ldy);
+/* The largest magnitudes of outputs and of their relu, as the integers that their bits are: any
+ * share of the outputs in each lane. */
+typedef struct vgq_conv_most {
+    uint32_t magnitude[VGQ_LANES], positive[VGQ_LANES];
+} vgq_conv_most;
+/* The last step of n outputs of some pixels, ldy elements from each other: y = relu(y) where
+ * `relu`, plus residual (likewise; NULL: none), relu of that where `relu_sum`; `most` grows. */
+typedef void vgq_conv_last_fn(size_t pixels, size_t n, float *y, size_t ldy, int relu,
+                              const float *residual, int relu_sum, vgq_conv_most *most);
 /* The products of y (n, padded with zeros to 64) with `outputs` rows of 64 weights, plus bias:
  * 16 lanes, lane i + 16 j in the order of j, added by a fixed tree. */
 typedef void vgq_conv_project_fn(size_t outputs, const float *y, const float *weight,

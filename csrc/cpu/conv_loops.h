@@ -39,7 +39,7 @@ static void OWN(code_unsigned)(size_t n, const float *restrict x, float inverse,
 /* Unsigned: partial sums may pass 2^31; the true one does not. */
 static void OWN(finish)(size_t rows, size_t segments, size_t apart, const int32_t *acc,
                         const vgq_conv_columns *columns, const int32_t *sums, float x_scale,
-                        float *restrict y)
+                        float *restrict y, size_t ldy)
 {
     for (size_t r = 0; r < rows; r++) {
         const uint32_t extra = (uint32_t)columns->offset * (uint32_t)sums[r];
@@ -52,32 +52,46 @@ static void OWN(finish)(size_t rows, size_t segments, size_t apart, const int32_
                 total[c] += (uint32_t)from[c];
         }
         for (size_t c = 0; c < VGQ_PANEL; c++)
-            y[r * VGQ_PANEL + c] =
+            y[r * ldy + c] =
                 (float)(int32_t)total[c] * x_scale * columns->scale[c] + columns->bias[c];
     }
 }
 
-static void OWN(last)(size_t n, float *restrict y, int relu, const float *restrict residual,
-                      int relu_sum, uint32_t most[2])
+/* Up to 16 outputs of a pixel; n is a constant where there are 16. A NaN stays one. */
+static inline void OWN(last_part)(size_t n, float *restrict y, int relu,
+                                  const float *restrict residual, int relu_sum,
+                                  vgq_conv_most *restrict most)
 {
     if (relu)
         for (size_t i = 0; i < n; i++)
-            y[i] = y[i] <= 0 ? 0 : y[i]; /* a NaN stays */
+            y[i] = y[i] <= 0 ? 0 : y[i];
     if (residual)
         for (size_t i = 0; i < n; i++)
             y[i] += residual[i];
     if (relu_sum)
         for (size_t i = 0; i < n; i++)
             y[i] = y[i] <= 0 ? 0 : y[i];
-    uint32_t magnitude = most[0], positive = most[1];
     for (size_t i = 0; i < n; i++) {
         const uint32_t bits = vgq_bits_of_float(y[i]) & 0x7fffffffu;
         const uint32_t above = y[i] <= 0 ? 0 : bits;
-        magnitude = bits > magnitude ? bits : magnitude;
-        positive = above > positive ? above : positive;
+        most->magnitude[i] = bits > most->magnitude[i] ? bits : most->magnitude[i];
+        most->positive[i] = above > most->positive[i] ? above : most->positive[i];
     }
-    most[0] = magnitude;
-    most[1] = positive;
+}
+
+static void OWN(last)(size_t pixels, size_t n, float *y, size_t ldy, int relu,
+                      const float *residual, int relu_sum, vgq_conv_most *most)
+{
+    vgq_conv_most found = *most;
+    for (size_t pixel = 0; pixel < pixels; pixel++, y += ldy) {
+        size_t i = 0;
+        for (; i + VGQ_LANES <= n; i += VGQ_LANES)
+            OWN(last_part)
+            (VGQ_LANES, y + i, relu, residual ? residual + i : NULL, relu_sum, &found);
+        OWN(last_part)(n - i, y + i, relu, residual ? residual + i : NULL, relu_sum, &found);
+        residual = residual ? residual + ldy : NULL;
+    }
+    *most = found;
 }
 
 static void OWN(project)(size_t outputs, const float *restrict y, const float *restrict weight,
