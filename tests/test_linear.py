@@ -5,6 +5,7 @@ import copy
 import hashlib
 import io
 import math
+import pickle
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -31,7 +32,7 @@ from linears import (
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import QTensor, QuantizationSpec, QuantizedLinear, UserError, ops
+from vggtquant import QTensor, QuantizationSpec, QuantizedLinear, UserError, linear, ops
 
 every_weight = pytest.mark.parametrize("name", WEIGHTS)
 activations = pytest.mark.parametrize("int8", [False, True], ids=["float", "A8"])
@@ -751,3 +752,26 @@ def test_gelu_has_the_same_bits_on_every_instruction_set() -> None:
     assert len(set(found)) == 1
     want = torch.nn.functional.gelu(layer(x).double())
     torch.testing.assert_close(layer.fused(x, gelu=True).double(), want, rtol=3e-7, atol=3e-7)
+
+
+def test_settled_weights_are_the_same_bits_in_memory_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, n) for n in (200, 64, 8)))
+    layers = [
+        QuantizedLinear.from_linear(layer, "INT8_Per_Channel_Symmetric_A8") for layer in model
+    ]
+    quantized = torch.nn.Sequential(*layers)
+    before = [layer.packed for layer in layers]
+    linear.settle(quantized)
+    assert all(layer.packed is old for layer, old in zip(layers, before, strict=True))
+    monkeypatch.setattr(linear, "SETTLED", 0)
+    monkeypatch.setattr(ops, "_CHUNK", before[0].nbytes)
+    linear.settle(quantized)
+    for layer, old in zip(layers, before, strict=True):
+        assert layer.packed is not old
+        assert torch.equal(layer.packed, old)
+        assert layer.packed.untyped_storage().nbytes() == old.nbytes
+    x = torch.randn(3, 64)
+    copied = pickle.loads(pickle.dumps(layers[0]))
+    assert torch.equal(copied(x), layers[0](x))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -400,6 +401,26 @@ def _pack(q: QTensor, like: torch.Tensor | None = None) -> tuple[ops.Packed, tor
     about = ops.Packed(q.spec.bits, scales, n, k, group, zero is not None)
     like = q.packed if isinstance(q.packed, torch.Tensor) else like
     return about, ops.pack(about, q.packed, scale, q.factor, zero, like)
+
+
+SETTLED = 64 << 20
+"""Bytes of packed weights from which on it pays to lay them anew."""
+
+
+def settle(model: nn.Module) -> None:
+    """Lay the packed weights of a large model side by side, in huge pages where the system has
+    them; a model of less than SETTLED bytes stays as it is.
+
+    >>> settle(nn.Sequential(QuantizedLinear.from_linear(nn.Linear(64, 32), "INT4_Group_32_A8")))
+    """
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    layers = [m for m in layers if type(m.packed) is torch.Tensor and m.packed.device.type == "cpu"]
+    sizes = [m.packed.nbytes for m in layers]
+    if sum(sizes) < SETTLED or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    for layer, room in zip(layers, ops.side_by_side(sizes), strict=True):
+        room.copy_(layer.packed)
+        layer.packed = room
 
 
 def _check_shape(x: torch.Tensor, k: int) -> None:

@@ -18,7 +18,7 @@ from .configs import QuantizationConfig, get_config
 from .conv import Conv, weight_rows
 from .dense import Swapped, convolutions_of, set_module, swap_convolutions
 from .errors import UserError
-from .linear import QuantizedLinear
+from .linear import QuantizedLinear, settle
 from .qtensor import QTensor, quantize
 from .selection import (
     PLAIN_LINEAR,
@@ -210,6 +210,7 @@ def quantize_model(
     layers += rest.convolutions
     if keep_originals:
         originals |= rest.originals
+    settle(model)
     ops.trim()
     if progress:
         progress(done, wanted, "")

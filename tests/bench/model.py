@@ -125,6 +125,7 @@ def fresh(args: argparse.Namespace, variant: Variant) -> nn.Module:
 def kept(args: argparse.Namespace, variant: Variant) -> nn.Module:
     """A model of ours out of the cache, where this same package has put it there."""
     import vggtquant as vq
+    from vggtquant import linear
 
     sources = sorted(Path(vq.__file__).parent.rglob("*.py"))
     key = hashlib.sha256(f"{args.model} {variant.change} {torch.__version__}".encode())
@@ -141,6 +142,7 @@ def kept(args: argparse.Namespace, variant: Variant) -> nn.Module:
         del model
         gc.collect()
     model: nn.Module = torch.load(file, weights_only=False)
+    linear.settle(model)
     return model
 
 

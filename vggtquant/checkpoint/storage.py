@@ -21,7 +21,7 @@ from ..configs import QuantizationConfig
 from ..conv import QuantizedConv2d, product_shape
 from ..dense import fuse_heads
 from ..errors import UserError
-from ..linear import QuantizedLinear
+from ..linear import QuantizedLinear, settle
 from ..weights import architectures, names
 from ..weights.container import Blob, Planned, Writer
 from .document import (
@@ -326,6 +326,7 @@ def load(
     fuse_heads(target)
     recognition.swap(target, checkpoint.document.configs)
     target.to(device=device, dtype=dtype)
+    settle(target)
     return target if isinstance(model, nn.Module) else target.eval()
 
 
