@@ -152,8 +152,7 @@ static void store_pixels(vgq_conv_task *task, size_t pixel, size_t p, size_t pix
     const size_t whole = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
     const size_t n = call->folded ? whole / 2 : whole;
     const size_t ldy = call->folded ? n : plan->w.n, first = pixel * ldy + p * VGQ_PANEL;
-    const int in_place = (call->y_dtype == VGQ_F32) & !call->outputs & (n == VGQ_PANEL);
-    if (in_place) {
+    if (call->y_dtype == VGQ_F32 && !call->outputs && n == VGQ_PANEL) {
         float *const y = (float *)call->y + first;
         const float *const residual = call->residual ? (const float *)call->residual + first : NULL;
         conv->finish(pixels, call->kernel_height, apart, acc, columns, sums, task->x_scale, y, ldy);

@@ -4,6 +4,8 @@
  */
 #include "core.h"
 
+#include "../csrc/formats.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -380,6 +382,26 @@ static void test_folded(void)
     free_scene(&s);
 }
 
+/* An output of bfloat16 is the float rounded; a panel and a part of one. */
+static void test_rounded(void)
+{
+    enum { N = 70 };
+    scene s = a_scene(8, N, 3, 1, 0, 0);
+    const size_t count = s.call.pictures * s.call.out_height * s.call.out_width * N;
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &s.call, s.scratch, s.scratch_nbytes) == VGQ_OK,
+          " ");
+    uint16_t *const want = malloc(count * sizeof(*want));
+    for (size_t i = 0; i < count; i++)
+        want[i] = vgq_bf16_of_float(s.y[i]);
+    s.call.y_dtype = VGQ_BF16;
+    CHECK(vgq_conv2d_nbytes(&s.w, &s.call) <= s.scratch_nbytes, " ");
+    CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &s.call, s.scratch, s.scratch_nbytes) == VGQ_OK,
+          " ");
+    CHECK(memcmp(want, s.y, count * sizeof(*want)) == 0, " ");
+    free(want);
+    free_scene(&s);
+}
+
 static void test_resizing(void)
 {
     enum { HIGH = 3, WIDE = 5, CHANNELS = 7, TO_HIGH = 4, TO_WIDE = 9 };
@@ -468,6 +490,7 @@ void test_convolutions(void)
         test_scene(16, projects ? 20 : 70, 3, 1, !(more & 1), more);
     }
     test_folded();
+    test_rounded();
     test_wrong_calls();
     test_wrong_weights();
     test_resizing();

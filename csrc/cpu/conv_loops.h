@@ -85,9 +85,10 @@ static void OWN(last)(size_t pixels, size_t n, float *y, size_t ldy, int relu,
     vgq_conv_most found = *most;
     for (size_t pixel = 0; pixel < pixels; pixel++, y += ldy) {
         size_t i = 0;
-        for (; i + VGQ_LANES <= n; i += VGQ_LANES)
-            OWN(last_part)
-            (VGQ_LANES, y + i, relu, residual ? residual + i : NULL, relu_sum, &found);
+        for (; i + VGQ_LANES <= n; i += VGQ_LANES) {
+            const float *const added = residual ? residual + i : NULL;
+            OWN(last_part)(VGQ_LANES, y + i, relu, added, relu_sum, &found);
+        }
         OWN(last_part)(n - i, y + i, relu, residual ? residual + i : NULL, relu_sum, &found);
         residual = residual ? residual + ldy : NULL;
     }
