@@ -151,6 +151,7 @@ static void strip_task(const vgq_plan *plan, const vgq_task *task, const vgq_ope
     const vgq_epilogue *const e = &plan->epilogue;
     const int stored = vgq_is_stored_by_strip(e, task->p);
     const size_t most = stored ? task->end - task->start : VGQ_STRIP_ROWS;
+    const size_t y_nbytes = plan->call.m * e->n * vgq_dtype_nbytes(e->dtype);
     for (size_t m = task->start, rows; m < task->end; m += rows) {
         rows = vgq_min(most, task->end - m);
         const vgq_strip strip = {
@@ -166,6 +167,7 @@ static void strip_task(const vgq_plan *plan, const vgq_task *task, const vgq_ope
             .gelu = stored && e->gelu,
             .layer_scale = stored ? vgq_layer_scale_at(e, task->p) : NULL,
             .residual = stored ? vgq_residual_at(e, m, task->p) : NULL,
+            .fetch_y = stored & (y_nbytes > VGQ_CACHED_Y),
         };
         plan->product->strip(operand, &strip);
         for (size_t r = 0; r < rows && !stored; r++)

@@ -108,6 +108,39 @@ static void test_expansions(void)
     CHECK(expansions == 4 * THREADS, "%d expansions of %d panels", expansions, PANELS);
 }
 
+/* An output larger than caches are asked for before it is written: its bits are those of parts. */
+static void test_large_output(void)
+{
+    enum { K = 8, N = 4 * VGQ_PANEL, M = VGQ_CACHED_Y / N / 4 + 8, HALF = M / 2 };
+    static uint8_t q[N * K], packed[N * (K + 32) + 4096];
+    static float scales[N], half[HALF * N];
+    float *const y = malloc(sizeof(float) * M * N);
+    for (size_t i = 0; i < sizeof(q); i++)
+        q[i] = (uint8_t)(37 * i);
+    for (size_t i = 0; i < N; i++)
+        scales[i] = 0.01f * (float)(i + 1);
+    const vgq_weight w = {.format = VGQ_I8, .n = N, .k = K, .group = K, .q = q, .scale = scales};
+    const size_t nbytes = vgq_packed_nbytes(&w);
+    CHECK(nbytes <= sizeof(packed) && vgq_pack(&w, packed, nbytes) == VGQ_OK, " ");
+    float *const inputs = malloc(sizeof(float) * M * K);
+    for (size_t i = 0; i < (size_t)M * K; i++)
+        inputs[i] = x[i % ALL];
+    vgq_linear_call call = {.activations = VGQ_INT8_ACTIVATIONS, .m = M, .x = inputs, .y = y};
+    const size_t scratch_nbytes = vgq_linear_nbytes(&w, &call);
+    void *const scratch = malloc(scratch_nbytes);
+    CHECK(vgq_linear(packed, nbytes, &call, scratch, scratch_nbytes) == VGQ_OK, " ");
+    call.m = HALF;
+    call.y = half;
+    for (size_t part = 0; part < 2; part++) {
+        call.x = inputs + part * HALF * K;
+        CHECK(vgq_linear(packed, nbytes, &call, scratch, scratch_nbytes) == VGQ_OK, " ");
+        CHECK(memcmp(half, y + part * HALF * N, sizeof(half)) == 0, "part %zu", part);
+    }
+    free(inputs);
+    free(scratch);
+    free(y);
+}
+
 void test_teams(void)
 {
     for (size_t i = 0; i < ALL; i++)
@@ -120,6 +153,7 @@ void test_teams(void)
     vgq_set_threads(0);
     CHECK(right() && vgq_threads() >= 1, " ");
     test_expansions();
+    test_large_output();
     test_fork();
     test_nested();
 }
