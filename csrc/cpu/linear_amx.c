@@ -235,7 +235,7 @@ ISA_END
  * being expanded. */
 static int many_lines(const vgq_weight *w, size_t lines)
 {
-    return lines > (w->scales == VGQ_TWO_LEVEL ? 10 : 5);
+    return lines > (w->scales == VGQ_TWO_LEVEL ? 9 : 5);
 }
 
 static const vgq_product product_amx = {
