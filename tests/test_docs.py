@@ -96,7 +96,7 @@ def test_the_readmes_figures_of_vggt_1b_are_those_of_performance() -> None:
     assert rows[head][1:3] == ["peak memory, GB", "one forward, s"] and "performance.md" in text
     measured = rows_of(ROOT / "docs" / "performance.md")
     shown = rows[head + 2 :]
-    assert len(shown) == 5
+    assert len(shown) == 4
     for name, memory, seconds, _ in shown:
         own = [row for row in measured if row[0].partition(" (")[0] == name]
         assert any({memory, seconds} <= set(row[1:]) for row in own), name
