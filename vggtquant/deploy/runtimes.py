@@ -20,9 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PRODUCTS = ("Linear", "attention", "convolution")
-"""What a runtime's kernels are counted as."""
-
 
 @dataclass(frozen=True)
 class Ran:

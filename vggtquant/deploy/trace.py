@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
-from unittest import mock
 
 import onnx_ir as ir
 import torch
@@ -108,17 +107,14 @@ def as_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
 @contextmanager
 def _plain_autocast() -> Iterator[None]:
     """`with autocast(enabled=False)` does nothing: it would hide what is inside in a subgraph."""
-    enter: Any = torch.autocast.__enter__
-    leave: Any = torch.autocast.__exit__
-
-    def entered(self: Any) -> Any:
-        return enter(self) if self._enabled else self
-
-    def left(self: Any, *error: Any) -> Any:
-        return leave(self, *error) if self._enabled else None
-
-    with mock.patch.multiple(torch.autocast, __enter__=entered, __exit__=left):
+    kind: Any = torch.autocast
+    enter, leave = kind.__enter__, kind.__exit__
+    kind.__enter__ = lambda self: enter(self) if self._enabled else self
+    kind.__exit__ = lambda self, *error: leave(self, *error) if self._enabled else None
+    try:
         yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave
 
 
 def _recorded(model: nn.Module, images: Tensor, shapes: Any) -> torch.export.ExportedProgram:

@@ -98,7 +98,7 @@ def evaluate(
             scenes=scenes,
             groups=groups,
             mode=mode,
-            configs=_configs(configs),
+            configs=_configs(configs, may_be_empty=sensitivity is not None),
             output_dir=str(folder),
             runs=runs,
             warmup=warmup,
@@ -126,7 +126,7 @@ def evaluate(
     return Report(result.document)
 
 
-def _configs(given: Configs | None) -> tuple[QuantizationConfig, ...] | None:
+def _configs(given: Configs | None, *, may_be_empty: bool) -> tuple[QuantizationConfig, ...] | None:
     if given is None:
         return None
     if isinstance(given, str | Path) and Path(given).suffix in CONFIG_SUFFIXES:
@@ -136,7 +136,7 @@ def _configs(given: Configs | None) -> tuple[QuantizationConfig, ...] | None:
         raise UserError(f"configs is {given!r}; wanted names, QuantizationConfig objects or a file")
     many: Sequence[Any] = [given] if one else given  # type: ignore[assignment]
     found = plan.configs_of(many)
-    if not found:
+    if not found and not may_be_empty:  # a sensitivity can be measured alone
         raise UserError("configs is empty; wanted at least one scheme, or None for all")
     return found
 
