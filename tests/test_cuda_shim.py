@@ -363,7 +363,8 @@ def seeded(workshop: Workshop, fault: str) -> tuple[int, str]:
     assert count >= 1, "the source has changed, and the fault must follow it"
     (sources / name).write_text(changed)
     subject = re.split(r"[_.]", name)[0]
-    tested = {"quantize": "test_quantize", "two": "test_quantize", "linear": "test_linear"}
+    tested = {"quantize": "test_quantize", "two": "test_quantize"}
+    tested |= {"linear": "test_linear", "mma": "test_linear"}
     (chosen,) = program or [tested.get(subject, "test_metrics")]
     cuda = [sources / f"{stem}.cu" for stem in PROGRAMS[chosen]]
     return run(workshop.program(kind, chosen, cuda, faults=folder), "few")
