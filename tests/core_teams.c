@@ -153,7 +153,11 @@ void test_teams(void)
     vgq_set_threads(0);
     CHECK(right() && vgq_threads() >= 1, " ");
     test_expansions();
-    test_large_output();
+    for (size_t isa = 0; vgq_isa_here(isa); isa++) {
+        vgq_use(vgq_isa_here(isa));
+        test_large_output();
+    }
+    vgq_use(NULL);
     test_fork();
     test_nested();
 }
