@@ -90,3 +90,13 @@ def test_a_command_in_another_thread(tmp_path: Path, capsys) -> None:
     thread.start()
     thread.join()
     assert codes == [0], capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    """Heavy modules are imported by the command that needs them."""
+    program = (
+        "import sys\nfrom vggtquant.commands.cli import main\n"
+        "assert main(['export', '--help']) == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'onnx')))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

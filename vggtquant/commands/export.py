@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..deploy.api import FORMATS, OPSET, export
+from ..deploy import FORMATS, OPSET
 from .options import FOLDER, config_of
 
 WORDS = "write a (quantized) model for ONNX Runtime, OpenVINO or TensorRT"
@@ -63,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs `vggtquant export`."""
+    from ..deploy.api import export
+
     found = export(
         args.model,
         args.out,

@@ -4,3 +4,10 @@
 `sites` marks the quantized layers, `trace` records the graph, `lowering` writes the layers,
 `onnx_file` stores it, `runtimes` run it, `check` compares, `tensorrt` has rules, `api` is export.
 """
+
+from typing import Literal
+
+Format = Literal["onnx", "openvino"]
+FORMATS: tuple[Format, ...] = ("onnx", "openvino")
+OPSET = 21
+"""Of ONNX: the first one with INT4 and with blocks."""

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,15 +16,12 @@ from torch import nn
 from ..data.images import PATCH
 from ..errors import UserError
 from ..files import writable_folder
+from . import FORMATS, OPSET, Format
 
 if TYPE_CHECKING:
     from .check import Difference
     from .runtimes import Ran
 
-Format = Literal["onnx", "openvino"]
-FORMATS: tuple[Format, ...] = ("onnx", "openvino")
-OPSET = 21
-"""Of ONNX: the first one with INT4 and with blocks."""
 _NEEDED = ("onnx", "onnxscript", "onnx_ir")
 
 
