@@ -117,16 +117,6 @@ static void prepare_avx512(const vgq_rows *rows, size_t first, size_t n, float *
 /* ---- products ---------------------------------------------------------------------------------
  */
 
-static void code_queries_f32_avx512(size_t n, size_t depth, const float *x, float factor, void *q,
-                                    float *r, int32_t *first)
-{
-    memcpy(q, x, n * depth * sizeof(*x));
-    for (size_t i = 0; i < n; i++) {
-        r[i] = not_finite(depth, x + i * depth) ? NAN : factor;
-        first[i] = 0;
-    }
-}
-
 static int pack_keys_f32_avx512(size_t n, size_t depth, const float *x, void *panel, float *scale)
 {
     float rest[VGQ_PANEL * VGQ_WIDEST];
@@ -182,16 +172,6 @@ static void tile_scores_f32_6x64_avx512(size_t keys, size_t depth, const void *q
 }
 
 #undef SAVE
-
-static int pack_values_f32_avx512(size_t n, size_t depth, const float *x, void *block, float *scale)
-{
-    const size_t padded = vgq_round_up(n, VGQ_PANEL);
-    memcpy(block, x, n * depth * sizeof(*x));
-    memset((float *)block + n * depth, 0, (padded - n) * depth * sizeof(*x));
-    for (size_t c = 0; c < depth; c++)
-        scale[c] = 1;
-    return not_finite(n * depth, x);
-}
 
 static void softmax_f32_avx512(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
                                float *kept, float *added, void *weights)
@@ -264,12 +244,12 @@ ISA_END
 static const vgq_scores_gemm scores_f32 = {.rows = GROUP,
                                            .q_nbytes = sizeof(float),
                                            .k_nbytes = sizeof(float),
-                                           .code_queries = code_queries_f32_avx512,
+                                           .code_queries = code_queries_f32,
                                            .pack_keys = pack_keys_f32_avx512,
                                            .tile = tile_scores_f32_6x64_avx512};
 static const vgq_values_gemm values_f32 = {.p_nbytes = sizeof(float),
                                            .v_nbytes = sizeof(float),
-                                           .pack_values = pack_values_f32_avx512,
+                                           .pack_values = pack_values_f32,
                                            .softmax = softmax_f32_avx512,
                                            .tile = values_f32_avx512};
 

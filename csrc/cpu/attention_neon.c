@@ -33,16 +33,6 @@ static void softmax_f32_neon(size_t rows, size_t n, float *s, const float *r, vg
     }
 }
 
-static void code_queries_f32_neon(size_t n, size_t depth, const float *x, float factor, void *q,
-                                  float *r, int32_t *first)
-{
-    memcpy(q, x, n * depth * sizeof(*x));
-    for (size_t i = 0; i < n; i++) {
-        r[i] = not_finite(depth, x + i * depth) ? NAN : factor;
-        first[i] = 0;
-    }
-}
-
 static int pack_keys_f32_neon(size_t n, size_t depth, const float *x, void *panel, float *scale)
 {
     float *const k = panel;
@@ -52,20 +42,6 @@ static int pack_keys_f32_neon(size_t n, size_t depth, const float *x, void *pane
             k[j / BLOCK * BLOCK * depth + i * BLOCK + j % BLOCK] = x[j * depth + i];
     for (size_t j = 0; j < VGQ_PANEL; j++)
         scale[j] = 1;
-    return not_finite(n * depth, x);
-}
-
-static int pack_values_f32_neon(size_t n, size_t depth, const float *x, void *block, float *scale)
-{
-    const size_t padded = vgq_round_up(n, VGQ_PANEL);
-    float *v = block;
-    for (size_t c = 0; c < depth; c += BLOCK, v += padded * BLOCK) {
-        for (size_t j = 0; j < n; j++)
-            memcpy(v + j * BLOCK, x + j * depth + c, BLOCK * sizeof(*v));
-        memset(v + n * BLOCK, 0, (padded - n) * BLOCK * sizeof(*v));
-    }
-    for (size_t c = 0; c < depth; c++)
-        scale[c] = 1;
     return not_finite(n * depth, x);
 }
 
@@ -142,12 +118,12 @@ static void values_f32_neon(size_t rows, size_t keys, size_t depth, const void *
 static const vgq_scores_gemm scores_f32 = {.rows = GROUP,
                                            .q_nbytes = sizeof(float),
                                            .k_nbytes = sizeof(float),
-                                           .code_queries = code_queries_f32_neon,
+                                           .code_queries = code_queries_f32,
                                            .pack_keys = pack_keys_f32_neon,
                                            .tile = scores_f32_neon};
 static const vgq_values_gemm values_f32 = {.p_nbytes = sizeof(float),
                                            .v_nbytes = sizeof(float),
-                                           .pack_values = pack_values_f32_neon,
+                                           .pack_values = pack_blocks_f32,
                                            .softmax = softmax_f32_neon,
                                            .tile = values_f32_neon};
 

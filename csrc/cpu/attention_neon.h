@@ -109,19 +109,6 @@ static inline void softmax_u8(size_t rows, size_t n, float *s, const float *r, v
 /* sums[TILE][BLOCK] = rows w, of n items of each of TILE rows, which are ld apart. */
 typedef void sums_fn(size_t n, const void *rows, size_t ld, const void *w, int32_t *sums);
 
-static inline void code_queries_i8(size_t n, size_t depth, const float *x, float factor, void *q,
-                                   float *r, int32_t *first)
-{
-    int32_t codes[VGQ_WIDEST];
-    int8_t *to = q;
-    for (size_t m = 0; m < n; m++, to += depth) {
-        r[m] = code_row(depth, x + m * depth, codes) * factor;
-        first[m] = 0;
-        for (size_t i = 0; i < depth; i++)
-            to[i] = (int8_t)codes[i];
-    }
-}
-
 static inline int pack_keys_i8(size_t step, size_t n, size_t depth, const float *x, void *panel,
                                float *scale)
 {

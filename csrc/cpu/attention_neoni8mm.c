@@ -62,22 +62,10 @@ static void scores_i8_neoni8mm(size_t keys, size_t depth, const void *q, const i
     scores_i8(sums_scores_neoni8mm, keys, depth, q, panels, scale, s);
 }
 
-static void code_queries_i8_neoni8mm(size_t n, size_t depth, const float *x, float factor, void *q,
-                                     float *r, int32_t *first)
-{
-    code_queries_i8(n, depth, x, factor, q, r, first);
-}
-
 static int pack_values_i8_neoni8mm(size_t n, size_t depth, const float *x, void *block,
                                    float *scale)
 {
     return pack_values_i8(8, 0, n, depth, x, block, scale);
-}
-
-static void softmax_u8_neoni8mm(size_t rows, size_t n, float *s, const float *r, vgq_gathered to,
-                                float *kept, float *added, void *weights)
-{
-    softmax_u8(rows, n, s, r, to, kept, added, weights);
 }
 
 static void values_i8_neoni8mm(size_t rows, size_t keys, size_t depth, const void *weights,
@@ -90,13 +78,13 @@ static void values_i8_neoni8mm(size_t rows, size_t keys, size_t depth, const voi
 static const vgq_scores_gemm scores_gemm_i8 = {.rows = GROUP,
                                                .q_nbytes = 1,
                                                .k_nbytes = 1,
-                                               .code_queries = code_queries_i8_neoni8mm,
+                                               .code_queries = code_queries_i8,
                                                .pack_keys = pack_keys_i8_neoni8mm,
                                                .tile = scores_i8_neoni8mm};
 static const vgq_values_gemm values_gemm_i8 = {.p_nbytes = 1,
                                                .v_nbytes = 1,
                                                .pack_values = pack_values_i8_neoni8mm,
-                                               .softmax = softmax_u8_neoni8mm,
+                                               .softmax = softmax_u8,
                                                .tile = values_i8_neoni8mm};
 
 const vgq_attention_kernels vgq_attention_neoni8mm = {

@@ -166,4 +166,60 @@ static inline int column_scales(size_t n, size_t depth, const float *x, float *s
     return finite;
 }
 
+/* ---- float32 ----------------------------------------------------------------------------------
+ */
+
+static inline void code_queries_f32(size_t n, size_t depth, const float *x, float factor, void *q,
+                                    float *r, int32_t *first)
+{
+    memcpy(q, x, n * depth * sizeof(*x));
+    for (size_t i = 0; i < n; i++) {
+        r[i] = not_finite(depth, x + i * depth) ? NAN : factor;
+        first[i] = 0;
+    }
+}
+
+/* v as it is: [key][channel] */
+static inline int pack_values_f32(size_t n, size_t depth, const float *x, void *block, float *scale)
+{
+    const size_t padded = vgq_round_up(n, VGQ_PANEL);
+    memcpy(block, x, n * depth * sizeof(*x));
+    memset((float *)block + n * depth, 0, (padded - n) * depth * sizeof(*x));
+    for (size_t c = 0; c < depth; c++)
+        scale[c] = 1;
+    return not_finite(n * depth, x);
+}
+
+/* v: [channel / 16][key][16] */
+static inline int pack_blocks_f32(size_t n, size_t depth, const float *x, void *block, float *scale)
+{
+    enum { WIDE = 16 };
+    const size_t padded = vgq_round_up(n, VGQ_PANEL);
+    float *v = block;
+    for (size_t c = 0; c < depth; c += WIDE, v += padded * WIDE) {
+        for (size_t j = 0; j < n; j++)
+            memcpy(v + j * WIDE, x + j * depth + c, WIDE * sizeof(*v));
+        memset(v + n * WIDE, 0, (padded - n) * WIDE * sizeof(*v));
+    }
+    for (size_t c = 0; c < depth; c++)
+        scale[c] = 1;
+    return not_finite(n * depth, x);
+}
+
+/* ---- INT8 -------------------------------------------------------------------------------------
+ */
+
+static inline void code_queries_i8(size_t n, size_t depth, const float *x, float factor, void *q,
+                                   float *r, int32_t *first)
+{
+    int32_t codes[VGQ_WIDEST];
+    int8_t *to = q;
+    for (size_t m = 0; m < n; m++, to += depth) {
+        r[m] = code_row(depth, x + m * depth, codes) * factor;
+        first[m] = 0;
+        for (size_t i = 0; i < depth; i++)
+            to[i] = (int8_t)codes[i];
+    }
+}
+
 #endif

@@ -11,16 +11,6 @@ static void prepare_scalar(const vgq_rows *rows, size_t first, size_t n, float *
 /* ---- float ------------------------------------------------------------------------------------
  */
 
-static void code_queries_f32_scalar(size_t n, size_t depth, const float *x, float factor, void *q,
-                                    float *r, int32_t *first)
-{
-    memcpy(q, x, n * depth * sizeof(*x));
-    for (size_t i = 0; i < n; i++) {
-        r[i] = not_finite(depth, x + i * depth) ? NAN : factor;
-        first[i] = 0;
-    }
-}
-
 static int pack_keys_f32_scalar(size_t n, size_t depth, const float *x, void *panel, float *scale)
 {
     memcpy(panel, x, n * depth * sizeof(*x));
@@ -44,16 +34,6 @@ static void scores_f32_scalar(size_t keys, size_t depth, const void *queries, co
                 sum += q[r * depth + i] * k[j * depth + i];
             s[r * VGQ_KEYS + j] = sum;
         }
-}
-
-static int pack_values_f32_scalar(size_t n, size_t depth, const float *x, void *block, float *scale)
-{
-    const size_t padded = vgq_round_up(n, VGQ_PANEL);
-    memcpy(block, x, n * depth * sizeof(*x));
-    memset((float *)block + n * depth, 0, (padded - n) * depth * sizeof(*x));
-    for (size_t c = 0; c < depth; c++)
-        scale[c] = 1;
-    return not_finite(n * depth, x);
 }
 
 static float largest_score(size_t n, const float *s)
@@ -107,18 +87,6 @@ static void values_f32_scalar(size_t rows, size_t keys, size_t depth, const void
 
 /* ---- INT8 -------------------------------------------------------------------------------------
  */
-
-static void code_queries_i8_scalar(size_t n, size_t depth, const float *x, float factor, void *q,
-                                   float *r, int32_t *first)
-{
-    int32_t codes[VGQ_WIDEST];
-    for (size_t m = 0; m < n; m++) {
-        r[m] = code_row(depth, x + m * depth, codes) * factor;
-        first[m] = 0;
-        for (size_t i = 0; i < depth; i++)
-            ((int8_t *)q)[m * depth + i] = (int8_t)codes[i];
-    }
-}
 
 static int pack_keys_i8_scalar(size_t n, size_t depth, const float *x, void *panel, float *scale)
 {
@@ -211,18 +179,18 @@ static void values_i8_scalar(size_t rows, size_t keys, size_t depth, const void 
 static const vgq_scores_gemm scores_f32 = {.rows = ROWS,
                                            .q_nbytes = sizeof(float),
                                            .k_nbytes = sizeof(float),
-                                           .code_queries = code_queries_f32_scalar,
+                                           .code_queries = code_queries_f32,
                                            .pack_keys = pack_keys_f32_scalar,
                                            .tile = scores_f32_scalar};
 static const vgq_values_gemm values_f32 = {.p_nbytes = sizeof(float),
                                            .v_nbytes = sizeof(float),
-                                           .pack_values = pack_values_f32_scalar,
+                                           .pack_values = pack_values_f32,
                                            .softmax = softmax_f32_scalar,
                                            .tile = values_f32_scalar};
 static const vgq_scores_gemm scores_i8 = {.rows = ROWS,
                                           .q_nbytes = 1,
                                           .k_nbytes = 1,
-                                          .code_queries = code_queries_i8_scalar,
+                                          .code_queries = code_queries_i8,
                                           .pack_keys = pack_keys_i8_scalar,
                                           .tile = scores_i8_scalar};
 static const vgq_values_gemm values_i8 = {.p_nbytes = 1,
