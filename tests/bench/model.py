@@ -15,7 +15,8 @@ RSS is held against a process that has imported torch and nothing else: "at rest
 --isa lowers torch, OpenVINO and our kernels to the same instruction set. OpenVINO's model is
 converted once (14 GB, minutes) and quantized by NNCF (longer); both are kept in --cache, as are our
 quantized models until the package changes. With --results a run that was cut off goes on where it
-was; --profile prints the time of each kernel of ours and of torch instead.
+was. --realtime gives the timed forwards real-time priority (Linux, root), so that other work on the
+machine waits until they end.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,6 +165,19 @@ def prepared(args: argparse.Namespace) -> tuple[Forward, nn.Module | None]:
     return forward, model
 
 
+@contextmanager
+def realtime(asked: bool) -> Iterator[None]:
+    """Real-time priority for all threads of this process, where asked."""
+    threads = [int(name) for name in os.listdir("/proc/self/task")] if asked else []
+    for thread in threads:
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        for thread in threads:
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
 def time_products(model: nn.Module) -> list[float]:
     """A list that the time of each Linear's and convolution's call is appended to."""
     seconds: list[float] = []
@@ -186,12 +200,14 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     with open("/proc/self/clear_refs", "w") as refs:  # 5: forget the peak so far
         refs.write("5")
     seconds, processor = [], []
-    for _ in range(args.runs + 1):
-        start, spent = time.perf_counter(), time.process_time()
-        forward(images)
-        seconds.append(time.perf_counter() - start)
-        processor.append((time.process_time() - spent) / torch.get_num_threads())
-    figures: dict[str, Any] = {"s": seconds[1:], "processor": processor[1:], "products": None}
+    forward(images)
+    for _ in range(args.runs):
+        with realtime(args.realtime):
+            start, spent = time.perf_counter(), time.process_time()
+            forward(images)
+            seconds.append(time.perf_counter() - start)
+            processor.append((time.process_time() - spent) / torch.get_num_threads())
+    figures: dict[str, Any] = {"s": seconds, "processor": processor, "products": None}
     figures |= {"rest": rest, "peak": rss("VmHWM") - empty}
     if model is not None and args.products:
         products = time_products(model)
@@ -215,8 +231,8 @@ def environment(isa: str | None, engine: str) -> dict[str, str]:
 def command(args: argparse.Namespace, *more: str) -> list[str]:
     flags = ("model", "frames", "size", "runs", "cache")
     pairs = [(f"--{flag}", str(getattr(args, flag))) for flag in flags]
-    products = ["--products"] if args.products else []
-    return [sys.executable, __file__, *sum(pairs, ()), *products, *more]
+    switches = [f"--{flag}" for flag in ("products", "realtime") if getattr(args, flag)]
+    return [sys.executable, __file__, *sum(pairs, ()), *switches, *more]
 
 
 class Results:
@@ -330,6 +346,7 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated")
     said.add_argument("--results", type=Path, help="a file that keeps what was measured")
     said.add_argument("--products", action="store_true", help="time products, in one forward more")
+    said.add_argument("--realtime", action="store_true", help="real-time priority while timed")
     said.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
 
     return said
