@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import vggtquant as vq
+from vggtquant.aggregator import QuantizedAggregator
 from vggtquant.vggt import IMAGE_AXES, split_outputs
 
 aggregator = pytest.importorskip("vggt.models.aggregator", reason="the original is not installed")
@@ -122,3 +123,13 @@ def test_every_output_is_near(model: nn.Module, before: list[Any], way: str) -> 
                 grown.append(far(got[key], exact[key]) / error)
     assert poses[0] <= FEW * bound**2 * poses[1], poses
     assert torch.tensor(grown).square().mean().sqrt() <= CHANCE * math.hypot(1, ATTENTION[way])
+
+
+def test_an_aggregator_that_keeps_less_gives_the_same_bits(model: nn.Module) -> None:
+    swapped = quantized(model, **WAYS["int8"])
+    assert isinstance(swapped.aggregator, QuantizedAggregator)
+    assert swapped.aggregator.kept == {4, 11, 17, 23}
+    got = outputs(swapped)
+    swapped.aggregator = swapped.aggregator.original
+    for ours, whole in zip(got, outputs(swapped), strict=True):
+        assert all(torch.equal(ours[key], whole[key]) for key in whole)

@@ -67,8 +67,10 @@ def _sizes(model: nn.Module) -> _Sizes:
             "frame blocks is wanted, as VGGT has"
         )
     channels = blocks[0].norm1.normalized_shape[0]
-    kept = len(getattr(aggregator, "retained_layer_idx", range(len(blocks))))
-    return _Sizes(channels, getattr(aggregator, "patch_size", PATCH), kept, heads)
+    kept = getattr(
+        aggregator, "kept", getattr(aggregator, "retained_layer_idx", range(len(blocks)))
+    )
+    return _Sizes(channels, getattr(aggregator, "patch_size", PATCH), len(kept), heads)
 
 
 def _picture_nbytes(head: Any, size: tuple[int, int], patches: tuple[int, int]) -> int:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which attentions and blocks of a model are swapped, whether they agree, and what is left alone.
+"""Which attentions, blocks and aggregators of a model are swapped, whether they agree, and what is
+left alone.
 
 A module is recognised by the path of its class and the arguments of its forward, then by its
 structure; then it is computed both ways on random tokens. Every module that looks like an attention
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import aggregator, ops
+from .aggregator import QuantizedAggregator
 from .blocks import Mode, QuantizedAttention, QuantizedBlock, Swapped, drops_out
 from .configs import QuantizationConfig
 from .dense import set_module
@@ -24,11 +26,11 @@ from .linear import QuantizedLinear
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """An attention or a block of the model and what became of it."""
+    """An attention, a block or an aggregator of the model and what became of it."""
 
     name: str
     kind: str
-    """attention or block"""
+    """attention, block or aggregator"""
     scheme: str
     """What computes it, or its class where it stays."""
     error: float | None = None
@@ -317,6 +319,20 @@ class _Swap:
             set_module(self.model, attn, self.originals.pop(attn))  # nobody asked for it alone
             self.rows[:] = [row for row in self.rows if row.name != attn]
 
+    def aggregator(self, name: str, module: nn.Module) -> None:
+        """What runs the blocks."""
+        owner = self.model.get_submodule(name.rpartition(".")[0])
+        reason = "it is the model itself" if not name else aggregator.reason_against(owner, module)
+        kept = frozenset() if reason else aggregator.layers_read(owner, module)
+        if not reason and not aggregator.agrees(module, kept):
+            reason = "it gives other tokens for blocks of a test"
+        scheme, error = type(module).__name__, None
+        if not reason:
+            scheme, error = f"keeps {len(kept)} outputs", 0.0
+            set_module(self.model, name, QuantizedAggregator(module, kept))
+            self.originals[name] = module
+        self.rows.append(ModuleReport(name, "aggregator", scheme, error, reason or None))
+
     def leave(self, name: str, module: nn.Module, kind: _Kind) -> None:
         """A row for a module that holds nothing of ours."""
         reason = "it holds no layer that was quantized"
@@ -335,12 +351,17 @@ class _Swap:
                 self.block(name, block)
             elif configs[name] is None and any(config.fuse for config in self.configs):
                 self.leave(name, block, _BLOCK)
+        for name, module in found:
+            inside = f"{name}." if name else ""
+            if aggregator.is_like(module) and any(block.startswith(inside) for block in fused):
+                self.aggregator(name, module)
 
 
 def swap(
     model: nn.Module, configs: Iterable[QuantizationConfig]
 ) -> tuple[list[ModuleReport], dict[str, nn.Module]]:
-    """Replace the model's attentions and blocks as the configs of their layers say, in place.
+    """Replace the model's attentions, blocks and aggregator as the configs of their layers say, in
+    place.
 
     Returns a row for each module that looks like one, and those that were replaced, by name.
     """

@@ -49,6 +49,10 @@ FRAME_PASSES = (("*track_head.*", 0), ("*camera_head.*", 4))
 """How often the Linear layers of a name (fnmatch, after a dot) see one token a frame instead of all
 patches: the camera head iterates four times, the tracker does not run without query points."""
 
+MODEL = "vggt.models.vggt.VGGT"
+AGGREGATOR = "vggt.models.aggregator.Aggregator"
+"""Ends of the paths of its classes. Whoever else owns an aggregator may read any of its layers."""
+
 TOKENS = 5
 """That a frame has beside its patches: one of the camera, four registers."""
 
