@@ -2,7 +2,7 @@
 """Attention alone, 16 heads of 64: ours against torch's and, where it is installed, OpenVINO's.
 
     OMP_PROC_BIND=close OMP_PLACES={0},{1} python tests/bench/attention.py [--isa avx512bf16]
-        [--tokens 930,3720] [--rounds 7] [--only ours] [--out attention.md]
+        [--tokens 930,3720] [--rounds 7] [--only ours] [--out attention.md] [--realtime]
 
 Prints Markdown tables of GMAC/s (two products of tokens x tokens x 64 a head), the median of the
 rounds and, in brackets, the best; all candidates take turns. The first table is by wall time, the
@@ -14,7 +14,6 @@ instruction set. OpenVINO's calls may run on every core, whatever OMP_PLACES pin
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -23,9 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import machine
 import torch
-from model import ISAS, lowered
-from peers import every_core
 from torch.nn import functional as F
 
 from vggtquant import ops
@@ -72,11 +70,11 @@ def openvino(precision: str) -> Callable[[torch.Tensor], Call]:
             "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        with every_core():
+        with machine.every_core():
             compiled = ov.Core().compile_model(model, "CPU", options)
 
         def call() -> object:
-            with every_core():
+            with machine.every_core():
                 return compiled(arrays, share_inputs=True, share_outputs=True)
 
         return call
@@ -104,7 +102,7 @@ class Seconds(NamedTuple):
     processor: float
 
 
-def measure(tokens: int, rounds: int, only: str) -> dict[str, list[Seconds]]:
+def measure(tokens: int, rounds: int, only: str, realtime: bool) -> dict[str, list[Seconds]]:
     """Seconds of each candidate that can be made here, one a round."""
     qkv = torch.randn(1, tokens, 3, HEADS, DIM, generator=torch.Generator().manual_seed(0))
     calls: dict[str, Call] = {}
@@ -120,10 +118,11 @@ def measure(tokens: int, rounds: int, only: str) -> dict[str, list[Seconds]]:
     seconds: dict[str, list[Seconds]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start, worked = time.perf_counter(), time.process_time()
-            call()
-            spent = (time.process_time() - worked) / torch.get_num_threads()
-            seconds[name].append(Seconds(time.perf_counter() - start, spent))
+            with machine.realtime(realtime):
+                start, worked = time.perf_counter(), time.process_time()
+                call()
+                spent = (time.process_time() - worked) / torch.get_num_threads()
+                seconds[name].append(Seconds(time.perf_counter() - start, spent))
     return seconds
 
 
@@ -148,13 +147,13 @@ def main() -> None:
     parser.add_argument("--tokens", default="930,1374,3720,9300")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="beginnings of names, with commas between")
-    parser.add_argument("--isa", choices=ISAS, help="no side goes higher than this")
+    parser.add_argument("--isa", choices=machine.ISAS, help="no side goes higher than this")
+    parser.add_argument("--realtime", action="store_true", help="real-time priority (Linux, root)")
     parser.add_argument("--out", type=Path, help="the table is written there too")
     args = parser.parse_args()
-    if args.isa and os.environ.get("VGGTQUANT_ISA") != args.isa:  # read when libraries are loaded
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | lowered(args.isa))
-    rows = {n: measure(n, args.rounds, args.only) for n in map(int, args.tokens.split(","))}
+    machine.lower(args.isa)
+    sizes = [int(tokens) for tokens in args.tokens.split(",")]
+    rows = {n: measure(n, args.rounds, args.only, args.realtime) for n in sizes}
     names = [name for name in CANDIDATES if any(name in row for row in rows.values())]
     lines = [
         f"Kernels {ops.isa()}, {ops.threads()} threads, {args.rounds} rounds; "

@@ -10,15 +10,13 @@ ratios of the fastest are printed. The original's package `vggt` has to be impor
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import machine
 import torch
-from model import ISAS, lowered
 from torch import nn
 from vggt.layers.block import Block
 from vggt.layers.rope import RotaryPositionEmbedding2D
@@ -85,11 +83,9 @@ def main() -> None:
     parser.add_argument("--config", default="INT8_Fast")
     parser.add_argument("--tokens", default="930")
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--isa", choices=ISAS, help="no side goes higher than this")
+    parser.add_argument("--isa", choices=machine.ISAS, help="no side goes higher than this")
     args = parser.parse_args()
-    if args.isa and os.environ.get("VGGTQUANT_ISA") != args.isa:  # read when libraries are loaded
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | lowered(args.isa))
+    machine.lower(args.isa)
     print(f"{args.config}, kernels {vq.isa()}, {torch.get_num_threads()} threads; milliseconds")
     print("| stream | tokens | block | qkv | attention | proj | fc1 | fc2 | block / parts (best) |")
     print("|---|---|---|---|---|---|---|---|---|")

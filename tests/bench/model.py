@@ -31,11 +31,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import machine
 import openvino_model
 import torch
 from torch import nn
@@ -69,27 +70,7 @@ VARIANTS = {
     "INT4_Fast, BF16": Variant("ours", "INT4_Fast", True),
     "W4, float activations": Variant("ours", "INT4_Group_128", False),
 }
-ISAS = {  # ours: (oneDNN's, which OpenVINO has too; torch's own kernels)
-    "avx2": ("AVX2", "avx2"),
-    "avx512": ("AVX512_CORE", "avx512"),
-    "avx512vnni": ("AVX512_CORE_VNNI", "avx512"),
-    "avx512bf16": ("AVX512_CORE_BF16", "avx512"),
-    "amx": ("DEFAULT", "avx512"),
-}
 REFERENCES = ("torch FP32", "OpenVINO INT8 + BF16", "OpenVINO INT8")
-
-
-def lowered(isa: str | None) -> dict[str, str]:
-    """The environment of a process that goes no higher than that instruction set."""
-    if isa is None:
-        return {}
-    onednn, aten = ISAS[isa]
-    return {
-        "VGGTQUANT_ISA": isa,
-        "ONEDNN_MAX_CPU_ISA": onednn,
-        "ATEN_CPU_CAPABILITY": aten,
-        "MKL_ENABLE_INSTRUCTIONS": aten.upper(),
-    }
 
 
 def rss(field: str = "VmRSS") -> float:
@@ -165,19 +146,6 @@ def prepared(args: argparse.Namespace) -> tuple[Forward, nn.Module | None]:
     return forward, model
 
 
-@contextmanager
-def realtime(asked: bool) -> Iterator[None]:
-    """Real-time priority for all threads of this process, where asked."""
-    threads = [int(name) for name in os.listdir("/proc/self/task")] if asked else []
-    for thread in threads:
-        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
-    try:
-        yield
-    finally:
-        for thread in threads:
-            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
-
-
 def time_products(model: nn.Module) -> list[float]:
     """A list that the time of each Linear's and convolution's call is appended to."""
     seconds: list[float] = []
@@ -202,7 +170,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     seconds, processor = [], []
     forward(images)
     for _ in range(args.runs):
-        with realtime(args.realtime):
+        with machine.realtime(args.realtime):
             start, spent = time.perf_counter(), time.process_time()
             forward(images)
             seconds.append(time.perf_counter() - start)
@@ -216,16 +184,12 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def every_core() -> None:
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-
-
 def environment(isa: str | None, engine: str) -> dict[str, str]:
     """Of a variant's process. OpenVINO takes as many cores as the thread that loads torch's OpenMP
     may run on, and a pinned one has a single core."""
     pins = ("OMP_PROC_BIND", "OMP_PLACES") if engine == "openvino" else ()
     kept = {name: value for name, value in os.environ.items() if name not in pins}
-    return kept | lowered(isa)
+    return kept | machine.lowered(isa)
 
 
 def command(args: argparse.Namespace, *more: str) -> list[str]:
@@ -267,7 +231,7 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, d
                 capture_output=True,
                 text=True,
                 check=False,
-                preexec_fn=every_core,
+                preexec_fn=machine.use_every_core,
             )
             if done.returncode:
                 say(f"{name}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
@@ -340,7 +304,7 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--size", default="112x112", metavar="HxW")
     said.add_argument("--runs", type=int, default=2, help="timed forwards a process")
     said.add_argument("--rounds", type=int, default=1)
-    said.add_argument("--isa", choices=ISAS, help="no engine goes higher than this")
+    said.add_argument("--isa", choices=machine.ISAS, help="no engine goes higher than this")
     said.add_argument("--peers", action="append", choices=["openvino"], default=[])
     said.add_argument("--cache", type=Path, default=cache_folder(), help="of OpenVINO's models")
     said.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated")
@@ -371,7 +335,7 @@ def main() -> None:
                 *(str(args.frames), args.size, str(int("int8" in changes))),
             ],
             check=True,
-            preexec_fn=every_core,
+            preexec_fn=machine.use_every_core,
         )
     found = measure(args, lambda line: print(line, file=sys.stderr))
     print(f"{heading(args)}\n")

@@ -8,15 +8,14 @@ installed, or cannot.
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from machine import every_core
 from torch import nn
 
 import vggtquant as vq
@@ -31,17 +30,6 @@ class Candidate(NamedTuple):
     make: Maker
     bits: int  # of a weight
     peak: str = ""  # the row of peak.c that ours is held against: a prefix, without the table
-
-
-@contextmanager
-def every_core() -> Iterator[None]:
-    """torch's OpenMP pins the thread that loads it to one core; other pools would inherit that."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def ours(scheme: str, dtype: torch.dtype = torch.float32) -> Maker:
