@@ -137,8 +137,8 @@ class QuantizationConfig:
     hold a quantized layer. float: such an attention stays as it is. bf16, int8: it is swapped."""
     fuse: bool = False
     """Swap the whole transformer blocks of VGGT and DINOv2 that hold a quantized layer: LayerNorm,
-    GELU, LayerScale and residual become part of the products beside them."""
-
+    GELU, LayerScale and residual become part of the products beside them. VGGT's aggregator then
+    keeps the outputs of the layers only that heads read, and None for the others."""
     wide_layers: tuple[str, ...] = ()
     """fnmatch patterns of the layers that code activations to 16 bits whatever activation_bits
     says, e.g. "*camera_head*": few tokens, which carry the poses."""
