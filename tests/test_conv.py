@@ -296,6 +296,26 @@ def test_patterns_hold_for_convolutions() -> None:
     assert type(model.depth_head) is DPTHead
 
 
+class Tracked(Model):
+    """With the head that gives features to VGGT's tracker, which has no last convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tracker = DPTHead()
+        self.tracker.feature_only = True
+        del self.tracker.scratch.output_conv2
+
+
+def test_a_file_holds_a_head_of_features(tmp_path: Path) -> None:
+    model, _ = vq.quantize_model(Tracked().eval(), "INT8_Fast")
+    path = tmp_path / "tracked.safetensors"
+    vq.save(model, path, float_dtype="float32")
+    again = vq.load(path, model=Tracked)
+    assert isinstance(again.depth_head, dense.QuantizedDPTHead)
+    assert type(again.tracker) is type(model.tracker) is DPTHead
+    assert isinstance(again.tracker.scratch.layer1_rn, QuantizedConv2d)
+
+
 def test_a_file_holds_convolutions(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model, _ = vq.quantize_model(Model().eval(), "INT8_Fast")

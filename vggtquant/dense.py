@@ -397,8 +397,8 @@ def fuse_heads(model: nn.Module) -> None:
     """Put QuantizedDPTHead around convolutions that are quantized already, as those of a file."""
     for name, head in [(n, m) for n, m in model.named_modules() if is_dense_head(m)]:
         left = [m for n, m in convolutions_of(head).items() if not is_projection(n)]
-        whole = len(left) == 1 and left[0] is head.scratch.output_conv2[-1]
-        if whole and reason_against_head(head.eval()) is None:
+        last: Any = getattr(head.scratch, "output_conv2", [None])  # the tracker's gives features
+        if left == [last[-1]] and reason_against_head(head.eval()) is None:
             set_module(model, name, QuantizedDPTHead(head))
 
 
