@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import vggtquant as vq
-from vggtquant import QuantizedLinear, UserError, blocks, rope, tiny
+from vggtquant import QuantizedLinear, UserError, blocks, recognition, rope, tiny
 from vggtquant.blocks import QuantizedAttention, QuantizedBlock, Rotation
 from vggtquant.tiny import layers
 
@@ -240,6 +241,26 @@ def test_the_whole_model(name: str) -> None:
         assert error < (0.03 if name == "INT8_Fast" else 0.2)
     assert "aggregator.frame_blocks.0 " in str(report) and "block: fused" in str(report)
     assert report.to_dict()["modules"][0]["kind"] == "attention"
+
+
+def test_a_file_has_the_first_module_of_its_parts_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = [aggregator_block(), aggregator_block(), aggregator_block(), dino_block()]
+    blocks[2].norm1.eps = 1e-3
+    calls = []
+    of_parts = recognition.error_of
+    monkeypatch.setattr(
+        recognition, "error_of", lambda *given, **how: calls.append(1) or of_parts(*given, **how)
+    )
+    model = nn.ModuleList(copy.deepcopy(blocks))
+    vq.quantize_model(model, FLOAT)
+    assert len(calls) == 8  # an attention and a block each
+    vq.save(model, tmp_path / "blocks.safetensors")
+    calls.clear()
+    again = vq.load(tmp_path / "blocks.safetensors", model=nn.ModuleList(blocks))
+    assert sum(isinstance(m, QuantizedBlock) for m in again.modules()) == 4
+    assert len(calls) == 5  # attentions of two kinds, blocks of three
 
 
 def test_blocks_with_float_layers_in_them() -> None:

@@ -264,9 +264,12 @@ _BLOCK = _Kind("block", frozenset({"norm1", "attn", "norm2", "mlp"}), BLOCKS, _b
 class _Swap:
     """One run over a model."""
 
-    def __init__(self, model: nn.Module, configs: Iterable[QuantizationConfig]) -> None:
+    def __init__(self, model: nn.Module, configs: Iterable[QuantizationConfig], each: bool) -> None:
         self.model = model
         self.configs = list(configs)
+        self.each = each
+        self.errors: dict[object, float] = {}
+        """Of the modules that were computed both ways, by what they are built of."""
         self.rows: list[ModuleReport] = []
         self.originals: dict[str, nn.Module] = {}
 
@@ -288,7 +291,7 @@ class _Swap:
         if not reason:
             swapped = make()
             mode = swapped.mode if isinstance(swapped, QuantizedAttention) else "float"
-            error = error_of(swapped, residual=kind is _BLOCK)
+            error = self.error_of(swapped, residual=kind is _BLOCK)
             if not error <= BOUNDS[mode]:
                 reason = f"it differs by {error:.3g} on random tokens; {BOUNDS[mode]} is accepted"
         if not reason:
@@ -297,6 +300,17 @@ class _Swap:
             self.originals[name] = module
         self.rows.append(ModuleReport(name, kind.name, scheme, error, reason or None))
         return not reason
+
+    def error_of(self, swapped: Swapped, residual: bool) -> float:
+        """error_of, or that of the first module that is built of the same parts."""
+        if self.each:
+            return error_of(swapped, residual)
+        attn = swapped._attention()
+        frequency = getattr(attn._modules.get("rope"), "base_frequency", None)
+        parts = type(swapped.original), repr(swapped), attn.heads, frequency
+        if parts not in self.errors:
+            self.errors[parts] = error_of(swapped, residual)
+        return self.errors[parts]
 
     def attention(self, name: str, attn: nn.Module, fused: bool) -> None:
         """An attention, if its config wants it or the block around it is to be fused."""
@@ -358,15 +372,18 @@ class _Swap:
 
 
 def swap(
-    model: nn.Module, configs: Iterable[QuantizationConfig]
+    model: nn.Module, configs: Iterable[QuantizationConfig], *, each: bool = True
 ) -> tuple[list[ModuleReport], dict[str, nn.Module]]:
     """Replace the model's attentions, blocks and aggregator as the configs of their layers say, in
     place.
 
+    each: compute each module both ways; False: the first of those that are built of the same parts,
+    for a file whose weights were verified when it was made.
+
     Returns a row for each module that looks like one, and those that were replaced, by name.
     """
     wanted = [config for config in configs if config.attention != "float" or config.fuse]
-    run = _Swap(model, wanted)
+    run = _Swap(model, wanted, each)
     if wanted:
         run.run()
     return run.rows, run.originals

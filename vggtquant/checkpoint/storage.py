@@ -324,7 +324,7 @@ def load(
     for name, x in read.items():
         _put(target, name, x)
     fuse_heads(target)
-    recognition.swap(target, checkpoint.document.configs)
+    recognition.swap(target, checkpoint.document.configs, each=False)
     target.to(device=device, dtype=dtype)
     settle(target)
     return target if isinstance(model, nn.Module) else target.eval()
