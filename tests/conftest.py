@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from everywhere import THREADS, using_isa, using_threads  # noqa: E402
 from linears import INTEGER_CONFIGS  # noqa: E402
 
 import vggtquant as vq  # noqa: E402
@@ -50,20 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(params=vq.isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this machine can run, in use while the test runs."""
-    before = vq.isa()
-    vq.use_isa(request.param)
-    yield request.param
-    vq.use_isa(before)
+    with using_isa(request.param) as name:
+        yield name
 
 
-@pytest.fixture(params=[2, 3, 7], ids=lambda n: f"{n}threads")
+@pytest.fixture(params=THREADS, ids=lambda n: f"{n}threads")
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Thread counts of the process's OpenMP runtime, through torch, which owns it; all other tests
-    run on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    """Each thread count, in use while the test runs."""
+    with using_threads(request.param) as count:
+        yield count
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from everywhere import on_every_isa, using_isa
 from torch.nn import functional as F
 
 import vggtquant as vq
@@ -50,12 +51,8 @@ def referenced(qkv: torch.Tensor, q_norm=None, k_norm=None, rope=None, scale=Non
 
 
 def on_scalar(qkv: torch.Tensor, **options: object) -> torch.Tensor:
-    before = vq.isa()
-    vq.use_isa("scalar")
-    try:
+    with using_isa("scalar"):
         return ops.attention(qkv, **options)
-    finally:
-        vq.use_isa(before)
 
 
 def dressing(dim: int, rows: int) -> dict[str, object]:
@@ -71,6 +68,7 @@ def dressing(dim: int, rows: int) -> dict[str, object]:
 
 @pytest.mark.parametrize("tokens, dim", [(1, 64), (5, 32), (70, 64), (300, 64), (517, 96)])
 @pytest.mark.parametrize("mode, pv", BOUNDS)
+@on_every_isa
 def test_close_to_float64(isa: str, tokens: int, dim: int, mode: str, pv: str) -> None:
     qkv = random(2, tokens, 3, 3, dim, seed=tokens)
     assert error(ops.attention(qkv, mode=mode, pv=pv), exact(qkv)) < BOUNDS[mode, pv]
@@ -100,12 +98,15 @@ def test_norms_and_rotation_have_the_reference_s_bits(isa: str, width: int) -> N
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_every_instruction_set_has_the_same_bits(isa: str, tokens: int) -> None:
+def test_every_instruction_set_has_the_same_bits(tokens: int) -> None:
     for dim in (64, 80):
         qkv = random(1, tokens, 3, 1, dim, seed=tokens) * 2
-        assert same_bits(ops.attention(qkv, **INT8), on_scalar(qkv, **INT8))
-        options = dressing(dim, tokens)
-        assert same_bits(ops.attention(qkv, **INT8, **options), on_scalar(qkv, **INT8, **options))
+        for options in ({}, dressing(dim, tokens)):
+            wanted = on_scalar(qkv, **INT8, **options)
+            for isa in vq.isas():
+                with using_isa(isa):
+                    got = ops.attention(qkv, **INT8, **options)
+                assert same_bits(got, wanted), (isa, dim, sorted(options))
 
 
 def test_threads_change_nothing(isa: str, threads: int) -> None:
@@ -140,13 +141,15 @@ def extremes() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", extremes())
-def test_extreme_inputs(isa: str, name: str) -> None:
+def test_extreme_inputs(name: str) -> None:
     qkv = extremes()[name]
-    y = ops.attention(qkv, **INT8)
-    assert y.isfinite().all()
-    assert same_bits(y, on_scalar(qkv, **INT8))
-    for mode in ("float", "bf16"):
-        assert ops.attention(qkv, mode=mode).isfinite().all()
+    wanted = on_scalar(qkv, **INT8)
+    assert wanted.isfinite().all()
+    for isa in vq.isas():
+        with using_isa(isa):
+            assert same_bits(ops.attention(qkv, **INT8), wanted), isa
+            for mode in ("float", "bf16"):
+                assert ops.attention(qkv, mode=mode).isfinite().all(), (isa, mode)
 
 
 def test_extreme_inputs_have_the_reference_s_bits() -> None:
@@ -166,6 +169,7 @@ def test_equal_scores_are_a_mean(isa: str) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("mode", ["float", "bf16", "int8"])
+@on_every_isa
 def test_what_is_not_finite_becomes_nan(isa: str, mode: str, value: float) -> None:
     for part in range(3):
         qkv = random(2, 300, 3, 2, 64)

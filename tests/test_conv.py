@@ -2,6 +2,7 @@
 """Convolutions against tests/reference.py, bit for bit; the dense head against the original's."""
 
 import copy
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from everywhere import THREADS, using_isa, using_threads
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -51,18 +53,21 @@ def summed(codes: np.ndarray, relu: bool) -> torch.Tensor | None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_same_bits(case: Any, isa: str, threads: int, rng: np.random.Generator) -> None:
+def test_the_same_bits(case: Any, rng: np.random.Generator) -> None:
     x, codes, scale, bias, packed, about, window = made(case, rng)
     relu = case[-1]
     wanted = reference.conv_int(x, codes, scale, bias, window.stride, window.padding, relu)
-    y, most = ops.conv2d(
-        packed, about, window, torch.from_numpy(x), torch.from_numpy(bias), torch.float32,
-        relu_sums=summed(codes, relu),
-    )  # fmt: skip
-    np.testing.assert_array_equal(y.numpy(), wanted)
     flat = wanted.reshape(len(x), -1)
-    np.testing.assert_array_equal(most[:, 0].numpy(), np.abs(flat).max(1))
-    np.testing.assert_array_equal(most[:, 1].numpy(), np.maximum(flat, 0).max(1))
+    for isa, threads in itertools.product(vq.isas(), THREADS):
+        with using_isa(isa), using_threads(threads):
+            y, most = ops.conv2d(
+                packed, about, window, torch.from_numpy(x), torch.from_numpy(bias), torch.float32,
+                relu_sums=summed(codes, relu),
+            )  # fmt: skip
+        where = f"{isa}, {threads} threads"
+        np.testing.assert_array_equal(y.numpy(), wanted, where)
+        np.testing.assert_array_equal(most[:, 0].numpy(), np.abs(flat).max(1), where)
+        np.testing.assert_array_equal(most[:, 1].numpy(), np.maximum(flat, 0).max(1), where)
 
 
 def test_all_sizes(isa: str, rng: np.random.Generator) -> None:

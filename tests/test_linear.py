@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from everywhere import on_every_isa, with_any_threads
 from linears import (
     F32,
     FLOAT_GROUPS,
@@ -56,6 +57,7 @@ def case_product(name: str, int8: bool, m: int, n: int, k: int, fused: bool) -> 
 
 @activations
 @every_weight
+@on_every_isa
 def test_equal_to_the_reference(name: str, int8: bool, isa: str) -> None:
     for m, n, k in SIZES:
         q, bias, x = case(name, n, k)
@@ -64,6 +66,7 @@ def test_equal_to_the_reference(name: str, int8: bool, isa: str) -> None:
 
 
 @every_weight
+@on_every_isa
 def test_float_activations_err_by_k_roundings_at_most(name: str, isa: str) -> None:
     """k products and additions, and the weight's rounding: (k + 2) eps of the absolute terms."""
     for n, k in ((65, 40), (64, 130), (9, 1024)):
@@ -76,6 +79,7 @@ def test_float_activations_err_by_k_roundings_at_most(name: str, isa: str) -> No
 
 @activations
 @pytest.mark.parametrize("name", ["INT8_Per_Channel_Asymmetric", "INT4_Group_32", "float_groups"])
+@on_every_isa
 def test_any_number_of_tokens(name: str, int8: bool, isa: str) -> None:
     """A token's outputs do not depend on how many others there are."""
     q, bias, x = case(name, 65, 40)
@@ -89,6 +93,8 @@ def test_any_number_of_tokens(name: str, int8: bool, isa: str) -> None:
 
 @activations
 @every_weight
+@on_every_isa
+@with_any_threads
 def test_threads_change_no_bit(name: str, int8: bool, isa: str, threads: int) -> None:
     for n, k, m in ((65, 512, 70), (640, 512, 13), (9, 1024, 2000)):
         q, bias, x = case(name, n, k)
@@ -108,6 +114,7 @@ def single_thread(name: str, int8: bool, n: int, k: int, m: int, isa: str) -> by
 
 
 @pytest.mark.parametrize("width, zero", [(8, 0), (8, 127), (8, -128), (4, 0), (4, 7), (4, -8)])
+@on_every_isa
 def test_extreme_codes_are_summed_exactly(width: int, zero: int, isa: str) -> None:
     lowest, highest = reference.LIMITS[width]
     for k in (1, 64, 1000, 65536):
@@ -238,6 +245,7 @@ def test_every_two_level_product(symmetric: bool, isa: str) -> None:
 
 @activations
 @every_weight
+@on_every_isa
 def test_hard_tokens(name: str, int8: bool, isa: str) -> None:
     """NaN, infinities, zeros, denormals, huge and tiny rows stay in their rows."""
     q, bias, x = case(name, 65, 40)
@@ -285,6 +293,7 @@ def test_flushing_denormals_changes_nothing(int8: bool, isa: str) -> None:
 @activations
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["INT8_Per_Tensor_Symmetric", "INT4_Group_128", "float_groups"])
+@on_every_isa
 def test_sixteen_bits_in_and_out(name: str, dtype: torch.dtype, int8: bool, isa: str) -> None:
     q, bias, x = case(name, 65, 130)
     x, layer = x.to(dtype), layer_of(q, bias, int8).to(dtype)
@@ -677,6 +686,7 @@ AROUND = [
 @pytest.mark.parametrize("around", AROUND, ids=lambda a: "-".join(a) or "nothing")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @activations
+@on_every_isa
 def test_around_a_product(
     around: dict[str, bool], dtype: torch.dtype, int8: bool, isa: str
 ) -> None:
@@ -721,6 +731,8 @@ def test_around_a_product(
 
 
 @pytest.mark.parametrize("k", [1, 15, 16, 17, 64, 1000])
+@on_every_isa
+@with_any_threads
 def test_layer_norm_of_any_width(k: int, isa: str, threads: int) -> None:
     generator = torch.Generator().manual_seed(k)
     layer = QuantizedLinear.from_linear(nn.Linear(k, 8), config_for(True)).requires_grad_(False)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from everywhere import on_every_isa, with_any_threads
 from linears import (
     F32,
     WEIGHTS,
@@ -18,6 +19,7 @@ from linears import (
     by_hand,
     case,
     coded,
+    has_bf16,
     layer_of,
     product,
     same,
@@ -42,20 +44,31 @@ SIZES = [
 # ---- bfloat16 ------------------------------------------------------------------------------------
 
 
+@cache
+def case_product(name: str, m: int, n: int, k: int, narrow: bool, arithmetic: object) -> Array:
+    """Of tokens in bfloat16 or float32; `arithmetic` says what differs among instruction sets."""
+    q, bias, x = case(name, n, k)
+    tokens = x[:m].bfloat16() if narrow else x[:m]
+    return product(tokens, q, bias, False, torch.bfloat16)
+
+
 @every_weight
+@on_every_isa
 def test_bfloat16_equals_the_reference(name: str, isa: str) -> None:
+    arithmetic = has_bf16(), isa != "scalar"
     for m, n, k in SIZES:
         q, bias, x = case(name, n, k)
         layer = layer_of(q, bias, False)
         narrow = x[:m].bfloat16()
-        want = product(narrow, q, bias, False, torch.bfloat16)
+        want = case_product(name, m, n, k, True, arithmetic)
         same(layer(narrow), want)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             same(layer(narrow), want)
-            same(layer(x[:m]), product(x[:m], q, bias, False, torch.bfloat16))
+            same(layer(x[:m]), case_product(name, m, n, k, False, arithmetic))
 
 
 @every_weight
+@on_every_isa
 def test_any_number_of_bfloat16_tokens(name: str, isa: str) -> None:
     q, bias, x = case(name, 65, 41)
     layer, x = layer_of(q, bias, False), x.bfloat16()
@@ -66,6 +79,8 @@ def test_any_number_of_bfloat16_tokens(name: str, isa: str) -> None:
 
 
 @every_weight
+@on_every_isa
+@with_any_threads
 def test_threads_change_no_bit_of_bfloat16(name: str, isa: str, threads: int) -> None:
     for m, n, k in ((70, 65, 512), (2000, 9, 1024)):
         q, bias, x = case(name, n, k)
@@ -84,6 +99,7 @@ def single_thread(name: str, m: int, n: int, k: int, isa: str) -> bytes:
 
 
 @every_weight
+@on_every_isa
 def test_bfloat16_errs_by_k_roundings_at_most(name: str, isa: str) -> None:
     """The bound of docs/conventions.md, on sums before they are rounded to the output's dtype."""
     for n, k in ((65, 40), (64, 131), (9, 1024)):
@@ -167,6 +183,7 @@ def case_product16(name: str, m: int, n: int, k: int) -> Array:
 
 
 @every_weight
+@on_every_isa
 def test_sixteen_bits_equal_exact_integers(name: str, isa: str) -> None:
     for m, n, k in [*SIZES, (20, 65, 40)]:
         q, bias, x = case(name, n, k)
@@ -174,6 +191,7 @@ def test_sixteen_bits_equal_exact_integers(name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["INT8_Per_Channel_Asymmetric", "INT4_Group_32", "float_groups"])
+@on_every_isa
 def test_any_number_of_tokens_of_sixteen_bits(name: str, isa: str) -> None:
     q, bias, x = case(name, 65, 40)
     layer = layer16(q, bias)
@@ -184,6 +202,8 @@ def test_any_number_of_tokens_of_sixteen_bits(name: str, isa: str) -> None:
 
 
 @every_weight
+@on_every_isa
+@with_any_threads
 def test_sixteen_bits_are_the_same_on_every_table_and_thread(
     name: str, isa: str, threads: int
 ) -> None:
@@ -195,6 +215,7 @@ def test_sixteen_bits_are_the_same_on_every_table_and_thread(
 
 
 @pytest.mark.parametrize("width, zero", [(8, 0), (8, 127), (8, -128), (4, 0), (4, -8)])
+@on_every_isa
 def test_extreme_codes_of_sixteen_bits_are_summed_exactly(width: int, zero: int, isa: str) -> None:
     """At the longest row too, where sums of plain 16-bit codes would have left 32 bits."""
     lowest, highest = reference.LIMITS[width]
@@ -221,6 +242,7 @@ def test_every_code_of_sixteen_bits(isa: str) -> None:
 
 
 @every_weight
+@on_every_isa
 def test_sixteen_bits_err_by_half_a_step_at_most(name: str, isa: str) -> None:
     """The bound of docs/conventions.md, and 200 times less error than with 8 bits."""
     for n, k in ((65, 40), (64, 131), (9, 1024)):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from everywhere import on_every_isa, with_any_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -98,6 +99,7 @@ def expected(shape: tuple[int, ...], dtype: str, spec: QuantizationSpec) -> refe
 
 
 @every_spec
+@on_every_isa
 def test_equal_to_the_reference(spec: QuantizationSpec, source: Source, isa: str) -> None:
     for shape in SHAPES:
         x = source(sample(shape))
@@ -106,6 +108,8 @@ def test_equal_to_the_reference(spec: QuantizationSpec, source: Source, isa: str
 
 
 @every_spec
+@on_every_isa
+@with_any_threads
 def test_equal_with_any_number_of_threads(spec: QuantizationSpec, isa: str, threads: int) -> None:
     for shape in ((300, 131), (100_003,)):  # many rows, and a long one that is split in blocks
         x = sample(shape)
@@ -158,6 +162,7 @@ FIELDS = {
 
 
 @every_spec
+@on_every_isa
 def test_hard_values(spec: QuantizationSpec, isa: str) -> None:
     for field, x in FIELDS.items():
         agree(x, vq.quantize(x, spec), hard_expected(field, spec))
@@ -273,6 +278,7 @@ def coded(x: Array, spec: QuantizationSpec, scale: Array, zero: Array | None = N
 
 
 @every_spec
+@on_every_isa
 def test_given_scales_equal_the_reference(
     spec: QuantizationSpec, isa: str, rng: np.random.Generator
 ) -> None:
@@ -353,6 +359,7 @@ def test_a_given_denormal_scale(isa: str) -> None:
 
 
 @every_spec
+@on_every_isa
 def test_nan_and_infinities_are_refused_with_their_number(spec: QuantizationSpec, isa: str) -> None:
     for bad in (np.nan, np.inf, -np.inf):
         x = sample((3, 200)).copy()

@@ -47,6 +47,13 @@ TABLES = {
             replace(INT8, name="A16", quantize_activations=True, activation_bits=16),
         ),
     ],
+    "activation_range (INT8 per channel, A8)": [
+        ("dynamic: quantize_model", A8),
+        *(
+            (value, replace(A8, name=value, activation_range=value))
+            for value in ("dynamic", "minmax", "percentile", "mse")
+        ),
+    ],
     "skip_first_last (INT4 groups of 128)": [
         ("True", INT4),
         ("False", replace(INT4, name="whole", skip_first_last=False)),
@@ -87,8 +94,8 @@ TABLES = {
         if ops.serves(torch.device(device))
     ],
 }
-CALIBRATED = "calibration_samples"
-"""The table whose rows but the first are made by vq.calibrate(method="gptq")."""
+CALIBRATED = ("calibration_samples", "activation_range")
+"""The tables whose rows but the first are made by vq.calibrate(method="gptq")."""
 
 
 def outputs_of(model: nn.Module, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -130,10 +137,8 @@ def main() -> None:
             continue
         print(f"\n`{title}`:\n\n| value | bits a weight | whole model, MB | error, % |")
         print("|---|---|---|---|")
-        for label, config in rows:
-            make = vq.quantize_model
-            if title.startswith(CALIBRATED) and config is not INT4:
-                make = vq.calibrate
+        for i, (label, config) in enumerate(rows):
+            make = vq.calibrate if i and title.startswith(CALIBRATED) else vq.quantize_model
             model, report = make(tiny.build(), config=config)
             error = error_percent(reference, outputs_of(model, pictures))
             size = vq.model_bytes(model) / 1e6

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from everywhere import using_threads
 from torch import nn
 
 import vggtquant as vq
@@ -16,9 +17,19 @@ from vggtquant.calibration.capture import Replay, Store
 CONFIG = "INT4_Group_128"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return torch.rand(2, 2, 3, 28, 42, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def by_gptq(images: torch.Tensor, tmp_path_factory) -> tuple[nn.Module, Path]:
+    """builtin:tiny as the default method calibrates it to CONFIG on one thread, for all tests of
+    this process, and the folder of that calibration: both stay as they are."""
+    folder = tmp_path_factory.mktemp("by_gptq")
+    net = tiny.build()
+    vq.calibrate(net, images, config=CONFIG, folder=folder)
+    return net, folder
 
 
 def codes(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -164,9 +175,10 @@ def test_layers_without_bias() -> None:
     assert model[0].bias is None and model(x).shape == (64, 4)
 
 
-def test_a_saved_file_is_the_model_bit_for_bit(images: torch.Tensor, tmp_path: Path) -> None:
-    net = tiny.build()
-    vq.calibrate(net, images, config=CONFIG)
+def test_a_saved_file_is_the_model_bit_for_bit(
+    images: torch.Tensor, by_gptq: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    net, _ = by_gptq
     vq.save(net, tmp_path / "packed.safetensors", float_dtype="float32")
     loaded = vq.load(tmp_path / "packed.safetensors")
     with torch.inference_mode():
@@ -174,32 +186,35 @@ def test_a_saved_file_is_the_model_bit_for_bit(images: torch.Tensor, tmp_path: P
     assert all(torch.equal(got[k], wanted[k]) for k in ("depth", "world_points", "pose_enc"))
 
 
-def test_a_killed_calibration_goes_on(images: torch.Tensor, tmp_path: Path) -> None:
+def test_a_killed_calibration_goes_on(
+    images: torch.Tensor, by_gptq: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
     def kill(done: int, of: int, name: str) -> None:
         if done == 30:
             raise KeyboardInterrupt
 
-    def run(folder: Path | None, progress: Any = None) -> nn.Module:
+    def run(progress: Any = None) -> nn.Module:
         net = tiny.build()
-        vq.calibrate(net, images, config=CONFIG, folder=folder, progress=progress)
+        vq.calibrate(net, images, config=CONFIG, folder=tmp_path, progress=progress)
         return net
 
-    whole_run = run(None)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, kill)
+        run(kill)
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.done.pt")}
     assert len(done) == 7  # 30 layers: the first is skipped, seven blocks are complete
-    resumed = run(tmp_path)
-    assert same(codes(resumed), codes(whole_run))
+    resumed = run()
+    assert same(codes(resumed), codes(by_gptq[0]))
     assert all(path.stat().st_mtime_ns == at for path, at in done.items())
 
 
-def test_a_folder_of_another_calibration_is_refused(images: torch.Tensor, tmp_path: Path) -> None:
-    vq.calibrate(tiny.build(), images, config=CONFIG, folder=tmp_path)
+def test_a_folder_of_another_calibration_is_refused(
+    images: torch.Tensor, by_gptq: tuple[nn.Module, Path]
+) -> None:
+    _, folder = by_gptq
     with pytest.raises(vq.UserError, match="another config"):
-        vq.calibrate(tiny.build(), images, config="INT4_Group_64", folder=tmp_path)
+        vq.calibrate(tiny.build(), images, config="INT4_Group_64", folder=folder)
     with pytest.raises(vq.UserError, match="another pictures"):
-        vq.calibrate(tiny.build(), images / 2, config=CONFIG, folder=tmp_path)
+        vq.calibrate(tiny.build(), images / 2, config=CONFIG, folder=folder)
 
 
 def test_an_error_leaves_the_model_as_it_was_where_originals_are_kept(
@@ -267,16 +282,11 @@ def test_a_folder_is_read_in_scenes_of_neighbours(tmp_path: Path) -> None:
     assert [tuple(b.shape) for b in shown.batches] == [(2, 4, 3, 56, 56)]
 
 
-def test_threads_give_the_same_codes(images: torch.Tensor) -> None:
+def test_threads_give_the_same_codes(images: torch.Tensor, by_gptq: tuple[nn.Module, Path]) -> None:
     """torch's products may be summed otherwise; then few codes differ, by one step."""
-    nets, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            nets.append(tiny.build())
-            vq.calibrate(nets[-1], images, config=CONFIG)
-    finally:
-        torch.set_num_threads(before)
+    nets = [by_gptq[0], tiny.build()]
+    with using_threads(2):
+        vq.calibrate(nets[1], images, config=CONFIG)
     a, b = (
         torch.cat(
             [

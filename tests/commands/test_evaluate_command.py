@@ -209,7 +209,10 @@ def test_ctrl_c_gives_130_and_says_what_is_kept(tmp_path: Path, capsys, monkeypa
     assert "before the first result" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_signals_keep_finished_schemes(tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "out"
     words = ["evaluate", "--model", "toy:slow", "--scenes", "2", "--output_dir", str(out)]

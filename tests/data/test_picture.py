@@ -153,6 +153,15 @@ def test_a_video_is_told_how_to_become_pictures(tmp_path: Path) -> None:
         images.find_images(tmp_path)
 
 
+def test_pictures_two_folders_down_are_named(tmp_path: Path) -> None:
+    for name in ("a/b", "a/c", "d/e/f", "g/h"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (28, 28)).save(tmp_path / name / "0.png")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="; pictures are deeper, in a/b/, a/c/, g/h/ …$"):
+        images.find_images(tmp_path)
+
+
 def test_what_goes_wrong_within_is_a_line_with_the_path(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     for error in (SyntaxError("two\nlines"), MemoryError(), ValueError()):

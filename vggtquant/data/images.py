@@ -106,8 +106,11 @@ def find_images(folder: str | Path) -> list[Path]:
                 warnings.warn(f"not taken of {folder / sub}: {left}", stacklevel=2)
             return found
     wanted = ", ".join(SUFFIXES)
-    left = _left_out(_listing(folder))
-    there = f"; it holds {left}" if left else " (looked in images/ and ETH3D's folders, too)"
+    there = " (looked in images/ and ETH3D's folders, too)"
+    if left := _left_out(_listing(folder)):
+        there = f"; it holds {left}"
+    elif below := _deeper(folder):
+        there = f"; pictures are deeper, in {below}"
     raise UserError(f"no picture in {folder}: wanted {wanted}{there}")
 
 
@@ -297,8 +300,26 @@ def _left_out(listing: Sequence[Path]) -> str:
     below = [path for path in listing if path.is_dir() and any(map(_is_picture, _listing(path)))]
     if below:
         names = [f"{path.name}/" for path in sorted(below, key=_natural)]
-        words.append(f"pictures in {', '.join(names[:3])}{' …' if len(names) > 3 else ''}")
+        words.append(f"pictures in {_few(names)}")
     return ", ".join(words)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+def _deeper(folder: Path) -> str:
+    """Folders of pictures two levels down and more, as "a/b/, a/c/"; a look at 1,000 folders ends
+    the search, and links are not followed."""
+    found, queue = [], [folder]
+    for looked, at in enumerate(queue):  # grows as it is read
+        if looked == 1000:
+            break
+        listing = _listing(at)
+        queue += sorted((p for p in listing if p.is_dir() and not p.is_symlink()), key=_natural)
+        if any(map(_is_picture, listing)):
+            found.append(f"{picture.shown(at.relative_to(folder))}/")
+    return _few(found)
 
 
 def _natural(path: Path) -> tuple[list[int | str], str]:
