@@ -101,6 +101,19 @@ def weight_rows(conv: Conv) -> torch.Tensor:
     return torch.cat([rows, rows - first])
 
 
+def kernels(rows: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Rows of a product as torch has a convolution's weight: undoes weight_rows, each part alone.
+
+    rows (n, inputs of the product) gives (n, in, high, wide); of a transposed convolution, all rows
+    give (in, out, high, wide).
+    """
+    up, across = shape.window.kernel
+    if shape.transposed:
+        return rows.reshape(up, across, shape.outputs, shape.inputs).permute(3, 2, 0, 1)
+    padded = rows.reshape(len(rows), up, across, -1)
+    return padded[..., : shape.inputs].permute(0, 3, 1, 2)
+
+
 def product_shape(layer: nn.Module) -> tuple[int, int] | None:
     """(outputs, inputs) of the product that computes a Linear or a convolution; None: neither."""
     if isinstance(layer, (nn.Linear, QuantizedLinear)):

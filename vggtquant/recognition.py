@@ -71,6 +71,15 @@ def _class_reason(module: nn.Module, known: tuple[tuple[str, tuple[str, ...]], .
     return ""
 
 
+def is_block(module: nn.Module) -> bool:
+    """Whether its class is that of a transformer block that is known, x + … of x's shape.
+
+    >>> is_block(nn.Identity())
+    False
+    """
+    return not _class_reason(module, BLOCKS)
+
+
 def _arguments(module: nn.Module) -> tuple[str, ...]:
     return tuple(inspect.signature(type(module).forward).parameters)[1:]
 

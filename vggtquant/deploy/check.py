@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..conv import QuantizedConv2d
+from ..conv import QuantizedConv2d, kernels
 from ..linear import QuantizedLinear
-from .sites import Sites, put, weight_shape
+from .sites import Sites, put
 from .trace import OUTPUTS
 
 FLOAT_BOUND = 1e-4
@@ -128,12 +128,9 @@ class _Decoded(nn.Module):
 
 def _convolved(layer: QuantizedConv2d, x: Tensor, rows: Tensor) -> Tensor:
     shape, window = layer.shape, layer.shape.window
-    up, across = window.kernel
-    if shape.transposed:
-        placed = rows.reshape(up, across, shape.outputs, shape.inputs).permute(3, 2, 0, 1)
-        return F.conv_transpose2d(x, placed, layer.bias, window.stride)
     if shape.folded:
         rows = rows[: shape.outputs] + rows[shape.outputs :]
-    padded = rows.reshape(shape.outputs, up, across, -1)[..., : shape.inputs]
-    weight = padded.permute(0, 3, 1, 2).reshape(weight_shape(shape))
+    weight = kernels(rows, shape)
+    if shape.transposed:
+        return F.conv_transpose2d(x, weight, layer.bias, window.stride)
     return F.conv2d(x, weight, layer.bias, window.stride, window.padding)

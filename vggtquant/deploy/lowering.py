@@ -22,9 +22,10 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
-from ..conv import QuantizedConv2d
+from ..conv import QuantizedConv2d, kernels
 from ..linear import QuantizedLinear
 from ..qtensor import QTensor
 from .sites import DOMAIN
@@ -61,8 +62,11 @@ class _Nodes:
         self.nodes.append(node)
         return node.outputs[0]
 
-    def constant(self, what: str, array: Any, dtype: ir.DataType | None = None) -> ir.Value:
-        name = f"{self.name}.{what}"
+    def constant(
+        self, what: str, array: Any, dtype: ir.DataType | None = None, owner: str = ""
+    ) -> ir.Value:
+        """An initializer of the layer, or of another owner; the same one for the same name."""
+        name = f"{owner or self.name}.{what}"
         known = self.graph.initializers.get(name)
         if known is not None:
             return known
@@ -122,8 +126,9 @@ def _dynamic(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
     """(((float(acc) * scale_x) * scale_w), as docs/conventions.md has it."""
     q = layer.qtensor()
     x = _smoothed(nodes, x, layer)
-    most, tiny = _shared(nodes, "most", np.float32(127)), _shared(nodes, "tiny", _TINY)
-    last = _shared(nodes, "last_axis", np.array([-1], np.int64))
+    most = nodes.constant("most", np.float32(127), owner=DOMAIN)
+    tiny = nodes.constant("tiny", _TINY, owner=DOMAIN)
+    last = nodes.constant("last_axis", np.array([-1], np.int64), owner=DOMAIN)
     largest = nodes.op("ReduceMax", nodes.op("Abs", x), last, keepdims=1)
     inverse = nodes.op("Div", most, nodes.op("Max", largest, tiny))
     scale = nodes.op("Div", largest, most)
@@ -184,7 +189,7 @@ def _conv_weight(nodes: _Nodes, layer: QuantizedConv2d) -> ir.Value:
     """The weight in torch's shape, by DequantizeLinear; one of two parts is their sum."""
     q, shape = layer.qtensor(), layer.shape
     up, across = shape.window.kernel
-    codes, scales = np.asarray(q.codes), _row_scales(q)
+    codes, scales = np.array(q.codes), _row_scales(q)
     if shape.transposed:  # a scale for each place of the kernel: dequantized as a product's rows
         rows = nodes.op(
             "DequantizeLinear",
@@ -195,7 +200,7 @@ def _conv_weight(nodes: _Nodes, layer: QuantizedConv2d) -> ir.Value:
         wanted = np.array([up, across, shape.outputs, shape.inputs], np.int64)
         placed = nodes.op("Reshape", rows, nodes.constant("weight_shape", wanted))
         return nodes.op("Transpose", placed, perm=[3, 2, 0, 1])
-    codes = codes.reshape(len(codes), up, across, -1)[..., : shape.inputs].transpose(0, 3, 1, 2)
+    codes = kernels(torch.from_numpy(codes), shape).numpy()
     parts = []
     for word, first in (("weight", 0), ("weight_rest", shape.outputs)):
         some = slice(first, first + shape.outputs)
@@ -223,11 +228,3 @@ def _row_scales(q: QTensor) -> NDArray[np.float32]:
 
 def _floats(x: Any) -> NDArray[np.float32]:
     return np.ascontiguousarray(x.detach().float().cpu().numpy())
-
-
-def _shared(nodes: _Nodes, what: str, array: Any) -> ir.Value:
-    """A constant that all sites read."""
-    name, nodes.name = nodes.name, DOMAIN
-    value = nodes.constant(what, array)
-    nodes.name = name
-    return value

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError
+from . import repeated
 
 OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 """Names under which VGGT returns them, in the graph's order; a model may lack some."""
@@ -82,17 +83,24 @@ def graph_of(
     found = _Found()
     named = _Named(model, found, force).eval()
     images = torch.rand(1, max(frames, 2) if dynamic else frames, 3, *size)
-    shapes = {"images": {1: torch.export.Dim("frames", min=1)} if dynamic else None}
+    blocks = repeated.Blocks() if dynamic else repeated.with_sites(model)
+    frames_axis = {"images": {1: torch.export.Dim("frames", min=1)}} if dynamic else None
     with warnings.catch_warnings(), torch.no_grad(), _plain_autocast():
         warnings.simplefilter("ignore")
-        recorded = _recorded(named, images, shapes)
-        module = recorded.run_decompositions({}).module()  # nothing is changed in place any more
-        onnx = as_onnx(_recorded(_fold(module), images, shapes), opset)
+        onnx = _graph(named, (images,), frames_axis, opset)
+        repeated.expand(onnx, blocks, lambda block, inputs: _graph(block, inputs, None, opset))
     graph = onnx.graph
     for value, name in zip(graph.outputs, found.names, strict=True):
         value.name = name
     graph.inputs[0].name = "images"
     return onnx
+
+
+def _graph(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any, opset: int) -> ir.Model:
+    """A module's graph, with what depends on constants alone computed."""
+    recorded = _recorded(model, inputs, shapes)
+    module = recorded.run_decompositions({}).module()  # nothing is changed in place any more
+    return as_onnx(_recorded(_fold(module), inputs, shapes), opset)
 
 
 def as_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
@@ -117,14 +125,16 @@ def _plain_autocast() -> Iterator[None]:
         kind.__enter__, kind.__exit__ = enter, leave
 
 
-def _recorded(model: nn.Module, images: Tensor, shapes: Any) -> torch.export.ExportedProgram:
+def _recorded(
+    model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any
+) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
     except UserError:
         raise
     except Exception as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
-        if shapes["images"] is not None:
+        if shapes is not None:
             words[0] += "; a fixed number of pictures (no --dynamic_frames) asks less of it"
         raise UserError(f"torch cannot record this model as a graph: {words[0]}") from error
 

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An exported model beside ours: memory and time of export, then each runtime's pass and outputs.
+
+    PYTHONPATH=path/of/vggt python tests/bench/deploy.py --model vggt.models.vggt:VGGT \\
+        --size 350x518 --frames 1 2 --runtimes onnxruntime --results deploy.jsonl
+
+The weights may be random; the picture is random too. Each step runs in a fresh process: "export"
+builds, quantizes and writes the model, and ours computes; then each runtime loads the file. A step
+that --results has is not run again, and quantized models are kept in --cache, which belongs to one
+--model. RSS is the peak of a process, over one that has imported torch
+(ours) or nothing else (a runtime); that of export is the whole process. "Static" has the ranges
+that the same pictures have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from model import rss
+from openvino_model import random_images
+from torch import nn
+
+SCHEMES = {
+    "float": None,
+    "INT8 dynamic": "INT8_Per_Channel_Symmetric_A8",
+    "INT8 static": "INT8_Per_Channel_Symmetric_A8",
+    "INT4": "INT4_Group_128",
+    "INT8_Fast": "INT8_Fast",
+}
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def with_ranges(model: nn.Module, images: torch.Tensor) -> None:
+    """Gives each Linear with INT8 activations the range that these pictures have."""
+    from vggtquant.conv import QuantizedConv2d
+    from vggtquant.linear import QuantizedLinear
+
+    seen: dict[QuantizedLinear, float] = {}
+
+    def look(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[layer] = max(seen.get(layer, 0.0), float(inputs[0].abs().max()))
+
+    hooks = [
+        m.register_forward_pre_hook(look)
+        for m in model.modules()
+        if isinstance(m, QuantizedLinear) and not isinstance(m, QuantizedConv2d)
+    ]
+    with torch.inference_mode():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    for layer, largest in seen.items():
+        layer.input_scale = largest / 127
+
+
+def kept(name: str, scheme: str | None, cache: Path) -> nn.Module:
+    """The model, float or from its packed file in the cache, which is written where it is not."""
+    import vggtquant as vq
+    from vggtquant import models
+
+    file = cache / f"{scheme}.safetensors"
+    if scheme and file.exists():
+        return vq.load(file)
+    torch.manual_seed(0)
+    model = models.load_model(name).model
+    if hasattr(model, "track_head"):
+        model.track_head = None  # without points to follow it does not run
+    if scheme:
+        model, _ = vq.quantize_model(model, scheme)
+        cache.mkdir(parents=True, exist_ok=True)
+        vq.save(model, file, float_dtype="float32")
+    return model
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+    """Writes args.case, and our outputs beside it."""
+    import vggtquant as vq
+    from vggtquant.deploy import check
+
+    empty = rss()
+    images = random_images(args.frames[0], args.size)
+    model = kept(args.model, SCHEMES[args.case], args.cache)
+    if args.case == "INT8 static":
+        with_ranges(model, images)
+    before, start, spent = rss(), time.perf_counter(), time.process_time()
+    forget_peak()
+    found = vq.export(model, args.folder, size=args.size, frames=args.frames[0], check=False)
+    figures: dict[str, Any] = {
+        "s": time.perf_counter() - start,
+        "processor": time.process_time() - spent,
+        "peak": rss("VmHWM"),
+        "before": before,
+        "MB": found.nbytes / 1e6,
+        "forms": found.forms,
+        "nodes": found.nodes,
+        "tensorrt": found.tensorrt,
+    }
+    forget_peak()
+    outputs = check.expected(model, images)
+    start, spent = time.perf_counter(), time.process_time()
+    outputs = check.expected(model, images)
+    figures["ours"] = {
+        "s": time.perf_counter() - start,
+        "processor": (time.process_time() - spent) / torch.get_num_threads(),
+        "peak": rss("VmHWM") - empty,
+    }
+    np.savez(args.folder / "ours.npz", **outputs)
+    return figures
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """args.step, a runtime, on the file that export wrote."""
+    from vggtquant.deploy import check, runtimes
+
+    ours = dict(np.load(args.folder / "ours.npz"))
+    images = random_images(args.frames[0], args.size).numpy()
+    empty = rss()
+    forget_peak()
+    ran = runtimes.RUNTIMES[args.step].run(args.folder / "model.onnx", images)
+    figures = {
+        "s": ran.seconds,
+        "processor": ran.processor_seconds / torch.get_num_threads(),
+        "load": ran.load_seconds,
+        "peak": rss("VmHWM") - empty,
+        "kernels": ran.kernels,
+    }
+    unbounded = dict.fromkeys(ours, 0.0)
+    figures["differences"] = {
+        d.output: (d.size, d.largest) for d in check.differences(ours, ran.outputs, unbounded)
+    }
+    return figures
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="an exported model beside ours")
+    parser.add_argument("--model", default="builtin:tiny")
+    parser.add_argument("--size", default="350x518")
+    parser.add_argument("--frames", type=int, nargs="+", default=[1])
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES)[:4])
+    parser.add_argument("--runtimes", nargs="*", default=["onnxruntime"])
+    parser.add_argument("--folder", type=Path, default=Path("deployed"))
+    parser.add_argument("--results", type=Path, default=Path("deploy.jsonl"))
+    parser.add_argument("--cache", type=Path, default=Path("deploy-cache"))
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = parse()
+    if args.step:
+        figures = export(args) if args.step == "export" else run(args)
+        print(json.dumps(figures))
+        return
+    done = []
+    if args.results.exists():
+        done = [json.loads(line) for line in args.results.read_text().splitlines()]
+    known = {(x["model"], x["case"], x["frames"], x["step"]) for x in done}
+    for frames in args.frames:
+        for case in args.schemes:
+            for step in ["export", *args.runtimes]:
+                if (args.model, case, frames, step) in known:
+                    continue
+                flags = ["--model", args.model, "--size", args.size, "--frames", str(frames)]
+                flags += [
+                    "--cache",
+                    str(args.cache),
+                    "--folder",
+                    str(args.folder),
+                    "--step",
+                    step,
+                    "--case",
+                    case,
+                ]
+                done_by = subprocess.run(
+                    [sys.executable, __file__, *flags], stdout=subprocess.PIPE, check=True
+                )
+                figures = json.loads(done_by.stdout.splitlines()[-1])
+                line = {"model": args.model, "case": case, "frames": frames, "step": step}
+                with args.results.open("a") as results:
+                    results.write(json.dumps(line | figures) + "\n")
+
+
+if __name__ == "__main__":
+    main()
