@@ -111,6 +111,7 @@ WRONG = {
     "frames is 0; 1 or more": {"frames": 0},
     "frames is True": {"frames": True},
     "opset is 17; 21 or newer": {"opset": 17},
+    "unknown float_dtype 'half'; one of float32": {"float_dtype": "half"},
     "unknown format 'tflite'; one of onnx, openvino": {"format": "tflite"},
     "scheme is for a model's name": {"scheme": "INT4_Group_64"},
     "images have shape": {"images": torch.zeros(1, 1, 3, 14, 14)},
@@ -145,6 +146,29 @@ def test_a_model_that_cannot_be_recorded(tmp_path):
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
+class Tables(nn.Module):
+    """Adds a table of two types, which every picture gets a copy of."""
+
+    def forward(self, images):
+        rows, rates = torch.arange(28.0), torch.arange(42, dtype=torch.float64)
+        table = torch.einsum("i,j->ij", rows, rates).sin().float()
+        return {"depth": images + table[None, None, None].expand(1, 1, 3, 28, 42)}
+
+
+@pytest.mark.parametrize("limit", [trace.FOLDED, 1])
+def test_tables_are_computed_by_torch(limit, tmp_path, monkeypatch):
+    """ONNX has no Einsum of two types, and no table is larger for more pictures."""
+    monkeypatch.setattr(trace, "FOLDED", limit)
+    monkeypatch.setattr(trace, "SMALL", 1)
+    if limit == 1:  # nothing is stored, and onnx says what is wrong
+        with pytest.raises(vq.UserError, match="onnx refuses the graph: .*Einsum"):
+            vq.export(Tables(), tmp_path, size=SIZE)
+        return
+    result = vq.export(Tables(), tmp_path, size=SIZE)
+    assert result.nodes["Einsum"] == 0 and result.nodes["Expand"] == 1 and result.agrees
+    assert result.nbytes < 2 * 4 * 28 * 42
+
+
 def test_too_large_a_difference_ends_with_3(tmp_path, monkeypatch, capsys):
     command = ["export", "toy:build", "--out", str(tmp_path), "--size", "28x28"]
     assert main(command) == 0
@@ -156,6 +180,13 @@ def test_too_large_a_difference_ends_with_3(tmp_path, monkeypatch, capsys):
 
 def test_sizes():
     assert api.parse_size("350x518") == (350, 518) == api.parse_size((350, 518))
+
+
+def test_products_in_half_precision(tmp_path):
+    result = vq.export(toy.build(), tmp_path, size=SIZE, float_dtype="float16")
+    whole = vq.export(toy.build(), tmp_path / "whole", size=SIZE, check=False)
+    assert result.agrees and result.nbytes < 0.8 * whole.nbytes
+    assert max(d.size for d in result.differences["onnxruntime"]) > 1e-5
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..deploy import FORMATS, OPSET
+from ..deploy import FLOAT_TYPES, FORMATS, OPSET
 from .options import FOLDER, config_of
 
 WORDS = "write a (quantized) model for ONNX Runtime, OpenVINO or TensorRT"
@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--opset", type=int, default=OPSET, metavar="N", help="of ONNX (default %(default)s)"
     )
     parser.add_argument(
+        "--float_dtype",
+        choices=FLOAT_TYPES,
+        default="float32",
+        help="of products that are not integer ones (default %(default)s)",
+    )
+    parser.add_argument(
         "--no_check", action="store_true", help="do not run the file in the installed runtimes"
     )
     parser.add_argument(
@@ -74,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
         frames=args.frames,
         dynamic_frames=args.dynamic_frames,
         opset=args.opset,
+        float_dtype=args.float_dtype,
         check=not args.no_check,
         force=args.force,
     )

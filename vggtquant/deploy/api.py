@@ -16,7 +16,7 @@ from torch import nn
 from ..data.images import PATCH
 from ..errors import UserError
 from ..files import writable_folder
-from . import FORMATS, OPSET, Format
+from . import FLOAT_TYPES, FORMATS, OPSET, FloatType, Format
 
 if TYPE_CHECKING:
     from .check import Difference
@@ -73,6 +73,7 @@ def export(
     frames: int = 1,
     dynamic_frames: bool = False,
     opset: int = OPSET,
+    float_dtype: FloatType = "float32",
     images: torch.Tensor | None = None,
     check: bool = True,
     force: bool = False,
@@ -83,9 +84,11 @@ def export(
     that load_model takes, packed files included. It is not modified. out: a folder, which gets
     model.onnx and model.onnx.data (or model.xml and model.bin). scheme: quantize first; for a name
     only. size: (height, width) or "350x518", multiples of 14. frames: pictures in a pass; with
-    dynamic_frames any number. images (1, frames, 3, height, width): what the check runs; rendered
-    scenes without. check: run the file in each runtime that is installed. force: write a module
-    that returns something else than VGGT's dictionary, its tensors as output_0, output_1, …
+    dynamic_frames any number. float_dtype: of products that are not integer ones, "float16" or
+    "bfloat16" as under torch.autocast; all between them stays float32. images (1, frames, 3,
+    height, width): what the check runs; rendered scenes without. check: run the file in each
+    runtime that is installed. force: write a module that returns something else than VGGT's
+    dictionary, its tensors as output_0, output_1, …
 
     Activations coded to INT8 stay so: with a calibrated static scale as QuantizeLinear and
     DequantizeLinear, else token by token before MatMulInteger. Attention is float in the graph.
@@ -98,16 +101,18 @@ def export(
     True
     """
     height, width = parse_size(size)
-    _check(format, frames, opset)
+    _check(format, frames, opset, float_dtype)
     _need(*_NEEDED, *(["openvino"] if format == "openvino" else []))
     from . import check as checks
-    from . import lowering, onnx_file, runtimes, sites, tensorrt, trace
+    from . import lowering, narrow, onnx_file, runtimes, sites, tensorrt, trace
 
     folder = writable_folder(out)
     module = _model(model, scheme)
     found = sites.with_sites(module)
     graph = trace.graph_of(found.model, (height, width), frames, dynamic_frames, opset, force)
     forms = lowering.lower(graph, found.layers)
+    if float_dtype != "float32":
+        narrow.narrow(graph, float_dtype)
     path, nbytes = onnx_file.write(graph, folder, format)
     result = Export(
         path,
@@ -122,9 +127,12 @@ def export(
     pictures = _pictures(images, frames, height, width)
     ours = checks.expected(module, pictures)
     # A copy of its own: recording leaves tensors without values in the caches of the first one.
-    bounds = checks.bounds(ours, sites.with_sites(module), pictures)
+    bounds = checks.bounds(ours, sites.with_sites(module), pictures, float_dtype)
     for name, runtime in runtimes.RUNTIMES.items():
         if not runtime.is_installed or (format == "openvino" and name != "openvino"):
+            continue
+        if float_dtype in runtime.lacks:
+            result.notes.append(f"{name} was not asked: its CPU kernels have no {float_dtype}")
             continue
         run = runtime.run(path, pictures.numpy())
         result.runs[name] = run
@@ -156,9 +164,12 @@ def parse_size(size: str | tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _check(format: str, frames: object, opset: object) -> None:
+def _check(format: str, frames: object, opset: object, float_dtype: str) -> None:
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; one of {', '.join(FORMATS)} is wanted")
+    if float_dtype not in FLOAT_TYPES:
+        known = ", ".join(FLOAT_TYPES)
+        raise UserError(f"unknown float_dtype {float_dtype!r}; one of {known} is wanted")
     if type(frames) is not int or frames < 1:
         raise UserError(f"frames is {frames}; 1 or more is wanted")
     if type(opset) is not int or opset < OPSET:

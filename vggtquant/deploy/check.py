@@ -4,7 +4,8 @@
 A float graph may differ by rounding alone. With quantized activations every rounding of a norm or
 a softmax may move a code by one, and the codes of all later layers with it, so two right executions
 differ by noise of the size that coding activations makes. That size is measured: our outputs
-against those of the same weights with float activations.
+against those of the same weights with float activations. The same holds of products in half
+precision: these are then under torch.autocast.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from ..conv import QuantizedConv2d, kernels
 from ..linear import QuantizedLinear
 from .sites import Sites, put
-from .trace import OUTPUTS
+from .trace import OUTPUTS, plain_autocast
 
 FLOAT_BOUND = 1e-4
 """Of a graph whose layers are all float."""
@@ -66,15 +67,16 @@ def expected(model: nn.Module, images: Tensor) -> dict[str, NDArray[np.float32]]
     return {name: value.float().numpy() for name, value in named.items()}
 
 
-def bounds(ours: dict[str, NDArray[np.float32]], sites: Sites, images: Tensor) -> dict[str, float]:
+def bounds(
+    ours: dict[str, NDArray[np.float32]], sites: Sites, images: Tensor, float_dtype: str = "float32"
+) -> dict[str, float]:
     """What each output's difference may be. The model of `sites` computes afterwards."""
-    if not sites.layers:
+    if not sites.layers and float_dtype == "float32":
         return dict.fromkeys(ours, FLOAT_BOUND)
-    float_activations = expected(_decoded(sites), images)
-    return {
-        name: max(BOUND, NOISE * _sizes(ours[name], other)[0])
-        for name, other in float_activations.items()
-    }
+    cast = torch.autocast("cpu", getattr(torch, float_dtype), float_dtype != "float32")
+    with plain_autocast(), cast:
+        other = expected(_decoded(sites), images)
+    return {name: max(BOUND, NOISE * _sizes(ours[name], x)[0]) for name, x in other.items()}
 
 
 def differences(

@@ -20,12 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Outputs = dict[str, NDArray[Any]]
+Pass = Callable[[NDArray[np.float32]], Outputs]
+"""From images (1, frames, 3, height, width) to outputs by name."""
+
 
 @dataclass(frozen=True)
 class Ran:
     """One pass of a runtime."""
 
-    outputs: dict[str, NDArray[Any]]
+    outputs: Outputs
     seconds: float
     """Of the pass alone, after one that warms up."""
     processor_seconds: float
@@ -41,7 +45,12 @@ class Runtime:
     """A program that runs ONNX files."""
 
     package: str
+    open: Callable[[Path], Pass]
+    """Loads a file."""
     run: Callable[[Path, NDArray[np.float32]], Ran]
+    """Loads a file, runs it twice and tells what it did."""
+    lacks: tuple[str, ...] = ()
+    """Float types that its CPU kernels do not multiply."""
 
     @property
     def is_installed(self) -> bool:
@@ -63,27 +72,37 @@ _ORT_PRODUCTS = (
 )
 
 
+def _ort_session(path: Path, profile: str = "") -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.enable_profiling = bool(profile)
+    options.profile_file_prefix = profile
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _ort_pass(session: Any) -> Pass:
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
 def _onnxruntime(path: Path, images: NDArray[np.float32]) -> Ran:
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         start = time.perf_counter()
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = _ort_session(path, str(Path(folder) / "profile"))
         load = time.perf_counter() - start
-        names = [output.name for output in session.get_outputs()]
-        session.run(names, {"images": images})
-        found, seconds, spent = _timed(lambda: session.run(names, {"images": images}))
+        forward = _ort_pass(session)
+        forward(images)
+        found, seconds, spent = _timed(lambda: forward(images))
         events = json.loads(Path(session.end_profiling()).read_text())
     ran = [e["args"]["op_name"] for e in events if e.get("name", "").endswith("_kernel_time")]
     kernels = Counter(name for name in ran if name in _ORT_PRODUCTS)
     each = Counter({name: count // 2 for name, count in kernels.items()})  # of two passes
-    outputs = dict(zip(names, found, strict=True))
-    return Ran(outputs, seconds, spent, load, each, ort.__version__)
+    return Ran(found, seconds, spent, load, each, ort.__version__)
 
 
 _OV_PRODUCTS = (
@@ -91,28 +110,47 @@ _OV_PRODUCTS = (
 )
 
 
+def _ov_compiled(path: Path) -> Any:
+    import openvino as ov
+
+    core = ov.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    return core.compile_model(core.read_model(path), "CPU", settings)
+
+
+def _ov_pass(compiled: Any) -> Pass:
+    def forward(images: NDArray[np.float32]) -> Outputs:
+        found = compiled({"images": images})
+        return {output.get_any_name(): np.array(found[output]) for output in compiled.outputs}
+
+    return forward
+
+
 def _openvino(path: Path, images: NDArray[np.float32]) -> Ran:
     import openvino as ov
 
     start = time.perf_counter()
-    core = ov.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    compiled = _ov_compiled(path)
     load = time.perf_counter() - start
-    compiled({"images": images})
-    found, seconds, spent = _timed(lambda: compiled({"images": images}))
-    outputs = {output.get_any_name(): np.asarray(found[output]) for output in compiled.outputs}
+    forward = _ov_pass(compiled)
+    forward(images)
+    found, seconds, spent = _timed(lambda: forward(images))
     kernels: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ordered_ops():
         facts = node.get_rt_info()
         kind = facts["layerType"].astype(str) if "layerType" in facts else ""
         if kind in _OV_PRODUCTS:
             kernels[f"{kind} {facts['runtimePrecision'].astype(str)}"] += 1
-    return Ran(outputs, seconds, spent, load, kernels, ov.__version__)
+    return Ran(found, seconds, spent, load, kernels, ov.__version__)
 
 
 RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", _onnxruntime),
-    "openvino": Runtime("openvino", _openvino),
+    "onnxruntime": Runtime(
+        "onnxruntime",
+        lambda path: _ort_pass(_ort_session(path)),
+        _onnxruntime,
+        lacks=("bfloat16",),
+    ),
+    "openvino": Runtime("openvino", lambda path: _ov_pass(_ov_compiled(path)), _openvino),
 }
 """By name; a file of any format is given to those that read it."""

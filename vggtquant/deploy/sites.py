@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..aggregator import QuantizedAggregator
 from ..blocks import Swapped
 from ..conv import QuantizedConv2d, Shape
 from ..dense import QuantizedDPTHead, set_module
@@ -112,7 +113,7 @@ def with_sites(model: nn.Module) -> Sites:
         if isinstance(module, Swapped):
             sites.attentions += type(module).__name__ == "QuantizedAttention"
             sites.model = put(sites.model, name, module.original)
-        elif isinstance(module, QuantizedDPTHead):
+        elif isinstance(module, QuantizedDPTHead | QuantizedAggregator):
             sites.model = put(sites.model, name, module.original)
     for name, module in _modules(sites.model):
         base = getattr(module, "base_frequency", None)

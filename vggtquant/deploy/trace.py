@@ -26,9 +26,11 @@ from . import repeated
 OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 """Names under which VGGT returns them, in the graph's order; a model may lack some."""
 
-FOLDED = 64 << 20
-"""Bytes up to which a constant is stored as computed."""
+FOLDED = 256 << 20
+"""Bytes up to which a constant is stored as computed: VGGT's heads add one of 93 MB at 350x518."""
 
+SMALL = 1 << 20
+"""Bytes up to which a repeated tensor is stored all the same."""
 
 _FORCE = "not VGGT's dictionary of outputs; --force (force=True) writes its tensors"
 
@@ -85,7 +87,7 @@ def graph_of(
     images = torch.rand(1, max(frames, 2) if dynamic else frames, 3, *size)
     blocks = repeated.Blocks() if dynamic else repeated.with_sites(model)
     frames_axis = {"images": {1: torch.export.Dim("frames", min=1)}} if dynamic else None
-    with warnings.catch_warnings(), torch.no_grad(), _plain_autocast():
+    with warnings.catch_warnings(), torch.no_grad(), plain_autocast():
         warnings.simplefilter("ignore")
         onnx = _graph(named, (images,), frames_axis, opset)
         repeated.expand(onnx, blocks, lambda block, inputs: _graph(block, inputs, None, opset))
@@ -113,7 +115,7 @@ def as_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
 
 
 @contextmanager
-def _plain_autocast() -> Iterator[None]:
+def plain_autocast() -> Iterator[None]:
     """`with autocast(enabled=False)` does nothing: it would hide what is inside in a subgraph."""
     kind: Any = torch.autocast
     enter, leave = kind.__enter__, kind.__exit__
@@ -153,13 +155,15 @@ def _fold(module: Any) -> nn.Module:
             of = [n for n in node.all_input_nodes if n not in known]
             if not of:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = node.target(*args, **kwargs)
+                value = node.target(*args, **kwargs)
+                if not _is_large(value):  # else what it is made of is stored
+                    known[node] = value
     made: dict[tuple[Any, ...], str] = {}
     for node, value in known.items():
         read = any(user not in known for user in node.users)
         if node.op == "get_attr" or not isinstance(value, Tensor) or not read:
             continue
-        if value.nbytes > FOLDED or _is_view(node):
+        if _is_view(node):
             continue
         value = value.contiguous()
         key = (value.dtype, value.shape, sha256(value.numpy().tobytes()).digest())
@@ -182,6 +186,14 @@ def _is_pure(node: fx.Node) -> bool:
         site = target.namespace == "onnx_symbolic"
         return not site and not mutable and not set(tags) & set(target.tags)
     return getattr(target, "__module__", "") == "_operator"
+
+
+def _is_large(value: Any) -> bool:
+    """Of more bytes than a constant may have, or a tensor that repeats its elements: the copy for
+    each picture is made by the graph."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.nbytes > min(FOLDED, max(value.untyped_storage().nbytes(), SMALL))
 
 
 def _is_view(node: fx.Node) -> bool:
