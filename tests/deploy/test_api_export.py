@@ -155,16 +155,10 @@ class Tables(nn.Module):
         return {"depth": images + table}
 
 
-@pytest.mark.parametrize("limit", [trace.FOLDED, 1])
-def test_tables_are_computed_by_torch(limit, tmp_path, monkeypatch):
+def test_tables_are_computed_by_torch(tmp_path):
     """ONNX has no Einsum of two types."""
-    monkeypatch.setattr(trace, "FOLDED", limit)
-    if limit == 1:  # nothing is stored, and onnx says what is wrong
-        with pytest.raises(vq.UserError, match="onnx refuses the graph: .*Einsum"):
-            vq.export(Tables(), tmp_path, size=SIZE)
-        return
     result = vq.export(Tables(), tmp_path, size=SIZE)
-    assert result.nodes["Einsum"] == 0 and result.agrees
+    assert set(result.nodes) == {"Add"} and result.agrees
 
 
 def test_too_large_a_difference_ends_with_3(tmp_path, monkeypatch, capsys):
