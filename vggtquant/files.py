@@ -133,6 +133,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def writable_folder(folder: str | Path) -> Path:
     """The folder, made if it is not there; UserError when files cannot be written into it."""
     folder = Path(folder)
+    if "\0" in str(folder):
+        raise UserError(f"cannot write into {str(folder)!r}: a NUL character is in its name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

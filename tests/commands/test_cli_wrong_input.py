@@ -11,6 +11,7 @@ from PIL import Image
 import vggtquant as vq
 from vggtquant import tiny
 from vggtquant.commands import cli
+from vggtquant.files import writable_folder
 
 CONFIGS = {
     "type.json": '{"name": "a", "quant_type": ["x"]}',
@@ -35,6 +36,13 @@ CASES = {
     "info ''": "info has an empty value",
     "diff '' ''": "diff has an empty value",
     "scenes --out ''": "--out has an empty value",
+    # names that no file can have
+    "info a\0b": r"'a\x00b' has a NUL character",
+    "merge a\0b --out out": r"'a\x00b' has a NUL character",
+    f"quantize {'x' * 300} --out x.safetensors": "is too long for a file",
+    f"evaluate --output_dir {'x' * 300}": "is too long for a file",
+    f"quantize tiny.pt --out {'x' * 300}.safetensors": "is too long for a file",
+    f"merge pictures --out {'x' * 300}": "is too long for a file",
     # configs
     "evaluate --config type.json": "quant_type ['x'] is unknown",
     "evaluate --config patterns.json": "sensitive_layers is 5; patterns of names are wanted",
@@ -61,6 +69,11 @@ CASES = {
     "scenes --count 1000000000000 --out out": "count must be 1 to 100000, got 1000000000000",
     "scenes --count 0 --out out": "count must be 1 to 100000, got 0",
     "evaluate --scenes 1000000000000": "--scenes is 1000000000000; wanted 1 to 100000",
+    # tensors without real values
+    "quantize sparse.pt --out x.safetensors": "tensor a.weight as torch.float32, torch.sparse_coo",
+    "evaluate --model complex.pt --output_dir out": "tensor a.weight as torch.complex64",
+    "run meta.pt pictures --out out": "tensor a.weight as no values (device meta)",
+    "quantize builtins:exit --out x.safetensors": "ended the program",
     # files of another kind, or damaged
     "evaluate --model junk.pt": "cannot read the weights junk.pt: damaged, or not of torch.save",
     "evaluate --model flipped.safetensors --output_dir out": "is damaged",
@@ -84,6 +97,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(one).save(made / "pictures" / f"{i}.png")
     (made / "junk.pt").write_bytes(b"junk" * 10)
     torch.save(tiny.build().state_dict(), made / "tiny.pt")
+    torch.save({"a.weight": torch.eye(4).to_sparse()}, made / "sparse.pt")
+    torch.save({"a.weight": torch.eye(4).to(torch.complex64)}, made / "complex.pt")
+    torch.save({"a.weight": torch.eye(4, device="meta")}, made / "meta.pt")
     vq.quantize_file(made / "tiny.pt", "INT4_Group_128", made / "packed.safetensors")
     content = bytearray((made / "packed.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
@@ -100,6 +116,11 @@ def test_wrong_input(words: str, folder: Path, monkeypatch, capsys) -> None:
     assert len(said) == 1 and CASES[words] in said[0]
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert {path: ns for path, ns in before.items() if path.is_file()} == after
+
+
+def test_a_nul_character_in_a_path_in_python(folder: Path) -> None:
+    with pytest.raises(vq.UserError, match="NUL character"):
+        writable_folder("a\0b")
 
 
 @pytest.mark.parametrize("call", [vq.save, vq.quantize_file])

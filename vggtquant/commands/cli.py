@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for word, before in zip(words, ["", *words], strict=False):
             if not word or (word.startswith("--") and word.endswith("=")):
                 parser.error(f"{word or before or 'the first argument'} has an empty value")
+            if "\0" in word:  # from Python: no shell passes one on
+                parser.error(f"{word!r} has a NUL character")
         args = parser.parse_args(words)
     except SystemExit as stop:  # argparse: 0 after --help, 2 for a usage error
         return int(stop.code or 0)
@@ -125,6 +128,9 @@ def _guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namesp
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _complain(f"the name {str(error.filename)[:60]}… is too long for a file", args.verbose)
+            return 2
         _complain(f"{type(error).__name__}: {error} (a defect; -v shows where)", args.verbose)
         return 1
 

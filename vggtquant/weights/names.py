@@ -188,6 +188,8 @@ def call(address: str) -> nn.Module:
         raise UserError(f"{address}: no module named {error.name!r}") from error
     except AttributeError as error:
         raise UserError(f"{address}: {first_line(error)}") from error
+    except SystemExit as error:
+        raise UserError(f"{address} ended the program instead of returning a model") from error
     except Exception as error:  # the user's code: whatever it raises is told, not passed on
         raise UserError(f"{address} failed: {type(error).__name__}: {first_line(error)}") from error
     finally:

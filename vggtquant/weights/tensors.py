@@ -267,6 +267,10 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict{held}: wanted tensors by name, or a dict of them under "
             f"{', '.join(_BESIDE)}"
         )
+    for name, x in state.items():
+        if x.is_meta or x.layout != torch.strided or x.is_complex():
+            kind = "no values (device meta)" if x.is_meta else f"{x.dtype}, {x.layout}"
+            raise UserError(f"{path} holds tensor {name} as {kind}: wanted dense real values")
     return {str(name): x for name, x in state.items()}
 
 
