@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """calibrate on builtin:tiny and on small models: what it keeps, refuses, resumes and repeats."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import vggtquant as vq
 from vggtquant import tiny
-from vggtquant.calibration import METHODS, capture, data
+from vggtquant.calibration import METHODS, capture, data, sequential
 from vggtquant.calibration.capture import Replay, Store
 
 CONFIG = "INT4_Group_128"
@@ -65,8 +66,6 @@ def blocks() -> Blocks:
 
 
 def whole(name: str) -> vq.QuantizationConfig:
-    from dataclasses import replace
-
     return replace(vq.get_config(name), name="whole", skip_first_last=False)
 
 
@@ -103,6 +102,29 @@ def test_replayed_outputs_are_those_of_whole_forwards(
         wanted = net(images)["pose_enc_list"]
     got = replay.store.get(replay.key(len(plan) - 1, "float", 0))
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_parts_that_are_not_run_again_change_nothing(
+    images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs of finished parts of a block are stored; running them again gives the same codes."""
+    net, again, whole_plan = tiny.build(), tiny.build(), sequential.segments
+    vq.calibrate(net, images, config=CONFIG, folder=tmp_path)
+    assert not list(tmp_path.glob("part.*"))
+    names = [name for name, m in again.named_modules() if isinstance(m, nn.Linear)]
+    (block, *_, head) = whole_plan(again, names, images)
+    dot = f"{block.name}."
+    assert set(block.parts) == {
+        dot + part for part in ("attn", "attn.qkv", "attn.proj", "mlp", "mlp.fc1", "mlp.fc2")
+    }
+    assert head.parts == ()  # it iterates: another call of a part has other inputs
+
+    def without_parts(*given: Any) -> list[capture.Segment]:
+        return [replace(segment, parts=()) for segment in whole_plan(*given)]
+
+    monkeypatch.setattr(sequential, "segments", without_parts)
+    vq.calibrate(again, images, config=CONFIG)
+    assert same(codes(net), codes(again))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -35,6 +35,8 @@ class Segment:
     layers: tuple[str, ...]
     calls: Mapping[str, int]
     """Of each layer in one forward; the camera head iterates."""
+    parts: tuple[str, ...] = ()
+    """Modules within that hold such layers and are called once; none if a layer is called again."""
 
 
 class _Reached(BaseException):
@@ -74,14 +76,22 @@ def segments(model: nn.Module, names: Sequence[str], sample: torch.Tensor) -> li
         above = [top for top in tops if _within(segment, top)]
         owner[name] = min(above, key=len)
     wanted = set(owner.values())
-    return [
-        Segment(
-            segment,
-            tuple(name for name in called if owner[name] == segment),
-            {name: calls[name] for name in called if owner[name] == segment},
-        )
-        for segment in dict.fromkeys(name for name in order if name in wanted)
-    ]
+
+    def joined(segment: str) -> Segment:
+        layers = tuple(name for name in called if owner[name] == segment)
+        parts = {part for name in layers for part in _above(name) if part != segment}
+        within = (part for part in parts if _within(part, segment) and calls[part] == 1)
+        again = any(calls[name] > 1 for name in layers)
+        times = {name: calls[name] for name in layers}
+        return Segment(segment, layers, times, () if again else tuple(sorted(within)))
+
+    return [joined(name) for name in dict.fromkeys(name for name in order if name in wanted)]
+
+
+def _above(name: str) -> list[str]:
+    """The name and those of the modules that hold it, the innermost first, "" last."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
 
 
 def _within(name: str, top: str) -> bool:
@@ -89,9 +99,7 @@ def _within(name: str, top: str) -> bool:
 
 
 def _owner(model: nn.Module, layer: str, calls: Mapping[str, int]) -> str:
-    parts = layer.split(".")
-    above = [".".join(parts[:i]) for i in range(len(parts) - 1, -1, -1)]
-    once = [name for name in above if calls[name] == 1]
+    once = [name for name in _above(layer)[1:] if calls[name] == 1]
     for name in once:
         parent = model.get_submodule(name.rpartition(".")[0])
         if name.rpartition(".")[2].isdigit() and isinstance(parent, nn.ModuleList | nn.Sequential):
@@ -153,6 +161,8 @@ class Replay:
         store: Store,
     ) -> None:
         self.model, self.plan, self.samples, self.store = model, plan, samples, store
+        self._kept: dict[int, list[str]] = {}
+        """Parts of the segment in work whose outputs are stored, by sample."""
 
     def arguments(self, index: int, side: Side) -> list[Arguments]:
         """What each sample's forward calls segment `index` with."""
@@ -161,15 +171,12 @@ class Replay:
     def _arguments(self, index: int, side: Side, sample: int) -> Arguments:
         found: list[Arguments] = []
 
-        def stored(key: str) -> Callable[..., Any]:
-            return lambda *_, **__: self.store.get(key)
-
         def reached(*args: Any, **kwargs: Any) -> Any:
             found.append((args, kwargs))
             raise _Reached
 
         patched: dict[str, Callable[..., Any]] = {
-            segment.name: stored(self.key(i, side, sample))
+            segment.name: self._stored(self.key(i, side, sample))
             for i, segment in enumerate(self.plan[:index])
         }
         patched[self.plan[index].name] = reached
@@ -189,37 +196,94 @@ class Replay:
         return f"segment{index:04d}.{side}.{sample:05d}"
 
     def inputs(
-        self, index: int, arguments: Arguments, layers: Sequence[str]
+        self, index: int, arguments: Arguments, layers: Sequence[str], sample: int | None = None
     ) -> dict[str, torch.Tensor]:
         """Rows (tokens, in_features) of the layers' inputs in the segment, in order of the calls.
 
-        The segment stops as soon as it has called all of them.
+        The segment stops as soon as it has called all of them. sample: parts of the segment that
+        return before the stop keep their outputs, and do not run again for that sample until
+        `forget`: for layers that are asked for in the order of their calls, and do not change once
+        a later one is asked for.
         """
+        found, _ = self._followed(index, arguments, layers, True, sample)
+        return found
+
+    def inputs_and_outputs(
+        self, index: int, arguments: Arguments, layers: Sequence[str]
+    ) -> tuple[dict[str, torch.Tensor], Any]:
+        """What `inputs` and `outputs` return, from one forward."""
+        return self._followed(index, arguments, layers, False)
+
+    def outputs(self, index: int, arguments: Arguments, sample: int | None = None) -> Any:
+        """What the segment returns for these arguments; sample: as for `inputs`."""
+        return self._followed(index, arguments, (), False, sample)[1]
+
+    def forget(self) -> None:
+        """Drops the outputs that `inputs` kept."""
+        for sample, parts in self._kept.items():
+            for part in parts:
+                self.store.drop(_kept_key(sample, part))
+        self._kept.clear()
+
+    def _followed(
+        self,
+        index: int,
+        arguments: Arguments,
+        layers: Sequence[str],
+        stops: bool,
+        sample: int | None = None,
+    ) -> tuple[dict[str, torch.Tensor], Any]:
+        """Runs the segment; the inputs of some layers, and what it returns unless it stops."""
         segment = self.plan[index]
         left = {name: segment.calls[name] for name in layers}
         found: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
 
-        def hook(name: str) -> Callable[..., None]:
+        def taking(name: str) -> Callable[..., None]:
             def take(_: nn.Module, args: tuple[Any, ...]) -> None:
                 found[name].append(args[0].detach().reshape(-1, args[0].shape[-1]).float().clone())
                 left[name] -= 1
-                if not any(count > 0 for count in left.values()):
+                if stops and not any(count > 0 for count in left.values()):
                     raise _Reached
 
             return take
 
-        handles = [
-            self.model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers
-        ]
-        with hooks(handles), contextlib.suppress(_Reached):
-            self.outputs(index, arguments)
-        return {name: torch.cat(rows) for name, rows in found.items()}
+        def keeping(part: str, sample: int) -> Callable[..., None]:
+            def keep(_: nn.Module, __: object, out: Any) -> None:
+                self.store.put(_kept_key(sample, part), out)
+                for inner in [name for name in kept if name != part and _within(name, part)]:
+                    self.store.drop(_kept_key(sample, inner))
+                    kept.remove(inner)
+                kept.append(part)
 
-    def outputs(self, index: int, arguments: Arguments) -> Any:
-        """What the segment returns for these arguments."""
+            return keep
+
+        module = self.model.get_submodule
+        handles: list[Any] = [module(n).register_forward_pre_hook(taking(n)) for n in layers]
+        patched: dict[str, Callable[..., Any]] = {}
+        if sample is not None:
+            kept = self._kept.setdefault(sample, [])
+            patched = {part: self._stored(_kept_key(sample, part)) for part in kept}
+            if stops:  # else the segment is at its end
+                new = [p for p in segment.parts if not any(_within(p, part) for part in kept)]
+                handles += [module(p).register_forward_hook(keeping(p, sample)) for p in new]
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, arguments)
-        with torch.no_grad():
-            return self.model.get_submodule(self.plan[index].name)(*args, **kwargs)
+        out = None
+        with (
+            hooks(handles),
+            _forwards(self.model, patched),
+            torch.no_grad(),
+            contextlib.suppress(_Reached),
+        ):
+            out = module(segment.name)(*args, **kwargs)
+        return {name: torch.cat(rows) for name, rows in found.items()}, out
+
+    def _stored(self, key: str) -> Callable[..., Any]:
+        """A forward that returns what is stored."""
+        return lambda *_, **__: self.store.get(key)
+
+
+def _kept_key(sample: int, part: str) -> str:
+    return f"part.{sample:05d}.{part}"
 
 
 @contextlib.contextmanager

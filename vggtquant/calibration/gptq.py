@@ -48,21 +48,19 @@ def gptq(weight: torch.Tensor, s: Statistics, spec: QuantizationSpec) -> QTensor
     q = quantize(weight, spec)
     scale, zero, lowest, highest = grid(q)
     order, upper = _inverse_factor(s)
-    w = weight.float()[:, order].clone()
-    scale, zero = scale[:, order], zero[:, order]
+    w, scale, zero = (m.float().T[order] for m in (weight, scale, zero))  # a column is a line here
     coded = torch.empty_like(w)
-    k = w.shape[1]
+    k, n = w.shape
     for start in range(0, k, BLOCK):
         end = min(start + BLOCK, k)
-        errors = torch.empty(w.shape[0], end - start)
+        errors = torch.empty(end - start, n)
         for j in range(start, end):
-            code = (w[:, j] / scale[:, j]).round_() + zero[:, j]
-            coded[:, j] = (code.clamp_(lowest, highest) - zero[:, j]) * scale[:, j]
-            error = (w[:, j] - coded[:, j]) / upper[j, j]
-            w[:, j:end] -= torch.outer(error, upper[j, j:end])
-            errors[:, j - start] = error
-        w[:, end:] -= errors @ upper[start:end, end:]
-    return recode(q, coded[:, torch.argsort(order)])
+            code = (w[j] / scale[j]).round_().add_(zero[j])
+            coded[j] = code.clamp_(lowest, highest).sub_(zero[j]).mul_(scale[j])
+            errors[j - start] = (w[j] - coded[j]) / upper[j, j]
+            w[j:end].addr_(upper[j, j:end], errors[j - start], alpha=-1)
+        w[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    return recode(q, coded[torch.argsort(order)].T.contiguous())
 
 
 def _inverse_factor(s: Statistics) -> tuple[torch.Tensor, torch.Tensor]:

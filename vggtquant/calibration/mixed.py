@@ -111,11 +111,10 @@ def measure(
             given = replay.arguments(index, "float")
             seen = {n: Statistics(_linear(model, n).in_features) for n in segment.layers}
             for sample, arguments in enumerate(given):
-                for name, x in replay.inputs(index, arguments, segment.layers).items():
+                found, out = replay.inputs_and_outputs(index, arguments, segment.layers)
+                for name, x in found.items():
                     seen[name].add(x, x)
-                replay.store.put(
-                    replay.key(index, "float", sample), replay.outputs(index, arguments)
-                )
+                replay.store.put(replay.key(index, "float", sample), out)
             for name in segment.layers:
                 if progress:
                     progress(len(ways), len(names), name)

@@ -219,8 +219,9 @@ class _Job:
         factors = self._factors(replay, index, segment, floats)
         self._smooth(segment, factors)
         for sample, arguments in enumerate(floats):
-            self.store.put(f"inputs.{sample:05d}", replay.inputs(index, arguments, segment.layers))
-            self.store.put(replay.key(index, "float", sample), replay.outputs(index, arguments))
+            found, out = replay.inputs_and_outputs(index, arguments, segment.layers)
+            self.store.put(f"inputs.{sample:05d}", found)
+            self.store.put(replay.key(index, "float", sample), out)
         quantized = replay.arguments(index, "quantized")
         done: dict[str, Any] = {}
         for name in segment.layers:
@@ -230,8 +231,9 @@ class _Job:
             done[name] = _held(coded)
         for sample in range(count):
             self.store.drop(f"inputs.{sample:05d}")
-            out = replay.outputs(index, quantized[sample])
+            out = replay.outputs(index, quantized[sample], sample)
             self.store.put(replay.key(index, "quantized", sample), out)
+        replay.forget()
         return {"layers": done, "factors": {n: tuple(f) for n, f in factors.items()}}
 
     def _observe(self, replay: Replay, index: int, quantized: list[Arguments], name: str) -> _Seen:
@@ -240,7 +242,7 @@ class _Job:
         seen = _Seen(Statistics(k), Statistics(k), Observer())
         apart = count - max(1, round(_HELD_OUT * count))  # the first sample of those held out
         for sample in range(count):
-            x = replay.inputs(index, quantized[sample], [name])[name]
+            x = replay.inputs(index, quantized[sample], [name], sample)[name]
             y = self.store.get(f"inputs.{sample:05d}")[name]
             special = special_rows(len(x), self.shown.batches[sample], self.prefix)
             if name in self.online:
