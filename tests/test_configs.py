@@ -38,7 +38,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
         "device": "cpu", "sensitive_layers": (), "sensitive_bits": 8, "normal_bits": 4,
         "activation_bits": 8, "attention": "float", "fuse": False, "wide_layers": (),
         "convolutions": "float", "attention_values": "bf16",
-        "activation_range": "dynamic",
+        "activation_range": "dynamic", "calibration": "rtn", "calibration_seed": 0,
     }  # fmt: skip
     assert list(configs.QUANT_TYPES) == [
         "fp32", "bf16", "int8_per_tensor_sym", "int8_per_tensor_asym", "int8_per_channel_sym",

@@ -70,6 +70,18 @@ QUANT_TYPES: dict[str, _Kind] = {
 }
 
 
+CALIBRATIONS = (
+    "rtn",
+    "folds",
+    "clip",
+    "hqq",
+    "hadamard",
+    "bias",
+    "smoothquant",
+    "awq",
+    "gptq",
+    "best",
+)
 ACTIVATION_RANGES = ("dynamic", "minmax", "percentile", "mse")
 """Where the range of a layer's activations comes from."""
 
@@ -86,6 +98,8 @@ _LATER = {
     "convolutions": "float",
     "attention_values": "bf16",
     "activation_range": "dynamic",
+    "calibration": "rtn",
+    "calibration_seed": 0,
 }
 """Default of the fields that the first version of the file format did not know."""
 
@@ -154,6 +168,11 @@ class QuantizationConfig:
     """dynamic: each token's own largest magnitude. Otherwise one range a layer ("static"), which
     calibration finds (vq.calibrate): the largest input seen, a percentile, or the range with the
     least squared error of the codes."""
+    calibration: str = "rtn"
+    """How evaluate chooses the codes: rtn, or a method of docs/methods.md, with rendered pictures
+    that no evaluation shows. quantize_model serves rtn alone; vq.calibrate takes its own method."""
+    calibration_seed: int = 0
+    """Which rendered pictures: 0 to 999."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
@@ -163,6 +182,7 @@ class QuantizationConfig:
             raise UserError(
                 f"activation_range is {self.activation_range!r}, but quantize_activations is False"
             )
+        _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("convolutions", self.convolutions, ("float", "int8"))
         for field in ("sensitive_layers", "wide_layers"):
             patterns = getattr(self, field)
@@ -201,6 +221,9 @@ class QuantizationConfig:
             raise UserError(
                 f"calibration_samples is {self.calibration_samples}; 0 or more is wanted"
             )
+        seed = self.calibration_seed
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1000:
+            raise UserError(f"calibration_seed is {seed!r}; 0 to 999 is wanted")
         _one_of("bits", self.bits, (4, 8) if self.quantizes else (16, 32))
         for field, default in (("sensitive_bits", 8), ("normal_bits", 4)):
             _one_of(field, getattr(self, field), (4, 8))
@@ -224,7 +247,7 @@ class QuantizationConfig:
                 f"attention_values is {self.attention_values!r}, but attention is "
                 f"{self.attention!r}; 'int8' is wanted with it"
             )
-        for field in ("attention", "fuse", "convolutions"):
+        for field in ("attention", "fuse", "convolutions", "calibration"):
             if not self.quantizes and getattr(self, field) != _LATER[field]:
                 raise UserError(f"{self.quant_type} quantizes nothing, so no {field} either")
 
@@ -239,6 +262,11 @@ class QuantizationConfig:
             return QuantizationSpec(4, self.symmetric, "per_group", self.group_size, two_level=True)
         granularity: Granularity = "per_channel" if self.per_channel else "per_tensor"
         return QuantizationSpec(8, self.symmetric, granularity, self.group_size)
+
+    @property
+    def looks(self) -> bool:
+        """Whether codes or ranges are found with pictures or by another method than rounding."""
+        return self.calibration != "rtn" or self.activation_range != "dynamic"
 
     def layer_bits(self, name: str = "") -> int:
         """Bits of the weight of the layer of that name."""

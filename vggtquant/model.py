@@ -191,6 +191,11 @@ def quantize_model(
                 f"layer {name}: activation_range {chosen.activation_range!r} is found by "
                 "calibration: vq.calibrate(model, …), or quantize --method"
             )
+        if chosen.calibration != "rtn":
+            raise UserError(
+                f"layer {name}: calibration {chosen.calibration!r} wants vq.calibrate(model, …), "
+                "or quantize --method"
+            )
     layers: list[LayerReport] = []
     originals: dict[str, nn.Module] = {}
     wanted = len(choice.chosen)

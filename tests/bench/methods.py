@@ -6,8 +6,9 @@
 E is the geometric mean of the relative L2 errors of depth, points and pose (means over scenes),
 in percent. The interval is the 95 % bootstrap interval over scenes of the mean over seeds; "seeds"
 is the lowest and the highest E of one seed. "x RTN" divides by round to nearest with the same bits
-on the same scenes, with a paired interval. Results go to --out line by line, and rows that stand
-there are not run again.
+on the same scenes, with a paired interval. "AUC@30" is what is lost against the true poses beside
+FP32, in points, with its interval. Results go to --out line by line, and rows that stand there are
+not run again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import vggtquant as vq
 from vggtquant import models
 from vggtquant.calibration import METHODS
 from vggtquant.data import scenes
+from vggtquant.scoring import geometry
 
 OUTPUTS = ("depth", "world_points", "pose_enc")
 RESAMPLES = 2000
@@ -62,10 +64,15 @@ ROWS = {  # name in the table: (config, method); what stands before the comma sh
 }
 
 
-def pictures(first: int, count: int) -> torch.Tensor:
-    """Rendered scenes (count, 4, 3, 112, 112)."""
-    found = [scenes.make_scene(seed, 4, 112).images for seed in range(first, first + count)]
-    return torch.from_numpy(np.stack(found)).permute(0, 1, 4, 2, 3).contiguous().float() / 255
+def rendered(first: int, count: int) -> list[scenes.Scene]:
+    """Scenes of 4 pictures of 112 x 112."""
+    return [scenes.make_scene(seed, 4, 112) for seed in range(first, first + count)]
+
+
+def pictures(found: list[scenes.Scene]) -> torch.Tensor:
+    """Theirs, (count, 4, 3, 112, 112)."""
+    images = torch.from_numpy(np.stack([scene.images for scene in found]))
+    return images.permute(0, 1, 4, 2, 3).contiguous().float() / 255
 
 
 def outputs(model: torch.nn.Module, images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -87,6 +94,16 @@ def errors(wanted: list[Any], got: list[Any]) -> list[list[float]]:
     ]
 
 
+def aucs(found: list[scenes.Scene], got: list[Any]) -> list[float]:
+    """Pose AUC@30 of each scene against the truth, in percent."""
+    each = []
+    for scene, out in zip(found, got, strict=True):
+        poses, _ = geometry.decode_pose(out["pose_enc"].numpy(), scene.images.shape[1:3])
+        wrong = geometry.relative_pose_errors(poses, scene.extrinsics)
+        each.append(100 * geometry.pose_auc(wrong.rotation, wrong.translation, 30))
+    return each
+
+
 def score(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """E of errors (..., scenes, outputs)."""
     return np.exp(np.log(rows.mean(-2)).mean(-1))
@@ -105,7 +122,8 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         else []
     )
     known = {(r["model"], r["row"], r["seed"]): r for r in there}
-    images = pictures(scenes.HELD_OUT + args.first, args.scenes)
+    shown = rendered(scenes.HELD_OUT + args.first, args.scenes)
+    images = pictures(shown)
     for spec in args.models:
         model = models.load_model(spec).model
         wanted = outputs(model, images)
@@ -124,6 +142,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         keep_originals=True,
                     )
                     seconds = time.perf_counter() - start
+                    got = outputs(model, images)
                     known[key] = {
                         "model": spec,
                         "row": row,
@@ -131,7 +150,9 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         "seconds": seconds,
                         "bits": report.bits_per_weight,
                         "notes": report.notes,
-                        "errors": errors(wanted, outputs(model, images)),
+                        "errors": errors(wanted, got),
+                        "auc": aucs(shown, got),
+                        "auc_fp32": aucs(shown, wanted),
                     }
                     vq.restore_model(model, report)
                     with args.out.open("a") as file:
@@ -156,8 +177,9 @@ def main() -> None:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in measured(args):
         found.setdefault((record["model"], record["row"]), []).append(record)
-    print("| model | row | bits | E, % | 95 % interval | seeds | x RTN | 95 % interval | seconds |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    titles = ("model", "row", "bits", "E, %", "95 % interval", "seeds", "x RTN", "95 % interval")
+    print(f"| {' | '.join(titles)} | AUC@30 | 95 % interval | seconds |")
+    print("|---" * (len(titles) + 3) + "|")
     for (spec, row), records in found.items():
         rows = np.array([record["errors"] for record in records])  # (seeds, scenes, outputs)
         mean, per_seed = score(rows).mean(), score(rows)
@@ -169,9 +191,12 @@ def main() -> None:
             base = np.array(beside[0]["errors"])
             of = interval(drawn / score(base[draw]))
             ratio = f"{mean / score(base):.3f} | {of[0]:.3f} .. {of[1]:.3f}"
+        lost = np.array([r["auc"] for r in records]).mean(0) - np.array(records[0]["auc_fp32"])
+        auc = interval(lost[draw].mean(1))
         print(
             f"| {spec} | {row} | {records[0]['bits']:.2f} | {mean:.3f} | {low:.3f} .. {high:.3f} | "
             f"{per_seed.min():.3f} .. {per_seed.max():.3f} | {ratio or '1 |'} | "
+            f"{lost.mean():+.2f} | {auc[0]:+.2f} .. {auc[1]:+.2f} | "
             f"{np.mean([record['seconds'] for record in records]):.0f} |"
         )
 

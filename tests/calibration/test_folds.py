@@ -99,7 +99,6 @@ def test_smoothing_is_exact_and_evens_the_ranges(model: Callable[[], torch.nn.Mo
             reach[3] = 0
             found = smoothquant.factors(ranges(-reach, 2 * reach), layer.weight)
             assert found.scale[3] == 1
-            assert torch.equal(found.scale.log2(), found.scale.log2().round())
             assert torch.equal(found.shift, reach / 2)
             fold = folds.smooth_inputs if name == branch.first else folds.smooth_values
             fold(edits, branch, found)
@@ -118,7 +117,7 @@ def test_factors_undo_a_channel_that_was_rescaled() -> None:
     weight[:, 2] /= 256
     reach[2] *= 256
     s = smoothquant.factors(ranges(-reach, reach), weight).scale
-    assert s[2] / s[0] == 256
+    assert float(s[2] / s[0]) == pytest.approx(256)
 
 
 def test_a_hadamard_matrix_is_orthogonal() -> None:

@@ -11,7 +11,7 @@ from everywhere import using_threads
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import tiny
+from vggtquant import configs, tiny
 from vggtquant.calibration import METHODS, capture, data, sequential
 from vggtquant.calibration.capture import Replay, Store
 
@@ -291,6 +291,27 @@ def test_rendered_scenes_are_in_no_evaluation() -> None:
     first, again = (data.load(None, 6, 0, 56) for _ in range(2))
     assert first.pictures == 6 and first.sha256 == again.sha256
     assert data.load(None, 6, 1, 56).sha256 != first.sha256
+
+
+def test_pictures_of_an_evaluation_are_refused(images: torch.Tensor) -> None:
+    other = torch.rand(2, 3, 28, 42, generator=torch.Generator().manual_seed(1))
+    net = tiny.build()
+    with pytest.raises(vq.UserError, match="pictures of scene 1 are among those of the calibrat"):
+        vq.calibrate(net, images, unseen=[other, images[1, 1:]])
+    assert not any(isinstance(m, vq.QuantizedLinear) for m in net.modules())
+    data.check_unseen(data.load(images, 100, 0, 28), [other])
+
+
+def test_the_names_of_methods_are_those_of_configs() -> None:
+    assert configs.CALIBRATIONS == tuple(METHODS)
+
+
+def test_quantize_model_refuses_a_method() -> None:
+    config = replace(vq.get_config(CONFIG), calibration="gptq")
+    with pytest.raises(vq.UserError, match=r"calibration 'gptq' wants vq\.calibrate"):
+        vq.quantize_model(tiny.build(), config)
+    with pytest.raises(vq.UserError, match="calibration_seed is 1000; 0 to 999"):
+        replace(config, calibration_seed=1000)
 
 
 def test_a_folder_is_read_in_scenes_of_neighbours(tmp_path: Path) -> None:

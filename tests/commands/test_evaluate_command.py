@@ -47,6 +47,38 @@ def test_evaluate_takes_a_folder_and_pictures(tmp_path: Path, pictures: Path) ->
     jsonschema.validate(document, SCHEMA)
 
 
+def test_methods_and_seeds_are_rows_of_their_own(tmp_path: Path) -> None:
+    """Each row names its method and says which pictures it looked at."""
+    words = ["--method", "rtn,gptq", "--samples", "4", "--calibration_seeds", "2"]
+    assert evaluate(tmp_path, "--schemes", "INT4_Group_64", *words) == 0
+    text = (tmp_path / "out" / schema.JSON_NAME).read_text()
+    jsonschema.validate(json.loads(text), SCHEMA)
+    rows = {row["name"]: row for row in json.loads(text)["schemes"]}
+    plain, first, second = (rows[f"INT4_Group_64{end}"] for end in ("", "_gptq", "_gptq_seed1"))
+    assert "calibration" not in plain["config"] or plain["config"]["calibration"] == "rtn"
+    assert first["config"]["calibration"] == second["config"]["calibration"] == "gptq"
+    assert first["config"]["calibration_samples"] == 4
+    assert second["config"]["calibration_seed"] == 1
+    assert any("method gptq" in n and "4 pictures" in n and "seed 1" in n for n in second["notes"])
+    assert first["error"] < 0.7 * plain["error"] and first["error"] != second["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "magic"], "method 'magic' is unknown"),
+        (["--samples", "4"], "--samples is for --method"),
+        (["--calibration_seeds", "2"], "--calibration_seeds is for --method"),
+        (["--method", "gptq", "--calibration_seeds", "0"], "--calibration_seeds is 0"),
+    ],
+    ids=str,
+)
+def test_a_method_that_cannot_be_served_is_refused(
+    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, evaluate(tmp_path, *words), said)
+
+
 def test_schemes_may_be_listed_or_repeated(tmp_path: Path) -> None:
     assert evaluate(tmp_path, "--schemes", "INT4_Group_64, INT4_Group_32") == 0
     document = json.loads((tmp_path / "out" / schema.JSON_NAME).read_text())

@@ -40,6 +40,24 @@ class Calibration:
         return digest.hexdigest()
 
 
+def check_unseen(shown: Calibration, unseen: Iterable[torch.Tensor]) -> None:
+    """Refuses pictures, (…, 3, H, W), that are among those of the calibration: UserError."""
+    known: set[bytes] = set()
+    for number, images in enumerate(unseen):
+        known = known or {key for batch in shown.batches for key in _hashes(batch)}
+        if known & _hashes(images):
+            raise UserError(
+                f"pictures of scene {number} are among those of the calibration ({shown.source}); "
+                "an evaluation wants others"
+            )
+
+
+def _hashes(images: torch.Tensor) -> set[bytes]:
+    """Of each picture of (…, 3, H, W)."""
+    pictures = images.float().reshape(-1, *images.shape[-3:])
+    return {hashlib.sha256(picture.numpy().tobytes()).digest() for picture in pictures}
+
+
 NOTHING = Calibration([], 0, "none")
 
 

@@ -79,7 +79,9 @@ def clip_to_float_output(weight: torch.Tensor, s: Statistics, spec: Quantization
     return clip.clip(gptq.target(weight, s), spec, s.hessian.diagonal())
 
 
-SMOOTH = Scaling(lambda r, s, w, spec: smoothquant.factors(r, w), True, False)
+SMOOTH = Scaling(
+    lambda r, s, w, spec: smoothquant.factors(r, w, smoothquant.STRENGTH[spec.bits]), True, False
+)
 AWQ = Scaling(awq.factors, False, True)
 
 METHODS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ def calibrate(
     keep_originals: bool = False,
     folder: str | Path | None = None,
     progress: Progress | None = None,
+    unseen: Iterable[torch.Tensor] = (),
 ) -> tuple[Model, ModelReport]:
     """Swap a model's Linear layers for quantized ones whose codes were chosen with pictures.
 
@@ -55,7 +56,8 @@ def calibrate(
     pictures to use, by default the config's calibration_samples. include, exclude, configs,
     keep_originals and progress as in quantize_model. folder: where activations are kept as
     memory-mapped files and finished segments stay, so that a killed calibration goes on there;
-    None keeps activations in memory. Layers that no sample reaches are rounded to nearest, with
+    None keeps activations in memory. unseen: pictures of an evaluation, which must not be among the
+    data. Layers that no sample reaches are rounded to nearest, with
     dynamic activations. A config's attention, fuse and convolutions are served as quantize_model
     serves them, after all Linear layers.
 
@@ -64,7 +66,8 @@ def calibrate(
 
     Raises:
         UserError: whatever quantize_model refuses, an unknown method, no picture, NaN or infinite
-            pictures or activations, a folder that belongs to another calibration.
+            pictures or activations, a folder that belongs to another calibration, data that hold
+            an unseen picture.
 
     >>> import vggtquant as vq
     >>> from vggtquant import tiny
@@ -83,6 +86,7 @@ def calibrate(
     static = any(c.activation_range != "dynamic" for c in choice.chosen.values())
     looks = how.looks or static
     shown = inputs.load(data, pictures, seed, size) if looks else inputs.NOTHING
+    inputs.check_unseen(shown, unseen)
     training = model.training
     model.eval()
     edits = folds.Edits(model, keep_originals)
@@ -267,15 +271,11 @@ class _Job:
         scaling = self.how.scaling
         if scaling is None:
             return {}
-        names = []
-        for branch in self._branches(segment):
-            for name in (branch.first, branch.last):
-                if name in segment.layers and (
-                    self.wanted[name].quantize_activations
-                    if scaling.coded_inputs
-                    else branch.attention or name == branch.first
-                ):
-                    names.append(name)
+        if scaling.coded_inputs:
+            names = [n for n in segment.layers if self.wanted[n].quantize_activations]
+        else:
+            folded = ((b.first, b.last if b.attention else "") for b in self._branches(segment))
+            names = [n for pair in folded for n in pair if n in segment.layers]
         if not names:
             return {}
         widths = {name: self._float(name).in_features for name in names}
@@ -294,18 +294,20 @@ class _Job:
         }
 
     def _smooth(self, segment: Segment, factors: dict[str, Smoothing]) -> None:
+        """Through a fold where the layer has one; else its kernel does it as it reads its input."""
+        folded = set()
         for branch in self._branches(segment):
             if branch.first in factors:
                 folds.smooth_inputs(self.edits, branch, factors[branch.first])
-            if branch.last not in factors:
-                continue
-            if branch.attention:
+                folded.add(branch.first)
+            if branch.attention and branch.last in factors:
                 folds.smooth_values(self.edits, branch, factors[branch.last])
-            else:
-                by = factors[branch.last]
-                if self._float(branch.last).bias is None:  # nothing takes the shift up
-                    by = by._replace(shift=torch.zeros_like(by.shift))
-                self.online[branch.last] = by
+                folded.add(branch.last)
+        for name in factors.keys() - folded:
+            by = factors[name]
+            if self._float(name).bias is None:  # nothing takes the shift up
+                by = by._replace(shift=torch.zeros_like(by.shift))
+            self.online[name] = by
 
     def _float(self, name: str) -> nn.Linear:
         layer = self.model.get_submodule(name)

@@ -97,6 +97,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="beside the rest, quantize one layer at a time to SCHEME (default %(const)s) on the "
         "first scene: a forward a layer, sensitivity.png, and sensitivity.json for quantize",
     )
+    what.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME]",
+        help="how the codes of each scheme are chosen, e.g. gptq or rtn,gptq; docs/methods.md has "
+        "them (default: round to nearest). Calibration renders scenes that no evaluation shows",
+    )
+    what.add_argument(
+        "--samples", type=int, metavar="N", help="with --method: pictures (default: the config's)"
+    )
+    what.add_argument(
+        "--calibration_seeds",
+        type=int,
+        metavar="N",
+        help="with --method: a row for each of N sets of pictures, which shows their spread",
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         *FOLDER,
@@ -173,7 +190,7 @@ def main(args: argparse.Namespace) -> int:
     need_extra()
     own_the_process()
     from ..checkpoint import budget
-    from ..configs import read_configs
+    from ..configs import CONFIGS, read_configs
     from ..evaluation import evaluate as job
     from ..evaluation.measure import plan
     from ..progress import Progress
@@ -182,10 +199,19 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--image_folder and pictures were both given; wanted one of them")
     names = [name.strip() for names in args.schemes for name in names.split(",")]
     files = [config for path in args.config for config in read_configs(path)]
+    configs = plan.configs_of([*names, *files]) if names or files else None
+    methods = [name.strip() for names in args.method for name in names.split(",")]
+    if methods:
+        seeds = 1 if args.calibration_seeds is None else args.calibration_seeds
+        wanted = tuple(CONFIGS.values()) if configs is None else configs
+        configs = plan.calibrated(wanted, methods, args.samples, seeds)
+    elif args.samples is not None or args.calibration_seeds is not None:
+        flag = "samples" if args.samples is not None else "calibration_seeds"
+        raise UserError(f"--{flag} is for --method, which is not given; e.g. --method gptq")
     settings = plan.Settings(
         **{name: getattr(args, name) for name in _ALIKE},
         images=(args.image_folder,) if args.image_folder else tuple(args.images),
-        configs=plan.configs_of([*names, *files]) if names or files else None,
+        configs=configs,
         max_memory=None if args.max_memory is None else budget.parse_bytes(args.max_memory),
         max_bytes=None if args.max_bytes is None else budget.parse_bytes(args.max_bytes),
         argv=("vggtquant", *args.argv),

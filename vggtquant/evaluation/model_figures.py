@@ -22,10 +22,10 @@ from torch import nn
 
 from .. import models
 from ..errors import UserError
-from ..model import quantize_model, restore_model
+from ..model import restore_model
 from ..qtensor import quantize
 from .evaluate import inputs_of
-from .measure import plan
+from .measure import plan, variants
 from .measure.bench import Sample
 from .measure.forward import Outputs, forward, linears
 from .measure.pictures import ERRORS
@@ -187,7 +187,7 @@ def panels(
             say(f"running {name}")
             report = None
             if config is not None:
-                _, report = quantize_model(loaded.model, config, keep_originals=True)
+                report = variants.swap(loaded.model, config, [s.images for s in samples.values()])
             for place, sample in samples.items():
                 outputs[place][name] = forward(loaded.model, sample.images)[0]
             if report is not None:

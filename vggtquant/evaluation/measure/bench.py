@@ -21,7 +21,7 @@ from torch import nn
 from ... import environment
 from ...errors import UserError
 from ...linear import QuantizedLinear
-from ...model import ModelReport, model_bytes, quantize_model, restore_model
+from ...model import ModelReport, model_bytes, restore_model
 from ...scoring.task_scores import Geometry
 from ..schema import (
     Broke,
@@ -241,7 +241,7 @@ class Bench:
         watched, originals = self.linears, {}
         if variant.kind is Kind.QUANTIZED:
             start = time.perf_counter()
-            _, done = quantize_model(self.model, variant.config, keep_originals=True)
+            done = variants.swap(self.model, variant.config, [s.images for s in self.samples])
             report.append(done)
             facts.prepare_s = time.perf_counter() - start
             facts.layers = list(map(Layer.of, done.layers))

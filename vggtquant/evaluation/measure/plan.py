@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ... import environment, memory
+from ...calibration import get_method
 from ...configs import CONFIGS, QuantizationConfig, get_config
 from ...data.images import check_mode
 from ...data.scenes import MOST_SCENES
@@ -75,6 +76,40 @@ def configs_of(wanted: Sequence[str | QuantizationConfig]) -> tuple[Quantization
     ['INT4_Group_64']
     """
     return tuple(dict.fromkeys(get_config(config) for config in wanted))
+
+
+def calibrated(
+    configs: Sequence[QuantizationConfig], methods: Sequence[str], samples: int | None, seeds: int
+) -> tuple[QuantizationConfig, ...]:
+    """Each config with each method, and with each seed of the pictures that a method looks at.
+
+    A method's name, and a seed above 0, are added to the config's. UserError for an unknown method.
+
+    >>> configs = configs_of(["Baseline_FP32", "INT4_Group_64"])
+    >>> [config.name for config in calibrated(configs, ["rtn", "gptq"], None, 2)]
+    ['Baseline_FP32', 'INT4_Group_64', 'INT4_Group_64_gptq', 'INT4_Group_64_gptq_seed1']
+    """
+    if seeds < 1:
+        raise UserError(f"--calibration_seeds is {seeds}; wanted 1 or more")
+    found = [config for config in configs if not config.quantizes]
+    for config in configs:
+        if not config.quantizes:
+            continue
+        count = config.calibration_samples if samples is None else samples
+        for method in methods:
+            looks = get_method(method).looks or config.activation_range != "dynamic"
+            for seed in range(seeds if looks else 1):
+                name = config.name + (f"_{method}" if method != "rtn" else "")
+                found.append(
+                    replace(
+                        config,
+                        name=f"{name}_seed{seed}" if seed else name,
+                        calibration=method,
+                        calibration_seed=seed,
+                        calibration_samples=count,
+                    )
+                )
+    return tuple(found)
 
 
 def rows_of(settings: Settings, packed: Variant | None, alone: bool) -> list[Variant]:

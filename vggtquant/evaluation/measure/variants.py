@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from ...calibration import calibrate
 from ...configs import QuantizationConfig
 from ...errors import UserError
+from ...model import ModelReport, quantize_model
 from ..schema import Kind
 
 BASELINE = "Baseline_FP32"
@@ -80,6 +83,28 @@ def planned(configs: Sequence[QuantizationConfig]) -> list[Variant]:
     if twice is not None:
         raise UserError(f"two schemes are named {twice}; wanted a name for each")
     return found
+
+
+def swap(
+    model: nn.Module, config: QuantizationConfig, images: Sequence[torch.Tensor]
+) -> ModelReport:
+    """Quantizes a model as the config says; its originals are kept.
+
+    images: what the evaluation shows, (S, 3, H, W) each. A calibration renders other pictures, of
+    their width.
+    """
+    if not config.looks:
+        return quantize_model(model, config, keep_originals=True)[1]
+    _, report = calibrate(
+        model,
+        config=config,
+        method=config.calibration,
+        seed=config.calibration_seed,
+        size=images[0].shape[-1],
+        keep_originals=True,
+        unseen=images,
+    )
+    return report
 
 
 def run_order(variants: Sequence[Variant]) -> list[Variant]:
