@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 import vggtquant as vq
+from vggtquant import model as walk
 from vggtquant import models
-from vggtquant.calibration import METHODS
+from vggtquant.calibration import METHODS, data, mixed
 from vggtquant.data import scenes
 from vggtquant.scoring import geometry
 
@@ -61,7 +62,10 @@ ROWS = {  # name in the table: (config, method); what stands before the comma sh
     "W4A8 g128, rtn": (W4A8, "rtn"),
     "W4A8 g128, gptq": (W4A8, "gptq"),
     "W4A8 g128, gptq + 16-bit camera head": (replace(W4A8, wide_layers=CAMERA), "gptq"),
+    "INT4 g128, gptq, mixed to 4.6 bits": ("INT4_Group_128", "gptq"),
 }
+MIXED = {"INT4 g128, gptq, mixed to 4.6 bits": 4.6}
+"""Rows whose layers share so many bits a weight, biases included."""
 
 
 def rendered(first: int, count: int) -> list[scenes.Scene]:
@@ -104,6 +108,32 @@ def aucs(found: list[scenes.Scene], got: list[Any]) -> list[float]:
     return each
 
 
+def shared(
+    model: torch.nn.Module, args: argparse.Namespace, spec: str, row: str, seed: int
+) -> dict[str, Any] | None:
+    """How the layers of a mixed row are held; what each way costs is kept beside --out."""
+    if row not in MIXED:
+        return None
+    config = vq.get_config(ROWS[row][0])
+    layers, choice = walk.select(model, config, None, None)
+    kept = args.out.with_name(f"ways.{spec.replace(':', '_')}.{seed}.json")
+    if not kept.exists():
+        shown, probe = (
+            data.load(None, count, number, 112)
+            for count, number in ((args.pictures, seed), (mixed.PROBE, seed ^ 512))
+        )
+        kept.write_text(
+            json.dumps(mixed.measure(model, list(choice.chosen), config, shown, probe.batches))
+        )
+    ways = {
+        name: {way: mixed.Way(*cost) for way, cost in each.items()}
+        for name, each in json.loads(kept.read_text()).items()
+    }
+    weights = sum(layers[name].weight.numel() for name in choice.chosen)
+    biases = sum(4 * layers[name].out_features for name in choice.chosen)
+    return mixed.within(ways, int(MIXED[row] * weights / 8) - biases).configs(config)
+
+
 def score(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """E of errors (..., scenes, outputs)."""
     return np.exp(np.log(rows.mean(-2)).mean(-1))
@@ -137,6 +167,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         model,
                         config=config,
                         method=method,
+                        configs=shared(model, args, spec, row, seed),
                         seed=seed,
                         samples=args.pictures,
                         keep_originals=True,

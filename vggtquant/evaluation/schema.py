@@ -588,6 +588,8 @@ class LayerShare(Part):
     output_cosine: float | None
     error_alone: dict[str, float | None]
     share: float | None
+    bytes_before: Count = 0
+    bytes_after: Count = 0
 
 
 class Sensitivity(Part):

@@ -229,6 +229,11 @@ def test_layers_are_shown_where_they_stand() -> None:
     assert list(found)[0] == "head.last" and block.share_sum == pytest.approx(0.1)
     assert block.layers_to_try == 3
     assert shares.harms(block) == pytest.approx(found | {"blocks.1.fc1": 0.0})
+    (least, whole), *between, (most, none) = shares.curve(block)
+    assert least < most and whole == pytest.approx(1) and none == 0
+    errors = [error for _, error in between]
+    assert errors[0] == pytest.approx((0.01 / 0.1) ** 0.5)  # without head.last
+    assert errors == sorted(errors, reverse=True) and len(between) == 2
     grids = shares.grids(list(found))
     assert {group: list(grid) for group, grid in grids.items()} == {"blocks": ["0"], "": ["head"]}
     said = text.full_report(_whole())

@@ -94,7 +94,28 @@ def _layer(layer: Layer, record: LayerAlone, error_all: Mapping[str, float | Non
         output_cosine=record.output_cosine,
         error_alone=record.error_alone,
         share=share(record.error_alone, error_all),
+        bytes_before=layer.bytes_before,
+        bytes_after=layer.bytes_after,
     )
+
+
+def curve(found: Sensitivity) -> list[tuple[int, float]]:
+    """Bytes of the layers that were tried and the error that is left, as a part of the scheme's.
+
+    The first point has all layers quantized. At each next one, the layer whose share of the error
+    is the largest for a byte more is float again. Shares are of squares: the error is their root.
+    """
+    least = sum(layer.bytes_after for layer in found.layers)
+    shares = [
+        (layer.share or 0.0, layer.bytes_before - layer.bytes_after) for layer in found.layers
+    ]
+    shares.sort(key=lambda one: one[0] / max(1, one[1]), reverse=True)
+    points, nbytes = [], least
+    for i, (_, more) in enumerate([(0.0, 0), *shares]):
+        nbytes += more
+        left = math.fsum(share for share, _ in shares[i:])
+        points.append((nbytes, math.sqrt(left / found.share_sum) if found.share_sum else 0.0))
+    return points
 
 
 def place(name: str) -> tuple[str, str]:

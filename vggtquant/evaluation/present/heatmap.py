@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the layers' shares of the error as a heat map over blocks and kinds of layers, as a PNG."""
+"""Draws the layers' shares of the error, as a PNG: a heat map over blocks and kinds of layers, and
+the error against the bytes as layers go back to float."""
 
 from __future__ import annotations
 
@@ -20,33 +21,51 @@ from ..schema import Sensitivity
 _PALETTE = "cividis"
 _DECADES = 4
 _CELL = 0.42  # inches
+_CURVE = 2.6
 
 
 def png(found: Sensitivity) -> bytes:
-    """The PNG of a document's `sensitivity`: a map for each group of numbered blocks."""
+    """The PNG of a document's `sensitivity`: a map for each group of numbered blocks, a curve."""
     by_name = {layer.name: layer.share or 0.0 for layer in found.layers}
     left = dict.fromkeys(found.left_float, "float") | dict.fromkeys(found.not_reached, "not run")
     grids = shares.grids([*by_name, *(name for name in left if name not in by_name)])
     shapes = [(len(shares.kinds(grid)), len(grid)) for grid in grids.values()]
     widest = max((blocks for _, blocks in shapes), default=1)
-    height = sum(kinds for kinds, _ in shapes) * _CELL + 1.15 * len(shapes) + 1.2
+    height = sum(kinds for kinds, _ in shapes) * _CELL + 1.15 * len(shapes) + 1.2 + _CURVE
     figure = Figure(figsize=(max(9.0, widest * _CELL + 4.5), height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
         f"{found.scheme}, one layer at a time, scene {found.scene}: share of the final error"
     )
     if shapes:
-        ratios = [kinds + 1.0 for kinds, _ in shapes]
-        axes = figure.subplots(len(shapes), 1, height_ratios=ratios, squeeze=False)[:, 0]
+        ratios = [*(kinds + 1.0 for kinds, _ in shapes), _CURVE / _CELL]
+        *axes, last = figure.subplots(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
         worst = max(by_name.values(), default=0.0) or 1.0
         norm = LogNorm(100 * worst / 10**_DECADES, 100 * worst, clip=True)
         for axis, (group, grid) in zip(axes, grids.items(), strict=True):
             image = _map(axis, group, grid, by_name, left, norm)
-        bar = figure.colorbar(image, ax=list(axes), shrink=0.8, aspect=30)
+        _curve(last, found)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30)
         bar.set_label("share of the final error (%, log scale); hatched: no such layer")
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": "vggtquant"})
     return file.getvalue()
+
+
+def _curve(axis: Axes, found: Sensitivity) -> None:
+    """The error that is left against the bytes of the layers; each point has one more in float."""
+    nbytes, left = zip(*shares.curve(found), strict=True)
+    axis.plot([n / 1e6 for n in nbytes], [100 * part for part in left], marker=".", color="#0072b2")
+    axis.set_title(
+        "from all layers quantized to all in float, the most harmful for a byte first",
+        loc="left",
+        fontsize=10,
+        fontweight="bold",
+    )
+    axis.set_xlabel("the layers, MB", fontsize=8.5)
+    axis.set_ylabel(f"error, % of {found.scheme}'s", fontsize=8.5)
+    axis.grid(linewidth=0.4, color="#dddddd")
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _map(
