@@ -71,7 +71,7 @@ def load() -> tuple[AlbertModel, dict[str, int]]:
     models = Path(spec.submodule_search_locations[0], "models", "transformers")
     (folder,) = (path.parent for path in models.glob("*/config.json"))
     model = AlbertModel(AlbertConfig.from_json_file(folder / "config.json")).eval()
-    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True, map_location="cpu")
     own = {k.removeprefix("albert."): v for k, v in state.items() if k.startswith("albert.")}
     lost = model.load_state_dict(own, strict=False)
     if any("encoder" in name for name in lost.missing_keys):

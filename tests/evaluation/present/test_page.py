@@ -113,7 +113,7 @@ def _sensitivity() -> Sensitivity:
         scene=NASTY,
         error_all={"depth": 0.1, "pose": 0.2, "exact": 0.0},
         layers=[
-            *(Layer(name=name, sqnr_db=20.0, cosine=0.99) for name in names),
+            *(Layer(name, bytes_before=400, bytes_after=60, sqnr_db=20.0) for name in names),
             Layer(name="blocks.1.fc2", skipped="the last Linear (skip_first_last)"),
         ],
         not_reached=["blocks.1.fc1"],
