@@ -12,8 +12,9 @@ from torch import nn
 
 import vggtquant as vq
 from vggtquant import configs, tiny
-from vggtquant.calibration import METHODS, capture, data, sequential
+from vggtquant.calibration import METHODS, Method, capture, data, sequential
 from vggtquant.calibration.capture import Replay, Store
+from vggtquant.calibration.statistics import Statistics
 
 CONFIG = "INT4_Group_128"
 
@@ -166,6 +167,23 @@ def test_rtn_is_quantize_model(images: torch.Tensor) -> None:
     vq.calibrate(a, config=CONFIG, method="rtn")
     vq.quantize_model(b, CONFIG)
     assert same(codes(a), codes(b))
+
+
+def test_a_method_that_is_no_better_leaves_nearest_codes(
+    images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No layer has a larger error on the calibration pictures than round to nearest has."""
+
+    def worse(weight: torch.Tensor, _: Statistics, spec: vq.QuantizationSpec) -> vq.QTensor:
+        return vq.quantize(1.5 * weight, spec)
+
+    monkeypatch.setitem(METHODS, "worse", Method("worse", False, {"worse": worse}, bias=False))
+    net, plain = tiny.build(), tiny.build()
+    _, report = vq.calibrate(net, images, config=CONFIG, method="worse")
+    vq.quantize_model(plain, CONFIG)
+    assert same(codes(net), codes(plain))
+    notes = {layer.note for layer in report.quantized}
+    assert notes == {"round to nearest: the method is no better"}
 
 
 def test_one_picture_is_enough() -> None:
