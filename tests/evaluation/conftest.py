@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from toy import build
 
-from vggtquant.evaluation.measure import bench
+from vggtquant.evaluation.measure import variants
 from vggtquant.evaluation.measure.bench import Sample
 from vggtquant.model import quantize_model
 
@@ -33,6 +33,6 @@ def sham(monkeypatch: pytest.MonkeyPatch):
             change(model, result)
             return model, result
 
-        monkeypatch.setattr(bench, "quantize_model", quantized)
+        monkeypatch.setattr(variants, "quantize_model", quantized)
 
     return install

@@ -305,7 +305,7 @@ def test_a_swap_that_breaks_off_leaves_the_model_whole(model, samples, monkeypat
         real(model, config, **options)
         raise RuntimeError("out of luck\nsecond line")
 
-    monkeypatch.setattr(bench, "quantize_model", quantized)
+    monkeypatch.setattr(variants, "quantize_model", quantized)
     before = dict(model.named_modules())
     row = _run(model, samples)
     assert (row.status, row.reason) == ("failed", "RuntimeError: out of luck")

@@ -303,14 +303,14 @@ def test_an_unfinished_run_is_not_lost_by_accident(tmp_path: Path, monkeypatch, 
 
 
 def test_what_broke_off_is_tried_again(tmp_path: Path, straight: Path, monkeypatch) -> None:
-    real = bench.quantize_model
+    real = variants.quantize_model
 
     def unlucky(model, config, **options):
         if config.name == INT8:
             raise MemoryError("no room")
         return real(model, config, **options)
 
-    monkeypatch.setattr(bench, "quantize_model", unlucky)
+    monkeypatch.setattr(variants, "quantize_model", unlucky)
     failed = _evaluate(tmp_path)
     assert [row.status for row in failed.schemes] == ["ok"] * 4 + ["failed", "ok"]
     assert failed.schemes[4].reason == "MemoryError: no room"
@@ -479,7 +479,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_figures(tmp_path: Path) -> 
 
 def test_layers_swapped_after_the_run_are_caught(tmp_path: Path, monkeypatch) -> None:
     """Reports layers as swapped, lets FP32 run, and swaps them once that is over."""
-    real, real_measure = bench.quantize_model, bench.measure
+    real, real_measure = variants.quantize_model, bench.measure
     due: list[Callable[[], None]] = []
 
     def late(model, config, **options):
@@ -503,7 +503,7 @@ def test_layers_swapped_after_the_run_are_caught(tmp_path: Path, monkeypatch) ->
             due.pop()()
         return found
 
-    monkeypatch.setattr(bench, "quantize_model", late)
+    monkeypatch.setattr(variants, "quantize_model", late)
     monkeypatch.setattr(bench, "measure", measured)
     row = _evaluate(tmp_path, schemes=(INT8,)).schemes[-1]
     assert row.status == "failed" and row.why is Why.FLOAT_WEIGHTS
