@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One range for all tokens of a layer's input ("static"), from what calibration pictures show.
 
-minmax: the largest magnitude, with some headroom for pictures to come. percentile: what 99.99 % of the values do not exceed. mse: the range
-whose codes have the least squared error (Jacob et al., CVPR 2018, arXiv 1712.05877, and Nagel et
-al., A White Paper on Neural Network Quantization, arXiv 2106.08295, section 3.1). Magnitudes of
-special tokens (camera and register tokens, a few with most of the range, which carry the poses)
-are never clipped.
+minmax: the largest magnitude, with some headroom for pictures to come. percentile: what 99.99 % of
+the values do not exceed. mse: the range whose codes have the least squared error (Jacob et al.,
+CVPR 2018, arXiv 1712.05877, and Nagel et al., A White Paper on Neural Network Quantization, arXiv
+2106.08295, section 3.1). Magnitudes of special tokens (camera and register tokens, a few with most
+of the range, which carry the poses) are never clipped.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import vggtquant as vq
 from vggtquant.errors import UserError
 from vggtquant.evaluation import schema
 from vggtquant.evaluation.analyse import evidence, rows, times
-from vggtquant.evaluation.measure import bench, inputs, plan, variants
+from vggtquant.evaluation.measure import inputs, plan, variants
 from vggtquant.evaluation.measure.bench import Bench, Passes, Sample
 from vggtquant.evaluation.measure.forward import linears
 from vggtquant.evaluation.schema import (
