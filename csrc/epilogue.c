@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The end of a product, for one row and one panel at a time. */
 #include "epilogue.h"
-#include "tasks.h"
 
 #include <string.h>
 
@@ -33,13 +32,8 @@ void vgq_store_row(const vgq_epilogue *e, size_t m, size_t p, float v[VGQ_PANEL]
 
 void vgq_fetch_rows(const vgq_epilogue *e, size_t m, size_t rows, size_t p)
 {
-    const size_t nbytes = VGQ_PANEL * vgq_dtype_nbytes(e->dtype);
-    for (size_t r = 0; r < rows; r++)
-        for (size_t i = 0; i < nbytes; i += VGQ_ALIGN)
-            __builtin_prefetch(vgq_y_at(e, m + r, p) + i, 1);
-    if (!e->residual || e->residual == e->y)
-        return;
-    for (size_t r = 0; r < rows; r++)
-        for (size_t i = 0; i < nbytes; i += VGQ_ALIGN)
-            __builtin_prefetch(vgq_residual_at(e, m + r, p) + i);
+    const size_t element = vgq_dtype_nbytes(e->dtype);
+    vgq_fetch(vgq_y_at(e, m, p), rows, e->n * element, VGQ_PANEL * element);
+    if (e->residual && e->residual != e->y)
+        vgq_fetch(vgq_residual_at(e, m, p), rows, e->n * element, VGQ_PANEL * element);
 }

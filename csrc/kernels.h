@@ -190,6 +190,14 @@ VGQ_INLINE const float *vgq_floats(const vgq_kernels *kernels, vgq_dtype dtype, 
     return buffer;
 }
 
+/* Ask for rows of nbytes each, `pitch` bytes apart, to come to the cache. */
+static inline void vgq_fetch(const void *rows, size_t count, size_t pitch, size_t nbytes)
+{
+    for (const char *row = (const char *)rows; count; count--, row += pitch)
+        for (size_t i = 0; i < nbytes; i += 64)
+            __builtin_prefetch(row + i);
+}
+
 /* Of that many threads, those for work of so many elements: 1 where a parallel region would cost
  * more than it gains. */
 int vgq_team(int threads, size_t elements);

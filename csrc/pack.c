@@ -154,11 +154,14 @@ static void unpack_panel(const vgq_weight *w, const vgq_layout *at, size_t p,
 vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes)
 {
     vgq_weight w;
-    const vgq_status status = vgq_check_weight(weight, &w);
+    vgq_status status = vgq_check_weight(weight, &w);
     if (status != VGQ_OK)
         return status;
     if (!packed || nbytes != vgq_packed_nbytes(&w) || !vgq_has_parts(&w))
         return VGQ_EINVAL;
+    status = vgq_check_values(&w);
+    if (status != VGQ_OK)
+        return status;
     const vgq_layout at = vgq_layout_of(&w);
     vgq_header header = {.format = w.format,
                          .scales = w.scales,
@@ -223,3 +226,5 @@ vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weigh
             unpack_panel(&w, &at, p, panels + p * at.panel_nbytes);
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
+
+const vgq_packing vgq_packing_cpu = {vgq_packed_nbytes, vgq_pack, vgq_packed_weight, vgq_unpack};

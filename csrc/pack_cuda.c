@@ -18,7 +18,7 @@ _Static_assert(sizeof(vgq_cuda_header) == VGQ_CUDA_HEADER, "panels stay aligned"
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "as every host of a GPU");
 #endif
 
-size_t vgq_cuda_packed_nbytes(const vgq_weight *weight)
+static size_t packed_nbytes(const vgq_weight *weight)
 {
     vgq_weight w;
     return vgq_check_weight(weight, &w) == VGQ_OK ? vgq_cuda_layout_of(&w).nbytes : 0;
@@ -131,14 +131,17 @@ static void unpack_column(const vgq_weight *w, const vgq_cuda_layout *layout, si
     }
 }
 
-vgq_status vgq_cuda_pack(const vgq_weight *weight, void *packed, size_t nbytes)
+static vgq_status pack(const vgq_weight *weight, void *packed, size_t nbytes)
 {
     vgq_weight w;
-    const vgq_status status = vgq_check_weight(weight, &w);
+    vgq_status status = vgq_check_weight(weight, &w);
     if (status != VGQ_OK)
         return status;
-    if (!packed || nbytes != vgq_cuda_packed_nbytes(&w) || !vgq_has_parts(&w))
+    if (!packed || nbytes != packed_nbytes(&w) || !vgq_has_parts(&w))
         return VGQ_EINVAL;
+    status = vgq_check_values(&w);
+    if (status != VGQ_OK)
+        return status;
     const vgq_cuda_layout layout = vgq_cuda_layout_of(&w);
     unsigned char *const to = packed;
     const vgq_cuda_header header = {.magic = VGQ_CUDA_MAGIC,
@@ -166,7 +169,7 @@ vgq_status vgq_cuda_pack(const vgq_weight *weight, void *packed, size_t nbytes)
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
 
-vgq_status vgq_cuda_packed_weight(const void *packed, size_t nbytes, vgq_weight *weight)
+static vgq_status packed_weight(const void *packed, size_t nbytes, vgq_weight *weight)
 {
     vgq_cuda_header header;
     if (!packed || !weight || nbytes < sizeof(header) || (uintptr_t)packed % sizeof(float))
@@ -179,16 +182,16 @@ vgq_status vgq_cuda_packed_weight(const void *packed, size_t nbytes, vgq_weight 
                           .group = header.group,
                           .asymmetric = (int)header.asymmetric};
     if (header.magic != VGQ_CUDA_MAGIC || header.panel != VGQ_CUDA_PANEL || header.asymmetric > 1 ||
-        header.group > header.k || vgq_cuda_packed_nbytes(&w) != nbytes)
+        header.group > header.k || packed_nbytes(&w) != nbytes)
         return VGQ_EPACKED;
     *weight = w;
     return VGQ_OK;
 }
 
-vgq_status vgq_cuda_unpack(const void *packed, size_t nbytes, const vgq_weight *weight)
+static vgq_status unpack(const void *packed, size_t nbytes, const vgq_weight *weight)
 {
     vgq_weight w;
-    const vgq_status status = vgq_cuda_packed_weight(packed, nbytes, &w);
+    const vgq_status status = packed_weight(packed, nbytes, &w);
     if (status != VGQ_OK)
         return status;
     if (!weight)
@@ -217,3 +220,5 @@ vgq_status vgq_cuda_unpack(const void *packed, size_t nbytes, const vgq_weight *
     }
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
+
+const vgq_packing vgq_packing_cuda = {packed_nbytes, pack, packed_weight, unpack};

@@ -13,6 +13,9 @@ const char *vgq_message(vgq_status status)
         [VGQ_ELAYOUT] = "packed weights of another version or layout; pack the weight again",
         [VGQ_ECUDA] = "CUDA refused the launch",
         [VGQ_EDEPTH] = "a row too long for exact 32-bit sums",
+        [VGQ_ESCALE] = "weight_scale must be positive and finite everywhere",
+        [VGQ_EFACTOR] = "weight_factor must lie in 1..15, beside zero points in 1..8",
+        [VGQ_EZERO] = "weight_zero_point must lie in -8..7",
         [VGQ_ESTOPPED] = "stopped by its caller",
     };
     return (unsigned)status < VGQ_STATUSES ? messages[status] : "unknown status";

@@ -22,6 +22,9 @@ typedef enum vgq_status {
     VGQ_EPACKED,  /* not packed weights, or cut short */
     VGQ_ELAYOUT,  /* packed weights of another version or layout */
     VGQ_EDEPTH,   /* a row too long for exact 32-bit sums */
+    VGQ_ESCALE,   /* a weight's scale that is not positive and finite */
+    VGQ_EFACTOR,  /* a weight's factor outside 1..15; 1..8 beside zero points */
+    VGQ_EZERO,    /* a zero point of a 4-bit weight outside -8..7 */
     VGQ_ESTOPPED, /* its vgq_stop said so: outputs are unspecified */
     VGQ_ECUDA,    /* CUDA refused a launch; vgq_cuda_error says why */
     VGQ_STATUSES
@@ -225,7 +228,8 @@ typedef struct vgq_weight {
 
 /* Bytes of the packed form; 0 for a weight that cannot be packed. Pointers are not looked at. */
 size_t vgq_packed_nbytes(const vgq_weight *weight);
-/* Lay the weight out for the kernels. VGQ_EDEPTH: k above VGQ_DEEPEST. */
+/* Lay the weight out for the kernels. VGQ_EDEPTH: k above VGQ_DEEPEST. VGQ_ESCALE, VGQ_EFACTOR,
+ * VGQ_EZERO: values with which products would leave the kernels' range. */
 vgq_status vgq_pack(const vgq_weight *weight, void *packed, size_t nbytes);
 /* What packed bytes hold: all of *weight but its pointers. VGQ_EPACKED: not packed, or cut short;
  * VGQ_ELAYOUT: by another version. */
@@ -234,12 +238,16 @@ vgq_status vgq_packed_weight(const void *packed, size_t nbytes, vgq_weight *weig
  */
 vgq_status vgq_unpack(const void *packed, size_t nbytes, const vgq_weight *weight);
 
-/* The same four for the layout that the CUDA kernels read (cuda/linear_layout.h): it is made and
- * undone on the CPU, in its memory. Each layout's functions refuse the other's bytes. */
-size_t vgq_cuda_packed_nbytes(const vgq_weight *weight);
-vgq_status vgq_cuda_pack(const vgq_weight *weight, void *packed, size_t nbytes);
-vgq_status vgq_cuda_packed_weight(const void *packed, size_t nbytes, vgq_weight *weight);
-vgq_status vgq_cuda_unpack(const void *packed, size_t nbytes, const vgq_weight *weight);
+/* The four of a layout: those above, and the same for what the CUDA kernels read
+ * (cuda/linear_layout.h), which is made and undone on the CPU, in its memory. Each layout's
+ * functions refuse the other's bytes. */
+typedef struct vgq_packing {
+    size_t (*nbytes)(const vgq_weight *weight);
+    vgq_status (*pack)(const vgq_weight *weight, void *packed, size_t nbytes);
+    vgq_status (*weight)(const void *packed, size_t nbytes, vgq_weight *weight);
+    vgq_status (*unpack)(const void *packed, size_t nbytes, const vgq_weight *weight);
+} vgq_packing;
+extern const vgq_packing vgq_packing_cpu, vgq_packing_cuda;
 
 /* What the activations are while they are multiplied. */
 typedef enum vgq_activations {

@@ -35,7 +35,7 @@ vgq_status vgq_cross_entropy_cuda(size_t rows, size_t cols, vgq_dtype r_dtype, c
 vgq_status vgq_ssim_cuda(vgq_images shape, vgq_dtype r_dtype, const void *r, vgq_dtype c_dtype,
                          const void *c, double data_range, double centre, double *parts,
                          void *stream);
-/* *weight says what `packed`, laid out by vgq_cuda_pack, holds (its pointers are not looked at):
+/* *weight says what `packed`, laid out by vgq_packing_cuda, holds (its pointers are not looked at):
  * the device's bytes are not read before the kernels do. Where they hold something else, every
  * output is NaN. VGQ_EPACKED: nbytes does not fit *weight, or packed is not aligned to 16 bytes. */
 size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *call);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What a weight may be. */
 #include "weight.h"
+#include "scales.h"
 
 vgq_status vgq_check_weight(const vgq_weight *given, vgq_weight *weight)
 {
@@ -22,4 +23,21 @@ int vgq_has_parts(const vgq_weight *w)
 {
     return w->q && w->scale && (w->scales != VGQ_TWO_LEVEL || w->factor) &&
            (!w->asymmetric || w->zero);
+}
+
+vgq_status vgq_check_values(const vgq_weight *w)
+{
+    const size_t groups = w->n * ((w->k + w->group - 1) / w->group);
+    const vgq_range_of_codes codes = vgq_formats[w->format];
+    const int largest = vgq_largest_factor(w->asymmetric);
+    for (size_t i = 0; i < (w->scales == VGQ_PER_GROUP ? groups : w->n); i++)
+        if (!(w->scale[i] > 0 && w->scale[i] <= FLT_MAX))
+            return VGQ_ESCALE;
+    for (size_t i = 0; w->scales == VGQ_TWO_LEVEL && i < groups; i++)
+        if (w->factor[i] < 1 || w->factor[i] > largest)
+            return VGQ_EFACTOR;
+    for (size_t i = 0; w->asymmetric && i < groups; i++)
+        if (w->zero[i] < codes.lowest || w->zero[i] > codes.highest)
+            return VGQ_EZERO;
+    return VGQ_OK;
 }

@@ -18,6 +18,10 @@ vgq_status vgq_check_weight(const vgq_weight *given, vgq_weight *weight);
 /* Whether each part that the weight has is there: q, scale, factor, zero. */
 int vgq_has_parts(const vgq_weight *weight);
 
+/* Whether the values of its scales, factors and zero points are ones that a product can take: OK,
+ * VGQ_ESCALE, VGQ_EFACTOR or VGQ_EZERO. weight: as vgq_check_weight leaves it, with its parts. */
+vgq_status vgq_check_values(const vgq_weight *weight);
+
 #ifdef __cplusplus
 }
 #endif

@@ -350,18 +350,9 @@ static vgq_weight weight_of(kind of, size_t n, size_t k)
 }
 
 /* The layout for the CPU, and the one for CUDA. */
-typedef struct layout {
-    size_t (*nbytes)(const vgq_weight *);
-    vgq_status (*pack)(const vgq_weight *, void *, size_t);
-    vgq_status (*weight)(const void *, size_t, vgq_weight *);
-    vgq_status (*unpack)(const void *, size_t, const vgq_weight *);
-} layout;
-static const layout layouts[] = {
-    {vgq_packed_nbytes, vgq_pack, vgq_packed_weight, vgq_unpack},
-    {vgq_cuda_packed_nbytes, vgq_cuda_pack, vgq_cuda_packed_weight, vgq_cuda_unpack},
-};
+static const vgq_packing *const layouts[] = {&vgq_packing_cpu, &vgq_packing_cuda};
 
-static void test_pack(const layout *as, const vgq_weight *w)
+static void test_pack(const vgq_packing *as, const vgq_weight *w)
 {
     const size_t group = min_size(w->group, w->k), row_groups = (w->k + group - 1) / group;
     const size_t groups = w->n * (w->scales == VGQ_PER_ROW ? 1 : row_groups);
@@ -369,7 +360,7 @@ static void test_pack(const layout *as, const vgq_weight *w)
     const size_t n_scales = w->scales == VGQ_PER_GROUP ? groups : w->n;
     const size_t nbytes = as->nbytes(w);
     for (int p = 0; p < PLACES; p++) {
-        place = place_of(as == &layouts[1], p);
+        place = place_of(as == &vgq_packing_cuda, p);
         vgq_weight in = *w, out = *w, told;
         void *const packed = buffer(0, nbytes / 4, 4, NULL); /* any 4-byte boundary will do */
         in.q = buffer(1, q_nbytes, 1, bytes);
@@ -861,7 +852,7 @@ static void test_linear(void)
             for (size_t j = 0; j < 3; j++) {
                 const vgq_weight w = weight_of(kinds[i], widths[j], k);
                 for (size_t l = 0; l < 2; l++)
-                    test_pack(&layouts[l], &w);
+                    test_pack(layouts[l], &w);
                 const vgq_linear_call call = {
                     .activations = (vgq_activations)(k % VGQ_ACTIVATIONS),
                     .m = rows[(k + i + j) % 7],

@@ -71,6 +71,8 @@ static scene a_scene(size_t channels, size_t n, size_t kernel, size_t stride, in
                 s.sums[o] += code;
             }
     s.scale = floats(n);
+    for (size_t o = 0; o < n; o++)
+        s.scale[o] = fabsf(s.scale[o]) + 0x1p-10f;
     s.bias = floats(n);
     s.w = (vgq_weight){
         .format = VGQ_I8, .n = n, .k = k, .group = k, .q = (uint8_t *)s.codes, .scale = s.scale};
@@ -332,6 +334,8 @@ static void test_wrong_weights(void)
                                  .x = x,
                                  .y = y};
     memset(factor, 1, sizeof(factor));
+    for (size_t i = 0; i < sizeof(scale) / sizeof(*scale); i++)
+        scale[i] = 1;
     const vgq_weight plain = {.n = N, .k = K, .group = K, .q = q, .scale = scale};
     for (int wrong = 0; wrong < 7; wrong++) {
         vgq_weight w = plain;

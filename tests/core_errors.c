@@ -169,63 +169,98 @@ static vgq_weight weight_of(vgq_scales scales)
                         .zero = zero};
 }
 
+/* Each limit of a weight's values, from inside and from outside. */
+static void test_values_of(const vgq_packing *as, size_t nbytes)
+{
+    static const float refused_scales[] = {0, -1, NAN, INFINITY};
+    const vgq_weight w = weight_of(VGQ_TWO_LEVEL);
+    vgq_weight changed = w;
+    for (size_t i = 0; i < 4; i++) {
+        float scales[N] = {1, 1, refused_scales[i]};
+        changed.scale = scales;
+        CHECK(as->pack(&changed, packed, nbytes) == VGQ_ESCALE, "%g", (double)scales[2]);
+    }
+    for (int symmetric = 0; symmetric < 2; symmetric++)
+        for (int last = 0; last <= 16; last++) {
+            uint8_t factors[2 * N] = {1, 1, 1, 1, 1, (uint8_t)last};
+            changed = w;
+            changed.asymmetric = !symmetric;
+            changed.factor = factors;
+            const int fits = last >= 1 && last <= (symmetric ? 15 : 8);
+            CHECK(as->pack(&changed, other, as->nbytes(&changed)) == (fits ? VGQ_OK : VGQ_EFACTOR),
+                  "factor %d", last);
+        }
+    for (int zero_point = -9; zero_point <= 8; zero_point += 17) {
+        int8_t zeros[2 * N] = {0, 0, 0, 0, 0, (int8_t)zero_point};
+        changed = w;
+        changed.zero = zeros;
+        CHECK(as->pack(&changed, packed, nbytes) == VGQ_EZERO, "zero point %d", zero_point);
+    }
+    int8_t edges[2 * N] = {-8, 7, -8, 7, -8, 7}, wide[N] = {-128, 127, 0};
+    changed = w;
+    changed.zero = edges;
+    CHECK(as->pack(&changed, packed, nbytes) == VGQ_OK, " ");
+    changed = weight_of(VGQ_PER_ROW); /* of 8 bits: every zero point there is */
+    changed.zero = wide;
+    CHECK(as->pack(&changed, other, as->nbytes(&changed)) == VGQ_OK, " ");
+    CHECK(as->pack(&w, packed, nbytes) == VGQ_OK, " ");
+}
+
 static void test_weights(void)
 {
-    typedef vgq_status pack_fn(const vgq_weight *, void *, size_t);
-    typedef vgq_status weight_fn(const void *, size_t, vgq_weight *);
-    typedef vgq_status unpack_fn(const void *, size_t, const vgq_weight *);
-    static size_t (*const sizes[])(const vgq_weight *) = {vgq_packed_nbytes,
-                                                          vgq_cuda_packed_nbytes};
-    static pack_fn *const packs[] = {vgq_pack, vgq_cuda_pack};
-    static weight_fn *const weights[] = {vgq_packed_weight, vgq_cuda_packed_weight};
-    static unpack_fn *const unpacks[] = {vgq_unpack, vgq_cuda_unpack};
+    static const vgq_packing *const packings[] = {&vgq_packing_cpu, &vgq_packing_cuda};
     for (int i = 0; i < 2; i++) {
+        const vgq_packing *const as = packings[i];
         vgq_weight w = weight_of(VGQ_TWO_LEVEL), told;
-        const size_t nbytes = sizes[i](&w);
+        const size_t nbytes = as->nbytes(&w);
         CHECK(nbytes > 0 && nbytes <= sizeof(packed), " ");
-        CHECK(sizes[i](NULL) == 0, " ");
-        REFUSED(packs[i](NULL, packed, nbytes));
-        REFUSED(packs[i](&w, NULL, nbytes));
-        REFUSED(packs[i](&w, packed, nbytes - 4));
+        CHECK(as->nbytes(NULL) == 0, " ");
+        REFUSED(as->pack(NULL, packed, nbytes));
+        REFUSED(as->pack(&w, NULL, nbytes));
+        REFUSED(as->pack(&w, packed, nbytes - 4));
         for (int pointer = 0; pointer < 4; pointer++) {
             w = weight_of(VGQ_TWO_LEVEL);
-            CHECK(packs[i](&w, packed, nbytes) == VGQ_OK, " ");
+            CHECK(as->pack(&w, packed, nbytes) == VGQ_OK, " ");
             w.q = pointer == 0 ? NULL : w.q;
             w.scale = pointer == 1 ? NULL : w.scale;
             w.factor = pointer == 2 ? NULL : w.factor;
             w.zero = pointer == 3 ? NULL : w.zero;
-            REFUSED(packs[i](&w, packed, nbytes));
-            REFUSED(unpacks[i](packed, nbytes, &w));
+            REFUSED(as->pack(&w, packed, nbytes));
+            REFUSED(as->unpack(packed, nbytes, &w));
         }
-        REFUSED(unpacks[i](packed, nbytes, NULL));
-        CHECK(weights[i](NULL, nbytes, &told) == VGQ_EPACKED, " ");
-        CHECK(weights[i](packed, nbytes, NULL) == VGQ_EPACKED, " ");
-        CHECK(weights[i](packed, 20, &told) == VGQ_EPACKED, "shorter than a header");
-        CHECK(weights[i](packed, nbytes - 4, &told) == VGQ_EPACKED, "cut short");
-        CHECK(weights[i]((const char *)packed + 1, nbytes, &told) == VGQ_EPACKED, "misaligned");
-        CHECK(unpacks[i](packed, nbytes - 4, &w) == VGQ_EPACKED, " ");
-        CHECK(weights[!i](packed, nbytes, &told) == VGQ_EPACKED, "the other layout's bytes");
+        REFUSED(as->unpack(packed, nbytes, NULL));
+        CHECK(as->weight(NULL, nbytes, &told) == VGQ_EPACKED, " ");
+        CHECK(as->weight(packed, nbytes, NULL) == VGQ_EPACKED, " ");
+        CHECK(as->weight(packed, 20, &told) == VGQ_EPACKED, "shorter than a header");
+        CHECK(as->weight(packed, nbytes - 4, &told) == VGQ_EPACKED, "cut short");
+        CHECK(as->weight((const char *)packed + 1, nbytes, &told) == VGQ_EPACKED, "misaligned");
+        CHECK(as->unpack(packed, nbytes - 4, &w) == VGQ_EPACKED, " ");
+        CHECK(packings[!i]->weight(packed, nbytes, &told) == VGQ_EPACKED,
+              "the other layout's bytes");
         for (size_t byte = 0; byte < 48; byte++) { /* every field of the header counts */
             memcpy(other, packed, nbytes);
             ((unsigned char *)other)[byte] ^= 64;
-            CHECK(weights[i](other, nbytes, &told) != VGQ_OK, "byte %zu", byte);
+            CHECK(as->weight(other, nbytes, &told) != VGQ_OK, "byte %zu", byte);
         }
         memset((unsigned char *)other + 40, 255, 8); /* a group that is longer than any row */
-        CHECK(weights[i](other, nbytes, &told) == VGQ_EPACKED, " ");
+        CHECK(as->weight(other, nbytes, &told) == VGQ_EPACKED, " ");
         w = weight_of(VGQ_PER_GROUP);
         w.group = 0;
-        CHECK(sizes[i](&w) == 0, "no group");
+        CHECK(as->nbytes(&w) == 0, "no group");
         w.group = 12;
-        CHECK(sizes[i](&w) == 0, "a group that is no multiple of 8");
+        CHECK(as->nbytes(&w) == 0, "a group that is no multiple of 8");
         w = weight_of(VGQ_PER_ROW);
         w.k = VGQ_DEEPEST + 1;
-        CHECK(packs[i](&w, packed, nbytes) == VGQ_EDEPTH && sizes[i](&w) == 0, " ");
-        /* A factor of 0 is none of ours, but bytes from elsewhere may hold one. */
+        CHECK(as->pack(&w, packed, nbytes) == VGQ_EDEPTH && as->nbytes(&w) == 0, " ");
+        /* No product could take these values. Bytes from elsewhere may hold a factor of 0. */
+        test_values_of(as, nbytes);
+        memset((unsigned char *)packed + 64, 0, nbytes - 64);
         w = weight_of(VGQ_TWO_LEVEL);
-        uint8_t no_factor[64] = {0};
-        w.factor = no_factor;
-        CHECK(packs[i](&w, packed, nbytes) == VGQ_OK && unpacks[i](packed, nbytes, &w) == VGQ_OK,
-              " ");
+        float some_scales[N];
+        uint8_t some_factors[2 * N];
+        w.scale = some_scales;
+        w.factor = some_factors;
+        CHECK(as->unpack(packed, nbytes, &w) == VGQ_OK, " ");
     }
 }
 

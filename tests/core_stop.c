@@ -96,7 +96,10 @@ static vgq_status call_log(void) { return vgq_log(WIDE, wide_parts, wide_parts);
 
 static vgq_weight stopped_weight(void)
 {
-    return (vgq_weight){VGQ_I8, VGQ_PER_ROW, 65, 67, 67, 0, wide_q, one_scale, NULL, NULL};
+    static float scale[65];
+    for (size_t i = 0; i < 65; i++)
+        scale[i] = 1;
+    return (vgq_weight){VGQ_I8, VGQ_PER_ROW, 65, 67, 67, 0, wide_q, scale, NULL, NULL};
 }
 static vgq_status call_pack(void)
 {
@@ -111,12 +114,12 @@ static vgq_status call_unpack(void)
 static vgq_status call_cuda_pack(void)
 {
     const vgq_weight w = stopped_weight();
-    return vgq_cuda_pack(&w, wide_packed, vgq_cuda_packed_nbytes(&w));
+    return vgq_packing_cuda.pack(&w, wide_packed, vgq_packing_cuda.nbytes(&w));
 }
 static vgq_status call_cuda_unpack(void)
 {
     const vgq_weight w = stopped_weight();
-    return vgq_cuda_unpack(wide_packed, vgq_cuda_packed_nbytes(&w), &w);
+    return vgq_packing_cuda.unpack(wide_packed, vgq_packing_cuda.nbytes(&w), &w);
 }
 static vgq_status call_linear(void)
 {
@@ -149,9 +152,9 @@ static vgq_status call_conv(void)
 {
     enum { HIGH = 96, WIDTH = 64, CHANNELS = 8 };
     static unsigned char scratch[1 << 21], packed[1 << 16];
-    static const uint8_t codes[8 * CHANNELS];
-    const vgq_weight w = {
-        .n = 8, .k = CHANNELS, .group = CHANNELS, .q = (uint8_t *)(uintptr_t)codes, .scale = wide};
+    static uint8_t codes[8 * CHANNELS];
+    float scale[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const vgq_weight w = {.n = 8, .k = CHANNELS, .group = CHANNELS, .q = codes, .scale = scale};
     const vgq_conv_call call = {.pictures = 1,
                                 .height = HIGH,
                                 .width = WIDTH,

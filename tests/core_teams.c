@@ -93,6 +93,8 @@ static void test_expansions(void)
     static int8_t zero[N];
     static float one[N], y[M * N];
     memset(factor, 1, sizeof(factor));
+    for (size_t i = 0; i < N; i++)
+        one[i] = 1;
     const vgq_weight w = {VGQ_I4, VGQ_TWO_LEVEL, N, K, K, 1, q, one, factor, zero};
     const size_t nbytes = vgq_packed_nbytes(&w);
     CHECK(nbytes <= sizeof(packed) && vgq_pack(&w, packed, nbytes) == VGQ_OK, " ");

@@ -240,16 +240,21 @@ static void linear(input *in, const char *isa)
     const int damaged = byte(in) & 1;
     const size_t at = below(in, 64);
     const uint8_t flip = byte(in);
-    w.scale = filled(in, (w.scales == VGQ_PER_GROUP ? groups : w.n) * 4);
+    const size_t n_scales = w.scales == VGQ_PER_GROUP ? groups : w.n;
+    w.scale = filled(in, n_scales * 4);
     w.factor = w.scales == VGQ_TWO_LEVEL ? filled(in, groups) : NULL;
     w.zero = w.asymmetric ? filled(in, groups) : NULL;
     w.q = filled(in, w.n * vgq_row_nbytes(w.format, w.k));
-    /* Any byte would do as a factor; those above what quantization makes overflow the weight. */
     for (size_t g = 0; w.factor && g < groups; g++)
         w.factor[g] = (uint8_t)(1 + w.factor[g] % (w.asymmetric ? 8 : 15));
     for (size_t g = 0; w.zero && w.format == VGQ_I4 && g < groups; g++)
         w.zero[g] = (int8_t)((w.zero[g] & 15) - 8);
     uint8_t *const packed = room(nbytes);
+    for (size_t i = n_scales; i-- > 0;)
+        if (!(w.scale[i] > 0 && isfinite(w.scale[i]))) {
+            check(i % 8 != 0 || vgq_pack(&w, packed, nbytes) == VGQ_ESCALE, "a scale");
+            w.scale[i] = 1;
+        }
     check(vgq_pack(&w, packed, nbytes) == VGQ_OK, "pack");
     if (damaged)
         packed[at] ^= flip;
@@ -270,8 +275,8 @@ static void foreign(input *in, const char *isa)
     uint8_t *const packed = room(nbytes);
     w.q = room(w.n * vgq_row_nbytes(w.format, w.k));
     w.scale = room(w.n * w.k * 4);
-    w.factor = room(w.n * w.k);
-    w.zero = room(w.n * w.k);
+    w.factor = memset(room(w.n * w.k), 1, w.n * w.k);
+    w.zero = memset(room(w.n * w.k), 0, w.n * w.k);
     check(vgq_pack(&w, packed, nbytes) == VGQ_OK, "pack");
     memcpy(packed + HEADER, bytes + HEADER, nbytes - HEADER);
     check(vgq_packed_weight(packed, nbytes, &told) == VGQ_OK, "a header");

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 from . import ops
-from .configs import QuantizationConfig, QuantizationSpec, get_config
+from .configs import QuantizationConfig, get_config
 from .decoded import READ_ONLY, DecodedWeight
 from .errors import UserError
 from .qtensor import QTensor, quantize
@@ -367,23 +367,11 @@ class QuantizedLinear(nn.Module):
             raise UserError(f"weight_zero_point does not fit {self.config.name}")
         if factor is not None and self.spec.bits != 4:
             raise UserError(f"weight_factor does not fit {self.config.name}")
-        _check_values(self.spec, scale, factor, zero)
         spec = replace(self.spec, two_level=factor is not None)
         about, packed = _pack(
             QTensor(spec, shape, "float32", True, q, scale, factor, zero), self.packed
         )
         self.spec, self._about, self.packed = spec, about, packed
-
-
-def _check_values(spec: QuantizationSpec, scale: Any, factor: Any, zero: Any) -> None:
-    """What a file may hold; with anything else products would leave the kernels' range."""
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise UserError("weight_scale must be positive and finite everywhere")
-    largest = 15 if spec.symmetric else 8
-    if factor is not None and not ((factor >= 1) & (factor <= largest)).all():
-        raise UserError(f"weight_factor must lie in 1..{largest}")
-    if zero is not None and spec.bits == 4 and not ((zero >= -8) & (zero <= 7)).all():
-        raise UserError("weight_zero_point must lie in -8..7")
 
 
 def _pack(q: QTensor, like: torch.Tensor | None = None) -> tuple[ops.Packed, torch.Tensor]:

@@ -17,7 +17,7 @@ enum { GROUP = 4 * ROWS };
 /* ---- rows: prepare_rows, a row of 4 or 8 registers at a time ----------------------------------
  */
 
-/* The tree of lane_sum. */
+/* The tree of tree_sum. */
 static inline float sum_of(__m512 lanes)
 {
     const __m256 eight =

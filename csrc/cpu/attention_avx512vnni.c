@@ -15,13 +15,7 @@
 ISA_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 
 #include "attention_avx512.h"
-
-static inline __m512i four_codes(const void *q)
-{
-    int32_t bits;
-    memcpy(&bits, q, sizeof(bits));
-    return _mm512_set1_epi32(bits);
-}
+#include "tiles_avx512.h"
 
 /* A row's codes, its scale and what it is multiplied by. */
 static inline float code_row_bytes(size_t depth, const float *x, int8_t *codes)
@@ -85,10 +79,10 @@ int vgq_pack_keys_i8_avx512vnni(size_t n, size_t depth, const float *x, void *pa
         a##r##2 = _mm512_dpbusd_epi32(a##r##2, w2, x);   \
         a##r##3 = _mm512_dpbusd_epi32(a##r##3, w3, x);   \
     }
-#define SAVE_ONE(r, c)                            \
+#define STORE_ONE(r, c)                           \
     _mm512_storeu_ps(s + (r)*VGQ_KEYS + 16 * (c), \
                      _mm512_fmadd_ps(_mm512_castsi512_ps(a##r##c), k##c, high##c));
-#define SAVE(r) COLUMNS(SAVE_ONE, r)
+#define STORE(r) COLUMNS(STORE_ONE, r)
 #define SCALE(r, c)                                        \
     const __m512 k##c = _mm512_loadu_ps(scale + 16 * (c)); \
     const __m512 high##c = _mm512_mul_ps(k##c, _mm512_set1_ps(-ABOVE));
@@ -107,13 +101,13 @@ static void tile_scores_i8_6x64_avx512vnni(size_t keys, size_t depth, const void
             EACH_6(STEP)
         }
         COLUMNS(SCALE, 0)
-        EACH_6(SAVE)
+        EACH_6(STORE)
     }
 }
 
 #undef SCALE
-#undef SAVE
-#undef SAVE_ONE
+#undef STORE
+#undef STORE_ONE
 #undef STEP
 #undef BEGIN
 
@@ -183,9 +177,6 @@ void vgq_softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *r, 
     }
 }
 
-#define ZERO(r)                                                                     \
-    __m512i a##r##0 = _mm512_setzero_si512(), a##r##1 = a##r##0, a##r##2 = a##r##0, \
-            a##r##3 = a##r##0;
 #define STEP(r)                                             \
     {                                                       \
         const __m512i x = four_codes(p + (r)*VGQ_KEYS + j); \
@@ -194,8 +185,8 @@ void vgq_softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *r, 
         a##r##2 = _mm512_dpbusd_epi32(a##r##2, x, w2);      \
         a##r##3 = _mm512_dpbusd_epi32(a##r##3, x, w3);      \
     }
-#define SAVE_ONE(r, c) _mm512_store_si512(sums[r] + 16 * (c), a##r##c);
-#define SAVE(r) COLUMNS(SAVE_ONE, r)
+#define STORE_ONE(r, c) _mm512_store_si512(sums[r] + 16 * (c), a##r##c);
+#define STORE(r) COLUMNS(STORE_ONE, r)
 #define TILE(rows, EACH)                                                                      \
     static void tile_values_i8_##rows##x64_avx512vnni(                                        \
         size_t keys, size_t depth, const uint8_t *p, const int8_t *v, const float *scale,     \
@@ -208,7 +199,7 @@ void vgq_softmax_u8_avx512vnni(size_t rows, size_t n, float *s, const float *r, 
             EACH(STEP)                                                                        \
         }                                                                                     \
         _Alignas(64) int32_t sums[rows][64];                                                  \
-        EACH(SAVE)                                                                            \
+        EACH(STORE)                                                                           \
         join_sums(rows, depth, sums[0], scale, kept, added, o);                               \
     }
 TILE(6, EACH_6)

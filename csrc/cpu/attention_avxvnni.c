@@ -21,13 +21,7 @@ ISA_BEGIN("avx2,fma,f16c,avxvnni")
 #endif
 
 #include "attention_avx2.h"
-
-static inline __m256i four_codes(const void *q)
-{
-    int32_t bits;
-    memcpy(&bits, q, sizeof(bits));
-    return _mm256_set1_epi32(bits);
-}
+#include "tiles_avx2.h"
 
 static void code_queries_i8_avxvnni(size_t n, size_t depth, const float *x, float factor, void *q,
                                     float *r, int32_t *first)
@@ -70,7 +64,7 @@ static int pack_keys_i8_avxvnni(size_t n, size_t depth, const float *x, void *pa
         a##r##0 = dot4(a##r##0, w0, x);                  \
         a##r##1 = dot4(a##r##1, w1, x);                  \
     }
-#define SAVE(r) store_scores(s + (r)*VGQ_KEYS, a##r##0, a##r##1, k0, k1);
+#define STORE(r) store_scores(s + (r)*VGQ_KEYS, a##r##0, a##r##1, k0, k1);
 
 /* s[6][16] = (first + q k) * scale of 16 keys. */
 __attribute__((noinline, noclone)) static void
@@ -85,10 +79,10 @@ tile_scores_i8_6x16_avxvnni(size_t depth, const int8_t *q, const int32_t *first,
     }
     EACH_6(PIN)
     const __m256 k0 = _mm256_loadu_ps(scale), k1 = _mm256_loadu_ps(scale + 8);
-    EACH_6(SAVE)
+    EACH_6(STORE)
 }
 
-#undef SAVE
+#undef STORE
 #undef STEP
 #undef BEGIN
 
@@ -152,14 +146,13 @@ static void softmax_u8_avxvnni(size_t rows, size_t n, float *s, const float *r, 
     }
 }
 
-#define ZERO(r) __m256i a##r##0 = _mm256_setzero_si256(), a##r##1 = a##r##0;
 #define STEP(r)                                             \
     {                                                       \
         const __m256i x = four_codes(p + (r)*VGQ_KEYS + j); \
         a##r##0 = dot4(a##r##0, x, w0);                     \
         a##r##1 = dot4(a##r##1, x, w1);                     \
     }
-#define SAVE(r) join_sums(o + (r)*depth, a##r##0, a##r##1, scale, kept[r], added[r]);
+#define STORE(r) join_sums(o + (r)*depth, a##r##0, a##r##1, scale, kept[r], added[r]);
 #define TILE(rows, EACH)                                                                       \
     __attribute__((noinline, noclone)) static void tile_values_i8_##rows##x16_avxvnni(         \
         size_t keys, const uint8_t *p, const int8_t *v, const float *scale, const float *kept, \
@@ -171,14 +164,13 @@ static void softmax_u8_avxvnni(size_t rows, size_t n, float *s, const float *r, 
             const __m256i w1 = _mm256_loadu_si256((const void *)(v + 32));                     \
             EACH(STEP)                                                                         \
         }                                                                                      \
-        EACH(PIN) EACH(SAVE)                                                                   \
+        EACH(PIN) EACH(STORE)                                                                  \
     }
 TILE(6, EACH_6)
 TILE(1, EACH_1)
 #undef TILE
 #undef STEP
-#undef ZERO
-#undef SAVE
+#undef STORE
 
 static void values_i8_avxvnni(size_t rows, size_t keys, size_t depth, const void *weights,
                               const void *block, const float *scale, const float *kept,

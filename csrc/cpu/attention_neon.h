@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the attention tables of 64-bit Arm share. INT8: tiles are 4 x 16; k is cut into blocks of 16
- * keys, v into blocks of 16 channels. A table has a product of its own, which takes `step` channels
- * or keys at a time: k [channel / step][16][step], v [key / step][16][step]. */
+ * What the attention tables of 64-bit Arm share. */
 #ifndef VGQ_ATTENTION_NEON_H
 #define VGQ_ATTENTION_NEON_H
 
@@ -100,87 +98,6 @@ static inline void softmax_u8(size_t rows, size_t n, float *s, const float *r, v
                                             vqmovn_u16(vcombine_u16(code[2], code[3]))));
         }
         gather_lanes(to.lanes[m], sums, kept[m], added[m]);
-    }
-}
-
-/* ---- INT8 -------------------------------------------------------------------------------------
- */
-
-/* sums[TILE][BLOCK] = rows w, of n items of each of TILE rows, which are ld apart. */
-typedef void sums_fn(size_t n, const void *rows, size_t ld, const void *w, int32_t *sums);
-
-static inline int pack_keys_i8(size_t step, size_t n, size_t depth, const float *x, void *panel,
-                               float *scale)
-{
-    int32_t codes[VGQ_WIDEST];
-    int finite = 1;
-    memset(panel, 0, VGQ_PANEL * depth);
-    for (size_t j = 0; j < VGQ_PANEL; j++)
-        scale[j] = 0;
-    for (size_t j = 0; j < n; j++) {
-        int8_t *to = (int8_t *)panel + j / BLOCK * BLOCK * depth + j % BLOCK * step;
-        scale[j] = key_scale(code_row(depth, x + j * depth, codes));
-        finite &= scale[j] == scale[j];
-        for (size_t i = 0; i < depth; i += step, to += BLOCK * step)
-            for (size_t k = 0; k < step; k++)
-                to[k] = (int8_t)codes[i + k];
-    }
-    return !finite;
-}
-
-/* To codes + above. */
-static inline int pack_values_i8(size_t step, int32_t above, size_t n, size_t depth, const float *x,
-                                 void *block, float *scale)
-{
-    const size_t padded = vgq_round_up(n, VGQ_PANEL);
-    float inverse[VGQ_WIDEST];
-    const int finite = column_scales(n, depth, x, scale, inverse);
-    memset(block, above, padded * depth);
-    for (size_t j = 0; j < n; j++)
-        for (size_t c = 0; c < depth; c++) {
-            uint8_t *const to = (uint8_t *)block + c / BLOCK * BLOCK * padded;
-            to[(j / step * BLOCK + c % BLOCK) * step + j % step] =
-                (uint8_t)(code_value(x[j * depth + c], inverse[c]) + above);
-        }
-    return !finite;
-}
-
-static inline void scores_i8(sums_fn *product, size_t keys, size_t depth, const void *q,
-                             const void *panels, const float *scale, float *s)
-{
-    const int8_t *k = panels;
-    for (size_t j = 0; j < keys; j += BLOCK, k += BLOCK * depth)
-        for (size_t m = 0; m < GROUP; m += TILE) {
-            int32_t sums[TILE * BLOCK];
-            product(depth, (const int8_t *)q + m * depth, depth, k, sums);
-            for (size_t i = 0; i < TILE * BLOCK; i += 4)
-                vst1q_f32(s + (m + i / BLOCK) * VGQ_KEYS + j + i % BLOCK,
-                          vmulq_f32(vcvtq_f32_s32(vld1q_s32(sums + i)),
-                                    vld1q_f32(scale + j + i % BLOCK)));
-        }
-}
-
-static inline void values_i8(sums_fn *product, size_t rows, size_t keys, size_t depth,
-                             const void *weights, const void *block, const float *scale,
-                             const float *kept, const float *added, float *o)
-{
-    for (size_t m = 0; m < rows; m += TILE) {
-        const size_t count = vgq_min(TILE, rows - m);
-        const uint8_t *p = (const uint8_t *)weights + m * VGQ_KEYS;
-        uint8_t whole[TILE * VGQ_KEYS] = {0};
-        if (count < TILE)
-            p = memcpy(whole, p, count * VGQ_KEYS);
-        for (size_t c = 0; c < depth; c += BLOCK) {
-            int32_t sums[TILE * BLOCK];
-            product(keys, p, VGQ_KEYS, (const uint8_t *)block + c * keys, sums);
-            for (size_t i = 0; i < count * BLOCK; i += 4) {
-                const size_t r = m + i / BLOCK, at = c + i % BLOCK;
-                float *const to = o + r * depth + at;
-                const float32x4_t before = vmulq_n_f32(vld1q_f32(to), kept[r]);
-                vst1q_f32(to, vfmaq_f32(before, vcvtq_f32_s32(vld1q_s32(sums + i)),
-                                        vmulq_n_f32(vld1q_f32(scale + at), added[r])));
-            }
-        }
     }
 }
 

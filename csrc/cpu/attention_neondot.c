@@ -8,6 +8,8 @@
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #include "attention_neon.h"
 
+enum { ITEMS = 4, ABOVE = 128 };
+
 /* Four rows, 16 items of each, against 16 columns. */
 #define ZERO(r) sums_t a##r##0 = zero, a##r##1 = zero, a##r##2 = zero, a##r##3 = zero;
 #define CODES(r) const codes_t x##r = load(x + (r)*ld + i);
@@ -35,8 +37,7 @@
 #define load vld1q_s8
 #define dot vdotq_laneq_s32
 #define save(to, sum, r) vst1q_s32(to, sum)
-static void sums_scores_neondot(size_t n, const void *rows, size_t ld, const void *block,
-                                int32_t *sums)
+static void sums_of_scores(size_t n, const void *rows, size_t ld, const void *block, int32_t *sums)
 {
     const int8_t *const x = rows, *const w = block;
     const int32x4_t zero = vdupq_n_s32(0);
@@ -63,8 +64,7 @@ static void sums_scores_neondot(size_t n, const void *rows, size_t ld, const voi
 #define BEGIN(r) uint32x4_t all##r = zero;
 #define ADD(r) all##r = vdotq_u32(all##r, x##r, ones);
 #define EXTRA(r) const int32x4_t extra##r = vdupq_n_s32(128 * (int32_t)vaddvq_u32(all##r));
-static void sums_values_neondot(size_t n, const void *rows, size_t ld, const void *block,
-                                int32_t *sums)
+static void sums_of_values(size_t n, const void *rows, size_t ld, const void *block, int32_t *sums)
 {
     const uint8_t *const x = rows, *const w = block;
     const uint8x16_t ones = vdupq_n_u8(1);
@@ -94,41 +94,7 @@ static void sums_values_neondot(size_t n, const void *rows, size_t ld, const voi
 #undef CODES
 #undef ZERO
 
-static int pack_keys_i8_neondot(size_t n, size_t depth, const float *x, void *panel, float *scale)
-{
-    return pack_keys_i8(4, n, depth, x, panel, scale);
-}
-
-static void scores_i8_neondot(size_t keys, size_t depth, const void *q, const int32_t *first,
-                              const void *panels, const float *scale, float *s)
-{
-    (void)first;
-    scores_i8(sums_scores_neondot, keys, depth, q, panels, scale, s);
-}
-
-static int pack_values_i8_neondot(size_t n, size_t depth, const float *x, void *block, float *scale)
-{
-    return pack_values_i8(4, 128, n, depth, x, block, scale);
-}
-
-static void values_i8_neondot(size_t rows, size_t keys, size_t depth, const void *weights,
-                              const void *block, const float *scale, const float *kept,
-                              const float *added, float *o)
-{
-    values_i8(sums_values_neondot, rows, keys, depth, weights, block, scale, kept, added, o);
-}
-
-static const vgq_scores_gemm scores_gemm_i8 = {.rows = GROUP,
-                                               .q_nbytes = 1,
-                                               .k_nbytes = 1,
-                                               .code_queries = code_queries_i8,
-                                               .pack_keys = pack_keys_i8_neondot,
-                                               .tile = scores_i8_neondot};
-static const vgq_values_gemm values_gemm_i8 = {.p_nbytes = 1,
-                                               .v_nbytes = 1,
-                                               .pack_values = pack_values_i8_neondot,
-                                               .softmax = softmax_u8,
-                                               .tile = values_i8_neondot};
+#include "attention_neon_i8.h"
 
 const vgq_attention_kernels vgq_attention_neondot = {
     .scores = {[VGQ_INT8_ACTIVATIONS] = &scores_gemm_i8},

@@ -8,6 +8,8 @@
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
 #include "attention_neon.h"
 
+enum { ITEMS = 8, ABOVE = 0 };
+
 /* Sums of a pair of rows and of two pairs of columns to both rows' four columns. */
 static inline void save(int32x4_t left, int32x4_t right, int32_t *first)
 {
@@ -40,52 +42,17 @@ static inline void save(int32x4_t left, int32x4_t right, int32_t *first)
     }
 
 #define multiply vmmlaq_s32
-SUMS(sums_scores_neoni8mm, int8_t, int8x16_t, vld1_s8, vcombine_s8)
+SUMS(sums_of_scores, int8_t, int8x16_t, vld1_s8, vcombine_s8)
 #undef multiply
 #define multiply vusmmlaq_s32
-SUMS(sums_values_neoni8mm, uint8_t, uint8x16_t, vld1_u8, vcombine_u8)
+SUMS(sums_of_values, uint8_t, uint8x16_t, vld1_u8, vcombine_u8)
 #undef multiply
 #undef SUMS
 #undef SAVE
 #undef STEP
 #undef ZERO
 
-static int pack_keys_i8_neoni8mm(size_t n, size_t depth, const float *x, void *panel, float *scale)
-{
-    return pack_keys_i8(8, n, depth, x, panel, scale);
-}
-
-static void scores_i8_neoni8mm(size_t keys, size_t depth, const void *q, const int32_t *first,
-                               const void *panels, const float *scale, float *s)
-{
-    (void)first;
-    scores_i8(sums_scores_neoni8mm, keys, depth, q, panels, scale, s);
-}
-
-static int pack_values_i8_neoni8mm(size_t n, size_t depth, const float *x, void *block,
-                                   float *scale)
-{
-    return pack_values_i8(8, 0, n, depth, x, block, scale);
-}
-
-static void values_i8_neoni8mm(size_t rows, size_t keys, size_t depth, const void *weights,
-                               const void *block, const float *scale, const float *kept,
-                               const float *added, float *o)
-{
-    values_i8(sums_values_neoni8mm, rows, keys, depth, weights, block, scale, kept, added, o);
-}
-
-static const vgq_scores_gemm scores_gemm_i8 = {.rows = GROUP,
-                                               .q_nbytes = 1,
-                                               .k_nbytes = 1,
-                                               .code_queries = code_queries_i8,
-                                               .pack_keys = pack_keys_i8_neoni8mm,
-                                               .tile = scores_i8_neoni8mm};
-static const vgq_values_gemm values_gemm_i8 = {.p_nbytes = 1,
-                                               .v_nbytes = 1,
-                                               .pack_values = pack_values_i8_neoni8mm,
-                                               .softmax = softmax_u8,
-                                               .tile = values_i8_neoni8mm};
+#include "attention_neon_i8.h"
 
 const vgq_attention_kernels vgq_attention_neoni8mm = {
     .scores = {[VGQ_INT8_ACTIVATIONS] = &scores_gemm_i8},

@@ -5,44 +5,7 @@
 #ifndef VGQ_ATTENTION_ROWS_H
 #define VGQ_ATTENTION_ROWS_H
 
-#include "../kernels.h"
-
-/* The tree of vgq_lane_sum, in float. */
-static inline float lane_sum(const float x[VGQ_LANES])
-{
-    float eight[8], four[4];
-    for (size_t i = 0; i < 8; i++)
-        eight[i] = x[i] + x[i + 8];
-    for (size_t i = 0; i < 4; i++)
-        four[i] = eight[i] + eight[i + 4];
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-/* x[depth], zeros from dim on, to its LayerNorm, zeros from dim on. */
-static inline void normalize(const vgq_rows *rows, float *x)
-{
-    const size_t dim = rows->dim;
-    const vgq_norm *const norm = &rows->norm;
-    float lanes[VGQ_LANES] = {0};
-    for (size_t i = 0; i < rows->depth; i += VGQ_LANES)
-        for (size_t j = 0; j < VGQ_LANES; j++)
-            lanes[j] += x[i + j];
-    const float mean = lane_sum(lanes) / (float)dim;
-    for (size_t i = 0; i < dim; i++)
-        x[i] -= mean;
-    for (size_t j = 0; j < VGQ_LANES; j++)
-        lanes[j] = 0;
-    for (size_t i = 0; i < rows->depth; i += VGQ_LANES)
-        for (size_t j = 0; j < VGQ_LANES; j++)
-            lanes[j] = fmaf(x[i + j], x[i + j], lanes[j]);
-    const float inverse = 1.0f / sqrtf(lane_sum(lanes) / (float)dim + norm->eps);
-    if (norm->bias)
-        for (size_t i = 0; i < dim; i++)
-            x[i] = fmaf(x[i] * inverse, norm->weight[i], norm->bias[i]);
-    else
-        for (size_t i = 0; i < dim; i++)
-            x[i] = x[i] * inverse * norm->weight[i];
-}
+#include "norm_row.h"
 
 /* Turn x by a token's angles. */
 static inline void rotate(const vgq_rows *rows, size_t token, float *x)
@@ -86,7 +49,7 @@ static inline void prepare_rows(const vgq_rows *rows, size_t first, size_t n, fl
                 to[i] = vgq_float_of_f16(half[i]);
         memset(to + rows->dim, 0, (rows->depth - rows->dim) * sizeof(*to));
         if (rows->norm.weight)
-            normalize(rows, to);
+            norm_row(rows->dim, to, &rows->norm, to);
         if (rows->cos)
             rotate(rows, t, to);
     }

@@ -56,28 +56,18 @@ static void tile_i8_avx512vnni(size_t rows, const vgq_operand *w, const void *co
     tiles[rows](w->k, codes, ld, w->data, acc);
 }
 
-/* Have some rows of one matrix come to the cache, to be written or read. */
-static inline void fetch(const vgq_strip *strip, const void *matrix, size_t m, size_t rows)
-{
-    const size_t row = strip->ldy * vgq_dtype_nbytes(strip->dtype);
-    const size_t nbytes = VGQ_PANEL * vgq_dtype_nbytes(strip->dtype);
-    const char *at = (const char *)matrix + m * row;
-    for (size_t r = 0; r < rows; r++, at += row)
-        for (size_t i = 0; i < nbytes; i += 64)
-            _mm_prefetch(at + i, _MM_HINT_T0);
-}
-
 static void strip_avx512vnni(const vgq_operand *w, const vgq_strip *strip)
 {
     enum { ROWS = 6 };
     int32_t acc[ROWS * VGQ_PANEL];
+    const size_t element = vgq_dtype_nbytes(strip->dtype), pitch = strip->ldy * element;
     for (size_t m = 0, rows; m < strip->rows; m += rows) {
         const size_t left = strip->rows - m, tiles = (left + ROWS - 1) / ROWS;
         rows = (left + tiles - 1) / tiles; /* as even as can be */
         if (strip->fetch_y)
-            fetch(strip, strip->y, m, rows);
+            vgq_fetch((const char *)strip->y + m * pitch, rows, pitch, VGQ_PANEL * element);
         if (strip->residual)
-            fetch(strip, strip->residual, m, rows);
+            vgq_fetch((const char *)strip->residual + m * pitch, rows, pitch, VGQ_PANEL * element);
         tile_i8_avx512vnni(rows, w, (const int8_t *)strip->codes + m * strip->ld, strip->ld, NULL,
                            acc);
         for (size_t r = 0; r < rows; r++)

@@ -70,18 +70,18 @@ struct owned_weight {
     /* Packed for CUDA; unpacking must give everything back. */
     std::vector<uint8_t> packed_for_cuda()
     {
-        std::vector<uint8_t> packed(vgq_cuda_packed_nbytes(&w));
-        if (vgq_cuda_pack(&w, packed.data(), packed.size()) != VGQ_OK)
-            wrong("vgq_cuda_pack", 0, 1, 0);
+        std::vector<uint8_t> packed(vgq_packing_cuda.nbytes(&w));
+        if (vgq_packing_cuda.pack(&w, packed.data(), packed.size()) != VGQ_OK)
+            wrong("vgq_packing_cuda.pack", 0, 1, 0);
         owned_weight copy = *this;
         copy.bind(&copy.w);
         std::fill(copy.q.begin(), copy.q.end(), 0xee);
         std::fill(copy.scale.begin(), copy.scale.end(), 0);
         std::fill(copy.factor.begin(), copy.factor.end(), 0);
         std::fill(copy.zero.begin(), copy.zero.end(), 0);
-        if (vgq_cuda_unpack(packed.data(), packed.size(), &copy.w) != VGQ_OK || copy.q != q ||
-            copy.scale != scale || copy.factor != factor || copy.zero != zero)
-            wrong("vgq_cuda_unpack", 0, 1, 0);
+        if (vgq_packing_cuda.unpack(packed.data(), packed.size(), &copy.w) != VGQ_OK ||
+            copy.q != q || copy.scale != scale || copy.factor != factor || copy.zero != zero)
+            wrong("vgq_packing_cuda.unpack", 0, 1, 0);
         checks++;
         return packed;
     }
@@ -245,7 +245,7 @@ static void check_float(owned_weight &weight, size_t m, options o)
         }
 }
 
-/* Bytes that vgq_cuda_pack did not make: refused by their size, or told by NaN. */
+/* Bytes that vgq_packing_cuda did not make: refused by their size, or told by NaN. */
 static void check_foreign_bytes()
 {
     owned_weight weight(VGQ_PER_ROW, 65, 40, 40, false);
@@ -256,7 +256,7 @@ static void check_foreign_bytes()
     o.call.y = o.y.data();
     if (vgq_linear_cuda(&weight.w, cpu.data(), cpu.size(), &o.call, scratch.data(), scratch.size(),
                         NULL) != VGQ_EPACKED ||
-        vgq_cuda_packed_weight(cpu.data(), cpu.size(), &about) != VGQ_EPACKED ||
+        vgq_packing_cuda.weight(cpu.data(), cpu.size(), &about) != VGQ_EPACKED ||
         vgq_packed_weight(packed.data(), packed.size(), &about) != VGQ_EPACKED ||
         vgq_linear_cuda(&weight.w, packed.data(), packed.size(), &o.call, scratch.data(),
                         scratch.size() - 1, NULL) != VGQ_EINVAL)

@@ -21,18 +21,7 @@ static int bind_weight(vgq_weight *w, PyArrayObject *q, PyArrayObject *scale, Py
     return 1;
 }
 
-/* The layouts for the CPU and for CUDA differ in these functions only. */
-typedef struct layout {
-    size_t (*nbytes)(const vgq_weight *);
-    vgq_status (*pack)(const vgq_weight *, void *, size_t);
-    vgq_status (*weight)(const void *, size_t, vgq_weight *);
-    vgq_status (*unpack)(const void *, size_t, const vgq_weight *);
-} layout;
-static const layout for_cpu = {vgq_packed_nbytes, vgq_pack, vgq_packed_weight, vgq_unpack};
-static const layout for_cuda = {vgq_cuda_packed_nbytes, vgq_cuda_pack, vgq_cuda_packed_weight,
-                                vgq_cuda_unpack};
-
-static PyObject *packed_nbytes(const layout *as, PyObject *args)
+static PyObject *packed_nbytes(const vgq_packing *as, PyObject *args)
 {
     vgq_weight w = {0};
     if (!PyArg_ParseTuple(args, "O&O&O&p:packed_nbytes", vgq_parse_format, &w.format,
@@ -41,7 +30,7 @@ static PyObject *packed_nbytes(const layout *as, PyObject *args)
     return PyLong_FromSize_t(as->nbytes(&w));
 }
 
-static PyObject *pack(const layout *as, PyObject *args)
+static PyObject *pack(const vgq_packing *as, PyObject *args)
 {
     vgq_weight w = {0};
     PyArrayObject *q, *scale, *factor, *zero, *packed;
@@ -74,7 +63,7 @@ static PyObject *py_packed_weight(PyObject *self, PyObject *args)
                          w.asymmetric ? Py_True : Py_False);
 }
 
-static PyObject *unpack(const layout *as, PyObject *args)
+static PyObject *unpack(const vgq_packing *as, PyObject *args)
 {
     vgq_weight w;
     PyArrayObject *packed, *q, *scale, *factor, *zero;
@@ -94,37 +83,37 @@ static PyObject *unpack(const layout *as, PyObject *args)
 static PyObject *py_packed_nbytes(PyObject *self, PyObject *args)
 {
     (void)self;
-    return packed_nbytes(&for_cpu, args);
+    return packed_nbytes(&vgq_packing_cpu, args);
 }
 
 static PyObject *py_cuda_packed_nbytes(PyObject *self, PyObject *args)
 {
     (void)self;
-    return packed_nbytes(&for_cuda, args);
+    return packed_nbytes(&vgq_packing_cuda, args);
 }
 
 static PyObject *py_pack(PyObject *self, PyObject *args)
 {
     (void)self;
-    return pack(&for_cpu, args);
+    return pack(&vgq_packing_cpu, args);
 }
 
 static PyObject *py_cuda_pack(PyObject *self, PyObject *args)
 {
     (void)self;
-    return pack(&for_cuda, args);
+    return pack(&vgq_packing_cuda, args);
 }
 
 static PyObject *py_unpack(PyObject *self, PyObject *args)
 {
     (void)self;
-    return unpack(&for_cpu, args);
+    return unpack(&vgq_packing_cpu, args);
 }
 
 static PyObject *py_cuda_unpack(PyObject *self, PyObject *args)
 {
     (void)self;
-    return unpack(&for_cuda, args);
+    return unpack(&vgq_packing_cuda, args);
 }
 
 /* Whether x and y are not (m, k) and (m, n) for that weight; then an exception is set. */
