@@ -30,6 +30,10 @@ typedef struct vgq_float_gemm {
      * docs/conventions.md. rows <= VGQ_FLOAT_ROWS; k is even but in the last call of a row. */
     void (*tile)(size_t rows, size_t k, const void *x, size_t ldx, const void *w, float *acc,
                  int accumulate);
+    /* tile of one row of floats with the weights that decode would give, which go through no
+     * memory; NULL: decode and tile. */
+    void (*row)(size_t k, const float *x, const uint8_t *bytes, const int32_t *offset,
+                const float *scale, float *acc, int accumulate);
 } vgq_float_gemm;
 
 /* The largest magnitude of x, as the integer that its bits are: a NaN is above infinity, and that

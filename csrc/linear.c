@@ -119,7 +119,7 @@ static void group_rows(const vgq_plan *plan, const vgq_task *task, size_t m, siz
             .data = (const char *)operand->data + at * VGQ_PANEL * product->weight_nbytes,
             .panel = panel,
         };
-        const int32_t *const sum = tokens->sum + m * tokens->sums + g;
+        const int32_t *const sum = tokens->sum + m * tokens->sums + (product->offset != 0 ? g : 0);
         product->tile(rows, &part, tokens->codes + (m * tokens->pitch + at) * tokens->code_nbytes,
                       tokens->pitch, sum, acc);
         for (size_t r = 0; r < rows; r += tokens->digits) {

@@ -50,11 +50,13 @@ void vgq_copy_token(const vgq_plan *plan, size_t m, float *buffer)
 static const float ones[VGQ_PANEL] = {EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT, EIGHT};
 #undef EIGHT
 
-/* Inputs i..i+depth of a panel as the weights of the float product. bfloat16 holds the integers of
- * a weight exactly, so there scales come in at the end, unless each group has its own. */
+/* Inputs i..i+depth of a panel as the weights of the float product, in w; or, where there is a row,
+ * multiplied with it, in acc. bfloat16 holds the integers of a weight exactly, so there scales come
+ * in at the end, unless each group has its own. */
 static void decode_slice(const vgq_plan *plan, const vgq_panel *panel, size_t i, size_t depth,
-                         uint8_t *scratch, unsigned char *w)
+                         uint8_t *scratch, unsigned char *w, const float *row, float *acc)
 {
+    const vgq_float_gemm *const gemm = plan->float_gemm;
     const uint8_t *const bytes = vgq_bytes_of(plan, panel, i, depth, scratch);
     const int grouped = plan->w.scales == VGQ_PER_GROUP;
     int32_t offset[VGQ_PANEL];
@@ -64,11 +66,15 @@ static void decode_slice(const vgq_plan *plan, const vgq_panel *panel, size_t i,
         const size_t g = grouped ? vgq_min((i + j) / plan->w.group, plan->at.groups - 1) : 0;
         stop = !grouped || g + 1 == plan->at.groups ? depth
                                                     : vgq_min((g + 1) * plan->w.group - i, depth);
-        plan->float_gemm->decode(stop - j, bytes + j * VGQ_PANEL, offset,
-                                 grouped                         ? panel->scale + g * VGQ_PANEL
-                                 : float_dtype(plan) == VGQ_BF16 ? ones
-                                                                 : panel->scale,
-                                 w + j * VGQ_PANEL * plan->float_gemm->nbytes);
+        const float *const scale = grouped                         ? panel->scale + g * VGQ_PANEL
+                                   : float_dtype(plan) == VGQ_BF16 ? ones
+                                                                   : panel->scale;
+        if (row)
+            gemm->row(vgq_min(stop - j, plan->w.k - i - j), row + i + j, bytes + j * VGQ_PANEL,
+                      offset, scale, acc, i + j > 0);
+        else
+            gemm->decode(stop - j, bytes + j * VGQ_PANEL, offset, scale,
+                         w + j * VGQ_PANEL * gemm->nbytes);
     }
 }
 
@@ -81,20 +87,23 @@ void vgq_float_task(const vgq_plan *plan, const vgq_task *task)
         plan->floats_nbytes ? plan->floats : (const unsigned char *)plan->call.x;
     const int scaled = float_dtype(plan) == VGQ_F32 || plan->w.scales == VGQ_PER_GROUP;
     const float *const scale = scaled ? ones : panel.scale;
+    const int row = task->end - task->start == 1 && plan->float_gemm->row;
     float bias[VGQ_PANEL];
     vgq_bias_of(&plan->epilogue, p, bias);
     for (size_t i = 0; i < k; i += plan->float_depth) {
         const size_t depth = vgq_min(plan->float_depth, plan->at.depth - i);
         const int last = i + depth >= k;
-        decode_slice(plan, &panel, i, depth, task->own, w);
         float *acc = (float *)(void *)(w + plan->operand_nbytes);
+        decode_slice(plan, &panel, i, depth, task->own, w,
+                     row ? (const float *)(const void *)x + task->start * k : NULL, acc);
         for (size_t m = task->start, rows; m < task->end; m += rows, acc += rows * VGQ_PANEL) {
             const size_t left = task->end - m, tiles = (left + plan->mr - 1) / plan->mr;
             rows = (left + tiles - 1) / tiles; /* as even as can be: 7 rows are 4 and 3 */
             if (last)
                 vgq_fetch_rows(&plan->epilogue, m, rows, p);
-            plan->float_gemm->tile(rows, vgq_min(depth, k - i), x + (m * k + i) * nbytes, k, w, acc,
-                                   i > 0);
+            if (!row)
+                plan->float_gemm->tile(rows, vgq_min(depth, k - i), x + (m * k + i) * nbytes, k, w,
+                                       acc, i > 0);
             for (size_t r = 0; r < rows && last; r++) {
                 float *const y = acc + r * VGQ_PANEL;
                 for (size_t c = 0; c < VGQ_PANEL; c++)

@@ -20,7 +20,8 @@ static void plan_codes(vgq_plan *plan)
         way++;
     const vgq_product *const product = plan->product = *way;
     plan->mr = product->mr - product->mr % digits; /* a tile holds whole tokens */
-    const int summed = plan->w.scales == VGQ_PER_GROUP || product->group_sums;
+    const int summed =
+        product->group_sums || (plan->w.scales == VGQ_PER_GROUP && product->offset != 0);
     vgq_tokens *const tokens = &plan->tokens;
     *tokens = (vgq_tokens){
         .kernels = plan->kernels,

@@ -30,11 +30,10 @@ size_t vgq_crew_nbytes(const vgq_crew *crew)
     return (size_t)crew->team * (sizeof(vgq_queue) + crew->own_nbytes);
 }
 
-unsigned char *vgq_crew_place(vgq_crew *crew, unsigned char *at)
+void vgq_crew_place(vgq_crew *crew, unsigned char *at)
 {
     crew->queues = (vgq_queue *)(void *)at;
     crew->own = at + (size_t)crew->team * sizeof(vgq_queue);
-    return crew->own + (size_t)crew->team * crew->own_nbytes;
 }
 
 vgq_status vgq_run_tasks(const vgq_crew *crew, int team, size_t count, vgq_task_fn *run,

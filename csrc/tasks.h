@@ -24,8 +24,8 @@ typedef struct vgq_crew {
 } vgq_crew;
 
 size_t vgq_crew_nbytes(const vgq_crew *crew);
-/* at: aligned to VGQ_ALIGN. Returns the first byte after the crew. */
-unsigned char *vgq_crew_place(vgq_crew *crew, unsigned char *at);
+/* at: aligned to VGQ_ALIGN. */
+void vgq_crew_place(vgq_crew *crew, unsigned char *at);
 
 /* own: own_nbytes that only the calling thread uses; what a task leaves there, the thread's next
  * task finds. */

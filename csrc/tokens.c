@@ -4,19 +4,14 @@
 
 #include <string.h>
 
-/* The sums of a line's codes over each group of the weights. */
+/* The sums of a line's codes, of a byte each, over each group of the weights. */
 static void group_sums(const vgq_tokens *tokens, const unsigned char *codes, int32_t *sums)
 {
     for (size_t g = 0; g < tokens->sums; g++) {
         const size_t start = g * tokens->group, end = vgq_min(start + tokens->group, tokens->k);
-        const int16_t *const wide = (const int16_t *)(const void *)codes;
         int32_t sum = 0;
-        if (tokens->code_nbytes == 2)
-            for (size_t i = start; i < end; i++)
-                sum += wide[i];
-        else
-            for (size_t i = start; i < end; i++)
-                sum += (int8_t)codes[i];
+        for (size_t i = start; i < end; i++)
+            sum += (int8_t)codes[i];
         sums[g] = sum;
     }
 }

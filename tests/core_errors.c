@@ -196,6 +196,11 @@ static void test_values_of(const vgq_packing *as, size_t nbytes)
         changed.zero = zeros;
         CHECK(as->pack(&changed, packed, nbytes) == VGQ_EZERO, "zero point %d", zero_point);
     }
+    changed = w; /* the last value counts where the last group is short */
+    changed.k = 9;
+    uint8_t short_factors[2 * N] = {1, 1, 1, 1, 1, 0};
+    changed.factor = short_factors;
+    CHECK(as->pack(&changed, other, as->nbytes(&changed)) == VGQ_EFACTOR, " ");
     int8_t edges[2 * N] = {-8, 7, -8, 7, -8, 7}, wide[N] = {-128, 127, 0};
     changed = w;
     changed.zero = edges;

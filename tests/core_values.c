@@ -379,7 +379,7 @@ static void test_gelu(void)
  * activations costs, half a step of a token's scale. */
 static void test_products(void)
 {
-    enum { M = 5, N = 3, K = 40, GROUP = 8, GROUPS = K / GROUP };
+    enum { M = 5, N = 3, K = 42, GROUP = 8, GROUPS = (K + GROUP - 1) / GROUP };
     static const struct {
         vgq_format format;
         vgq_scales scales;
@@ -415,12 +415,20 @@ static void test_products(void)
                                   .scale = scale,
                                   .factor = factor,
                                   .zero = zero};
-            const vgq_linear_call call = {
-                .activations = (vgq_activations)a, .m = M, .x = x, .y = y};
+            vgq_linear_call call = {.activations = (vgq_activations)a, .m = M, .x = x, .y = y};
             const size_t nbytes = vgq_packed_nbytes(&w);
             CHECK(nbytes <= sizeof(packed) && vgq_linear_nbytes(&w, &call) <= sizeof(scratch), " ");
             CHECK(vgq_pack(&w, packed, nbytes) == VGQ_OK, " ");
             CHECK(vgq_linear(packed, nbytes, &call, scratch, sizeof(scratch)) == VGQ_OK, " ");
+            for (int m = 0; m < M; m++) { /* a row alone has the same bits */
+                float alone[N];
+                call.m = 1;
+                call.x = x + m * K;
+                call.y = alone;
+                CHECK(vgq_linear(packed, nbytes, &call, scratch, sizeof(scratch)) == VGQ_OK, " ");
+                CHECK(memcmp(alone, y + m * N, sizeof(alone)) == 0,
+                      "kind %zu, activations %d: row %d alone", kind, a, m);
+            }
             for (int m = 0; m < M; m++)
                 for (int n = 0; n < N; n++) {
                     double sum = 0, size = 0, largest = 0;

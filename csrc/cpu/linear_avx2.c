@@ -259,6 +259,40 @@ static void float_tile_avx2(size_t rows, size_t k, const void *x, size_t ldx, co
         tiles[rows](k, x, ldx, (const float *)w + column, acc + column, accumulate);
 }
 
+/* 8 columns of the panel for each c: input j of four, decoded and multiplied. */
+#define BEGIN_ROW(c)                                                               \
+    const __m256i o##c = _mm256_loadu_si256((const void *)(offset + n + 8 * (c))); \
+    const __m256 s##c = _mm256_loadu_ps(scale + n + 8 * (c));                      \
+    __m256 a##c = accumulate ? _mm256_loadu_ps(acc + n + 8 * (c)) : _mm256_setzero_ps();
+#define STEP_ROW(c)                                                                     \
+    {                                                                                   \
+        const __m256i b = _mm256_loadu_si256((const void *)(at + 32 * (c)));            \
+        const __m256i code = _mm256_sub_epi32(_mm256_shuffle_epi8(b, order), o##c);     \
+        a##c = _mm256_fmadd_ps(v, _mm256_mul_ps(_mm256_cvtepi32_ps(code), s##c), a##c); \
+    }
+#define SAVE_ROW(c) _mm256_storeu_ps(acc + n + 8 * (c), a##c);
+
+static void float_row_avx2(size_t k, const float *x, const uint8_t *bytes, const int32_t *offset,
+                           const float *scale, float *acc, int accumulate)
+{
+    const __m256i lowest = _mm256_add_epi32(_mm256_set1_epi32((int)0x80808000),
+                                            _mm256_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12));
+    for (size_t n = 0; n < VGQ_PANEL; n += 32) {
+        EACH_4(BEGIN_ROW)
+        for (size_t i = 0; i < k; i++) {
+            const uint8_t *const at = bytes + (i / 4 * VGQ_PANEL + n) * 4;
+            const __m256i order = _mm256_add_epi8(lowest, _mm256_set1_epi32((int)(i % 4)));
+            const __m256 v = _mm256_set1_ps(x[i]);
+            EACH_4(STEP_ROW)
+        }
+        EACH_4(SAVE_ROW)
+    }
+}
+
+#undef SAVE_ROW
+#undef STEP_ROW
+#undef BEGIN_ROW
+
 static void finish_avx2(size_t rows, const int32_t *acc, const vgq_columns *columns,
                         const int32_t *sum, const float *x_scale, float *y, size_t ldy)
 {
@@ -325,7 +359,8 @@ static void gelu_avx2(size_t n, float *x)
 
 ISA_END
 
-static const vgq_float_gemm float_gemm_avx2 = {sizeof(float), decode_panel_avx2, float_tile_avx2};
+static const vgq_float_gemm float_gemm_avx2 = {sizeof(float), decode_panel_avx2, float_tile_avx2,
+                                               float_row_avx2};
 
 static const vgq_product product_bytes_avx2 = {
     .applies = vgq_few_bytes,

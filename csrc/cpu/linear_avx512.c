@@ -186,6 +186,38 @@ static void float_tile_avx512(size_t rows, size_t k, const void *x, size_t ldx, 
     tiles[rows](k, x, ldx, w, acc, accumulate);
 }
 
+/* 16 columns of the panel for each c: input j of four, decoded and multiplied. */
+#define BEGIN_ROW(c)                                            \
+    const __m512i o##c = _mm512_loadu_si512(offset + 16 * (c)); \
+    const __m512 s##c = _mm512_loadu_ps(scale + 16 * (c));      \
+    __m512 a##c = accumulate ? _mm512_loadu_ps(acc + 16 * (c)) : _mm512_setzero_ps();
+#define STEP_ROW(c)                                                                      \
+    {                                                                                    \
+        const __m512i b = _mm512_shuffle_epi8(_mm512_loadu_si512(at + 64 * (c)), order); \
+        const __m512 code = _mm512_cvtepi32_ps(_mm512_sub_epi32(b, o##c));               \
+        a##c = _mm512_fmadd_ps(v, _mm512_mul_ps(code, s##c), a##c);                      \
+    }
+#define SAVE_ROW(c) _mm512_storeu_ps(acc + 16 * (c), a##c);
+
+static void float_row_avx512(size_t k, const float *x, const uint8_t *bytes, const int32_t *offset,
+                             const float *scale, float *acc, int accumulate)
+{
+    const __m512i lowest = _mm512_add_epi32(_mm512_set1_epi32((int)0x80808000),
+                                            _mm512_broadcast_i32x4(_mm_setr_epi32(0, 4, 8, 12)));
+    EACH_4(BEGIN_ROW)
+    for (size_t i = 0; i < k; i++) {
+        const uint8_t *const at = bytes + i / 4 * 4 * VGQ_PANEL;
+        const __m512i order = _mm512_add_epi8(lowest, _mm512_set1_epi32((int)(i % 4)));
+        const __m512 v = _mm512_set1_ps(x[i]);
+        EACH_4(STEP_ROW)
+    }
+    EACH_4(SAVE_ROW)
+}
+
+#undef SAVE_ROW
+#undef STEP_ROW
+#undef BEGIN_ROW
+
 static void finish_avx512(size_t rows, const int32_t *acc, const vgq_columns *columns,
                           const int32_t *sum, const float *x_scale, float *y, size_t ldy)
 {
@@ -245,7 +277,7 @@ static void flush_avx512(const int32_t *acc, int32_t offset, int32_t sum, const 
 ISA_END
 
 static const vgq_float_gemm float_gemm_avx512 = {sizeof(float), decode_panel_avx512,
-                                                 float_tile_avx512};
+                                                 float_tile_avx512, float_row_avx512};
 
 const vgq_linear_kernels vgq_linear_avx512 = {
     .expand4 = expand4_avx512,
