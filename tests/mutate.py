@@ -61,8 +61,8 @@ COMPILER = os.environ.get("CC", "cc")
 FLAGS = ["-std=c11", "-ffp-contract=off", "-O1", "-w", "-fopenmp"]
 FLAGS += ["-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"]  # what runs out of an array
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
-STRIDES = {13: 120, 1: 1200}
-"""Of the lengths that core.c tries: the processor seconds after which a mutant hangs, many times
+STRIDES = {13: 60, 1: 900}
+"""Of the lengths that core.c tries: the processor seconds after which a mutant hangs, some times
 what the original needs."""
 
 TOKEN = re.compile(

@@ -359,8 +359,12 @@ static void gelu_avx2(size_t n, float *x)
 
 ISA_END
 
-static const vgq_float_gemm float_gemm_avx2 = {sizeof(float), decode_panel_avx2, float_tile_avx2,
-                                               float_row_avx2};
+static const vgq_float_gemm float_gemm_avx2 = {
+    .nbytes = sizeof(float),
+    .decode = decode_panel_avx2,
+    .tile = float_tile_avx2,
+    .row = float_row_avx2,
+};
 
 static const vgq_product product_bytes_avx2 = {
     .applies = vgq_few_bytes,

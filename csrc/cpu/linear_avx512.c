@@ -276,8 +276,12 @@ static void flush_avx512(const int32_t *acc, int32_t offset, int32_t sum, const 
 
 ISA_END
 
-static const vgq_float_gemm float_gemm_avx512 = {sizeof(float), decode_panel_avx512,
-                                                 float_tile_avx512, float_row_avx512};
+static const vgq_float_gemm float_gemm_avx512 = {
+    .nbytes = sizeof(float),
+    .decode = decode_panel_avx512,
+    .tile = float_tile_avx512,
+    .row = float_row_avx512,
+};
 
 const vgq_linear_kernels vgq_linear_avx512 = {
     .expand4 = expand4_avx512,

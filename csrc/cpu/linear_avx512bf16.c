@@ -110,8 +110,11 @@ static void tile_bf16_avx512bf16(size_t rows, size_t k, const void *x, size_t ld
 
 ISA_END
 
-static const vgq_float_gemm bf16_gemm_avx512bf16 = {sizeof(uint16_t), decode_pairs_avx512bf16,
-                                                    tile_bf16_avx512bf16};
+static const vgq_float_gemm bf16_gemm_avx512bf16 = {
+    .nbytes = sizeof(uint16_t),
+    .decode = decode_pairs_avx512bf16,
+    .tile = tile_bf16_avx512bf16,
+};
 
 const vgq_linear_kernels vgq_linear_avx512bf16 = {.bf16_gemm = &bf16_gemm_avx512bf16};
 

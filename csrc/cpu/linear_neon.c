@@ -171,7 +171,11 @@ static void flush_neon(const int32_t *acc, int32_t offset, int32_t sum, const fl
     }
 }
 
-static const vgq_float_gemm float_gemm_neon = {sizeof(float), decode_panel_neon, float_tile_neon};
+static const vgq_float_gemm float_gemm_neon = {
+    .nbytes = sizeof(float),
+    .decode = decode_panel_neon,
+    .tile = float_tile_neon,
+};
 
 const vgq_linear_kernels vgq_linear_neon = {
     .expand4 = expand4_neon,

@@ -126,8 +126,11 @@ static void gelu_scalar(size_t n, float *x)
         x[i] = vgq_gelu(x[i]);
 }
 
-static const vgq_float_gemm float_gemm_scalar = {sizeof(float), decode_panel_scalar,
-                                                 float_tile_scalar};
+static const vgq_float_gemm float_gemm_scalar = {
+    .nbytes = sizeof(float),
+    .decode = decode_panel_scalar,
+    .tile = float_tile_scalar,
+};
 
 static const vgq_product product_scalar = {
     .mr = 6,
