@@ -76,12 +76,25 @@ typedef struct vgq_strip {
     const float *layer_scale; /* [64]: then multiplied by this; or NULL */
     const void *residual;     /* [rows][ldy] of y's dtype: then this is added; or NULL */
     int fetch_y;              /* whether y is to be asked for before it is written */
+    const char *next;         /* next_nbytes of weights, the thread's next task's: asked for on the
+                                 way (vgq_fetch_next) */
+    size_t next_nbytes;
 } vgq_strip;
 enum {
-    VGQ_STRIP_ROWS = 64,    /* most whose floats go to scratch, a multiple of every mr */
-    VGQ_CACHED_Y = 24 << 20 /* bytes of a whole y up to which asking for it costs more than it
-                             * gains: 930 x 3,072 floats lost 2 %, 2,748 x 4,096 gained 4 % */
+    VGQ_STRIP_ROWS = 64,      /* most whose floats go to scratch, a multiple of every mr */
+    VGQ_CACHED_Y = 24 << 20,  /* bytes of a whole y up to which asking for it costs more than it
+                               * gains: 930 x 3,072 floats lost 2 %, 2,748 x 4,096 gained 4 % */
+    VGQ_NEXT_MOST = 128 << 10 /* bytes of a panel from which on the next one drives codes out of L2:
+                               * AMX lost 2 % at 4,096 inputs, gained 1 to 2 % at 1,024 */
 };
+
+/* With rows m..m + rows of a strip: their share of the next task's weights comes to L2. */
+static inline void vgq_fetch_next(const vgq_strip *strip, size_t m, size_t rows)
+{
+    const size_t lines = strip->next_nbytes / 64;
+    for (size_t i = lines * m / strip->rows; i < lines * (m + rows) / strip->rows; i++)
+        __builtin_prefetch(strip->next + 64 * i, 0, 2);
+}
 
 /* One way to multiply codes with a panel. An instruction set lists its ways, each for the cases in
  * which it is the fastest; the first one that applies is taken. */

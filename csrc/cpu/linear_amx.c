@@ -198,6 +198,7 @@ static void strip_amx(const vgq_operand *w, const vgq_strip *strip)
         const tile_shapes *const shapes = rows == BLOCK ? &whole : &rest;
         if (shapes != configured)
             tile_configure(configured = shapes);
+        vgq_fetch_next(strip, m, rows);
         for (size_t half = 0; half < 2; half++, turn ^= 1) {
             if (rows > ROWS)
                 block(1, w, half, &last, codes + m * ld, ld, acc[turn], ACC_STRIDE, strip, &f);

@@ -70,6 +70,7 @@ static void strip_avx512vnni(const vgq_operand *w, const vgq_strip *strip)
             vgq_fetch((const char *)strip->residual + m * pitch, rows, pitch, VGQ_PANEL * element);
         tile_i8_avx512vnni(rows, w, (const int8_t *)strip->codes + m * strip->ld, strip->ld, NULL,
                            acc);
+        vgq_fetch_next(strip, m, rows);
         for (size_t r = 0; r < rows; r++)
             vgq_finish_avx512(strip, m + r, 0, VGQ_PANEL / 16, acc + r * VGQ_PANEL);
     }
