@@ -84,6 +84,8 @@ enum {
     VGQ_STRIP_ROWS = 64,      /* most whose floats go to scratch, a multiple of every mr */
     VGQ_CACHED_Y = 24 << 20,  /* bytes of a whole y up to which asking for it costs more than it
                                * gains: 930 x 3,072 floats lost 2 %, 2,748 x 4,096 gained 4 % */
+    VGQ_NEXT_ROWS = 96,       /* rows of a task for which it comes while they are computed: at 4 it
+                               * was waited for, and lost 20 %; at 128 it gained 2 % */
     VGQ_NEXT_MOST = 128 << 10 /* bytes of a panel from which on the next one drives codes out of L2:
                                * AMX lost 2 % at 4,096 inputs, gained 1 to 2 % at 1,024 */
 };

@@ -153,6 +153,8 @@ static void strip_task(const vgq_plan *plan, const vgq_task *task, const vgq_ope
     const size_t most = stored ? task->end - task->start : VGQ_STRIP_ROWS;
     const size_t y_nbytes = plan->call.m * e->n * vgq_dtype_nbytes(e->dtype);
     const size_t codes = plan->at.panel_nbytes - plan->at.codes;
+    const int has_next =
+        stored && most >= VGQ_NEXT_ROWS && task->p + 1 < plan->at.panels && codes <= VGQ_NEXT_MOST;
     for (size_t m = task->start, rows; m < task->end; m += rows) {
         rows = vgq_min(most, task->end - m);
         const vgq_strip strip = {
@@ -170,8 +172,7 @@ static void strip_task(const vgq_plan *plan, const vgq_task *task, const vgq_ope
             .residual = stored ? vgq_residual_at(e, m, task->p) : NULL,
             .fetch_y = stored & (y_nbytes > VGQ_CACHED_Y),
             .next = (const char *)operand->panel->codes + plan->at.panel_nbytes,
-            .next_nbytes =
-                stored && task->p + 1 < plan->at.panels && codes <= VGQ_NEXT_MOST ? codes : 0,
+            .next_nbytes = has_next ? codes : 0,
         };
         plan->product->strip(operand, &strip);
         for (size_t r = 0; r < rows && !stored; r++)

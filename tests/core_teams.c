@@ -2,7 +2,7 @@
  * Teams of threads and what may become of them: a fork, a call from within a region of somebody
  * else's, OpenMP runtimes that appear later. The bits are always those of one thread. */
 #define _GNU_SOURCE
-#include "../csrc/kernels.h"
+#include "../csrc/tasks.h"
 #include "core.h"
 
 #include <dlfcn.h>
@@ -27,13 +27,39 @@ static int right(void)
     return codes(q) == VGQ_OK && memcmp(q, want, sizeof(q)) == 0;
 }
 
+enum { TASKS = 7, CREW = 3, OWN = 64 };
+static int runs[TASKS];
+static void count_task(const void *job, size_t task, unsigned char *own)
+{
+    (void)job;
+    own[0] = 1;
+    __atomic_fetch_add(&runs[task], 1, __ATOMIC_RELAXED);
+}
+
+/* Each task runs once, however many threads there are for the crew's queues. */
+static int once_each(void)
+{
+    static _Alignas(VGQ_ALIGN) unsigned char scratch[CREW * (sizeof(vgq_queue) + OWN)];
+    vgq_crew crew = {.team = CREW, .own_nbytes = OWN};
+    int good = vgq_crew_nbytes(&crew) == sizeof(scratch);
+    vgq_crew_place(&crew, scratch);
+    for (size_t count = 0; count <= TASKS; count++) {
+        memset(runs, 0, sizeof(runs));
+        good &= vgq_run_tasks(&crew, CREW, count, count_task, NULL) == VGQ_OK;
+        for (size_t i = 0; i < TASKS; i++)
+            good &= runs[i] == (i < count);
+    }
+    return good;
+}
+
 /* A child has none of its parent's threads: it works alone, and says so. */
 static void test_fork(void)
 {
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0)
-        exit(right() && vgq_threads() == 1 && strcmp(vgq_openmp(), "none") == 0 ? 0 : 1);
+        exit(right() && once_each() && vgq_threads() == 1 && strcmp(vgq_openmp(), "none") == 0 ? 0
+                                                                                               : 1);
     int status = -1;
     CHECK(child > 0 && waitpid(child, &status, 0) == child, " ");
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %#x", (unsigned)status);
@@ -110,37 +136,38 @@ static void test_expansions(void)
     CHECK(expansions == 4 * THREADS, "%d expansions of %d panels", expansions, PANELS);
 }
 
-/* An output larger than caches are asked for before it is written: its bits are those of parts. */
-static void test_large_output(void)
+/* A product of many rows has the bits of its halves. */
+static void test_halves(size_t m, size_t n, size_t k)
 {
-    enum { K = 8, N = 4 * VGQ_PANEL, M = VGQ_CACHED_Y / N / 4 + 8, HALF = M / 2 };
-    static uint8_t q[N * K], packed[N * (K + 32) + 4096];
-    static float scales[N], half[HALF * N];
-    float *const y = malloc(sizeof(float) * M * N);
-    for (size_t i = 0; i < sizeof(q); i++)
+    const size_t half = m / 2;
+    uint8_t *const q = malloc(n * k);
+    float *const scales = malloc(sizeof(float) * n), *const inputs = malloc(sizeof(float) * m * k);
+    float *const y = malloc(sizeof(float) * m * n), *const part = malloc(sizeof(float) * half * n);
+    for (size_t i = 0; i < n * k; i++)
         q[i] = (uint8_t)(37 * i);
-    for (size_t i = 0; i < N; i++)
+    for (size_t i = 0; i < n; i++)
         scales[i] = 0.01f * (float)(i + 1);
-    const vgq_weight w = {.format = VGQ_I8, .n = N, .k = K, .group = K, .q = q, .scale = scales};
-    const size_t nbytes = vgq_packed_nbytes(&w);
-    CHECK(nbytes <= sizeof(packed) && vgq_pack(&w, packed, nbytes) == VGQ_OK, " ");
-    float *const inputs = malloc(sizeof(float) * M * K);
-    for (size_t i = 0; i < (size_t)M * K; i++)
+    for (size_t i = 0; i < m * k; i++)
         inputs[i] = x[i % ALL];
-    vgq_linear_call call = {.activations = VGQ_INT8_ACTIVATIONS, .m = M, .x = inputs, .y = y};
+    const vgq_weight w = {.format = VGQ_I8, .n = n, .k = k, .group = k, .q = q, .scale = scales};
+    const size_t nbytes = vgq_packed_nbytes(&w);
+    void *const packed = malloc(nbytes);
+    CHECK(vgq_pack(&w, packed, nbytes) == VGQ_OK, " ");
+    vgq_linear_call call = {.activations = VGQ_INT8_ACTIVATIONS, .m = m, .x = inputs, .y = y};
     const size_t scratch_nbytes = vgq_linear_nbytes(&w, &call);
     void *const scratch = malloc(scratch_nbytes);
     CHECK(vgq_linear(packed, nbytes, &call, scratch, scratch_nbytes) == VGQ_OK, " ");
-    call.m = HALF;
-    call.y = half;
-    for (size_t part = 0; part < 2; part++) {
-        call.x = inputs + part * HALF * K;
+    call.m = half;
+    call.y = part;
+    for (size_t i = 0; i < 2; i++) {
+        call.x = inputs + i * half * k;
         CHECK(vgq_linear(packed, nbytes, &call, scratch, scratch_nbytes) == VGQ_OK, " ");
-        CHECK(memcmp(half, y + part * HALF * N, sizeof(half)) == 0, "part %zu", part);
+        CHECK(memcmp(part, y + i * half * n, sizeof(float) * half * n) == 0, "%zu rows, half %zu",
+              m, i);
     }
-    free(inputs);
-    free(scratch);
-    free(y);
+    void *const all[] = {q, scales, inputs, y, part, packed, scratch};
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+        free(all[i]);
 }
 
 void test_teams(void)
@@ -154,10 +181,13 @@ void test_teams(void)
     test_first_question();
     vgq_set_threads(0);
     CHECK(right() && vgq_threads() >= 1, " ");
+    CHECK(once_each(), " ");
     test_expansions();
     for (size_t isa = 0; vgq_isa_here(isa); isa++) {
         vgq_use(vgq_isa_here(isa));
-        test_large_output();
+        /* An output that is asked for before it is written; a next panel that is not asked for. */
+        test_halves(VGQ_CACHED_Y / (4 * VGQ_PANEL) / 4 + 8, 4 * VGQ_PANEL, 8);
+        test_halves(2 * VGQ_NEXT_ROWS, 2 * VGQ_PANEL, VGQ_NEXT_MOST / VGQ_PANEL + 8);
     }
     vgq_use(NULL);
     test_fork();
