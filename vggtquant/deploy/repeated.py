@@ -128,7 +128,10 @@ def expand(model: ir.Model, blocks: Blocks, record: Record) -> None:
         call = blocks.calls[node.attributes["call"].as_int()]
         block = blocks.modules[call.name]
         read = [_known(x) for x in node.inputs]
-        known = {i: x.const_value for i, x in enumerate(read) if x.const_value is not None}
+        known: dict[int, ir.TensorProtocol] = {}
+        for i, x in enumerate(read):
+            if x.const_value is not None:
+                known[i] = x.const_value
         key = (
             _structure(block),
             str(call.leaves),
