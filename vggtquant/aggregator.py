@@ -64,8 +64,8 @@ class QuantizedAggregator(nn.Module):
         out: list[Tensor | None] = []
         pairs = zip(self.frame_blocks, self.global_blocks, strict=True)
         for i, (frame_block, global_block) in enumerate(pairs):
-            alone = frame_block(x.reshape(batch * pictures, tokens, channels), pos=pos)
-            x = global_block(alone.reshape(batch, pictures * tokens, channels), pos=whole)
+            x = alone = frame_block(x.reshape(batch * pictures, tokens, channels), pos=pos)
+            x = global_block(x.reshape(batch, pictures * tokens, channels), pos=whole)
             shape = (batch, pictures, tokens, channels)
             kept = i in self.kept
             out.append(torch.cat([alone.view(shape), x.view(shape)], dim=-1) if kept else None)

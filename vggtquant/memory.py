@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from . import environment
+from .aggregator import QuantizedAggregator
 from .checkpoint.budget import parse_bytes
 from .conv import QuantizedConv2d
 from .dense import QuantizedDPTHead
@@ -54,6 +55,7 @@ class _Sizes(NamedTuple):
     channels: int
     patch: int
     kept: int  # layers whose outputs are held until the heads have read them
+    pair: int  # outputs of the pair of blocks before, which VGGT's own aggregator holds
     heads: list[Any]
 
 
@@ -67,10 +69,10 @@ def _sizes(model: nn.Module) -> _Sizes:
             "frame blocks is wanted, as VGGT has"
         )
     channels = blocks[0].norm1.normalized_shape[0]
-    kept = getattr(
-        aggregator, "kept", getattr(aggregator, "retained_layer_idx", range(len(blocks)))
-    )
-    return _Sizes(channels, getattr(aggregator, "patch_size", PATCH), len(kept), heads)
+    ours = isinstance(aggregator, QuantizedAggregator)
+    kept = aggregator.kept if ours else getattr(aggregator, "retained_layer_idx", blocks)
+    patch = getattr(aggregator, "patch_size", PATCH)
+    return _Sizes(channels, patch, len(kept), 0 if ours else 2, heads)
 
 
 def _picture_nbytes(head: Any, size: tuple[int, int], patches: tuple[int, int]) -> int:
@@ -99,7 +101,7 @@ def forecast(
     held = 2 * s.kept * stream
     # The last block: kept outputs but its own, the pair of layers before, x before, between and
     # after, the hidden layer; the pictures twice.
-    block = held - 2 * stream + 2 * stream + 3 * stream + 4 * item * s.channels * tokens
+    block = held - 2 * stream + s.pair * stream + 3 * stream + 4 * item * s.channels * tokens
     block += 2 * 3 * _FLOAT * pixels
     maps = max(
         (

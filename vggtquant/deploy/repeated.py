@@ -71,7 +71,8 @@ class BlockSite(nn.Module):
         kept = [_At(next(places)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         # The call has the block's name, for self.block is torch's stand-in while it records.
         self.blocks.calls.append(Call(self.name, kept, spec))
-        x, attributes = tensors[0], {"call": len(self.blocks.calls) - 1}
+        x = tensors[0]
+        attributes: dict[str, Any] = {"call": len(self.blocks.calls) - 1}
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::BlockSite", tensors, attributes, dtype=x.dtype, shape=x.shape, version=1
         )
@@ -216,7 +217,7 @@ def _known(value: ir.Value | None) -> ir.Value:
 
 def _example(value: ir.Value) -> Tensor:
     assert value.shape is not None and value.dtype is not None
-    sizes = [int(n) for n in value.shape]
+    sizes = value.shape.numpy()
     return torch.from_numpy(np.zeros(sizes, value.dtype.numpy()))
 
 
@@ -225,7 +226,7 @@ def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value
     if known is not None:
         return known
     kind = ir.TensorType(tensor.dtype)
-    value = ir.Value(name=name, shape=tensor.shape, type=kind, const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=kind, const_value=tensor)
     graph.register_initializer(value)
     return value
 
