@@ -26,12 +26,14 @@ def percent(value: float | None) -> str:
 
 
 def scaled(value: float | None, factor: float, form: str) -> str:
-    """A figure times a factor, as written by `form`; a dash for None.
+    """A figure times a factor, as written by `form`; a dash for None, 0 for what has no exponent.
 
-    >>> scaled(0.125, 100, ".1f"), scaled(None, 1, ".1f")
-    ('12.5', '-')
+    >>> scaled(0.125, 100, ".1f"), scaled(None, 1, ".1f"), scaled(0.0, 1, ".2e")
+    ('12.5', '-', '0')
     """
-    return "-" if value is None else format(factor * value, form)
+    if value is None:
+        return "-"
+    return "0" if value == 0 and form.endswith("e") else format(factor * value, form)
 
 
 def signed(value: float | None, digits: int) -> str:
