@@ -98,7 +98,7 @@ LONG: dict[str, Callable[[], tuple[Callable[..., object], list[Any]]]] = {
     "pack": lambda: (
         _cpu.pack,
         ["i8", "per_row", (GIGA // 4096, 4096, 4096), zeros((GIGA,), np.uint8),
-         zeros((GIGA // 4096,)), None, None,
+         np.ones(GIGA // 4096, np.float32), None, None,
          zeros((_cpu.packed_nbytes("i8", "per_row", (GIGA // 4096, 4096, 4096), False),),
                np.uint8)],
     ),

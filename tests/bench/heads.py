@@ -18,7 +18,6 @@ from collections.abc import Callable
 import machine
 import torch
 from torch import Tensor, nn
-from vggt.heads.dpt_head import DPTHead
 
 import vggtquant as vq
 from vggtquant.dense import QuantizedDPTHead, swap_convolutions
@@ -29,6 +28,8 @@ Call = Callable[[], object]
 
 def heads() -> nn.ModuleDict:
     """Of depth and of points, as VGGT makes them."""
+    from vggt.heads.dpt_head import DPTHead
+
     depth = DPTHead(CHANNELS, output_dim=2, activation="exp", conf_activation="expp1")
     points = DPTHead(CHANNELS, output_dim=4, activation="inv_log", conf_activation="expp1")
     return nn.ModuleDict({"depth": depth, "points": points}).eval().requires_grad_(False)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AlbertConfig, AlbertModel
 
 import vggtquant as vq
 from vggtquant.calibration.methods import to_float_output
@@ -63,8 +62,10 @@ def tokens(text: str, vocabulary: dict[str, int]) -> torch.Tensor:
     return torch.tensor([[*found, vocabulary["[SEP]"]]])
 
 
-def load() -> tuple[AlbertModel, dict[str, int]]:
+def load() -> tuple[nn.Module, dict[str, int]]:
     """The trained model and its vocabulary, from the installed package, which is not imported."""
+    from transformers import AlbertConfig, AlbertModel
+
     spec = importlib.util.find_spec("rxnmapper")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("rxnmapper is not installed: pip install --no-deps rxnmapper")
