@@ -268,6 +268,28 @@ def test_heads_that_are_not_it_keep_their_own_forward() -> None:
     assert any("its answer to random tokens differs" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("outputs", [4, 40])
+def test_default_devices_do_not_reach_into_a_convolution(outputs: int) -> None:
+    conv = nn.Conv2d(16, outputs, 3, padding=1).requires_grad_(False)
+    x = torch.randn(2, 16, 5, 7)
+    want = QuantizedConv2d.from_conv(conv)(x)
+    with torch.device("meta"):
+        assert torch.equal(QuantizedConv2d.from_conv(conv)(x), want)
+
+
+def test_default_devices_do_not_reach_into_a_dense_head() -> None:
+    model, given = Model().eval(), tokens_of(2, (3, 4))
+    again = copy.deepcopy(model)
+    vq.quantize_model(model, "INT8_Fast")
+    with torch.inference_mode():
+        want = model(*given)
+        with torch.device("meta"):
+            vq.quantize_model(again, "INT8_Fast")
+            assert isinstance(again.depth_head, dense.QuantizedDPTHead)
+            found = again(*given)
+    assert all(torch.equal(a, b) for a, b in zip(want, found, strict=True))
+
+
 def test_fake_tensors_leave_nothing_behind() -> None:
     """As when a forward's multiply-adds are counted before it."""
     model, _ = vq.quantize_model(Model().eval(), "INT8_Fast")

@@ -97,7 +97,7 @@ def weight_rows(conv: Conv) -> torch.Tensor:
     rows = padded.reshape(shape.outputs, -1)
     if not shape.folded:
         return rows
-    first = torch.as_tensor(quantize(rows, _CONFIG.spec(8)).dequantize())
+    first = torch.as_tensor(quantize(rows, _CONFIG.spec(8)).dequantize(), device=rows.device)
     return torch.cat([rows, rows - first])
 
 

@@ -50,14 +50,15 @@ def _uv(width: int, height: int, aspect: float) -> tuple[torch.Tensor, torch.Ten
     diagonal = math.hypot(aspect, 1.0)
 
     def axis(span: float, n: int) -> torch.Tensor:
-        return torch.linspace(-span * (n - 1) / n, span * (n - 1) / n, n)
+        end = span * (n - 1) / n
+        return torch.linspace(-end, end, n, device="cpu")
 
     return axis(aspect / diagonal, width), axis(1 / diagonal, height)
 
 
 def _waves(at: torch.Tensor, channels: int) -> torch.Tensor:
     """(n, channels) of sines, then cosines, of the positions `at` (n); base 100, times 0.1."""
-    steps = torch.arange(channels // 2, dtype=torch.float64) / (channels / 2)
+    steps = torch.arange(channels // 2, dtype=torch.float64, device=at.device) / (channels / 2)
     angles = at.double()[:, None] / 100 ** steps[None]
     return (0.1 * torch.cat([angles.sin(), angles.cos()], 1)).float()
 
@@ -253,9 +254,9 @@ def _by_pixel(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 def _projection(last: nn.Conv2d) -> ops.Projection:
     """The last 1x1 convolution, in float, as the convolution before it applies it."""
     outputs, inputs = last.weight.shape[:2]
-    weight = torch.zeros(outputs, 64)
+    weight = torch.zeros(outputs, 64, device="cpu")
     weight[:, :inputs] = last.weight.detach().reshape(outputs, inputs)
-    bias = torch.zeros(outputs) if last.bias is None else last.bias.detach().float()
+    bias = weight.new_zeros(outputs) if last.bias is None else last.bias.detach().float()
     return ops.Projection(weight, bias)
 
 
@@ -413,12 +414,13 @@ def _answers(head: Any) -> tuple[torch.Tensor, ...]:
     high, wide, start = 3, 4, 1
     taps = range(max(head.intermediate_layer_idx) + 1)
     shape = (1, 2, start + high * wide, head.norm.normalized_shape[0])
-    tokens = [torch.randn(shape, generator=random) for _ in taps]
-    images = torch.zeros(1, 2, 3, high * head.patch_size, wide * head.patch_size)
+    tokens = [torch.randn(shape, generator=random, device="cpu") for _ in taps]
+    size = high * head.patch_size, wide * head.patch_size
+    images = torch.zeros(1, 2, 3, *size, device="cpu")
     before = head.activation, head.conf_activation
     head.activation, head.conf_activation = "linear", "expp0"
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.device("cpu"):
             values, confidence = head(tokens, images, start)
     finally:
         head.activation, head.conf_activation = before

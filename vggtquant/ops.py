@@ -839,7 +839,7 @@ def conv2d(
     own = about.n // 2 if folded else about.n
     outputs = own if projection is None else len(projection.bias)
     y = _room((x.shape[0], high, wide, outputs), dtype)
-    found = torch.empty((x.shape[0], 2), dtype=torch.float32)
+    found = torch.empty((x.shape[0], 2), dtype=torch.float32, device="cpu")
     columns, rows = embedding or (None, None)
     args: list[Any] = [
         memory(packed),
