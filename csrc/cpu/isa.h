@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * ISA_BEGIN("avx2,fma") ... ISA_END: everything between is compiled for that instruction set.
  * No build flag a file is needed, so `cc csrc/.../x.c` works anywhere, and no scalar code can pick
- * up instructions that the machine may lack. */
+ * up instructions that the machine may lack. The instruction sets are listed in kernels.h. */
 #ifndef VGQ_ISA_H
 #define VGQ_ISA_H
 

@@ -1,3 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vggtquant evaluate`: plan and forecast (evaluate, inputs, forecast), measure (measure, scores,
-task), conclude (intervals, recommendation), tell (report, text, charts, page)."""
+"""`vggtquant evaluate`: `schema` is the typed document. `measure/` runs the schemes and fills it,
+`analyse/` draws conclusions from it, `present/` shows it."""

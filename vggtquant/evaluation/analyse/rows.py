@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes a report's rows, and the verdict on each, from a journal's head and records.
 
-Pure functions: a run that was continued, or put together from shards, gives the rows of one that
-was not. Each key is explained in docs/report.md.
+The type of a row is schema.Row. Pure functions: a run that was continued, or put together from
+shards, gives the rows of one that was not. Each key is explained in docs/report.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 
 Kinds of schemes differ in lightness and hatching, not in hue alone (Okabe and Ito's colours);
 every axis has its unit.
+
+A new chart is a row of CHARTS. The first six are those of the PNG. The page names each chart in
+page/sections/charts.html. The paper has its own list and captions: CHARTS in paper/figures.py,
+`figure_<name>` in paper/phrases.
 """
 
 from __future__ import annotations

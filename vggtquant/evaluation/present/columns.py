@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The columns of the main table, and the tables it is cut into, for every report that shows it."""
+"""The columns of the main table, and the tables it is cut into, for every report that shows it.
+
+The eight metrics of each output are another table: `text.metric_table`.
+"""
 
 from __future__ import annotations
 
