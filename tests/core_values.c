@@ -3,6 +3,7 @@
  * C library. (core.c compares instruction sets with each other.) */
 #define _GNU_SOURCE
 #include "core.h"
+#include "../csrc/kernels.h"
 
 #include <math.h>
 #include <string.h>
@@ -451,6 +452,25 @@ static void test_products(void)
 }
 
 /* A token is coded from 2^-120 on (2^-112 with 16 bits), and counts as zeros below. */
+/* A tile of floats in two parts, which goes on with the sums of the first, is the whole one. */
+static void test_float_tiles(void)
+{
+    enum { K = 8, HALF = K / 2 };
+    float x[VGQ_FLOAT_ROWS * K], w[K * VGQ_PANEL];
+    float whole[VGQ_FLOAT_ROWS * VGQ_PANEL], parts[VGQ_FLOAT_ROWS * VGQ_PANEL];
+    for (size_t i = 0; i < VGQ_FLOAT_ROWS * K; i++)
+        x[i] = 1.0f / (float)(i + 3);
+    for (size_t i = 0; i < K * VGQ_PANEL; i++)
+        w[i] = (float)(i % 23) / 7 - 1;
+    const vgq_float_gemm *const gemm = vgq_context_now().kernels->linear.float_gemm;
+    for (size_t rows = 1; rows <= VGQ_FLOAT_ROWS; rows++) {
+        gemm->tile(rows, K, x, K, w, whole, 0);
+        gemm->tile(rows, HALF, x, K, w, parts, 0);
+        gemm->tile(rows, HALF, x + HALF, K, w + HALF * VGQ_PANEL, parts, 1);
+        CHECK(memcmp(whole, parts, rows * VGQ_PANEL * sizeof(float)) == 0, "%zu rows", rows);
+    }
+}
+
 static void test_smallest_token(void)
 {
     static unsigned char scratch[1 << 16];
@@ -590,6 +610,7 @@ void test_values(void)
     test_exp_and_log();
     test_gelu();
     test_products();
+    test_float_tiles();
     test_smallest_token();
     test_static_words();
     test_entropies();
