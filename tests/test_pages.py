@@ -4,10 +4,12 @@
 import argparse
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +147,86 @@ def test_commands_in_blocks_run(page, desk):
         words = command.removeprefix("vggtquant ")
         more = {"evaluate": f"{QUICK} --restart", "report": "--figures size"}
         run(f"{words} {more.get(words.split()[0], '')}", desk)
+
+
+FORMS = {
+    r"merge DIR DIR DIR --output_dir OUT": "merge shard1 shard2 shard3 --output_dir whole",
+    r"(--out|--output_dir) (DIR|OUT)\b": r"\1 made",
+    r"--out FILE": "--out made.safetensors",
+    r"--out FLOAT(\.safetensors)?": "--out float.safetensors",
+    r"--image_folder (DIR|photos/)": "--image_folder photos",
+    r"\b(MODEL|SOURCE)\b": "builtin:tiny",
+    r"\bIMAGES\b": "builtin",
+    r"\bRESULTS\b": "vggtquant_results",
+    r"\bJSON\b": "vggtquant_results/sensitivity.json",
+    r"\bA B\b": "vggtquant_results vggtquant_results",
+    r"\bFILE\b": "tiny-int4.safetensors",
+    r"\bLAYER\b": "aggregator.frame_blocks.0.attn.qkv",
+    r"\bNAME\b": "INT4_Group_64",
+    r"--size 350x518": "--size 84x112",
+    r"--method gptq": "--method gptq --samples 2",
+    r"--method smoothquant": "--method smoothquant --samples 2",
+}
+"""What a page's word stands for, and smaller numbers, so that a command ends in seconds."""
+NOT_RUN = {
+    "facebook/VGGT-1B": "needs the weights of VGGT",
+    "--full": "64 scenes take minutes; fewer, and --resume, are in tests/commands",
+}
+"""Words of commands that no test runs, and why."""
+
+
+def every_command():
+    """Each complete command of the English pages, once, and a mark where it is not run."""
+    named = {one for page in ENGLISH for one in commands(page)[1]}
+    found = []
+    for command in sorted(named - {"vggtquant COMMAND --help"}):
+        words = shlex.split(command)[1:]
+        with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+            cli._parser().parse_args(words)  # a mention lacks what is required
+            marks = [pytest.mark.skip(reason=NOT_RUN[word]) for word in words if word in NOT_RUN]
+            found.append(pytest.param(command, marks=marks, id=" ".join(words)))
+    return found
+
+
+def made_quick(words: str) -> str:
+    """The words after `vggtquant` as a test can run them."""
+    for form, instead in FORMS.items():
+        words = re.sub(form, instead, words)
+    name = words.split()[0]
+    if name == "report" and "--figures" not in words:
+        return f"{words} --figures size"
+    if name != "evaluate":
+        return words
+    words += " --restart --runs 1 --warmup 0 --no-progress --max_images 2"
+    if not re.search("--(schemes|config|sensitivity)", words):
+        words += " --schemes INT4_Group_128"
+    if "--shard" in words:
+        return f"{words} --scenes 3 --output_dir shard"
+    return words if re.search("--(image_folder|scenes)", words) else f"{words} --scenes 1"
+
+
+@pytest.fixture(scope="module")
+def furnished(desk):
+    """The desk with all that the commands of the pages read."""
+    model = "evaluate --model builtin:tiny"
+    run(made_quick(f"{model} --sensitivity INT4_Group_128 --schemes INT4_Group_128"), desk)
+    for part in "123":
+        run(f"{made_quick(f'{model} --shard {part}/3')}{part}", desk)
+    run("run builtin:tiny builtin --output_dir scene", desk)
+    shutil.copytree(desk / "scene" / "images", desk / "photos")
+    shutil.copy(desk / "tiny-int4.safetensors", desk / "packed.safetensors")
+    (desk / "mine.toml").write_text('name = "mine"\nquant_type = "int4_group"\ngroup_size = 64\n')
+    return desk
+
+
+@pytest.mark.slow  # two minutes
+@pytest.mark.parametrize("command", every_command())
+def test_every_command_runs(command, furnished):
+    if " export " in command:
+        pytest.importorskip("onnxscript", reason="exports need the extra `onnx`")
+    if "docx" in command:
+        pytest.importorskip("docx", reason="docx needs the extra `report`")
+    run(made_quick(command.removeprefix("vggtquant ")), furnished)
 
 
 def scripts() -> list[str]:
