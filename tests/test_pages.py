@@ -159,11 +159,14 @@ FORMS = {
     r"\bIMAGES\b": "builtin",
     r"\bRESULTS\b": "vggtquant_results",
     r"\bJSON\b": "vggtquant_results/sensitivity.json",
-    r"\bA B\b": "vggtquant_results vggtquant_results",
+    r"diff A B": "diff tiny-int4.safetensors tiny-int4.safetensors",
+    r"compare A B": "compare vggtquant_results vggtquant_results",
+    r"--groups 8": "--groups 2",
     r"\bFILE\b": "tiny-int4.safetensors",
     r"\bLAYER\b": "aggregator.frame_blocks.0.attn.qkv",
     r"\bNAME\b": "INT4_Group_64",
     r"--size 350x518": "--size 84x112",
+    r"--max_bytes 800M": "--max_bytes 4M",
     r"--method gptq": "--method gptq --samples 2",
     r"--method smoothquant": "--method smoothquant --samples 2",
 }
@@ -197,7 +200,8 @@ def made_quick(words: str) -> str:
         return f"{words} --figures size"
     if name != "evaluate":
         return words
-    words += " --restart --runs 1 --warmup 0 --no-progress --max_images 2"
+    words += " --restart --runs 1 --warmup 0 --no-progress"
+    words += "" if "--groups" in words else " --max_images 2"
     if not re.search("--(schemes|config|sensitivity)", words):
         words += " --schemes INT4_Group_128"
     if "--shard" in words:
