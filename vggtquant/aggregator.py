@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .stand_in import StandIn, is_of
 from .vggt import AGGREGATOR, MODEL
 
 
-class QuantizedAggregator(nn.Module):
+class QuantizedAggregator(StandIn):
     """What `Aggregator` computes, from its own modules and parameters; see the top of this file.
 
     images (batch, pictures, 3, height, width) give a list with an entry a pair of blocks, (batch,
@@ -27,29 +28,11 @@ class QuantizedAggregator(nn.Module):
     """
 
     def __init__(self, original: nn.Module, kept: frozenset[int]) -> None:
-        super().__init__()
-        # The same dictionaries, so that what is replaced is so in both. In a tuple, the original is
-        # no child itself.
-        self._modules = original._modules
-        self._parameters = original._parameters
+        super().__init__(original)
+        self._parameters = original._parameters  # shared as the children are
         self._buffers = original._buffers
         self._non_persistent_buffers_set = original._non_persistent_buffers_set
-        self._original = (original,)
         self.kept = kept
-        self.training = original.training
-
-    @property
-    def original(self) -> nn.Module:
-        """The module that was replaced; it shares the children."""
-        return self._original[0]
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_") and not name.startswith("_resnet"):
-                raise
-            return getattr(self.original, name)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor | None], int]:
         """As the original's forward."""
@@ -57,7 +40,8 @@ class QuantizedAggregator(nn.Module):
             self.original.training = self.training
             return self.original.forward(images)  # type: ignore[no-any-return]
         batch, pictures, _, height, width = images.shape
-        x = self._tokens(((images - self._resnet_mean) / self._resnet_std).flatten(0, 1), pictures)
+        of: Any = self.original
+        x = self._tokens(((images - of._resnet_mean) / of._resnet_std).flatten(0, 1), pictures)
         tokens, channels = x.shape[1:]
         pos = self._positions(batch * pictures, height, width, images.device)
         whole = None if pos is None else pos.reshape(batch, -1, 2)
@@ -98,11 +82,7 @@ class QuantizedAggregator(nn.Module):
 
 def is_like(module: nn.Module) -> bool:
     """Whether it is VGGT's, by the path of its class, and is not swapped."""
-    return _ends(module, AGGREGATOR)
-
-
-def _ends(module: nn.Module, path: str) -> bool:
-    return f".{type(module).__module__}.{type(module).__qualname__}".endswith(f".{path}")
+    return is_of(module, AGGREGATOR)
 
 
 def layers_read(model: nn.Module, aggregator: nn.Module) -> frozenset[int]:
@@ -118,7 +98,7 @@ def reason_against(model: nn.Module, aggregator: Any) -> str:
     order = list(getattr(aggregator, "aa_order", ()))
     even = len(aggregator.frame_blocks) == len(aggregator.global_blocks)
     checks = (
-        (not _ends(model, MODEL), owner),
+        (not is_of(model, MODEL), owner),
         ("forward" in vars(aggregator), "it has a forward of its own"),
         (bool(aggregator._forward_hooks or aggregator._forward_pre_hooks), "it has hooks"),
         (aggregator.training, "it is in training mode"),

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import ops, rope
 from .linear import QuantizedLinear
+from .stand_in import StandIn
 
 Mode = Literal["float", "bf16", "int8"]
 
@@ -36,36 +37,17 @@ class Rotation(NamedTuple):
 NO_ROTATION = Rotation()
 
 
-class Swapped(nn.Module):
+class Swapped(StandIn):
     """A module whose forward runs in packed kernels, in the place of another one.
 
-    It holds the original's children under their names, so a state_dict has the same keys. The
-    original takes the calls that the kernels do not serve: with other arguments than x and
+    The original takes the calls that the kernels do not serve: with other arguments than x and
     positions, with hooks on inner modules, with dropout in training, on another device, and where a
     gradient is wanted (use torch.inference_mode).
     """
 
     def __init__(self, original: nn.Module, arguments: tuple[str, ...]) -> None:
-        super().__init__()
-        # One dictionary for both, so that a child that is replaced is so in both. In a tuple, the
-        # original is no child itself.
-        self._modules = original._modules
-        self._original = (original,)
+        super().__init__(original)
         self._arguments = arguments
-        self.training = original.training
-
-    @property
-    def original(self) -> nn.Module:
-        """The module that was replaced; it shares the children."""
-        return self._original[0]
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_"):
-                raise
-            return getattr(self.original, name)
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As the original's forward."""

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from . import ops
 from .conv import Conv, QuantizedConv2d, reason_against
+from .stand_in import StandIn
 
 LARGEST_ERROR = 0.25
 """Error of the outputs before their activation, as a share of their deviation, on random tokens, up
@@ -63,7 +64,7 @@ def _waves(at: torch.Tensor, channels: int) -> torch.Tensor:
     return (0.1 * torch.cat([angles.sin(), angles.cos()], 1)).float()
 
 
-class QuantizedDPTHead(nn.Module):
+class QuantizedDPTHead(StandIn):
     """What `DPTHead` computes, from its own modules; see the top of this file.
 
     tokens, a list of (batch, pictures, tokens, dim), images (batch, pictures, 3, height, width) and
@@ -74,11 +75,7 @@ class QuantizedDPTHead(nn.Module):
     budget = _BUDGET
 
     def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        # One dictionary for both, so that a child that is replaced is so in both. In a tuple, the
-        # original is no child itself.
-        self._modules = head._modules
-        self._original = (head,)
+        super().__init__(head)
         of: Any = head
         self.patch_size: int = of.patch_size
         self.down_ratio: int = of.down_ratio
@@ -89,11 +86,6 @@ class QuantizedDPTHead(nn.Module):
         self.activate = sys.modules[type(head).__module__].activate_head
         self._tables: dict[tuple[int, int, float, int], ops.Tables] = {}
         self.train(head.training)
-
-    @property
-    def original(self) -> nn.Module:
-        """The module that was replaced; it shares the children."""
-        return self._original[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}
@@ -144,7 +136,7 @@ class QuantizedDPTHead(nn.Module):
 
     def picture_nbytes(self, size: tuple[int, int]) -> int:
         """About the most bytes of maps that one picture of so many patches has at a time."""
-        first: Any = self.scratch.layer1_rn  # type: ignore[union-attr]
+        first: Any = self.scratch.layer1_rn
         maps = 4 * first.shape.outputs * 4  # four float maps at four times the patches' grid
         return int(size[0] * size[1] * (16 * maps + 4 * first.shape.outputs * 2))
 
@@ -188,8 +180,8 @@ class QuantizedDPTHead(nn.Module):
         self, i: int, tokens: torch.Tensor, size: tuple[int, int], aspect: float
     ) -> torch.Tensor:
         """Tokens (n, patches, dim), normed, as a map (n, high, wide, channels)."""
-        normed = self.norm(tokens)  # type: ignore[operator]
-        project: Any = self.projects[i]  # type: ignore[index]
+        normed = self.norm(tokens)
+        project: Any = self.projects[i]
         normed = normed.reshape(len(tokens), *size, -1)
         if isinstance(project, QuantizedConv2d):  # of a file that holds it so
             x = project.by_pixel(normed, torch.float32)
@@ -203,7 +195,7 @@ class QuantizedDPTHead(nn.Module):
         return x
 
     def _resized(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        resize: Any = self.resize_layers[i]  # type: ignore[index]
+        resize: Any = self.resize_layers[i]
         if isinstance(resize, nn.Identity):
             return x
         if resize.shape.by_pixel:

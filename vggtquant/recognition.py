@@ -22,6 +22,7 @@ from .blocks import Mode, QuantizedAttention, QuantizedBlock, Swapped, drops_out
 from .configs import QuantizationConfig
 from .dense import set_module
 from .linear import QuantizedLinear
+from .stand_in import is_of
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,9 @@ BOUNDS: dict[str, float] = {"float": 0.01, "bf16": 0.02, "int8": 0.05}
 
 
 def _class_reason(module: nn.Module, known: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
-    path = f".{type(module).__module__}.{type(module).__qualname__}"
-    wanted = [arguments for end, arguments in known if path.endswith(f".{end}")]
+    wanted = [arguments for path, arguments in known if is_of(module, path)]
     if not wanted:
-        return f"its class {path[1:]} is not known"
+        return f"its class {type(module).__module__}.{type(module).__qualname__} is not known"
     seen = _arguments(module)
     if seen not in wanted:
         return f"its forward takes ({', '.join(seen)}); ({', '.join(wanted[-1])}) is known"
