@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instruction sets and thread counts that tests run on, and decorators that run a test on all.
+"""Instruction sets and thread counts that tests run on, and decorators that run a test on all;
+parameters that run by default or with `-m slow`.
 
 A decorated test is one item of pytest: thousands of short items cost more than what they test, and
 references that all instruction sets share are then computed once. A failure names the one.
@@ -11,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import pytest
 import torch
 
 import vggtquant as vq
@@ -75,3 +77,11 @@ def on_every_isa(test: Callable[..., None]) -> Callable[..., None]:
 def with_any_threads(test: Callable[..., None]) -> Callable[..., None]:
     """Runs a test that takes `threads` with each of THREADS."""
     return _looped(test, "threads", THREADS, using_threads)
+
+
+def by_default(values: Iterable[Any], *chosen: Any) -> list[Any]:
+    """Values for parametrize: `chosen` run by default and stand for all, `-m slow` has the rest."""
+    every = list(values)
+    assert chosen and all(one in every for one in chosen), "a chosen value is none of them"
+    slow = pytest.mark.slow
+    return [value if value in chosen else pytest.param(value, marks=slow) for value in every]

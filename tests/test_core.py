@@ -11,6 +11,7 @@ from pathlib import Path
 
 import coverage
 import pytest
+from everywhere import by_default
 from once import in_any_order, once
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ needs_compiler = pytest.mark.skipif(
 )
 pytestmark = [needs_sources, needs_compiler]
 # Of the lengths that core.c tries, every 13th by default: coverage.py has every branch taken by it.
-# Models of instructions are slow: every 29th.
+# Models of instructions are slow: every 199th.
 every_length = pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
 
 
@@ -64,18 +65,29 @@ def built(
     serve several programs.
     """
 
-    def made(what: str, *words: object) -> Path:
-        key = hashlib.sha256(repr((compiler, words)).encode()).hexdigest()[:16]
-        return once(folder / f"{what}-{key}", lambda part: shell(compiler, *words, "-o", part))
+    linking = [flag for flag in flags if flag != "-fopenmp"]  # the core finds its runtime itself
+    compiled = objects(folder, flags, sources, *defines, compiler=compiler)
+    return made(folder, "program", compiler, *linking, *compiled, *LIBRARIES)
+
+
+def made(folder: Path, what: str, *command: object) -> Path:
+    """The file that the command writes with `-o`, made once in `folder` by all processes."""
+    key = hashlib.sha256(repr(command).encode()).hexdigest()[:16]
+    return once(folder / f"{what}-{key}", lambda part: shell(*command, "-o", part))
+
+
+def objects(
+    folder: Path, flags: list[str], sources: list[Path], *defines: str, compiler: object = COMPILER
+) -> list[Path]:
+    """Each source compiled, as `built` says."""
 
     def compiled(source: Path) -> Path:
         text = source.read_text()
         text += MODELS_H.read_text() if "VGQ_MODELS" in text else ""
         told = [d for d in defines if d.removeprefix("-D").partition("=")[0] in text]
-        return made(f"{source.stem}.o", *flags, *told, "-c", source)
+        return made(folder, f"{source.stem}.o", compiler, *flags, *told, "-c", source)
 
-    linking = [flag for flag in flags if flag != "-fopenmp"]  # the core finds its runtime itself
-    return made("program", *linking, *in_any_order(compiled, sources), *LIBRARIES)
+    return in_any_order(compiled, sources)
 
 
 def sanitized(folder: Path, sources: list[Path], *defines: str) -> Path:
@@ -124,7 +136,7 @@ def test_optimized_with_threads(core_folder: Path, stride: int) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
-@pytest.mark.parametrize("stride", [29, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", by_default([199, 1], 199))
 def test_instructions_that_this_cpu_may_lack(core_folder: Path, stride: int) -> None:
     """AMX and AVX-VNNI kernels on models of those instructions in plain C, sanitized."""
     told = run(sanitized(core_folder, SOURCES, MODELS), stride)
@@ -148,7 +160,9 @@ def test_every_branch_of_the_core_is_taken(capsys: pytest.CaptureFixture[str]) -
     assert missing == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cpu", ["Nehalem", "max,-fma", "max,-f16c", "qemu64,level=6"])
+@pytest.mark.parametrize(
+    "cpu", by_default(["Nehalem", "max,-fma", "max,-f16c", "qemu64,level=6"], "Nehalem", "max,-fma")
+)
 def test_a_cpu_without_avx2(core_folder: Path, cpu: str) -> None:
     """Each lacks something that AVX2's kernels need; the choice falls to scalar."""
     emulator = shutil.which("qemu-x86_64")

@@ -2,7 +2,6 @@
 """The inner loops of the Linear tiles, disassembled: compilers that run out of registers keep sums
 in memory, which has cost up to half of the speed and shows in no other test."""
 
-import os
 import platform
 import re
 import shutil
@@ -10,11 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import test_core
 
 CPU = Path(__file__).parents[1] / "csrc" / "cpu"
-COMPILER = shutil.which(os.environ.get("CC", "gcc"))
 OBJDUMP = shutil.which("objdump")
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=off"]  # setup.py's, as far as they change code
 
 # file: how many tiles have a loop at least, so that a test of nothing fails
 TILES = {
@@ -33,15 +31,15 @@ STACK = re.compile(r"\(%r[sb]p[,)]")
 pytestmark = [
     pytest.mark.skipif(not CPU.is_dir(), reason="the C sources are not beside the tests"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the tiles are of x86-64"),
-    pytest.mark.skipif(COMPILER is None, reason="no C compiler: neither gcc nor what CC names"),
+    test_core.needs_compiler,
     pytest.mark.skipif(OBJDUMP is None, reason="no objdump to disassemble with"),
 ]
 
 
 def functions(source: Path, folder: Path) -> dict[str, list[tuple[int, str]]]:
-    """Addresses and instructions of each function that the file compiles to."""
-    made = folder / "tile.o"
-    subprocess.run([str(COMPILER), *FLAGS, "-c", str(source), "-o", str(made)], check=True)
+    """Addresses and instructions of each function that the file compiles to as it ships; the
+    object is that of test_core.py."""
+    (made,) = test_core.objects(folder, test_core.SHIPPED, [source])
     text = subprocess.run(
         [str(OBJDUMP), "-d", "--no-show-raw-insn", str(made)],
         check=True,
@@ -81,8 +79,10 @@ def test_a_spill_is_seen() -> None:
 
 
 @pytest.mark.parametrize("name", TILES)
-def test_no_sum_lives_in_memory(name: str, tmp_path: Path) -> None:
-    tiles = {f: code for f, code in functions(CPU / name, tmp_path).items() if "tile" in f}
+def test_no_sum_lives_in_memory(name: str, shared: Path) -> None:
+    folder = shared / "core"
+    folder.mkdir(exist_ok=True)
+    tiles = {f: code for f, code in functions(CPU / name, folder).items() if "tile" in f}
     looping = 0
     for function, code in tiles.items():
         for body in inner_loops(code):

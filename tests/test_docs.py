@@ -26,10 +26,21 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
-def test_notebook_runs(path, capsys, tmp_path, monkeypatch):
+LONG = ("03_read_a_report.ipynb", "04_methods.ipynb")
+"""Notebooks that evaluate and calibrate for more than five seconds."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.name, marks=[pytest.mark.slow] if path.name in LONG else [])
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    ],
+)
+def test_notebook_runs(name, capsys, tmp_path, monkeypatch):
     """Every cell, and what a notebook shows of the last expression of a cell."""
     monkeypatch.chdir(tmp_path)
+    path = ROOT / "notebooks" / name
     notebook = json.loads(path.read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert cells, "a notebook without code shows nothing"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from everywhere import by_default
 from torch import nn
 
 import vggtquant as vq
@@ -45,7 +46,9 @@ def with_peft(net: nn.Module) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("adapt", [adapted, with_peft], ids=["stand-in", "peft"])
-@pytest.mark.parametrize("config", ["INT4_Group_128", "INT8_Per_Channel_Symmetric_A8"])
+@pytest.mark.parametrize(
+    "config", by_default(["INT4_Group_128", "INT8_Per_Channel_Symmetric_A8"], "INT4_Group_128")
+)
 def test_an_adapter_lowers_the_loss(adapt: Any, config: str) -> None:
     """Towards depths and points that are 20 % larger than the float model's."""
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from everywhere import by_default
 from torch import nn
 
 import vggtquant as vq
@@ -22,7 +23,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(40, 72), nn.GELU(), nn.Linear(72, 40)).requires_grad_(False)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", by_default(["eager", "aot_eager"], "aot_eager"))
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_one_graph_with_the_same_bits(model: nn.Module, scheme: str, backend: str) -> None:
     for i in (0, 2):

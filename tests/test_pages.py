@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from everywhere import by_default
 
 import vggtquant as vq
 from vggtquant.commands import cli
@@ -138,7 +139,7 @@ def test_commands_are_understood(page, capsys):
             assert {word for word in words if word.startswith("--")} <= set(known), command
 
 
-@pytest.mark.parametrize("page", ["README", "docs/quickstart"])
+@pytest.mark.parametrize("page", by_default(["README", "docs/quickstart"], "README"))
 def test_commands_in_blocks_run(page, desk):
     """With fewer scenes and one figure; every other word is the page's."""
     whole, _ = commands(DOCS.parent / f"{page}.md")
@@ -354,6 +355,7 @@ def test_links_lead_to_files(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.slow  # Sphinx, ten seconds
 def test_site_builds_without_warnings(tmp_path):
     pytest.importorskip("myst_parser", reason="Sphinx and MyST are the extra `docs`")
     build = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(DOCS), str(tmp_path)]

@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from everywhere import by_default
 
 import vggtquant as vq
 from vggtquant import tiny
 from vggtquant.commands import cli
 
 
-@pytest.mark.parametrize("dtype", ["half", "double", "bfloat16"])
+@pytest.mark.parametrize("dtype", by_default(["half", "double", "bfloat16"], "double"))
 def test_a_user_s_model_of_another_precision(
     dtype: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -42,7 +42,7 @@ def test_bytes_are_shared_by_calibrated_harm(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "packed.safetensors"
-    words = ["--method", "gptq", "--calibrate", str(photos), "--samples", "4", "--out", str(out)]
+    words = ["--method", "gptq", "--calibrate", str(photos), "--samples", "2", "--out", str(out)]
     words += ["--include", "*global_blocks.1*", "--include", "*embed_pose"]
     for most, wanted in ((8_300_000, "layers at 4"), (8_400_000, "layers at 8")):
         assert cli.main(["quantize", "builtin:tiny", *words, "--max_bytes", str(most)]) == 0

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from everywhere import by_default
 from torch import nn
 
 import vggtquant as vq
@@ -79,7 +80,7 @@ def test_dynamic_layers_have_our_bits(scheme, tmp_path):
     "scheme",
     ["INT8_Per_Tensor_Symmetric", "INT8_Per_Channel_Asymmetric", "INT4_Group_32", "INT4_Group_128"],
 )
-@pytest.mark.parametrize("inputs", [9, 128, 200])
+@pytest.mark.parametrize("inputs", by_default([9, 128, 200], 200))
 def test_weights_decode_to_our_weights(scheme, inputs, tmp_path):
     torch.manual_seed(0)
     layer = QuantizedLinear.from_linear(nn.Linear(inputs, 48, bias=inputs != 9), scheme)
@@ -120,7 +121,7 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("name", by_default(CONVOLUTIONS, "two parts", "transposed"))
 def test_convolutions_have_our_weights(name, tmp_path):
     layer = QuantizedConv2d.from_conv(CONVOLUTIONS[name])
     x = torch.randn(2, layer.shape.inputs, 6, 8)

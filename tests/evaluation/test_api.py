@@ -309,6 +309,7 @@ _CELLS = (
 )
 
 
+@pytest.mark.slow  # a kernel of Jupyter, fifteen seconds
 def test_in_a_notebook_there_is_one_bar_and_one_table(tmp_path: Path, monkeypatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

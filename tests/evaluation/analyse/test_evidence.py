@@ -276,7 +276,7 @@ def test_the_time_that_threads_wait_is_read_where_the_system_tells(monkeypatch) 
 
 
 def test_isolated_processes_load_and_run(tmp_path: Path) -> None:
-    schemes = ("Baseline_BF16", "INT4_Group_32")
+    schemes = ("INT4_Group_32",)  # each is a process that imports torch
     made = _evaluate(tmp_path, model="builtin:tiny", schemes=schemes, isolate=True)
     rows = {row.name: row for row in made.schemes}
     for name in ("Baseline_FP32", *schemes):

@@ -3,6 +3,7 @@
 
 import base64
 import doctest
+import functools
 import io
 import math
 import re
@@ -142,9 +143,13 @@ DOCUMENTS = {
 }
 
 
-@pytest.fixture(params=DOCUMENTS)
-def document(request: pytest.FixtureRequest) -> Document:
-    return DOCUMENTS[request.param]()
+@functools.cache
+def drawn_page(name: str) -> str:
+    """The page of a document, charts and all; drawing takes a second."""
+    return page.draw(DOCUMENTS[name]())
+
+
+every_document = pytest.mark.parametrize("name", DOCUMENTS)
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -153,12 +158,13 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 
 
 @pytest.mark.charts
-def test_a_page_is_well_formed_and_self_contained(document: Document) -> None:
-    drawn = page.draw(document)
+@every_document
+def test_a_page_is_well_formed_and_self_contained(name: str) -> None:
+    drawn = drawn_page(name)
     reader = Reader(drawn)
     ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
     assert len(ids) == len(set(ids)) > 3
-    names = {row.name for row in document.schemes}
+    names = {row.name for row in DOCUMENTS[name]().schemes}
     assert names <= {attributes.get("data-value") for attributes in reader.all("th")}
     inside = {f"#{name}" for name in ids}
     beside = {"comprehensive_results.json", "comprehensive_report.txt", "sensitivity.png"}
@@ -178,8 +184,9 @@ def test_a_page_is_well_formed_and_self_contained(document: Document) -> None:
 
 
 @pytest.mark.charts
-def test_pictures_are_data_that_decodes(document: Document) -> None:
-    for attributes in Reader(page.draw(document)).all("img"):
+@every_document
+def test_pictures_are_data_that_decodes(name: str) -> None:
+    for attributes in Reader(drawn_page(name)).all("img"):
         head, _, data = (attributes["src"] or "").partition(",")
         assert attributes["alt"] is not None
         content = base64.b64decode(data, validate=True)
@@ -216,7 +223,7 @@ def test_the_table_of_results_says_how_it_sorts() -> None:
 @pytest.mark.charts
 def test_what_a_document_lacks_is_left_out() -> None:
     optional = {"outputs", "proof", "depth", "floor", "scores", "layers"}
-    whole, alone = (Reader(page.draw(d)) for d in (_whole(), made_of(seven()[:1])))
+    whole, alone = (Reader(drawn_page(name)) for name in ("whole", "one row"))
     assert optional <= {section["id"] for section in whole.all("section")}
     assert optional & {section["id"] for section in alone.all("section")} <= {"scores"}
     assert set(page.SECTIONS) == {section["id"] for section in whole.all("section")}
