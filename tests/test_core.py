@@ -17,6 +17,8 @@ from once import in_any_order, once
 ROOT = Path(__file__).parents[1]
 CORE = [*sorted((ROOT / "csrc").glob("*.c")), *sorted((ROOT / "csrc" / "cpu").glob("*.c"))]
 SOURCES = [*sorted((ROOT / "tests").glob("core*.c")), *CORE]
+FUZZED = [ROOT / "tests" / "fuzz_core.c", ROOT / "tests" / "fuzz_render.c", *CORE]
+FUZZED += sorted((ROOT / "csrc" / "render").glob("*.c"))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g1"]
 FLAGS += ["-Wno-missing-field-initializers"]  # a call's last fields are 0 where they are not named
@@ -37,7 +39,6 @@ needs_compiler = pytest.mark.skipif(
 )
 pytestmark = [needs_sources, needs_compiler]
 # Of the lengths that core.c tries, every 13th by default: coverage.py has every branch taken by it.
-# Models of instructions are slow: every 199th.
 every_length = pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
 
 
@@ -120,13 +121,20 @@ def test_sanitized(core_folder: Path, stride: int) -> None:
     run(sanitized(core_folder, SOURCES), stride)
 
 
-def test_the_fuzzer_s_corpus_replays(core_folder: Path) -> None:
-    """What the fuzzer has found, and what it reached: no finding, all tables equal to scalar."""
-    tests = [ROOT / "tests" / name for name in ("fuzz_core.c", "fuzz_render.c")]
-    render = sorted((ROOT / "csrc" / "render").glob("*.c"))
-    program = sanitized(core_folder, [*tests, *CORE, *render], "-DREPLAY")
+def replays(program: Path) -> None:
     told = shell(program, ROOT / "tests" / "data" / "fuzz" / "core.bin")
     assert int(told.split()[1]) > 500 and told.endswith("all passed\n")
+
+
+def test_the_fuzzer_s_corpus_replays(core_folder: Path) -> None:
+    """What the fuzzer has found, and what it reached: all tables equal to scalar."""
+    replays(built(core_folder, SHIPPED, FUZZED, "-DREPLAY"))
+
+
+@pytest.mark.slow  # the sanitizers' objects take half a minute
+def test_the_fuzzer_s_corpus_replays_sanitized(core_folder: Path) -> None:
+    """No finding."""
+    replays(sanitized(core_folder, FUZZED, "-DREPLAY"))
 
 
 @every_length
@@ -136,10 +144,19 @@ def test_optimized_with_threads(core_folder: Path, stride: int) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
-@pytest.mark.parametrize("stride", by_default([199, 1], 199))
-def test_instructions_that_this_cpu_may_lack(core_folder: Path, stride: int) -> None:
-    """AMX and AVX-VNNI kernels on models of those instructions in plain C, sanitized."""
-    told = run(sanitized(core_folder, SOURCES, MODELS), stride)
+def test_instructions_that_this_cpu_may_lack(core_folder: Path) -> None:
+    """AMX and AVX-VNNI kernels on models of those instructions in plain C."""
+    with_models(run(built(core_folder, SHIPPED, SOURCES, MODELS), 199))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
+@pytest.mark.parametrize("stride", [29, 1])
+def test_models_of_instructions_sanitized(core_folder: Path, stride: int) -> None:
+    with_models(run(sanitized(core_folder, SOURCES, MODELS), stride))
+
+
+def with_models(told: str) -> None:
     assert re.search(r"\(scalar, (avx2, avxvnni, )?.*amx\)", told)
 
 
