@@ -86,14 +86,14 @@ def sketched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(charts, "svg", lambda document, name: EMPTY_SVG)
 
 
-TIMED = {"test_timing", "test_evidence"}
-"""Files whose evaluations time as many passes as a user's do."""
+TIMED = {"test_timing", "test_evidence", "test_docstring_examples"}
+"""Files and tests whose evaluations time as many passes as a user's do."""
 
 
 @pytest.fixture(autouse=True)
 def timed_briefly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two pairs of forwards give a row its times, instead of 24 to 72 until they agree."""
-    if request.path.stem in TIMED:
+    if {request.path.stem, getattr(request.node, "originalname", None)} & TIMED:
         return
     from vggtquant.evaluation.measure import timing
 
