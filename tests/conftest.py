@@ -69,8 +69,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-SKETCHED = {"commands", "evaluation", "calibration"}
-"""Folders of tests whose evaluations do not draw."""
+SKETCHED = {"commands", "evaluation", "calibration", "test_cuda_main.py"}
+"""Folders and files of tests whose evaluations do not draw."""
 
 
 @pytest.fixture(autouse=True)

@@ -91,6 +91,9 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
         return x
 
     args, kwargs = tree_map(inner, args), tree_map(inner, kwargs)
+    cast = torch.autocast(
+        "cpu", torch.get_autocast_dtype("cuda"), enabled=torch.is_autocast_enabled("cuda")
+    )
     name = getattr(func, "__name__", str(func))
     home = name in HOME or (devices != [] and devices[0].type == "cpu")
     if capturing and given and home:
@@ -98,7 +101,8 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     if func is TO_CUDA:
         func, args, kwargs = torch.clone, args[:1], {}
         devices.append(DEVICE)
-    result = func(*args, **kwargs)
+    with cast:
+        result = func(*args, **kwargs)
     if home or not (given or devices):
         return result
 
@@ -180,12 +184,30 @@ class Noted:
         return noted
 
 
+PROPERTIES = SimpleNamespace(
+    name="a pretended GPU",
+    major=9,
+    minor=0,
+    multi_processor_count=2,
+    total_memory=1 << 30,
+)
+
+
 def begin() -> None:
     """From here on there is a GPU in this process."""
     torch.cuda._lazy_init = lambda: None
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_name = lambda *_: "a pretended GPU"
+    torch.cuda.get_device_capability = lambda *_: (PROPERTIES.major, PROPERTIES.minor)
+    torch.cuda.get_device_properties = lambda *_: PROPERTIES
+    torch.cuda.mem_get_info = lambda *_: (PROPERTIES.total_memory // 2, PROPERTIES.total_memory)
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.empty_cache = lambda: None
+    torch.cuda.reset_peak_memory_stats = lambda *_: None
+    torch.cuda.max_memory_allocated = lambda *_: 3 << 20
+    torch.cuda.max_memory_reserved = lambda *_: 4 << 20
+    torch.cuda.is_current_stream_capturing = lambda: bool(capturing)
     torch.cuda.synchronize = lambda *_: None
     torch.cuda._sleep = lambda _: None
     torch.cuda.device = contextlib.nullcontext
@@ -200,8 +222,9 @@ def begin() -> None:
     torch.Tensor.to = lambda x, *args, **kwargs: called(TO, (x, *args), kwargs)
     OnGpu().__enter__()
 
-    from vggtquant import ops
+    from vggtquant import ops, selection
 
+    selection.PLAIN_WEIGHTS += (Pretended,)
     path = os.environ["VGGTQUANT_PRETENDED"]
     loader = importlib.machinery.ExtensionFileLoader("vggtquant._cuda", path)
     spec = importlib.util.spec_from_loader("vggtquant._cuda", loader)

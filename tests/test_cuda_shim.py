@@ -426,6 +426,7 @@ def pretended(module_on_shim: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 PRETENDING = {
     "tests": ["-m", "pytest", "-q", "-n", "0", "-p", "pretended_gpu", "test_cuda_gpu.py"],
+    "main": ["-m", "pytest", "-q", "-n", "0", "-p", "pretended_gpu", "test_cuda_main.py"],
     "bench": ["pretended_gpu.py"],
 }
 

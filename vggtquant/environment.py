@@ -13,7 +13,10 @@ import platform
 import resource
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # The instruction sets that decide which kernel runs, here or in torch; /proc/cpuinfo's names.
 _FLAGS = (
@@ -89,15 +92,17 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def describe(argv: Sequence[str]) -> dict[str, Any]:
+def describe(argv: Sequence[str], device: torch.device | None = None) -> dict[str, Any]:
     """The environment block of a report: what another machine must match to repeat the figures.
+
+    device: what the model runs on; None: the CPU.
 
     >>> describe(["vggtquant", "evaluate"])["cpu"]["cores_usable"] >= 1
     True
     """
     import torch
 
-    from . import ops
+    from . import devices, ops
     from .about import VERSION
 
     return {
@@ -120,4 +125,5 @@ def describe(argv: Sequence[str]) -> dict[str, Any]:
         },
         "load_average_1min": round(os.getloadavg()[0], 2),
         "versions": {"vggtquant": VERSION, **versions()},
+        "gpu": devices.describe(device or devices.CPU),
     }

@@ -270,9 +270,7 @@ def select(
         UserError: as quantize_model does.
     """
     if config.device != "cpu":
-        if not ops.serves(torch.device(config.device)):
-            raise UserError(f"device {config.device!r} is not served here; 'cpu' is")
-        model.to(config.device)
+        model.to(ops.check_served(config.device))
     linears = linears_of(model)
     if not linears:
         raise UserError(f"{type(model).__name__} has no nn.Linear layer to quantize")

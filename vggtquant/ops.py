@@ -138,6 +138,19 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def check_served(device: str | torch.device) -> torch.device:
+    """The device itself; UserError for one that is unknown, not there, or that this build has no
+    kernels for.
+
+    >>> check_served("cpu")
+    device(type='cpu')
+    """
+    is_cuda = str(device).partition(":")[0] == "cuda"
+    if is_cuda and (missing := cuda_missing()) is not None:
+        raise UserError(f"device {str(device)!r}: {missing}")
+    return check_device(device)
+
+
 @contextmanager
 def _stream(device: torch.device) -> Iterator[int]:
     """The device's current stream, by address; the device is the current one meanwhile."""

@@ -98,6 +98,17 @@ class QTensor:
             return ops.tensor_like(x, self.dtype)
         return x.view(_numpy_dtype(self.dtype))
 
+    def cpu(self) -> QTensor:
+        """The same codes in NumPy arrays; itself, if they are."""
+        if not isinstance(self.packed, torch.Tensor):
+            return self
+        names = ("packed", "stored_scale", "factor", "stored_zero")
+        parts = {name: getattr(self, name) for name in names}
+        home: dict[str, Any] = {
+            name: None if part is None else part.cpu().numpy() for name, part in parts.items()
+        }
+        return replace(self, **home)
+
     def _group_scale(self) -> ops.Buffer:
         return _group_scale(self.layout, self.stored_scale, self.factor)
 

@@ -87,7 +87,7 @@ def run(
     config = get_config(scheme) if scheme is not None else None
     if max_memory is not None:
         parse_bytes(max_memory)
-    target = ops.check_device(device)
+    target = ops.check_served(device)
     check_mode(mode)
     if size is not None:
         check_size(size)

@@ -152,6 +152,9 @@ TOO_LONG = f"its rows are longer than {ops.DEEPEST}"
 PLAIN_LINEAR = vars(nn.Linear(1, 1, device="meta"))
 """What an nn.Linear holds before anybody adds hooks, buffers or attributes."""
 
+PLAIN_WEIGHTS: tuple[type, ...] = (nn.Parameter,)
+"""Types of a weight that holds plain values; a subclass may compute in its own way."""
+
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -195,7 +198,7 @@ _REASONS: tuple[Callable[[_Candidate], str], ...] = (
     ),
     lambda c: (
         f"its weight is a {type(c.linear.weight).__name__}, not a plain parameter"
-        if type(c.linear.weight) is not nn.Parameter
+        if type(c.linear.weight) not in PLAIN_WEIGHTS
         else ""
     ),
     lambda c: f"it has {c.additions}, which would be lost" if c.additions else "",

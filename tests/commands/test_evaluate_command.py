@@ -15,7 +15,8 @@ from builders import SCHEMA
 from commandline import evaluate, refused
 
 import vggtquant as vq
-from vggtquant.commands import options
+from vggtquant import ops
+from vggtquant.commands import cli, options
 from vggtquant.evaluation import schema
 from vggtquant.evaluation.measure import bench, journal, variants
 
@@ -116,6 +117,20 @@ def test_a_broken_picture_is_named(tmp_path: Path, pictures: Path, capsys, conte
 
 def test_an_unknown_scheme_shows_the_nearest(tmp_path: Path, capsys) -> None:
     refused(capsys, evaluate(tmp_path, "--schemes", "INT4_Group_46"), "INT4_Group_64")
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate", "quantize builtin:tiny", "run builtin:tiny builtin"]
+)
+def test_without_kernels_for_the_gpu_one_line_says_so(
+    tmp_path: Path, capsys, monkeypatch, command: str
+) -> None:
+    monkeypatch.setattr(ops, "_cuda", None)
+    words = [*command.split(), "--device", "cuda", "--out", str(tmp_path / "out.safetensors")]
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "device 'cuda': this installation has no CUDA kernels" in line
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("device", ["quantum", "cuda:99", "mps"])

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from .. import model
+from .. import devices, model, ops
 from ..configs import QuantizationConfig, QuantizationSpec, get_config
 from ..errors import UserError
 from ..qtensor import QTensor, quantize
@@ -92,6 +92,7 @@ def quantize_file(
     configs: Mapping[str, str | QuantizationConfig | None] | None = None,
     float_dtype: str = "bfloat16",
     max_bytes: int | None = None,
+    device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> Streamed:
     """Quantize weights into a packed checkpoint, with the memory of a few tensors.
@@ -99,8 +100,9 @@ def quantize_file(
     source: any name that weights.names.resolve takes: a file, a directory, a hub id, shards,
     module:function. out: a .safetensors file, or a directory as for save. include, exclude,
     configs: as for quantize_model, whose codes these are, bit for bit, on the instantiated model.
-    max_bytes: that the file may have (budget.from_bytes plans for it). Until the new file is whole,
-    whatever stood at `out` stays.
+    max_bytes: that the file may have (budget.from_bytes plans for it). device: where weights are
+    coded, a tensor at a time (None: config.device); the file is the same. Until the new file is
+    whole, whatever stood at `out` stays.
 
     Raises:
         UserError: no such source, a damaged one, NaN or infinite weights (the layer is named), an
@@ -110,6 +112,7 @@ def quantize_file(
     """
     config = checked_config(config)
     check_float_dtype(float_dtype)
+    there = ops.check_served(config.device if device is None else device)
     found = source if isinstance(source, Weights) else open_weights(source)
     check_output(found, out)
     if config.convolutions != "float":
@@ -124,7 +127,7 @@ def quantize_file(
     document = _planned_document(found, choice, config)
 
     def job(name: str) -> _Made:
-        return _make(found, choice, document.configs, float_dtype, name)
+        return _make(found, choice, document.configs, float_dtype, there, name)
 
     layers: list[Layer] = []
     costs: dict[str, Cost] = {}
@@ -133,7 +136,7 @@ def quantize_file(
     path, folder = place(out)
     with Writer(path, room(document, planned(found, choice))) as file:
         with _digest(found) as digest:
-            for name, made in in_order(job, found.tensors):
+            for name, made in in_order(job, found.tensors, there):
                 for blob in made.blobs:
                     sha256[blob.name] = blob.sha256
                     file.add(blob)
@@ -212,6 +215,7 @@ def _make(
     choice: Choice,
     configs: list[QuantizationConfig],
     float_dtype: str,
+    device: torch.device,
     name: str,
 ) -> _Made:
     layer_name = name.removesuffix(".weight")
@@ -219,17 +223,20 @@ def _make(
         tensor, cost = stored(found.tensor(name).cpu(), float_dtype)
         return _Made([Blob.of(name, tensor)], None, cost)
     config = choice.chosen[layer_name]
-    q, weight = code(found, layer_name, config.layer_spec(layer_name))
+    q, weight = code(found, layer_name, config.layer_spec(layer_name), device)
     sqnr_db, _ = model.weight_quality(weight, q)
     shape = linears.shape_of(found, layer_name)
     layer = Layer(layer_name, shape, q.spec, configs.index(config), sqnr_db)
-    blobs = [Blob.of(part, tensor) for part, tensor in tensors_of(layer_name, q).items()]
+    blobs = [Blob.of(part, tensor) for part, tensor in tensors_of(layer_name, q.cpu()).items()]
     return _Made(blobs, layer, Cost())
 
 
-def code(found: Weights, layer: str, spec: QuantizationSpec) -> tuple[QTensor, torch.Tensor]:
-    """A layer's codes and its weight; UserError naming the layer where it cannot be coded."""
-    weight = found.tensor(f"{layer}.weight").cpu()
+def code(
+    found: Weights, layer: str, spec: QuantizationSpec, device: torch.device = devices.CPU
+) -> tuple[QTensor, torch.Tensor]:
+    """A layer's codes and its weight, on the device; UserError naming the layer where it cannot be
+    coded."""
+    weight = found.tensor(f"{layer}.weight").to(device)
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         weight = weight.float()
     try:
@@ -314,8 +321,14 @@ def _planned_document(found: Weights, choice: Choice, config: QuantizationConfig
 # ---- work shared out -----------------------------------------------------------------------------
 
 
-def in_order(job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Each item with job(item), computed by all cores, in order, few results waiting at a time."""
+def in_order(
+    job: Callable[[Item], Result], items: Iterable[Item], device: torch.device = devices.CPU
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with job(item), computed by all cores, in order, few results waiting at a time; for
+    a GPU, whose work is one queue, one after the other."""
+    if device != devices.CPU:
+        yield from ((item, job(item)) for item in items)
+        return
     most = min(torch.get_num_threads(), MOST_WORKERS)
     pool = workers(most, "quantize")
     waiting: deque[tuple[Item, Future[Result]]] = deque()

@@ -122,7 +122,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where the files go (default ./vggtquant_results)",
     )
-    how.add_argument("--device", default="cpu", help="cpu, the only one that this version serves")
+    how.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1, … (default: that of the configs, which is cpu); docs/gpu.md",
+    )
     how.add_argument(
         "--max_memory",
         metavar="SIZE",

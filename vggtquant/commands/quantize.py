@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is not quantized: as bfloat16 (default), or float32: as it was",
     )
     parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where weights are coded: cpu (default), cuda, cuda:1, …; the file is the same",
+    )
+    parser.add_argument(
         "--include", action="append", metavar="PATTERN", help="quantize these layers only"
     )
     parser.add_argument(
@@ -115,12 +120,16 @@ def main(args: argparse.Namespace) -> int:
     """Runs `vggtquant quantize`; the result goes to stdout, progress to stderr."""
     from dataclasses import replace
 
+    from .. import ops
     from ..checkpoint import budget, streaming
     from ..configs import write_config
     from ..weights.tensors import open_weights
 
     start = time.perf_counter()
     config = streaming.checked_config(config_of(args.scheme))
+    device = ops.check_served(args.device)
+    if device.type != "cpu" and args.method:
+        raise UserError(f"--device is {args.device}, but --method runs on the CPU; wanted cpu")
     if args.all_layers:
         config = replace(config, skip_first_last=False)
     if args.sensitivity and not args.max_bytes:
@@ -155,6 +164,7 @@ def main(args: argparse.Namespace) -> int:
             exclude=exclude,
             float_dtype=args.float_dtype,
             max_bytes=most,
+            device=device,
             progress=bar,
         )
     print(f"wrote {done}")

@@ -37,6 +37,7 @@ def evaluate(
     *,
     source: str | Path | None = None,
     forward: Runner | None = None,
+    device: str | torch.device | None = None,
     max_images: int | None = None,
     scenes: int | None = None,
     groups: int | None = None,
@@ -58,8 +59,7 @@ def evaluate(
     """Compare every scheme with the FP32 model on the same pictures.
 
     Args:
-        model: a float module on the CPU, a name that `vggtquant evaluate --model` takes, or a
-            packed file.
+        model: a float module, a name that `vggtquant evaluate --model` takes, or a packed file.
         data: a folder, pictures, scenes of vggtquant.data.scenes, or any iterable of (pictures,
             ground truth or None), pictures being (S,3,H,W) in [0, 1]; None: rendered scenes.
         configs: names, QuantizationConfig objects, or a .toml or .json file of them; None: all.
@@ -69,6 +69,8 @@ def evaluate(
             made from, where that is at hand, else only ground truth is left.
         forward: runs a model whose forward is not model(pictures): called with both, returns VGGT's
             dict of outputs.
+        device: "cpu", "cuda", "cuda:1", …, where a module is moved to; None: where the module is,
+            else the device that the configs name.
 
     The others are the options of `vggtquant evaluate`.
 
@@ -100,6 +102,7 @@ def evaluate(
             mode=mode,
             configs=_configs(configs, may_be_empty=sensitivity is not None),
             output_dir=str(folder),
+            device=None if device is None else str(device),
             runs=runs,
             warmup=warmup,
             threads=threads,

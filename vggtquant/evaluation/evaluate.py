@@ -20,7 +20,7 @@ import torch
 from msgspec import structs
 from torch import nn
 
-from .. import environment, ops, vggt
+from .. import devices, environment, ops, vggt
 from ..about import VERSION
 from ..configs import QuantizationConfig, get_config
 from ..errors import UserError
@@ -131,9 +131,7 @@ def evaluate(
     """
 
     plan.check(settings)
-    device = ops.check_device(settings.device)
-    if device.type != "cpu":
-        raise UserError(f"device {settings.device!r} is not served by this version; wanted cpu")
+    settings = replace(settings, device=str(plan.chosen_device(settings, model)))
     folder = Path(settings.output_dir)
     with output_folder(folder):
         _check_unfinished(settings, folder / journal.NAME)
@@ -189,11 +187,11 @@ def _models(
     from ..checkpoint.document import is_checkpoint
 
     if given is not None:
-        loaded = _given(settings.model, given)
+        loaded = _given(settings, given)
     elif is_checkpoint(Path(settings.model)):
         return _packed(settings)
     else:
-        loaded = models.load_model(settings.model)
+        loaded = models.load_model(settings.model, settings.place)
     if settings.source is not None:
         raise UserError(f"--source is for a packed file; {settings.model} is none")
     # A compiled forward runs neither hooks nor, once it is compiled, other layers.
@@ -206,15 +204,18 @@ def _models(
     return loaded, None, False
 
 
-def _given(name: str, model: nn.Module) -> LoadedModel:
-    """A model that the caller built, as it is."""
+def _given(settings: Settings, model: nn.Module) -> LoadedModel:
+    """A model that the caller built, moved to where it is evaluated."""
     from .. import models
 
-    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
-        raise UserError(f"{name} is not on the CPU, which evaluate measures; wanted model.cpu()")
+    there = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(there) > 1:
+        raise UserError(f"{settings.model} is on {' and '.join(there)}; wanted one device")
     size = int(getattr(model, "image_size", vggt.FRAME_SIZE))
+    sha256 = tensors.state_hash(model)
+    model.to(settings.place)
     return models.LoadedModel(
-        model, name, tensors.state_hash(model), "given in Python", "not known here", size
+        model, settings.model, sha256, "given in Python", "not known here", size
     )
 
 
@@ -229,8 +230,8 @@ def _packed(settings: Settings) -> tuple[LoadedModel, Variant, bool]:
     address = settings.source or _source(path, document.source.name, document.source.sha256)
     if address is None:
         alone = Variant(path.name, Kind.BASELINE, config, path)
-        return models.load_model(path), alone, True
-    loaded = models.load_model(address)
+        return models.load_model(path, settings.place), alone, True
+    loaded = models.load_model(address, settings.place)
     wanted = document.source.sha256
     if settings.source is not None and wanted and loaded.sha256 != wanted:
         raise UserError(
@@ -290,7 +291,7 @@ def variants_of(head: Head) -> list[Variant]:
     packed = {config.name for config in configs} & {Path(head.settings.model).name}
     return [
         replace(variant, file=Path(head.settings.model)) if variant.name in packed else variant
-        for variant in variants.planned(configs)
+        for variant in variants.planned(configs, head.settings.device)
     ]
 
 
@@ -434,7 +435,7 @@ def _head(task: Task, planned: Planned, identity: dict[str, Any]) -> Head:
         plan=planned.block(),
         configs=[row.config for row in task.rows if not row.once],
         linears=plain,
-        environment=describe(settings.argv or tuple(sys.argv)),
+        environment=describe(settings.argv or tuple(sys.argv), settings.place),
         model=Model(
             name=loaded.name,
             source=loaded.source,
@@ -456,9 +457,9 @@ def _head(task: Task, planned: Planned, identity: dict[str, Any]) -> Head:
     )
 
 
-def describe(argv: Sequence[str]) -> Environment:
-    """The environment block of a report."""
-    return msgspec.convert(environment.describe(argv), Environment)
+def describe(argv: Sequence[str], device: torch.device | None = None) -> Environment:
+    """The environment block of a report of an evaluation on the device; None: on the CPU."""
+    return msgspec.convert(environment.describe(argv, device), Environment)
 
 
 def _data(task: Task, samples: Sequence[Sample]) -> Data:
@@ -521,7 +522,8 @@ def _run_variant(
     task: Task, bench: Bench, variant: Variant, planned: Planned, records: Journal
 ) -> None:
     there = records.of(variant.name)
-    if variant.autocast and task.settings.configs is None:
+    on_cpu = task.settings.place == devices.CPU
+    if variant.autocast and task.settings.configs is None and on_cpu:
         work = forecast.count(bench.model, bench.linears, _shape(planned.samples[0]), task.runner)
         if forecast.hopeless(work, len(planned.samples)):
             reason = Why.SLOW.text(times=f"{forecast.BF16_TIMES:g}", name=variant.name)

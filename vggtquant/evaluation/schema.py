@@ -18,11 +18,12 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from .. import devices
 from ..configs import QuantizationConfig
 from ..errors import UserError
 from ..model import LayerReport
 
-SCHEMA_VERSION = "4.0"
+SCHEMA_VERSION = "4.1"
 READ_VERSIONS = ("3", "4")
 """Major versions that `read` accepts."""
 
@@ -174,6 +175,30 @@ class Threads(Part):
     wait_policy: str | None = None
 
 
+class Gpu(Part):
+    """What a model ran on, where that was a GPU; tf32: whether torch may use it for FP32."""
+
+    name: str
+    capability: str
+    processors: Count
+    memory_bytes: Count
+    driver: str | None
+    cuda: str | None
+    tf32_products: bool
+    tf32_convolutions: bool
+
+    @property
+    def words(self) -> str:
+        """All of it in a line."""
+        tf32 = {"products": self.tf32_products, "convolutions": self.tf32_convolutions}
+        return (
+            f"{self.name}, compute capability {self.capability}, {self.processors} processors, "
+            f"{self.memory_bytes / 1e9:.1f} GB, driver {self.driver or 'not known'}, "
+            f"CUDA {self.cuda}; TF32 of FP32: "
+            + ", ".join(f"{kind} {'on' if on else 'off'}" for kind, on in tf32.items())
+        )
+
+
 class Environment(Part):
     utc: Utc
     argv: list[str]
@@ -184,6 +209,14 @@ class Environment(Part):
     threads: Threads
     load_average_1min: float
     versions: dict[str, str | None]
+    gpu: Gpu | None = None
+
+    @property
+    def processor(self) -> str:
+        """What the model ran on, and its kernels, in words."""
+        if self.gpu is not None:
+            return f"{self.gpu.name}, kernels: CUDA"
+        return f"{self.cpu.model}, threads: {self.threads.torch}, kernels: {self.cpu.isa_active}"
 
 
 class Model(Part):
@@ -358,11 +391,24 @@ class Time(Part):
     waited: float | None = None
 
 
+class GpuMemory(Part):
+    """Highest memory of the GPU: of tensors, and what torch's allocator took for them."""
+
+    allocated_bytes: Count
+    reserved_bytes: Count
+
+    @classmethod
+    def of(cls, peak: devices.Memory | None) -> GpuMemory | None:
+        """The block of a reading; None for none."""
+        return peak and cls(*peak)
+
+
 class Isolated(Part):
     load_s: float
     first_forward_s: float
     peak_rss_bytes: int
     file_bytes: int | None = None
+    gpu_peak: GpuMemory | None = None
 
 
 class KernelUse(Part):
@@ -419,6 +465,7 @@ class Row(Part, kw_only=True):
     isolated: Isolated | None = None
     prepare_s: float | None = None
     process_peak_bytes: int | None = None
+    gpu_peak: GpuMemory | None = None
     outputs_repeat_bit_for_bit: bool | None = None
     outputs_equal_baseline: bool | None = None
     metrics: dict[str, Metrics] = {}
@@ -697,6 +744,7 @@ class Scene(Entry, tag="scene"):
     pose_errors: PoseErrors = msgspec.field(default_factory=PoseErrors)
     calibration: dict[str, Calibration] = {}
     pictures: ScenePictures | None = None
+    gpu_peak: GpuMemory | None = None
 
 
 class Pair(Part):

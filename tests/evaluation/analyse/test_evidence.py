@@ -245,7 +245,7 @@ def test_more_pairs_are_timed_while_they_disagree(monkeypatch) -> None:
     monkeypatch.setattr(timing.Clock, "__call__", measured)
     ready: list[str] = []
     sides = [
-        timing.Side(lambda name=name: ready.append(name), lambda scene: None)
+        timing.Side(lambda name=name: ready.append(name), lambda scene: 0.0)
         for name in ("scheme", "fp32")
     ]
     found = timing.pairs(["a", "b"], *sides, seconds=0.05, runs=3)
@@ -261,14 +261,16 @@ def test_more_pairs_are_timed_while_they_disagree(monkeypatch) -> None:
 def test_the_time_that_threads_wait_is_read_where_the_system_tells(monkeypatch) -> None:
     assert timing.waited() is None or all(ns >= 0 for ns in timing.waited().values())
     clock = timing.Clock()
-    assert clock(lambda: None) >= 0 and (clock.share is None or 0 <= clock.share <= 1)
+    assert clock(lambda: 0.5) == 0.5 and (clock.share is None or 0 <= clock.share <= 1)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # threads that wait may spin
-    assert clock(lambda: None) >= 0 and clock.processor is None
+    assert clock(lambda: 0.0) == 0 and clock.processor is None
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     assert clock(lambda: sum(range(10**5))) >= 0 and clock.processor > 0
+    on_gpu = timing.Clock(counts_work=False)
+    assert on_gpu(lambda: 2.0) == 2.0 and on_gpu.processor is None
     monkeypatch.setattr(timing, "Path", lambda path: Path("/nowhere"))
     assert timing.waited() is None
-    clock(lambda: None)
+    clock(lambda: 0.0)
     assert clock.share is None
 
 

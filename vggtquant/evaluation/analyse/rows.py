@@ -21,6 +21,7 @@ from ..schema import (
     Broke,
     Bytes,
     Facts,
+    GpuMemory,
     KernelUse,
     Kind,
     Layer,
@@ -172,6 +173,11 @@ def _fill(row: Row, variant: Variant, group: Group, baseline: Group) -> None:
         once=variant.once,
     )
     row.process_peak_bytes = max(scene.peak_bytes for scene in scenes)
+    peaks = [scene.gpu_peak for scene in scenes if scene.gpu_peak is not None]
+    if peaks:
+        row.gpu_peak = GpuMemory(
+            max(peak.allocated_bytes for peak in peaks), max(peak.reserved_bytes for peak in peaks)
+        )
     for alone in kind(group.records, Alone):
         row.isolated = row.isolated or alone.found
         row.notes += [alone.reason] if alone.reason else []

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ... import environment
+from ... import devices, environment
 from ...errors import UserError
 from ...linear import QuantizedLinear
 from ...model import ModelReport, model_bytes, restore_model
@@ -27,6 +27,7 @@ from ..schema import (
     Broke,
     End,
     Facts,
+    GpuMemory,
     Kind,
     Layer,
     Pair,
@@ -67,6 +68,7 @@ class Measured:
     calls: Counter[str]  # executions by module name in the first pass
     repeats: bool | None  # every later pass gave the same bits; None with a single pass
     peak_bytes: int
+    gpu_peak: GpuMemory | None = None
 
 
 @dataclass
@@ -93,12 +95,14 @@ def measure(
 
     `tick` is called after each forward. Raises UserError for a model that returns no known output.
     """
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    device = devices.device_of(model)
+    cast = bfloat16(device, autocast)
     outputs: Outputs = {}
     seconds: list[float] = []
     first_calls: Counter[str] = Counter()
     repeats: bool | None = None
     environment.reset_peak_memory()
+    devices.reset_peak(device)
     with torch.inference_mode():
         for _ in range(passes.warmup):
             with cast:
@@ -115,7 +119,13 @@ def measure(
             else:
                 repeats = same_bits(found, outputs) and repeats is not False
             tick()
-    return Measured(outputs, seconds, first_calls, repeats, environment.peak_memory_bytes())
+    memory = environment.peak_memory_bytes(), GpuMemory.of(devices.peak(device))
+    return Measured(outputs, seconds, first_calls, repeats, *memory)
+
+
+def bfloat16(device: torch.device, enabled: bool) -> torch.autocast:
+    """Autocast as VGGT's own scripts use it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 # ---- what proves it ------------------------------------------------------------------------------
@@ -166,6 +176,7 @@ class Bench:
     ) -> None:
         self.model, self.samples, self.passes, self.tick = model, samples, passes, tick
         self.isolation, self.runner = isolation, runner
+        self.device = devices.device_of(model)
         self.linears: Mapping[str, nn.Module] = watchable(model)
         self.expected_sha256: dict[str, str | None] = {}  # of FP32's outputs, by scene, where known
         self.seconds: dict[str, float] = {}  # of FP32's forward, by scene, where known
@@ -232,6 +243,8 @@ class Bench:
             for one in report:
                 restore_model(self.model, one)
             put(self.model, self.linears)  # where a swap broke off halfway and left no report
+            if self.device != devices.CPU:
+                self.model.to(self.device)
 
     def _subject(self, variant: Variant, threads: int, report: list[ModelReport]) -> Subject:
         """Makes what the row runs; a swap's report is added to `report`."""
@@ -249,6 +262,7 @@ class Bench:
             facts.watched = [layer.name for layer in done.quantized]
             watched = {name: self.model.get_submodule(name) for name in facts.watched}
             originals = dict(done.originals)
+            self._park(originals, devices.CPU)
             if done.bytes_after:
                 facts.layers_before, facts.layers_after = done.bytes_before, done.bytes_after
                 facts.bits_per_weight = done.bits_per_weight
@@ -269,7 +283,7 @@ class Bench:
         model = self.model
         if variant.kind is not Kind.BASELINE:  # else there is no other model
             own = None if document.architecture else copy.deepcopy(self.model)
-            model = storage.load(variant.file, model=own)
+            model = storage.load(variant.file, model=own, device=self.device)
         seconds = time.perf_counter() - start
         watched = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
         noise = {layer.name: layer.sqnr_db for layer in document.layers}
@@ -332,6 +346,7 @@ class Bench:
             scene=sample.name,
             seconds=got.seconds,
             peak_bytes=got.peak_bytes,
+            gpu_peak=got.gpu_peak,
             repeats=got.repeats,
             calls=[got.calls[name] for name in watched],
             nonfinite=nonfinite,
@@ -354,14 +369,15 @@ class Bench:
 
     def _pairs(self, variant: Variant, subject: Subject) -> list[Pair]:
         """The scheme and FP32 in turn, on all scenes."""
-        cast = torch.autocast("cpu", torch.bfloat16, enabled=variant.autocast)
+        cast = bfloat16(self.device, variant.autocast)
+        self._park(subject.originals, self.device)
 
-        def scheme(number: int) -> None:
+        def scheme(number: int) -> float:
             with cast:
-                forward(subject.model, self.samples[number].images, self.runner)
+                return forward(subject.model, self.samples[number].images, self.runner)[1]
 
-        def fp32(number: int) -> None:
-            forward(self.model, self.samples[number].images, self.runner)
+        def fp32(number: int) -> float:
+            return forward(self.model, self.samples[number].images, self.runner)[1]
 
         def swapped(layers: Mapping[str, nn.Module]) -> Callable[[], None]:
             return lambda: put(self.model, layers) if subject.originals else None
@@ -374,7 +390,15 @@ class Bench:
                 timing.Side(swapped(subject.originals), fp32),
                 seconds=2 * typical,
                 runs=self.passes.runs,
+                clock=timing.Clock(counts_work=self.device == devices.CPU),
             )
+
+    def _park(self, layers: Mapping[str, nn.Module], where: torch.device) -> None:
+        """Brings float layers that were swapped out off the GPU, whose memory is then the scheme's
+        alone, or back there. On a CPU they stay where they are."""
+        if self.device != devices.CPU:
+            for layer in layers.values():
+                layer.to(where)
 
 
 def watchable(model: nn.Module) -> Mapping[str, nn.Module]:

@@ -8,6 +8,7 @@ time, so that a busy machine measures what a quiet one does.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ... import environment
+from ... import devices, environment
 from ...configs import QuantizationConfig
 from ...linear import QuantizedLinear
 from ...model import model_bytes
@@ -131,7 +132,8 @@ def _flops(
     model: nn.Module, shape: Shape, runner: Runner, really: bool
 ) -> dict[str, dict[Any, int]]:
     """The counter's table: operations by module, then by kind."""
-    images = torch.zeros(shape.frames, 3, shape.height, shape.width)
+    device = devices.device_of(model)
+    images = torch.zeros(shape.frames, 3, shape.height, shape.width).to(device)
     # The counter hooks gradients.
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -172,19 +174,10 @@ def row_s(cost: Forecast, forwards: float) -> float:
     return cost.prepare_s + forwards * cost.forward_s
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(device: torch.device, call: Callable[[], object]) -> float:
     """Seconds of `call`: the best of three after one to warm up, or that one when it is slow."""
-    start = time.perf_counter()
-    call()
-    first = time.perf_counter() - start
-    if first > 1.0:
-        return first
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    _, first = devices.timed(device, call)
+    return first if first > 1.0 else min(devices.timed(device, call)[1] for _ in range(3))
 
 
 @torch.inference_mode()
@@ -201,20 +194,22 @@ def costs(
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.randn(m, layer.in_features, generator=generator).to(layer.weight)
     macs = m * layer.weight.numel()
-    float_s = _seconds(lambda: layer(x)) / macs
+    device = x.device
+    float_s = _seconds(device, lambda: layer(x)) / macs
     held = model_bytes(model)
     found = []
     for config in configs:
         prepare_s, mac_s, nbytes = 0.0, float_s, held
         if config.quant_type == "bf16":
-            with torch.autocast(x.device.type, torch.bfloat16):
-                mac_s = _seconds(lambda: layer(x)) / macs
+            with torch.autocast(device.type, torch.bfloat16):
+                mac_s = _seconds(device, lambda: layer(x)) / macs
         elif config.quantizes:
             start = time.perf_counter()
             packed = _packed(layer, config, work.probe)
             ratio = work.weights / layer.weight.numel()
             prepare_s = (time.perf_counter() - start) * ratio
-            mac_s = _seconds(lambda packed=packed: packed(x)) / macs  # type: ignore[misc]
+            run = functools.partial(packed, x)
+            mac_s = _seconds(device, run) / macs
             saved = sum(t.numel() * t.element_size() for t in layer.parameters()) - packed.nbytes
             nbytes = max(0, held - int(saved * ratio))
         forward_s = work.linear_macs * mac_s + (work.macs - work.linear_macs) * float_s

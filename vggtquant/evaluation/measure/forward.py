@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ... import vggt
+from ... import devices, vggt
 from ...errors import UserError
 
 Outputs = dict[str, torch.Tensor]
@@ -29,13 +28,15 @@ def plainly(model: nn.Module, images: torch.Tensor) -> Any:
 def forward(
     model: nn.Module, images: torch.Tensor, runner: Runner = plainly
 ) -> tuple[Outputs, float]:
-    """The known outputs of one forward, and its seconds.
+    """The known outputs of one forward, on the CPU, and its seconds where the model is.
 
-    Raises UserError for a model that returns none, or that does not take the pictures.
+    The way of the pictures to the model's device, and of the outputs back, is not timed. Raises
+    UserError for a model that returns none, or that does not take the pictures.
     """
-    start = time.perf_counter()
+    device = devices.device_of(model)
+    images = images.to(device)
     try:
-        predictions = runner(model, images)
+        predictions, seconds = devices.timed(device, lambda: runner(model, images))
     except RuntimeError as error:
         if "dtype" not in str(error) and "type" not in str(error):
             raise
@@ -46,7 +47,6 @@ def forward(
             f"the model has parameters of {', '.join(kinds)} and pictures are float32; "
             "wanted a float32 model: model.float()"
         ) from error
-    seconds = time.perf_counter() - start
     if not isinstance(predictions, Mapping):
         raise UserError(
             f"the model returned {type(predictions).__name__}; wanted a dict of named outputs"

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ... import environment, ops
-from ..schema import Alone, Isolated, Kind
+from ... import devices, environment, ops
+from ..schema import Alone, GpuMemory, Isolated, Kind
 from .forward import forward
 from .variants import Variant
 
@@ -38,6 +38,7 @@ class Request(msgspec.Struct):
     images: str
     autocast: bool
     threads: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,12 @@ class Isolation:
             pictures = Path(folder) / "images.npy"
             np.save(pictures, images.numpy())
             request = Request(
-                self.address, packed, str(pictures), variant.autocast, torch.get_num_threads()
+                self.address,
+                packed,
+                str(pictures),
+                variant.autocast,
+                torch.get_num_threads(),
+                str(devices.device_of(model)),
             )
             words = msgspec.json.encode(request).decode()
             done = subprocess.run(
@@ -88,11 +94,11 @@ def _load(request: Request) -> nn.Module:
     from ...checkpoint.document import Checkpoint
 
     if request.packed is None:
-        return models.load_model(request.address).model
+        return models.load_model(request.address, request.device).model
     known = Checkpoint(request.packed).document.architecture
     # Only code knows how other models are built, float weights and all.
     model = None if known else models.load_model(request.address).model
-    return storage.load(request.packed, model=model)
+    return storage.load(request.packed, model=model, device=request.device)
 
 
 def main(words: Sequence[str]) -> None:
@@ -100,13 +106,16 @@ def main(words: Sequence[str]) -> None:
     request = msgspec.json.decode(words[0], type=Request)
     torch.set_num_threads(request.threads)
     images = torch.from_numpy(np.load(request.images))
+    device = ops.check_device(request.device)
     start = time.perf_counter()
     model = _load(request)
+    devices.synchronize(device)
     load_s = time.perf_counter() - start
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=request.autocast)
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=request.autocast)
     with torch.inference_mode(), cast:
         _, first_forward_s = forward(model, images)
     found = Isolated(load_s, first_forward_s, environment.peak_memory_bytes())
+    found.gpu_peak = GpuMemory.of(devices.peak(device))
     print(msgspec.json.encode(found).decode())
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ... import environment, memory
+from ... import devices, environment, memory, ops
 from ...calibration import get_method
 from ...configs import CONFIGS, QuantizationConfig, get_config
 from ...data.images import check_mode
@@ -41,7 +41,7 @@ class Settings:
     mode: str = "crop"
     configs: tuple[QuantizationConfig, ...] | None = None  # None: all of CONFIGS
     output_dir: str = "vggtquant_results"
-    device: str = "cpu"
+    device: str | None = None  # None: that of the configs, or of a model given in Python
     runs: int | None = None
     warmup: int | None = None
     threads: int | None = None
@@ -57,6 +57,11 @@ class Settings:
     sensitivity: str | None = None  # the scheme whose layers are quantized one at a time
     isolate: bool = False  # load each scheme in a process of its own, too
     argv: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> torch.device:
+        """The device, once it is chosen (chosen_device)."""
+        return torch.device(self.device or "cpu")
 
     @property
     def budget(self) -> Budget:
@@ -122,9 +127,10 @@ def rows_of(settings: Settings, packed: Variant | None, alone: bool) -> list[Var
     defaults = tuple(CONFIGS.values()) if packed is None else ()
     configs = settings.configs if settings.configs is not None else defaults
     fp32 = CONFIGS[variants.BASELINE]
-    found = variants.planned([fp32, *(config for config in configs if config != fp32)])
+    device = str(settings.place)
+    found = variants.planned([fp32, *(config for config in configs if config != fp32)], device)
     if packed is not None:
-        floor = 1 + len(variants.NOISE_FLOOR)
+        floor = 1 + len(variants.noise_floor(device))
         found[floor:floor] = [packed]
     return found
 
@@ -166,6 +172,29 @@ def check(settings: Settings) -> None:
             raise UserError(f"--shard is {part}/{parts}; wanted i/n with i from 1 to n")
 
 
+def chosen_device(settings: Settings, model: nn.Module | None = None) -> torch.device:
+    """Where the evaluation takes place: on settings.device, else where a given model is that is not
+    on the CPU, else on the device that the configs name.
+
+    Raises UserError for configs with several devices, a device that is not served, and what a GPU
+    does not serve.
+    """
+    named = sorted({config.device for config in settings.configs or ()} - {"cpu"})
+    own = devices.CPU if model is None else devices.device_of(model)
+    if settings.device is not None:
+        wanted = settings.device
+    elif own != devices.CPU:
+        wanted = str(own)
+    elif len(named) > 1:
+        raise UserError(f"the configs name the devices {', '.join(named)}; one is wanted: --device")
+    else:
+        wanted = named[0] if named else "cpu"
+    found = ops.check_served(wanted)
+    if found != devices.CPU and settings.max_memory is not None:
+        raise UserError(f"--max_memory is that of a process on the CPU; the device is {wanted}")
+    return found
+
+
 def check_budget(budget: Budget) -> None:
     """UserError for a bound that no scheme could mean: a negative loss, a speedup of 0."""
     for name in budget.__struct_fields__:
@@ -191,6 +220,7 @@ class Planned:
     samples: list[Sample]
     costs: list[Forecast]
     work: forecast.Work
+    device: str = "cpu"
 
     @property
     def forwards(self) -> int:
@@ -200,7 +230,7 @@ class Planned:
     @property
     def floor_forwards(self) -> int:
         """Forwards of the rows that show FP32's own uncertainty."""
-        return len(variants.NOISE_FLOOR) * len(self.samples)
+        return len(variants.noise_floor(self.device)) * len(self.samples)
 
     def seconds_after_baseline(self) -> float:
         """Forecast of all rows but the baseline's, and of the pairs that they are timed in."""
@@ -253,7 +283,7 @@ def plan(
         amount = _fitting(settings, model, available, amount, max(c.model_bytes for c in first))
     costs = forecast.rescaled(first, share(amount))
     samples = told(say, take, settings, available, amount)
-    planned = Planned(amount, Passes(), samples, costs, work)
+    planned = Planned(amount, Passes(), samples, costs, work, str(settings.place))
 
     def seconds(runs: int, warmup: int) -> float:
         planned.passes = Passes(runs, warmup)
@@ -317,6 +347,7 @@ def again(settings: Settings, available: inputs.Inputs, head: Head) -> Planned:
         told(lambda line: None, take, settings, available, kept.amount),  # the first run said it
         head.forecast,
         forecast.Work(0, 0, 0, 0, "", 0),
+        str(settings.place),
     )
 
 

@@ -49,19 +49,22 @@ def sleeps() -> bool:
 
 
 class Clock:
-    """Times a call. Says which share of its time the thread that waited most had to wait, and the
-    seconds of processor time of all threads; None where they are not known."""
+    """Times a call that returns its seconds. Says which share of them the thread that waited most
+    had to wait, and the seconds of processor time of all threads; None where they are not known.
 
-    def __init__(self) -> None:
+    counts_work: whether processor time is work, which it is not while a GPU computes.
+    """
+
+    def __init__(self, counts_work: bool = True) -> None:
+        self.counts_work = counts_work
         self.share: float | None = None
         self.processor: float | None = None
 
-    def __call__(self, call: Callable[[], object]) -> float:
-        before = waited()
-        start, worked = time.perf_counter(), time.process_time()
-        call()
-        seconds = time.perf_counter() - start
-        self.processor = time.process_time() - worked if sleeps() else None
+    def __call__(self, call: Callable[[], float]) -> float:
+        before, worked = waited(), time.process_time()
+        seconds = call()
+        works = self.counts_work and sleeps()
+        self.processor = time.process_time() - worked if works else None
         after = waited()
         self.share = None
         if before is not None and after is not None:
@@ -83,10 +86,11 @@ def count(seconds: float, runs: int, rounds: int = 1) -> int:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two that are timed: what sets it up, untimed, and a forward on a scene."""
+    """One of the two that are timed: what sets it up, untimed, and a forward on a scene, which
+    returns its seconds."""
 
     ready: Callable[[], object]
-    run: Callable[[int], object]
+    run: Callable[[int], float]
 
 
 def pairs(
@@ -96,6 +100,7 @@ def pairs(
     *,
     seconds: float,
     runs: int,
+    clock: Clock | None = None,
 ) -> list[Pair]:
     """Times pairs on scenes in turn, the scheme first in every other one.
 
@@ -103,7 +108,7 @@ def pairs(
     at most. The scheme is ready afterwards.
     """
     found: list[Pair] = []
-    clock = Clock()
+    clock = clock or Clock()
     for turn in range(ROUNDS):
         start, most = len(found), count(seconds, runs, turn + 1)
         for i in range(start, most):

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ... import devices
 from ...calibration import calibrate
 from ...configs import QuantizationConfig
 from ...errors import UserError
@@ -29,6 +30,7 @@ NOISE_FLOOR = {
     OTHER_THREADS: "FP32 with another number of threads",
     NOISY_INPUT: "FP32 on pictures whose every value is one 8-bit step up or down, at random",
 }
+_ON_CPU_ALONE = (OTHER_THREADS,)
 _KINDS = {"fp32": Kind.BASELINE, "bf16": Kind.REFERENCE}
 
 
@@ -64,7 +66,17 @@ class Variant:
         return "autocast" if self.autocast else {NOISY_INPUT: "the noise"}.get(self.name)
 
 
-def planned(configs: Sequence[QuantizationConfig]) -> list[Variant]:
+def noise_floor(device: str = "cpu") -> dict[str, str]:
+    """Those of NOISE_FLOOR that say something on the device: a GPU computes with its own threads.
+
+    >>> OTHER_THREADS in noise_floor("cuda:0")
+    False
+    """
+    on_cpu = device.partition(":")[0] == "cpu"
+    return {k: words for k, words in NOISE_FLOOR.items() if on_cpu or k not in _ON_CPU_ALONE}
+
+
+def planned(configs: Sequence[QuantizationConfig], device: str = "cpu") -> list[Variant]:
     """The rows of these configs, the first of which is FP32's, in the order of the report.
 
     Raises UserError for two rows of one name.
@@ -77,7 +89,8 @@ def planned(configs: Sequence[QuantizationConfig]) -> list[Variant]:
         Variant(config.name, _KINDS.get(config.quant_type, Kind.QUANTIZED), config)
         for config in configs
     )
-    found = [first, *(Variant(name, Kind.REFERENCE, first.config) for name in NOISE_FLOOR), *rest]
+    floor = [Variant(name, Kind.REFERENCE, first.config) for name in noise_floor(device)]
+    found = [first, *floor, *rest]
     names = [variant.name for variant in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -91,10 +104,14 @@ def swap(
     """Quantizes a model as the config says; its originals are kept.
 
     images: what the evaluation shows, (S, 3, H, W) each. A calibration renders other pictures, of
-    their width.
+    their width; it runs on the CPU, from where the model comes back. config.device is where the
+    evaluation as a whole takes place, so that the model is there already.
     """
+    config = replace(config, device="cpu")
     if not config.looks:
         return quantize_model(model, config, keep_originals=True)[1]
+    device = devices.device_of(model)
+    model.to(devices.CPU)
     _, report = calibrate(
         model,
         config=config,
@@ -104,6 +121,7 @@ def swap(
         keep_originals=True,
         unseen=images,
     )
+    model.to(device)
     return report
 
 

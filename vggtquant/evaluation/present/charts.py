@@ -83,7 +83,7 @@ def png(document: Document) -> bytes:
     figure.suptitle(
         f"{document.model.name} on {len(data.scenes)} x {scene.frames} pictures "
         f"({data.description}, {scene.width_px} x {scene.height_px} px) · "
-        f"{env.cpu.model}, threads: {env.threads.torch}, kernels: {env.cpu.isa_active}\n"
+        f"{env.processor}\n"
         f"{document.timing.verdict}",
         fontsize=12,
     )

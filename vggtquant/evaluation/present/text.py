@@ -146,6 +146,7 @@ def _compared(document: Document) -> Parts:
                 f"{env.cpu.model}, {env.cpu.cores_usable} cores, kernels: "
                 f"{env.cpu.isa_active}; torch {env.versions.get('torch')}",
             ),
+            *([("GPU", env.gpu.words)] if env.gpu else []),
             ("Date", env.utc),
             ("State", document.status.value),
         ]
@@ -199,11 +200,19 @@ def memory_table(document: Document) -> Table:
     """Memory of the process, and what a process of its own says where there was one."""
     rows = document.finished()
     isolated = any(row.isolated for row in rows)
+    on_gpu = any(row.gpu_peak for row in rows)
+    gpu = ("GPU peak MB", "GPU reserved MB") if on_gpu else ()
     own = ("load s", "first forward s", "own peak MB", "file MB") if isolated else ()
-    table = Table(["Scheme", "peak MB", "quantizing s", *own])
+    table = Table(["Scheme", *gpu, "peak MB", "quantizing s", *own])
     for row in rows:
         found = row.isolated
         cells = [megabytes(row.process_peak_bytes), number(row.prepare_s, 3)]
+        if on_gpu:
+            peak = row.gpu_peak
+            cells[:0] = [
+                megabytes(peak.allocated_bytes if peak else None),
+                megabytes(peak.reserved_bytes if peak else None),
+            ]
         if isolated:
             cells += [
                 number(found.load_s if found else None, 3),
@@ -218,6 +227,11 @@ def memory_table(document: Document) -> Table:
 def memory_words(document: Document) -> str:
     """What the columns of the memory table mean."""
     words = "peak: of this process during the row, FP32 layers included."
+    if any(row.gpu_peak for row in document.schemes):
+        words = (
+            "GPU peak: of tensors on the GPU during the row, without the FP32 layers that were "
+            f"replaced; reserved: what torch took from the GPU for them. {words}"
+        )
     if any(row.isolated for row in document.schemes):
         return f"{words} The rest: of a process that loads the scheme alone from its file."
     return f"{words} --isolate adds load time, memory and file of each scheme alone."

@@ -175,6 +175,7 @@ def _setup(document: Document, say: Phrases) -> Iterator[Block]:
                 isa=env.cpu.isa_active,
             ),
         ),
+        *([("gpu", env.gpu.words)] if env.gpu else []),
         ("versions", ", ".join(f"{name} {v}" for name, v in env.versions.items() if v)),
         (
             "protocol",
