@@ -14,7 +14,7 @@ from torch import nn
 from toy import Toy
 
 import vggtquant as vq
-from vggtquant import devices, ops
+from vggtquant import devices, ops, selftest
 from vggtquant.checkpoint import document
 from vggtquant.commands.cli import main
 from vggtquant.evaluation.measure import bench, forecast, isolate, plan, variants
@@ -162,3 +162,11 @@ def test_the_clock_and_the_memory_of_the_gpu() -> None:
     devices.reset_peak(device)
     devices.synchronize(device)
     assert devices.peak(device) is not None and devices.peak(devices.CPU) is None
+
+
+def test_the_self_test_finds_no_fault_on_the_gpu() -> None:
+    size = selftest.Product(3, 66, 40)
+    found = selftest.selftest("cuda", sizes=[size], linears=[(64, 64)], tokens=[9], runs=1)
+    assert not found.failed, selftest.text(found)
+    assert found.checks and found.speeds and all(held.gpu_peak for held in found.memory)
+    assert torch.cuda.get_device_name() in selftest.text(found)
