@@ -9,6 +9,7 @@ attached to a report. Sizes are fitted to free memory and the whole to a time li
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import statistics
@@ -262,7 +263,7 @@ def speeds(
             bf16 = _median(device, lambda half=half, x=x: half(x), runs)  # type: ignore[misc]
             for name in TIMED:
                 layer = _layer(CONFIGS[name], size).to(device)
-                call: Callable[[], object] = lambda layer=layer, x=x: layer(x)  # noqa: E731
+                call = functools.partial(layer, x)
                 first = 1e6 * devices.timed(device, call)[1]
                 us = _median(device, call, runs)
                 yield Speed(name, list(size), layer.last_kernel, us, bf16, first)
