@@ -69,7 +69,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-SKETCHED = {"commands", "evaluation", "calibration", "test_cuda_main.py"}
+SKETCHED = {"commands", "evaluation", "calibration", "test_cuda_gpu_main.py"}
 """Folders and files of tests whose evaluations do not draw."""
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The self-test: what it finds, what it does not pass over, and its files. On a GPU, or a
-pretended one: tests/test_cuda_main.py."""
+pretended one: tests/test_cuda_gpu_main.py."""
 
 import json
 from dataclasses import replace
