@@ -246,6 +246,40 @@ def test_only_a_qtensor_is_dequantized(kind: str) -> None:
         vq.dequantize((REFUSED | SAME)[kind]())
 
 
+MODEL = torch.nn.Linear(16, 8)
+INT8 = "INT8_Per_Channel_Symmetric"
+WRONG_TYPES: dict[str, Callable[[], Any]] = {
+    "model is NoneType; wanted a torch.nn.Module": lambda: vq.model_bytes(None),
+    "model is OrderedDict; wanted a torch.nn.Module": lambda: vq.model_bytes(MODEL.state_dict()),
+    "the model is NoneType; wanted a torch.nn.Module": lambda: vq.fit(None, "8 GB"),
+    "memory is NoneType; wanted a size such as '8 GB', or bytes": lambda: vq.fit(MODEL, None),
+    "linear is NoneType; wanted a torch.nn.Linear": lambda: vq.QuantizedLinear.from_linear(
+        None, INT8
+    ),
+    "linear is Conv2d; wanted a torch.nn.Linear": lambda: vq.QuantizedLinear.from_linear(
+        torch.nn.Conv2d(3, 3, 1), INT8
+    ),
+    "source is NoneType; wanted the name of a model or file": lambda: vq.quantize_file(
+        None, INT8, "x.safetensors"
+    ),
+    "out is NoneType; wanted the path of a file": lambda: vq.quantize_file(
+        "builtin:tiny", INT8, None
+    ),
+    "source is NoneType; wanted a packed file, a directory or a hub id": lambda: vq.load(None),
+    "model is NoneType; wanted a module, or the name of one": lambda: vq.export(None, "x"),
+    "out is NoneType; wanted a folder": lambda: vq.export(MODEL, None),
+    "path is NoneType; wanted a file of results or its folder": lambda: vq.Report.read(None),
+}
+
+
+@pytest.mark.parametrize("words", WRONG_TYPES)
+def test_an_argument_of_another_type_is_named(words: str) -> None:
+    """A UserError, as all bad input, and a TypeError for who looks for that."""
+    with pytest.raises(TypeError) as error:
+        WRONG_TYPES[words]()
+    assert isinstance(error.value, UserError) and words in str(error.value)
+
+
 # ---- the module itself ---------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import ops
 from .configs import QuantizationConfig, get_config
 from .decoded import READ_ONLY, DecodedWeight
-from .errors import UserError
+from .errors import UserError, check_type
 from .qtensor import QTensor, quantize
 
 # What a state_dict holds of a weight, row-major as in a checkpoint, and the dtype of each part.
@@ -156,6 +156,7 @@ class QuantizedLinear(nn.Module):
         Raises:
             UserError: NaN or infinite weights, an unknown scheme, a scheme that quantizes nothing.
         """
+        check_type("linear", linear, nn.Linear, "a torch.nn.Linear")
         config = get_config(config)
         q = quantize(linear.weight.detach(), config.layer_spec(name))
         return cls(q, linear.bias, config, name)

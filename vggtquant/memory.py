@@ -19,7 +19,7 @@ from .aggregator import QuantizedAggregator
 from .checkpoint.budget import parse_bytes
 from .conv import QuantizedConv2d
 from .dense import QuantizedDPTHead
-from .errors import UserError
+from .errors import UserError, check_type
 from .vggt import FRAME_SIZE, TOKENS
 
 OVERHEAD = 100 << 20
@@ -165,6 +165,8 @@ def fit(
     >>> fit(model, "8 GB", pictures=20, size=(350, 518)).pictures   # doctest: +SKIP
     101
     """
+    check_type("the model", model, nn.Module, "a torch.nn.Module")
+    check_type("memory", memory, (str, int, float), "a size such as '8 GB', or bytes")
     limit = parse_bytes(memory) if isinstance(memory, str) else memory
     s = _sizes(model)
     resident = environment.resident_bytes()

@@ -17,7 +17,7 @@ from .blocks import GRADIENTS
 from .configs import QuantizationConfig, get_config
 from .conv import Conv, weight_rows
 from .dense import Swapped, convolutions_of, set_module, swap_convolutions
-from .errors import UserError
+from .errors import UserError, check_type
 from .linear import QuantizedLinear, settle
 from .qtensor import QTensor, quantize
 from .selection import (
@@ -150,6 +150,7 @@ def model_bytes(model: nn.Module) -> int:
     >>> model_bytes(nn.Linear(3, 2))
     32
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     held = {id(t): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
     return sum(held.values())
 

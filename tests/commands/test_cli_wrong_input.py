@@ -60,6 +60,7 @@ CASES = {
     "info --layers": "--layers is for a packed file",
     "run packed.safetensors pictures --scheme INT4_Group_64 --out out": "is quantized already",
     "quantize tiny.pt --exclude '*' --out x.safetensors": "no layer is left to quantize",
+    "evaluate --full --scenes 3": "--scenes: not allowed with argument --full",
     # a name that says another thing
     "quantize tiny.pt --out x.onnx": "under the name of another format",
     "quantize tiny.pt --out x.pt": "under the name of another format",

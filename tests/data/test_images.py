@@ -136,6 +136,15 @@ def test_hashes(tmp_path: Path) -> None:
     assert image_hashes([tmp_path / "abc"]) == {"abc": digest}
 
 
+def test_a_broken_link_among_pictures_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"it holds 1 broken link \(a\.png\)"):
+        find_images(tmp_path)
+    Image.new("RGB", (28, 28)).save(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match=r"not taken of .*: 1 broken link \(a\.png\)"):
+        assert [path.name for path in find_images(tmp_path)] == ["b.png"]
+
+
 def broken_pictures(folder: Path) -> dict[str, Path]:
     good = picture(folder / "good.png", 40, 40).read_bytes()
     jpeg = picture(folder / "good.jpg", 40, 40).read_bytes()

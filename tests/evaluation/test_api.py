@@ -293,6 +293,14 @@ def test_it_is_written_and_read(report: Report, tmp_path: Path) -> None:
     assert Report.read(tmp_path / "a") == report
 
 
+@pytest.mark.parametrize("format", [None, "md"])
+def test_it_is_written_into_folders_alone(report: Report, format: str | None) -> None:
+    with pytest.raises(TypeError, match="folder is NoneType; wanted a folder"):
+        report.write(None, format=format)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"'a\\x00b': a NUL character"):
+        report.write("a\0b", format=format)
+
+
 def test_a_notebook_shows_it(report: Report) -> None:
     shown = report._repr_html_()
     assert "Recommended: none" in shown and shown.count("<table") == 3

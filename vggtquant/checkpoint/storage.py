@@ -20,7 +20,7 @@ from ..about import VERSION
 from ..configs import QuantizationConfig
 from ..conv import QuantizedConv2d, product_shape
 from ..dense import fuse_heads
-from ..errors import UserError
+from ..errors import PATH, UserError, check_type
 from ..linear import QuantizedLinear, settle
 from ..weights import architectures, names
 from ..weights.container import Blob, Planned, Writer
@@ -290,6 +290,7 @@ def load(
 
     >>> model = vq.load("vggt-int4.safetensors", device="cuda")   # doctest: +SKIP
     """
+    check_type("source", source, PATH, "a packed file, a directory or a hub id")
     if model is not None and not callable(model):  # a module is callable
         raise UserError(f"model is {model!r}; wanted a module, or a function that builds it")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

@@ -16,7 +16,7 @@ import torch
 
 from .. import devices, model, ops
 from ..configs import QuantizationConfig, QuantizationSpec, get_config
-from ..errors import UserError
+from ..errors import PATH, UserError, check_type
 from ..qtensor import QTensor, quantize
 from ..selection import Choice, Patterns, Request
 from ..weights import architectures, linears
@@ -110,6 +110,8 @@ def quantize_file(
 
     >>> vq.quantize_file("facebook/VGGT-1B", "INT4_Group_128", "vggt.safetensors")  # doctest: +SKIP
     """
+    check_type("source", source, (*PATH, Weights), "the name of a model or file")
+    check_type("out", out, PATH, "the path of a file")
     config = checked_config(config)
     check_float_dtype(float_dtype)
     there = ops.check_served(config.device if device is None else device)

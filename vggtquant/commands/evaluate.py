@@ -43,13 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="at most N pictures of a scene (default 32, fewer for a large model; 10 of each of "
         "several scenes, 4 of each rendered one)",
     )
-    what.add_argument(
+    number = what.add_mutually_exclusive_group()
+    number.add_argument(
         "--scenes",
         type=int,
         metavar="N",
         help="scenes to use (default 8 rendered ones, fewer for a large model; all of a folder)",
     )
-    what.add_argument(
+    number.add_argument(
         "--full",
         dest="scenes",
         action="store_const",

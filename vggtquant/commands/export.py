@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..deploy import FLOAT_TYPES, FORMATS, OPSET
+from ..deploy import FLOAT_TYPES, FORMATS, NEWEST_OPSET, OPSET
 from .options import FOLDER, config_of
 
 WORDS = "write a (quantized) model for ONNX Runtime, OpenVINO or TensorRT"
@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dynamic_frames", action="store_true", help="any number of pictures a pass"
     )
     parser.add_argument(
-        "--opset", type=int, default=OPSET, metavar="N", help="of ONNX (default %(default)s)"
+        "--opset",
+        type=int,
+        default=OPSET,
+        metavar="N",
+        help="of ONNX, 21 to 25 (default %(default)s)",
     )
     parser.add_argument(
         "--float_dtype",

@@ -286,6 +286,11 @@ def _is_picture(path: Path) -> bool:
     return taken and not hidden and path.is_file()
 
 
+def _is_lost(path: Path) -> bool:
+    """Whether it is a link to what is not there."""
+    return path.is_symlink() and not path.exists()
+
+
 def _left_out(listing: Sequence[Path]) -> str:
     """What of a folder's files and folders looks like pictures and is not taken: "3 .heic, …"."""
     kinds = picture.HEIF | picture.VIDEOS | _OTHERS
@@ -297,6 +302,10 @@ def _left_out(listing: Sequence[Path]) -> str:
     words = [f"{count} {kind}" for kind, count in sorted(other.items())]
     if not picture.HEIF.isdisjoint(other):
         words.append("HEIC needs `pip install pillow-heif`")
+    lost = [path for path in listing if path.suffix.lower() in SUFFIXES and _is_lost(path)]
+    if lost:
+        shown = _few([picture.shown(path.name) for path in sorted(lost, key=_natural)])
+        words.append(f"{len(lost)} broken link{'s' * (len(lost) > 1)} ({shown})")
     below = [path for path in listing if path.is_dir() and any(map(_is_picture, _listing(path)))]
     if below:
         names = [f"{path.name}/" for path in sorted(below, key=_natural)]

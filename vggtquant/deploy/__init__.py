@@ -12,5 +12,5 @@ Format = Literal["onnx", "openvino"]
 FORMATS: tuple[Format, ...] = ("onnx", "openvino")
 FloatType = Literal["float32", "float16", "bfloat16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("float32", "float16", "bfloat16")
-OPSET = 21
-"""Of ONNX: the first one with INT4 and with blocks."""
+OPSET, NEWEST_OPSET = 21, 25
+"""Of ONNX: the first one with INT4 and with blocks, and the last that torch's exporter writes."""

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .. import environment, memory
 from ..data.images import PATCH
-from ..errors import UserError
+from ..errors import PATH, UserError, check_type
 from ..files import writable_folder
-from . import FLOAT_TYPES, FORMATS, OPSET, FloatType, Format
+from . import FLOAT_TYPES, FORMATS, NEWEST_OPSET, OPSET, FloatType, Format
 
 if TYPE_CHECKING:
     from .check import Difference
@@ -100,6 +101,8 @@ def export(
     ...           size=(84, 112)).agrees  # doctest: +SKIP
     True
     """
+    check_type("model", model, (nn.Module, *PATH), "a module, or the name of one")
+    check_type("out", out, PATH, "a folder")
     height, width = parse_size(size)
     _check(format, frames, opset, float_dtype)
     _need(*_NEEDED, *(["openvino"] if format == "openvino" else []))
@@ -108,6 +111,7 @@ def export(
 
     folder = writable_folder(out)
     module = _model(model, scheme)
+    _check_memory(module, frames, (height, width))
     found = sites.with_sites(module)
     graph = trace.graph_of(found.model, (height, width), frames, dynamic_frames, opset, force)
     forms = lowering.lower(graph, found.layers)
@@ -172,8 +176,25 @@ def _check(format: str, frames: object, opset: object, float_dtype: str) -> None
         raise UserError(f"unknown float_dtype {float_dtype!r}; one of {known} is wanted")
     if type(frames) is not int or frames < 1:
         raise UserError(f"frames is {frames}; 1 or more is wanted")
-    if type(opset) is not int or opset < OPSET:
-        raise UserError(f"opset is {opset}; {OPSET} or newer is wanted: INT4 needs it")
+    if type(opset) is not int or not OPSET <= opset <= NEWEST_OPSET:
+        raise UserError(
+            f"opset is {opset}; {OPSET} to {NEWEST_OPSET} is wanted: INT4 needs {OPSET}, and torch "
+            f"writes none above {NEWEST_OPSET}"
+        )
+
+
+def _check_memory(model: nn.Module, frames: int, size: tuple[int, int]) -> None:
+    """UserError for pictures that this machine cannot hold: a graph is recorded from a forward."""
+    limit = environment.memory_bytes()
+    try:
+        nbytes = memory.forecast(model, frames, size)
+    except UserError:  # not built like VGGT: its pictures alone are known
+        nbytes = frames * 3 * 4 * size[0] * size[1]
+    if limit is not None and nbytes > limit:
+        raise UserError(
+            f"frames is {frames}: pictures of {size[0]}x{size[1]} and their forward take "
+            f"{memory.gigabytes(nbytes)}, and this machine has {memory.gigabytes(limit)}"
+        )
 
 
 def _need(*packages: str) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..configs import CONFIG_SUFFIXES, QuantizationConfig, read_configs
 from ..data.scenes import Scene
-from ..errors import UserError
+from ..errors import PATH, UserError, check_type
 from ..files import writable_folder
 from ..progress import Progress, notebook_bar, silent
 from . import evaluate as job
@@ -84,8 +84,7 @@ def evaluate(
     name = type(model).__name__ if given is not None else str(model)
     if given is not None and isolate:
         raise UserError("isolate loads a model by its name; a module was given")
-    if not isinstance(model, nn.Module | str | Path):
-        raise UserError(f"model is {type(model).__name__}; wanted a module, or the name of one")
+    check_type("model", model, (nn.Module, *PATH), "a module, or the name of one")
     if output_dir is not None and not str(output_dir):
         raise UserError("output_dir is empty; wanted a folder, or None")
     if forward is not None and not callable(forward):
@@ -268,6 +267,7 @@ class Report:
         """
         from .present import files
 
+        check_type("folder", folder, PATH, "a folder")
         if format is not None:
             from . import model_figures
             from .present import paper

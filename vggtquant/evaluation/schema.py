@@ -20,7 +20,7 @@ import msgspec
 
 from .. import devices
 from ..configs import QuantizationConfig
-from ..errors import UserError
+from ..errors import PATH, UserError, check_type
 from ..model import LayerReport
 
 SCHEMA_VERSION = "4.1"
@@ -854,6 +854,7 @@ def read(path: str | Path) -> Document:
 
     Raises UserError for what is no such document, or one of another major schema version.
     """
+    check_type("path", path, PATH, "a file of results or its folder")
     file = Path(path)
     if file.is_dir():
         file = file / JSON_NAME

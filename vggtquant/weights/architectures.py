@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .. import vggt
-from ..errors import UserError
+from ..errors import UserError, check_type
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The tensors of a state dict: their shapes by name."""
@@ -88,9 +88,8 @@ def recognised(
 
 def check_module(model: object) -> nn.Module:
     """The model itself; UserError for what is no module."""
-    if not isinstance(model, nn.Module):
-        raise UserError(f"the model is {type(model).__name__}; wanted a torch.nn.Module")
-    return model
+    check_type("the model", model, nn.Module, "a torch.nn.Module")
+    return cast(nn.Module, model)
 
 
 def of_model(model: nn.Module) -> tuple[str, dict[str, int | bool]]:
