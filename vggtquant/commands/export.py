@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..deploy import FLOAT_TYPES, FORMATS, NEWEST_OPSET, OPSET
+from ..deploy import FLOAT_TYPES, FORMATS, OPSET
 from .options import FOLDER, config_of
 
 WORDS = "write a (quantized) model for ONNX Runtime, OpenVINO or TensorRT"
