@@ -102,7 +102,7 @@ def fake_vggt(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
             self.camera_head = nn.ModuleDict({"pose_branch": branch})
             self.track_head = nn.Linear(16, 2) if enable_track else None
 
-    VGGT.__module__ = "vggt.models.vggt"
+    VGGT.__module__, VGGT.__qualname__ = "vggt.models.vggt", "VGGT"
     module = ModuleType("vggt.models.vggt")
     module.VGGT = VGGT  # type: ignore[attr-defined]
     for name in ("vggt", "vggt.models"):

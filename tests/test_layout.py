@@ -312,4 +312,4 @@ def test_what_is_special_to_vggt_stands_in_one_module(word: str) -> None:
         )
         if any(word in text and len(text) < 60 and "\n" not in text for text in strings):
             found.add(name)
-    assert found - {"vggtquant.vggt", "vggtquant.tiny.model"} == set()
+    assert found - {"vggtquant.adapters.vggt", "vggtquant.tiny.model"} == set()

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import QuantizedLinear, UserError, vggt
-from vggtquant.weights.architectures import parameters_without_memory
+from vggtquant import QuantizedLinear, UserError
+from vggtquant.adapters import vggt
+from vggtquant.meta import parameters_without_memory
 
 INT8 = "INT8_Per_Channel_Symmetric"
 ALL_INT8 = replace(vq.CONFIGS[INT8], name="all", skip_first_last=False)

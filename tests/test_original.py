@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import vggtquant as vq
+from vggtquant.adapter import IMAGE_AXES, split_outputs
 from vggtquant.aggregator import QuantizedAggregator
-from vggtquant.vggt import IMAGE_AXES, split_outputs
 
 aggregator = pytest.importorskip("vggt.models.aggregator", reason="the original is not installed")
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapters.vggt import AGGREGATOR, MODEL
 from .stand_in import StandIn, is_of
-from .vggt import AGGREGATOR, MODEL
 
 
 class QuantizedAggregator(StandIn):

@@ -18,6 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils.flop_counter import register_flop_formula
 
 from . import ops, rope
+from .adapter import Swappable
 from .linear import QuantizedLinear
 from .stand_in import StandIn
 
@@ -26,12 +27,14 @@ Mode = Literal["float", "bf16", "int8"]
 
 class Rotation(NamedTuple):
     """2-D rotary embedding of one call: integer positions (batch, tokens, 2) and a base, or tables
-    of cosines and sines as `ops.attention` takes them."""
+    of cosines and sines as `ops.attention` takes them; halves: in those, channel i of a head turns
+    with i + head_dim / 2."""
 
     pos: Tensor | None = None
     base: float = 0.0
     cos: Tensor | None = None
     sin: Tensor | None = None
+    halves: bool = False
 
 
 NO_ROTATION = Rotation()
@@ -45,9 +48,10 @@ class Swapped(StandIn):
     gradient is wanted (use torch.inference_mode).
     """
 
-    def __init__(self, original: nn.Module, arguments: tuple[str, ...]) -> None:
+    def __init__(self, original: nn.Module, row: Swappable) -> None:
         super().__init__(original)
-        self._arguments = arguments
+        self.row = row
+        """What is known of the original's class."""
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As the original's forward."""
@@ -70,12 +74,13 @@ class Swapped(StandIn):
 
     def _served(self, x: Any, args: Any, kwargs: Any) -> Rotation | None:
         """The call's rotation; None: the original has to take it."""
-        if not isinstance(x, Tensor) or x.ndim != 3 or len(args) >= len(self._arguments):
+        others = self.row.arguments[1:]
+        if not isinstance(x, Tensor) or x.ndim != 3 or len(args) > len(others):
             return None
-        given = dict(zip(self._arguments[1:], args, strict=False)) | kwargs
-        if not given.keys() <= set(self._arguments[1:]):
+        given = dict(zip(others, args, strict=False)) | kwargs
+        if not given.keys() <= set(others):
             return None
-        pos, tables = given.pop("pos", None), given.pop("rope", None)
+        where = given.pop(self.row.positions[0], None) if self.row.positions else None
         if any(value is not None and value is not False for value in given.values()):
             return None
         if x.device.type != "cpu" or x.layout != torch.strided or x.is_nested:
@@ -86,7 +91,7 @@ class Swapped(StandIn):
             return None
         if not torch.compiler.is_compiling() and self._observed(x):
             return None
-        return self._attention().rotation(x, pos, tables)
+        return self._attention().rotation(x, where)
 
     def _differentiated(self, x: Tensor) -> bool:
         return torch.is_grad_enabled() and (
@@ -145,10 +150,8 @@ class QuantizedAttention(Swapped):
     last_kernel: str | None = None
     """What made the last result; an evaluation asks for it and sets it back to None."""
 
-    def __init__(
-        self, original: nn.Module, arguments: tuple[str, ...], mode: Mode, pv: Mode
-    ) -> None:
-        super().__init__(original, arguments)
+    def __init__(self, original: nn.Module, row: Swappable, mode: Mode, pv: Mode) -> None:
+        super().__init__(original, row)
         self.mode: Mode = mode
         self.pv: Mode = pv
         self.heads = int(original.num_heads)  # type: ignore[arg-type]
@@ -160,18 +163,18 @@ class QuantizedAttention(Swapped):
     def _attention(self) -> QuantizedAttention:
         return self
 
-    def rotation(self, x: Tensor, pos: Any, tables: Any) -> Rotation | None:
-        """What the call's positions or tables mean; None where the original must say it."""
-        if tables is not None:
-            cos, sin = tables
-            return Rotation(cos=cos, sin=rope.unsigned(sin))
-        turned = self._modules.get("rope")
-        if turned is None:
-            return NO_ROTATION if pos is None or "attn_bias" not in self._arguments else None
-        fits = isinstance(pos, Tensor) and pos.shape == (*x.shape[:2], 2)
-        if not fits or pos.is_floating_point():
-            return None
-        return Rotation(pos, float(turned.base_frequency))  # type: ignore[arg-type]
+    def rotation(self, x: Tensor, where: Any) -> Rotation | None:
+        """What a call's positions mean; None where the original must say it."""
+        if self.row.positions is None:
+            return NO_ROTATION if where is None else None
+        if self.row.positions[1] != "grid":
+            tables = rope.given(self.row.positions[1], where, x.shape[1])
+            return tables and Rotation(None, 0.0, *tables)
+        base = rope.base_of(self._modules.get("rope"))
+        if base is None:
+            return NO_ROTATION
+        fits = isinstance(where, Tensor) and where.shape == (*x.shape[:2], 2)
+        return Rotation(where, base) if fits and not where.is_floating_point() else None
 
     def _fused(self, x: Tensor, rotation: Rotation) -> Tensor:
         y: Tensor = self.proj(self.attend(self.qkv(x), rotation))
@@ -180,10 +183,14 @@ class QuantizedAttention(Swapped):
     def attend(self, qkv: Tensor, rotation: Rotation) -> Tensor:
         """qkv (batch, tokens, 3 channels) to (batch, tokens, channels), in qkv's dtype."""
         parts = qkv.view(*qkv.shape[:2], 3, self.heads, -1)
-        norms = (*_norm(self._modules.get("q_norm")), *_norm(self._modules.get("k_norm")))
+        norms = [_norm(self._modules.get(name)) for name in ("q_norm", "k_norm")]
+        if rotation.halves:  # the kernel turns channels that are a quarter of a head apart
+            parts = torch.cat([rope.regrouped(parts[:, :, :2]), parts[:, :, 2:]], dim=2)
+            norms = [_regrouped(norm) for norm in norms]
+        given: Any = (*norms[0], *norms[1], *rotation[:4], self.mode, self.pv)
         if torch.compiler.is_compiling() or ops.is_recorded(qkv):
-            return _attention_op(parts, *norms, *rotation, self.mode, self.pv)  # type: ignore[no-any-return]
-        y: Tensor = _attention(parts, *norms, *rotation, self.mode, self.pv)
+            return _attention_op(parts, *given)  # type: ignore[no-any-return]
+        y: Tensor = _attention(parts, *given)
         self.__dict__["last_kernel"] = ops.attention_kernel_name(self.mode, self.pv)
         return y
 
@@ -244,10 +251,18 @@ def product(
     return y if residual is None else residual + y.to(residual.dtype)
 
 
-def _norm(norm: nn.Module | None) -> tuple[Tensor | None, Tensor | None, float]:
+_Norm = tuple[Tensor | None, Tensor | None, float]
+
+
+def _norm(norm: nn.Module | None) -> _Norm:
     if not isinstance(norm, nn.LayerNorm):
         return None, None, 0.0
     return norm.weight, norm.bias, norm.eps
+
+
+def _regrouped(norm: _Norm) -> _Norm:
+    weight, bias = (x if x is None else rope.regrouped(x) for x in norm[:2])
+    return weight, bias, norm[2]
 
 
 def _attention(

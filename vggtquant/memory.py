@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from . import environment
+from .adapter import FRAME_SIZE, PATCH
+from .adapters.vggt import TOKENS
 from .aggregator import QuantizedAggregator
 from .checkpoint.budget import parse_bytes
 from .conv import QuantizedConv2d
 from .dense import QuantizedDPTHead
 from .errors import UserError, check_type
-from .vggt import FRAME_SIZE, TOKENS
 
 OVERHEAD = 100 << 20
 """Bytes that a first forward takes for good: code, threads' scratch, what malloc keeps."""
@@ -31,8 +32,6 @@ AT_ONCE = 8
 MOST = 100_000
 """Pictures beyond which nobody asks."""
 
-PATCH = 14
-"""Pixels of a patch's side, where an aggregator does not say."""
 _FLOAT = 4
 _VALUES = 6  # of a pixel: depth, a point of three, a confidence of each
 

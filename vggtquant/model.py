@@ -28,6 +28,7 @@ from .selection import (
     choose,
     linears_of,
     listed,
+    make_plain,
     named,
     obstacles,
 )
@@ -285,6 +286,8 @@ def select(
     beside = convolutions_of(model) if config.convolutions == "int8" else ()
     request = Request(config, include, exclude, admits, configs or {}, beside)
     choice = choose(obstacles(model), request)
+    make_plain(model)
+    linears = linears_of(model)
     refuse_nonfinite({name: linears[name] for name in choice.chosen})
     return linears, choice
 

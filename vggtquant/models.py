@@ -6,18 +6,20 @@ VGGT's own code is never bundled: checkpoints are read into the user's installed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from . import ops
+from . import adapters, ops, selection
+from .adapter import FRAME_SIZE, PATCH, Adapter
+from .adapters.vggt import FILE_LICENCE
 from .checkpoint.document import Checkpoint, is_checkpoint
 from .checkpoint.storage import load
-from .vggt import FILE_LICENCE, FRAME_SIZE
-from .weights import architectures, tensors
-from .weights.architectures import Architecture
+from .weights import tensors
 from .weights.names import Place, resolve
 from .weights.tensors import Weights
 
@@ -37,14 +39,22 @@ class LoadedModel:
     source: str
     licence: str
     image_size: int = FRAME_SIZE
+    patch: int = PATCH
 
 
-def load_model(address: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+def load_model(
+    address: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    adapter: str | Path | None = None,
+) -> LoadedModel:
     """The model that `address` names, in eval mode on `device`.
 
     address: any name that weights.names.resolve takes, or a packed checkpoint. Files stay
     memory-mapped and are not copied. Half-precision weights are widened: what is measured as FP32
-    computes in float32, whatever the file holds.
+    computes in float32, whatever the file holds. adapter: the model's name in
+    vggtquant.adapters, or a file with one; None: the one of its class. Linear layers of a subclass
+    that the adapter knows become plain ones with the same outputs.
 
     Raises:
         UserError: nothing of that name, a file that cannot be read or does not fit.
@@ -53,15 +63,19 @@ def load_model(address: str | Path, device: str | torch.device = "cpu") -> Loade
     'torch.nn:Identity'
     """
     target = ops.check_device(device)
+    chosen = adapters.get(adapter) if adapter is not None else None
     place = resolve(address)
     if place.build is not None:
         loaded = _of_code(place)
     elif len(place.files) == 1 and is_checkpoint(place.files[0]):
         loaded = _packed(place)
     else:
-        loaded = _of_files(tensors.read(place))
+        loaded = _of_files(tensors.read(place), chosen)
+    kind = adapters.use(loaded.model, adapter)
+    selection.make_plain(loaded.model)
     loaded.model.to(target).eval()
-    return loaded
+    size = loaded.image_size or getattr(loaded.model, "image_size", kind.image_size)
+    return replace(loaded, image_size=int(size), patch=kind.patch)
 
 
 def release_file(model: nn.Module) -> None:
@@ -83,32 +97,30 @@ def _of_code(place: Place) -> LoadedModel:
     assert place.build is not None
     model = place.build()
     tensors.to_float32(model)
-    kind = architectures.BY_NAME.get(architectures.of_model(model)[0])
-    size = int(getattr(model, "image_size", kind.image_size if kind else FRAME_SIZE))
     sha256 = tensors.state_hash(model)
-    return LoadedModel(model, place.name, sha256, place.source, place.licence, size)
+    return LoadedModel(model, place.name, sha256, place.source, place.licence, 0)
 
 
 def _packed(place: Place) -> LoadedModel:
     """A model that is quantized already."""
     document = Checkpoint(place.files[0]).document
-    size = _image_size(architectures.BY_NAME.get(document.architecture), document.settings)
+    model = load(place.files[0])
+    size = _image_size(document.settings)
     licence = document.source.licence or FILE_LICENCE
     sha256 = tensors.file_hash(place.files)
-    return LoadedModel(load(place.files[0]), place.name, sha256, place.source, licence, size)
+    return LoadedModel(model, place.name, sha256, place.source, licence, size)
 
 
-def _of_files(found: Weights) -> LoadedModel:
+def _of_files(found: Weights, chosen: Adapter | None) -> LoadedModel:
     place = found.place
-    model = tensors.instantiate(found)
-    kind = architectures.BY_NAME[architectures.of_model(model)[0] or "vggt"]
+    model = tensors.instantiate(found, chosen)
     source = place.source
     if found.prefix:
         source += f", whose names all begin with {found.prefix}, which is left out"
-    size = _image_size(kind, place.settings)
+    size = _image_size(place.settings)
     return LoadedModel(model, place.name, found.sha256(), source, place.licence, size)
 
 
-def _image_size(kind: Architecture | None, settings: object) -> int:
-    said = settings.get("img_size") if isinstance(settings, dict) else None
-    return int(said or (kind.image_size if kind else FRAME_SIZE))
+def _image_size(settings: Mapping[str, Any]) -> int:
+    """The width that a model's settings state; 0: they state none."""
+    return int(settings.get("img_size") or 0)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import aggregator, ops
+from . import adapters, aggregator, ops, rope
+from .adapter import Swappable
 from .aggregator import QuantizedAggregator
 from .blocks import Mode, QuantizedAttention, QuantizedBlock, Swapped, drops_out
 from .configs import QuantizationConfig
@@ -40,35 +41,22 @@ class ModuleReport:
     """Why it stays as it was."""
 
 
-# The end of a class's path, and the arguments of its forward.
-ATTENTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("vggt.layers.attention.Attention", ("x", "pos")),
-    ("vggt.layers.attention.MemEffAttention", ("x", "attn_bias", "pos")),
-    ("dinov2.layers.attention.Attention", ("x",)),
-    ("dinov2.layers.attention.Attention", ("x", "is_causal")),
-    ("dinov2.layers.attention.MemEffAttention", ("x", "attn_bias")),
-    ("vggtquant.tiny.layers.Attention", ("x", "rope")),
-)
-BLOCKS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("vggt.layers.block.Block", ("x", "pos")),
-    ("vggt.layers.block.NestedTensorBlock", ("x_or_x_list",)),
-    ("dinov2.layers.block.Block", ("x",)),
-    ("dinov2.layers.block.NestedTensorBlock", ("x_or_x_list",)),
-    ("vggtquant.tiny.layers.Block", ("x", "rope")),
-)
-
 BOUNDS: dict[str, float] = {"float": 0.01, "bf16": 0.02, "int8": 0.05}
 """Largest error with which a module is swapped, by how its attention multiplies."""
 
 
-def _class_reason(module: nn.Module, known: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
-    wanted = [arguments for path, arguments in known if is_of(module, path)]
-    if not wanted:
-        return f"its class {type(module).__module__}.{type(module).__qualname__} is not known"
-    seen = _arguments(module)
-    if seen not in wanted:
-        return f"its forward takes ({', '.join(seen)}); ({', '.join(wanted[-1])}) is known"
-    return ""
+def _row_of(module: nn.Module, known: Iterable[Swappable]) -> Swappable | str:
+    """What is known of a module's class and forward, or why nothing is."""
+    rows = [row for row in known if is_of(module, row.path)]
+    if not rows:
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        return adapters.left_alone(module) or f"its class {kind} is not known"
+    seen = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    row = next((row for row in rows if row.arguments == seen), None)
+    if row is None:
+        return f"its forward takes ({', '.join(seen)}); ({', '.join(rows[-1].arguments)}) is known"
+    on = next((name for name in row.off if getattr(module, name, None) not in (None, False)), None)
+    return f"its {on} is on" if on else row
 
 
 def is_block(module: nn.Module) -> bool:
@@ -77,11 +65,7 @@ def is_block(module: nn.Module) -> bool:
     >>> is_block(nn.Identity())
     False
     """
-    return not _class_reason(module, BLOCKS)
-
-
-def _arguments(module: nn.Module) -> tuple[str, ...]:
-    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+    return isinstance(_row_of(module, adapters.blocks()), Swappable)
 
 
 def _kept_reason(module: nn.Module) -> str:
@@ -150,11 +134,7 @@ def _attention_structure(attn: nn.Module) -> str:
         if not _is(parts.get(name), nn.Dropout, nn.Identity, type(None)):
             return f"its {name} is a {type(parts[name]).__name__}"
     turned = parts.get("rope")
-    if turned is not None and (
-        type(turned).__name__ != "RotaryPositionEmbedding2D"
-        or not isinstance(getattr(turned, "base_frequency", None), int | float)
-        or width % 4
-    ):
+    if turned is not None and (rope.base_of(turned) is None or width % 4):
         return f"its rope is a {type(turned).__name__}"
     return ""
 
@@ -190,7 +170,7 @@ def _block_structure(block: nn.Module) -> str:
     hidden = getattr(fc1, "out_features", 0)
     act = inner.get("act")
     if (
-        inner.keys() - {"fc1", "act", "fc2", "drop"}
+        inner.keys() - {"fc1", "act", "fc2", "drop", "drop1", "drop2"}
         or not _linear_fits(fc1, hidden, dim)
         or not _linear_fits(inner.get("fc2"), dim, hidden)
     ):
@@ -220,17 +200,17 @@ def _tokens(module: nn.Module, dim: int, normed: bool) -> Tensor:
     return x.to(dtype)
 
 
-def _positions(arguments: tuple[str, ...], attn: QuantizedAttention) -> dict[str, object]:
+def _positions(row: Swappable, attn: QuantizedAttention) -> dict[str, object]:
     """Positions of those tokens in the form that forward takes."""
+    if row.positions is None:
+        return {}
+    name, form = row.positions
     y, x = torch.arange(21, device="cpu") % 4, torch.arange(21, device="cpu") // 4
     pos = torch.stack([y, x], dim=-1)
-    if "rope" in arguments:
-        from .tiny.layers import rope_tables
-
-        return {"rope": rope_tables(pos, attn.qkv.in_features // attn.heads)}
-    if "pos" in arguments and attn._modules.get("rope") is not None:
-        return {"pos": pos.expand(2, 21, 2).clone()}
-    return {}
+    if form != "grid":
+        return {name: rope.example(form, pos, attn.qkv.in_features // attn.heads)}
+    turned = attn._modules.get("rope") is not None
+    return {name: pos.expand(2, 21, 2).clone()} if turned else {}
 
 
 @torch.no_grad()
@@ -238,7 +218,7 @@ def error_of(swapped: Swapped, residual: bool) -> float:
     """Relative L2 distance of what the module adds to random tokens from what the original adds."""
     attn = swapped._attention()
     x = _tokens(swapped, attn.qkv.in_features, normed=residual)
-    given = _positions(swapped._arguments, attn)
+    given = _positions(swapped.row, attn)
     with torch.autocast("cpu", enabled=False):
         want = swapped.original.forward(x, **given).double()
         got = swapped(x, **given).double()
@@ -258,7 +238,8 @@ class _Kind:
     name: str
     children: frozenset[str]
     """Names of modules by which it is told from others."""
-    classes: tuple[tuple[str, tuple[str, ...]], ...]
+    rows: Callable[[], Iterable[Swappable]]
+    """The classes that are known."""
     structure: Callable[[nn.Module], str]
 
     def is_like(self, module: nn.Module) -> bool:
@@ -266,8 +247,12 @@ class _Kind:
         return self.children <= module._modules.keys() and not isinstance(module, Swapped)
 
 
-_ATTENTION = _Kind("attention", frozenset({"qkv", "proj"}), ATTENTIONS, _attention_structure)
-_BLOCK = _Kind("block", frozenset({"norm1", "attn", "norm2", "mlp"}), BLOCKS, _block_structure)
+_ATTENTION = _Kind(
+    "attention", frozenset({"qkv", "proj"}), adapters.attentions, _attention_structure
+)
+_BLOCK = _Kind(
+    "block", frozenset({"norm1", "attn", "norm2", "mlp"}), adapters.blocks, _block_structure
+)
 
 
 class _Swap:
@@ -287,18 +272,21 @@ class _Swap:
         layers = (m for m in module.modules() if isinstance(m, QuantizedLinear))
         return next((layer.config for layer in layers if layer.config in self.configs), None)
 
-    def take(self, name: str, module: nn.Module, kind: _Kind, make: Callable[[], Swapped]) -> bool:
+    def take(
+        self, name: str, module: nn.Module, kind: _Kind, make: Callable[[Swappable], Swapped]
+    ) -> bool:
         """Swap the module, or say why not."""
+        row = _row_of(module, kind.rows())
         reason = (
             ("it is the model itself" if not name else "")
             or _place_reason(module)
-            or _class_reason(module, kind.classes)
+            or (row if isinstance(row, str) else "")
             or _kept_reason(module)
             or kind.structure(module)
         )
         error, scheme = None, type(module).__name__
-        if not reason:
-            swapped = make()
+        if not reason and isinstance(row, Swappable):
+            swapped = make(row)
             mode = swapped.mode if isinstance(swapped, QuantizedAttention) else "float"
             error = self.error_of(swapped, residual=kind is _BLOCK)
             if not error <= BOUNDS[mode]:
@@ -315,8 +303,8 @@ class _Swap:
         if self.each:
             return error_of(swapped, residual)
         attn = swapped._attention()
-        frequency = getattr(attn._modules.get("rope"), "base_frequency", None)
-        parts = type(swapped.original), repr(swapped), attn.heads, frequency
+        base = rope.base_of(attn._modules.get("rope"))
+        parts = type(swapped.original), repr(swapped), attn.heads, base
         if parts not in self.errors:
             self.errors[parts] = error_of(swapped, residual)
         return self.errors[parts]
@@ -329,13 +317,11 @@ class _Swap:
         elif fused or config.attention != "float":
             mode: Mode = config.attention
             pv: Mode = config.attention_values if mode == "int8" else mode
-            self.take(
-                name, attn, _ATTENTION, lambda: QuantizedAttention(attn, _arguments(attn), mode, pv)
-            )
+            self.take(name, attn, _ATTENTION, lambda row: QuantizedAttention(attn, row, mode, pv))
 
     def block(self, name: str, block: nn.Module) -> None:
         """A block whose attention has been looked at."""
-        done = self.take(name, block, _BLOCK, lambda: QuantizedBlock(block, _arguments(block)))
+        done = self.take(name, block, _BLOCK, lambda row: QuantizedBlock(block, row))
         attn = f"{name}.attn" if name else "attn"
         swapped = self.originals.get(attn) and self.model.get_submodule(attn)
         if not done and isinstance(swapped, QuantizedAttention) and swapped.mode == "float":

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .adapter import Form
 
 KEPT = 8
 """Tables that are kept: a model asks for the same few in every block."""
@@ -18,6 +20,16 @@ class Tables(NamedTuple):
 
     cos: Tensor
     sin: Tensor
+
+
+_BASES = {"RotaryPositionEmbedding2D": "base_frequency", "RoPE2D": "base"}
+"""Classes that turn as `tables` says, and where they keep the base of their frequencies."""
+
+
+def base_of(turning: nn.Module | None) -> float | None:
+    """The base of a module that turns queries and keys by positions; None for another module."""
+    base = getattr(turning, _BASES.get(type(turning).__name__, ""), None)
+    return float(base) if isinstance(base, int | float) else None
 
 
 class _Known(NamedTuple):
@@ -82,3 +94,43 @@ def unsigned(signed: Tensor) -> Tensor:
     rows, head_dim = signed.shape
     halves = signed.reshape(rows, 2, 2, head_dim // 4)
     return torch.stack([-halves[:, :, 0], halves[:, :, 1]], dim=2).reshape(rows, head_dim)
+
+
+# ---- tables that a model's own forward gives -----------------------------------------------------
+
+
+def regrouped(x: Tensor) -> Tensor:
+    """x (…, head_dim) with its second and third quarter exchanged: channels that are half a head
+    apart come to be a quarter apart within a half, and the reverse.
+
+    >>> regrouped(torch.arange(8)).tolist()
+    [0, 1, 4, 5, 2, 3, 6, 7]
+    """
+    a, b, c, d = x.chunk(4, dim=-1)
+    return torch.cat([a, c, b, d], dim=-1)
+
+
+def given(form: Form, found: Any, tokens: int) -> tuple[Tensor | None, Tensor | None, bool] | None:
+    """Cosines and sines of so many tokens as `ops.attention` takes them, and whether channels have
+    to be regrouped; all None without rotation; None for tables that no single call serves."""
+    if found is None:
+        return None, None, False
+    if not (isinstance(found, tuple) and len(found) == 2 and all(x.ndim == 2 for x in found)):
+        return None
+    if form == "cos_sin":
+        cos, sin = found
+        return cos, unsigned(sin), False
+    sin, cos = (regrouped(x.float()) for x in found)
+    before = tokens - len(sin)  # tokens that do not turn
+    if before < 0:
+        return None
+    still = sin.new_zeros(before, sin.shape[1])
+    return torch.cat([still + 1, cos]), torch.cat([still, sin]), True
+
+
+def example(form: Form, pos: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Tables of that form for positions (tokens, 2), to try a module with."""
+    cos, sin = _made(pos, head_dim, 100.0)
+    if form == "cos_sin":
+        return cos, unsigned(sin)  # its own inverse
+    return regrouped(sin)[5:], regrouped(cos)[5:]  # as after a camera and four registers

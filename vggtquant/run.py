@@ -65,6 +65,7 @@ def run(
     points: str = "depth",
     conf_percentile: float = CONF_PERCENTILE,
     device: str = "cpu",
+    adapter: str | None = None,
     max_memory: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Reconstruction:
@@ -76,7 +77,8 @@ def run(
     >>> run("builtin:tiny", "builtin", "out", scheme="INT4_Group_128").frames   # doctest: +SKIP
     4
     """
-    from . import memory, models, ops
+    from . import adapters, memory, models, ops
+    from .adapter import PATCH
     from .checkpoint.budget import parse_bytes
     from .configs import get_config
     from .data.images import check_mode, check_size, load_frames
@@ -90,7 +92,7 @@ def run(
     target = ops.check_served(device)
     check_mode(mode)
     if size is not None:
-        check_size(size)
+        check_size(size, PATCH if adapter is None else adapters.get(adapter).patch)
     if points not in POINT_SOURCES:
         raise UserError(f"unknown points {points!r}: wanted one of {', '.join(POINT_SOURCES)}")
     if not 0 <= conf_percentile <= 100:
@@ -108,13 +110,15 @@ def run(
     folder = writable_folder(out)
 
     say(f"loading {model}")
-    loaded = models.load_model(model, target)
+    loaded = models.load_model(model, target, adapter=adapter)
     if config is not None and any(isinstance(m, QuantizedLinear) for m in loaded.model.modules()):
         raise UserError(f"{model} is quantized already; leave --scheme {config.name} out")
     say(f"licence of the weights: {loaded.licence}")
     width = size or loaded.image_size
     if scene_number is None:
-        frames, scene = told(say, load_frames, paths, check_mode(mode), size=width), None
+        patch = loaded.patch
+        frames = told(say, load_frames, paths, check_mode(mode), size=width, patch=patch)
+        scene = None
     else:
         frames, scene = _rendered(scene_number, width, names)
     done = Reconstruction(frames=len(names))
@@ -240,8 +244,10 @@ def _forward(model: Any, images: torch.Tensor, *, bf16: bool) -> dict[str, NDArr
     """
     import torch
 
+    from . import adapters
+
     with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        predictions = model(images[None])
+        predictions = adapters.run(model, images[None])
     if not isinstance(predictions, Mapping):
         raise UserError(f"the model returned {type(predictions).__name__}, wanted VGGT's dict")
     tensors = {name: x for name, x in predictions.items() if isinstance(x, torch.Tensor)}

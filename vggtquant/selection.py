@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from . import ops, vggt
+from . import adapters, ops
 from .configs import QuantizationConfig, get_config
 from .errors import UserError
 
@@ -86,12 +86,13 @@ def patterns_of(what: str, given: Patterns, names: Iterable[str]) -> tuple[str, 
 
 
 def first_and_last(names: list[str]) -> tuple[str, ...]:
-    """The edges of layers that stand in the order of the model: VGGT's own, or the first and last.
+    """The edges of layers that stand in the order of the model: those that an adapter names, or the
+    first and the last.
 
     >>> first_and_last(["a", "b", "c"])
     ('a', 'c')
     """
-    return vggt.first_and_last(names) or tuple(names[:1] + names[-1:])
+    return adapters.edges(names) or tuple(names[:1] + names[-1:])
 
 
 def choose(
@@ -169,15 +170,23 @@ class _Candidate:
     """Other modules that hold the same weight."""
 
     @property
+    def plain(self) -> nn.Linear | str:
+        """The plain Linear with the same outputs, or why there is none."""
+        return adapters.plain_linear(self.linear)
+
+    @property
     def is_plain(self) -> bool:
         """Whether the model calls it as a Linear of its own."""
         attention = isinstance(self.parent, nn.MultiheadAttention)
-        return type(self.linear) is nn.Linear and not attention and not self.adapts
+        return isinstance(self.plain, nn.Linear) and not attention and not self.adapts
 
     @property
     def additions(self) -> str:
         """What somebody added to the layer that a swap would lose, in words."""
+        changed = type(self.linear) is not nn.Linear  # its buffers are part of the plain Linear
         for key, plain in PLAIN_LINEAR.items():
+            if key == "_buffers" and changed:
+                continue
             if isinstance(plain, dict) and not plain and vars(self.linear).get(key):
                 return key.strip("_").replace("_", " ")
         return ", ".join(sorted(self.linear._parameters.keys() - {"weight", "bias"}))
@@ -187,11 +196,7 @@ class _Candidate:
 _REASONS: tuple[Callable[[_Candidate], str], ...] = (
     lambda c: IN_ATTENTION if isinstance(c.parent, nn.MultiheadAttention) else "",
     lambda c: f"an adapter of {c.adapts}, which stays in float" if c.adapts else "",
-    lambda c: (
-        f"a subclass of nn.Linear ({type(c.linear).__name__})"
-        if type(c.linear) is not nn.Linear
-        else ""
-    ),
+    lambda c: c.plain if isinstance(c.plain, str) else "",
     lambda c: "its forward was replaced" if "forward" in vars(c.linear) else "",
     lambda c: (
         "its weight is computed anew for each call" if "weight" not in c.linear._parameters else ""
@@ -222,6 +227,19 @@ _REASONS: tuple[Callable[[_Candidate], str], ...] = (
 def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
     """A model's Linear layers by name, in the order of its modules."""
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+
+
+def make_plain(model: nn.Module) -> None:
+    """Set plain Linear layers with the same outputs in the place of those of a subclass that an
+    adapter knows.
+
+    >>> make_plain(nn.Sequential(nn.Linear(2, 2)))
+    """
+    for name, linear in linears_of(model).items():
+        plain = adapters.plain_linear(linear)
+        if name and isinstance(plain, nn.Linear) and plain is not linear:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, plain)
 
 
 def obstacles(model: nn.Module) -> dict[str, Obstacle | None]:

@@ -18,8 +18,8 @@ from torch import nn
 
 import vggtquant as vq
 from vggtquant import ops, tiny
+from vggtquant.adapter import split_outputs
 from vggtquant.data import scenes
-from vggtquant.vggt import split_outputs
 
 INT8 = vq.CONFIGS["INT8_Per_Channel_Symmetric"]
 A8 = vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import vggtquant as vq
+from vggtquant.adapter import split_outputs
 from vggtquant.tiny.model import TinyVGGT
 from vggtquant.tiny.outliers import CHANNELS, FACTOR, add_outliers
-from vggtquant.vggt import split_outputs
 from vggtquant.weights import names
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from .. import adapters
 from ..errors import UserError
 
 Side = Literal["float", "quantized"]
@@ -67,7 +68,7 @@ def segments(model: nn.Module, names: Sequence[str], sample: torch.Tensor) -> li
 
     handles = [m.register_forward_pre_hook(hook(name)) for name, m in model.named_modules()]
     with hooks(handles), torch.no_grad():
-        model(sample)
+        adapters.run(model, sample)
     calls = Counter(order)
     called = [name for name in dict.fromkeys(order) if name in set(names)]
     owner = {name: _owner(model, name, calls) for name in called}
@@ -181,7 +182,7 @@ class Replay:
         }
         patched[self.plan[index].name] = reached
         with _forwards(self.model, patched), torch.no_grad(), contextlib.suppress(_Reached):
-            self.model(self.samples[sample])
+            adapters.run(self.model, self.samples[sample])
         if not found:
             raise UserError(
                 f"sample {sample} does not reach {self.plan[index].name or 'the model'} as the "

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .. import adapters
 from ..configs import QuantizationConfig
 from ..errors import UserError
 from ..linear import QuantizedLinear
@@ -105,7 +106,7 @@ def measure(
         plan = segments(model, names, shown.batches[0])
         replay = Replay(model, plan, shown.batches, Store(None))
         with torch.inference_mode():
-            wanted = [_outputs(model(batch)) for batch in probe]
+            wanted = [_outputs(adapters.run(model, batch)) for batch in probe]
         ways: Ways = {}
         for index, segment in enumerate(plan):
             given = replay.arguments(index, "float")
@@ -181,7 +182,7 @@ def _cost(
     folds.put(model, name, QuantizedLinear(q, bias, alone, name).eval())
     try:
         with torch.inference_mode():
-            return Way(q.nbytes, _harm(wanted, [model(batch) for batch in probe]))
+            return Way(q.nbytes, _harm(wanted, [adapters.run(model, batch) for batch in probe]))
     finally:
         folds.put(model, name, layer)
 

@@ -15,13 +15,14 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .. import files, ops, recognition, vggt
+from .. import files, ops, recognition
 from ..about import VERSION
 from ..configs import QuantizationConfig
 from ..conv import QuantizedConv2d, product_shape
 from ..dense import fuse_heads
 from ..errors import PATH, UserError, check_type
 from ..linear import QuantizedLinear, settle
+from ..meta import parameters_without_memory
 from ..weights import architectures, names
 from ..weights.container import Blob, Planned, Writer
 from .document import (
@@ -363,10 +364,10 @@ def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 def _build(checkpoint: Checkpoint, factory: Callable[[], nn.Module] | None) -> nn.Module:
     """The checkpoint's architecture with parameters that have no memory yet."""
     if factory is not None:
-        with architectures.parameters_without_memory():
+        with parameters_without_memory():
             return architectures.check_module(factory())
     document = checkpoint.document
-    if document.architecture not in architectures.BY_NAME:
+    if architectures.files_of(document.architecture) is None:
         whose = document.architecture or document.source.name or "the user\u2019s own"
         raise UserError(
             f"{checkpoint.path} is of an architecture that cannot be built here ({whose}); "
@@ -376,7 +377,7 @@ def _build(checkpoint: Checkpoint, factory: Callable[[], nn.Module] | None) -> n
         model = architectures.built(document.architecture, document.settings, checkpoint.entries)
     except UserError as error:
         raise UserError(f"{checkpoint.path}: {error}") from error
-    vggt.drop_heads(model, checkpoint.entries)
+    architectures.drop_heads(model, checkpoint.entries)
     return model
 
 
@@ -410,10 +411,10 @@ def _check_fit(checkpoint: Checkpoint, model: nn.Module) -> None:
                 f"{checkpoint.path} does not fit {type(model).__name__}: layer {name} is quantized "
                 "there, float in the file; give a model that is not quantized"
             )
-    wanted = {
+    wanted = {  # of a packed layer, the bias alone: a mask of it was multiplied in
         name: tuple(x.shape)
         for name, x in _float_tensors(model)
-        if not (name.endswith(".weight") and name.removesuffix(".weight") in layers)
+        if name.endswith(".bias") or name.rpartition(".")[0] not in layers
     }
     shapes = {name: checkpoint.entries[name].shape for name in checkpoint.floats}
     misfit = architectures.misfit(wanted, shapes)

@@ -8,7 +8,7 @@ import os
 import sys
 
 from ..errors import UserError
-from .options import FOLDER, need_extra, show
+from .options import ADAPTER, ADAPTER_HELP, FOLDER, need_extra, show
 
 WORDS = "compare every scheme with the FP32 model and write a report"
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with a packed file: the float model that it is compared with (default: the one it "
         "was made from, where that is at hand)",
     )
+    what.add_argument(*ADAPTER, metavar="NAME", help=ADAPTER_HELP)
     what.add_argument(
         "--image_folder", metavar="DIR", help="a folder of pictures (default: rendered scenes)"
     )
@@ -177,7 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _ALIKE = (
     *("model", "source", "max_images", "scenes", "groups", "mode", "layout", "output_dir"),
     *("device", "runs", "warmup", "threads", "seed", "sensitivity", "resume", "restart"),
-    *("shard", "max_drop", "min_speedup", "isolate"),
+    *("shard", "max_drop", "min_speedup", "isolate", "adapter"),
 )
 """Flags that are fields of plan.Settings as they are."""
 

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 FOLDER = ("--out", "--output_dir")
 """Both names of the place for results."""
 
+ADAPTER = ("--adapter",)
+ADAPTER_HELP = (
+    "which model of VGGT's family it is, e.g. pi3, or a .py file that holds an ADAPTER "
+    "(default: by the model's class)"
+)
+
 
 def config_of(words: str) -> QuantizationConfig:
     """The config of a scheme's name, or the one that a .toml or .json file holds.

@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from .. import run as reconstruct
-from .options import FOLDER, config_of
+from .options import ADAPTER, ADAPTER_HELP, FOLDER, config_of
 
 WORDS = "reconstruct a scene from pictures with a (quantized) model"
 
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="of the process, e.g. 8GB: refuse more pictures than that has room for",
     )
+    parser.add_argument(*ADAPTER, metavar="NAME", help=ADAPTER_HELP)
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda where there is one")
 
 
@@ -82,6 +83,7 @@ def main(args: argparse.Namespace) -> int:
         points=args.points,
         conf_percentile=args.conf_percentile,
         device=args.device,
+        adapter=args.adapter,
         max_memory=args.max_memory,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

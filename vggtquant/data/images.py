@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..adapter import FRAME_SIZE, PATCH
 from ..errors import UserError
 from . import picture
 
@@ -29,8 +30,6 @@ MODES: tuple[Mode, ...] = ("crop", "pad")
 SUFFIXES = tuple(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .jp2".split())
 # Pictures of kinds that are not taken from a folder by themselves; a warning names them.
 _OTHERS = frozenset(".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .jxl .exr .hdr .svg".split())
-FRAME_SIZE = 518  # the width VGGT was trained at
-PATCH = 14
 
 # Looked through in this order: a plain folder, VGGT's SCENE_DIR/images, ETH3D's two layouts.
 _SUBFOLDERS = ("", "images", "images/dslr_images_undistorted", "dslr_images_undistorted")
@@ -148,6 +147,7 @@ def load_images(
     max_images: int | None = None,
     *,
     size: int = FRAME_SIZE,
+    patch: int = PATCH,
 ) -> tuple[Tensor, list[Path]]:
     """Pictures of a folder, or of a list of paths, as VGGT wants them: (S,3,H,W), and their paths.
 
@@ -156,7 +156,7 @@ def load_images(
 
     >>> images, paths = load_images("examples/kitchen", "crop", 4)         # doctest: +SKIP
     """
-    frames = load_frames(source, mode, max_images, size=size)
+    frames = load_frames(source, mode, max_images, size=size, patch=patch)
     return frames.images, frames.paths
 
 
@@ -166,17 +166,19 @@ def load_frames(
     max_images: int | None = None,
     *,
     size: int = FRAME_SIZE,
+    patch: int = PATCH,
 ) -> Frames:
     """As `load_images`, with a mask that tells picture from padding.
 
-    UserError for an unknown mode, `max_images` below 1, a size that is no multiple of 14, and a
-    picture that cannot be read (named). Different shapes are padded to the largest, with a warning;
-    another tells of pictures that are turned by EXIF, deeper than 8 bits, or of several frames.
+    UserError for an unknown mode, `max_images` below 1, a size that is no multiple of the patch,
+    and a picture that cannot be read (named). Different shapes are padded to the largest, with a
+    warning; another tells of pictures that are turned by EXIF, deeper than 8 bits, or of several
+    frames.
     """
     check_mode(mode)
     if max_images is not None and max_images < 1:
         raise UserError(f"max_images must be 1 or more, got {max_images}")
-    check_size(size)
+    check_size(size, patch)
     if isinstance(source, str | Path):
         paths = find_images(source)
     else:
@@ -186,7 +188,7 @@ def load_frames(
     paths = paths[:max_images]
     prepared, notes = [], Counter[str]()
     for path in paths:
-        x, place, told = _prepare(path, mode, size)
+        x, place, told = _prepare(path, mode, size, patch)
         prepared.append((x, place))
         notes.update(told)
     for words, count in notes.items():
@@ -219,10 +221,10 @@ def check_mode(mode: str) -> Mode:
     raise UserError(f"unknown mode {mode!r}: wanted one of {', '.join(MODES)}")
 
 
-def check_size(size: int) -> int:
-    """The frame size itself; UserError when it is no positive multiple of the patch, 14."""
-    if size < PATCH or size % PATCH:
-        raise UserError(f"size must be a positive multiple of {PATCH}, got {size}")
+def check_size(size: int, patch: int = PATCH) -> int:
+    """The frame size itself; UserError when it is no positive multiple of the patch."""
+    if size < patch or size % patch:
+        raise UserError(f"size must be a positive multiple of {patch}, got {size}")
     return size
 
 
@@ -235,19 +237,19 @@ def image_hashes(paths: Sequence[Path]) -> dict[str, str]:
     return hashes
 
 
-def _prepare(path: Path, mode: Mode, size: int) -> tuple[Tensor, Placement, list[str]]:
+def _prepare(path: Path, mode: Mode, size: int, patch: int) -> tuple[Tensor, Placement, list[str]]:
     """One picture, resized and cropped but not padded: (3,H,W), its place in that, and notes."""
     image, notes = picture.rgb(path)
     width, height = image.size
     # Python's round and this order of operations are VGGT's; both decide ties.
     if mode == "pad" and width < height:
-        to = (round(width * (size / height) / PATCH) * PATCH, size)
+        to = (round(width * (size / height) / patch) * patch, size)
     else:
-        to = (size, round(height * (size / width) / PATCH) * PATCH)
-    if min(to) < PATCH:
+        to = (size, round(height * (size / width) / patch) * patch)
+    if min(to) < patch:
         raise UserError(
             f"{path} is too narrow: {width}x{height} px scaled to {size} leaves less than a "
-            f"{PATCH} px patch"
+            f"{patch} px patch"
         )
     pixels = np.array(image.resize(to, picture.BICUBIC))
     x = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(torch.float32).div(255)

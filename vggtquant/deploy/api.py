@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .. import environment, memory
-from ..data.images import PATCH
+from ..adapter import PATCH
 from ..errors import PATH, UserError, check_type
 from ..files import writable_folder
 from . import FLOAT_TYPES, FORMATS, NEWEST_OPSET, OPSET, FloatType, Format

@@ -53,6 +53,7 @@ def evaluate(
     min_speedup: float | None = None,
     sensitivity: str | None = None,
     isolate: bool = False,
+    adapter: str | None = None,
     resume: bool = False,
     restart: bool = False,
 ) -> Report:
@@ -115,6 +116,7 @@ def evaluate(
             restart=restart,
             sensitivity=sensitivity,
             isolate=isolate,
+            adapter=adapter,
             argv=("vggtquant.evaluate",),
         )
         result = job.evaluate(

@@ -20,8 +20,9 @@ import torch
 from msgspec import structs
 from torch import nn
 
-from .. import devices, environment, ops, vggt
+from .. import adapters, devices, environment, ops
 from ..about import VERSION
+from ..adapter import PATCH
 from ..configs import QuantizationConfig, get_config
 from ..errors import UserError
 from ..files import output_folder
@@ -165,7 +166,9 @@ def _task(
     size = loaded.image_size
     if settings.layout is not None and not settings.images:
         raise UserError(f"--layout is {settings.layout}; it wants one folder with ground truth")
-    available = data if data is not None else told(progress.say, inputs_of, settings, size)
+    available = (
+        data if data is not None else told(progress.say, inputs_of, settings, size, loaded.patch)
+    )
     settings = replace(settings, layout=available.layout)
     found = plan.rows_of(settings, packed, alone)
     return Task(settings, loaded, found, available, runner)
@@ -191,7 +194,7 @@ def _models(
     elif is_checkpoint(Path(settings.model)):
         return _packed(settings)
     else:
-        loaded = models.load_model(settings.model, settings.place)
+        loaded = models.load_model(settings.model, settings.place, adapter=settings.adapter)
     if settings.source is not None:
         raise UserError(f"--source is for a packed file; {settings.model} is none")
     # A compiled forward runs neither hooks nor, once it is compiled, other layers.
@@ -211,11 +214,12 @@ def _given(settings: Settings, model: nn.Module) -> LoadedModel:
     there = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(there) > 1:
         raise UserError(f"{settings.model} is on {' and '.join(there)}; wanted one device")
-    size = int(getattr(model, "image_size", vggt.FRAME_SIZE))
+    found = adapters.use(model, settings.adapter)
+    size = int(getattr(model, "image_size", found.image_size))
     sha256 = tensors.state_hash(model)
     model.to(settings.place)
     return models.LoadedModel(
-        model, settings.model, sha256, "given in Python", "not known here", size
+        model, settings.model, sha256, "given in Python", "not known here", size, found.patch
     )
 
 
@@ -230,8 +234,9 @@ def _packed(settings: Settings) -> tuple[LoadedModel, Variant, bool]:
     address = settings.source or _source(path, document.source.name, document.source.sha256)
     if address is None:
         alone = Variant(path.name, Kind.BASELINE, config, path)
-        return models.load_model(path, settings.place), alone, True
-    loaded = models.load_model(address, settings.place)
+        loaded = models.load_model(path, settings.place, adapter=settings.adapter)
+        return loaded, alone, True
+    loaded = models.load_model(address, settings.place, adapter=settings.adapter)
     wanted = document.source.sha256
     if settings.source is not None and wanted and loaded.sha256 != wanted:
         raise UserError(
@@ -259,7 +264,7 @@ def _source(path: Path, name: str, sha256: str) -> str | None:
     return None
 
 
-def inputs_of(settings: Settings, size: int) -> inputs.Inputs:
+def inputs_of(settings: Settings, size: int, patch: int = PATCH) -> inputs.Inputs:
     """The scenes that the settings name."""
     images, most = settings.images, settings.max_images
     if not images:
@@ -268,7 +273,7 @@ def inputs_of(settings: Settings, size: int) -> inputs.Inputs:
         frames = most or inputs.DEFAULT_FRAMES
         count = settings.scenes or inputs.DEFAULT_SCENES
         return inputs.rendered(count, frames, settings.seed, size)
-    found = inputs.posed(images, settings.layout, settings.mode, settings.scenes, most, size)
+    found = inputs.posed(images, settings.layout, settings.mode, settings.scenes, most, size, patch)
     if found is not None:
         if settings.groups is not None:
             raise UserError(
@@ -276,7 +281,13 @@ def inputs_of(settings: Settings, size: int) -> inputs.Inputs:
             )
         return found
     return inputs.pictures(
-        images, settings.mode, most, size, scenes=settings.scenes, groups=settings.groups
+        images,
+        settings.mode,
+        most,
+        size,
+        scenes=settings.scenes,
+        groups=settings.groups,
+        patch=patch,
     )
 
 
@@ -488,7 +499,7 @@ def _run(task: Task, planned: Planned, records: Journal, progress: Progress) -> 
     """Runs what the journal lacks, and writes the reports after each row."""
     settings = task.settings
     weights = Path(task.loaded.source)
-    isolation = Isolation(settings.model, weights if weights.is_file() else None)
+    isolation = Isolation(settings.model, weights if weights.is_file() else None, settings.adapter)
     bench = Bench(
         task.loaded.model,
         planned.samples,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from .. import ops, selection, vggt
+from .. import adapters, ops, selection
 from ..errors import UserError
 from ..selection import Choice, Obstacle, Request
 from .tensors import About, Weights
@@ -35,7 +35,7 @@ def choose(found: Weights, request: Request) -> Choice:
         raise UserError(f"{found.place.name} holds no Linear layer to quantize")
 
     def edges(names: list[str]) -> tuple[str, ...]:
-        if found.ordered or vggt.first_and_last(names):
+        if found.ordered or adapters.edges(names):
             return selection.first_and_last(names)
         raise UserError(
             f"{found.place.name} sorts its tensors by name, so its first and last Linear are not "

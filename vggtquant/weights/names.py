@@ -19,8 +19,9 @@ from typing import Any
 
 from torch import nn
 
-from .. import vggt
+from ..adapters.vggt import FILE_LICENCE
 from ..errors import UserError
+from . import architectures
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 WEIGHTS = (
@@ -76,7 +77,7 @@ def resolve(address: str | Path) -> Place:
     for matches, place in _KINDS:
         if matches(words):
             return place(words)
-    hub_id = next(iter(vggt.LICENCES))
+    hub_id = next(iter(architectures.licences()))
     raise UserError(
         f"unknown model {words!r}: wanted {', '.join(BUILTIN)}, a hub id ({hub_id}), "
         f"a directory, a {' or '.join(SUFFIXES[:2])} file, or module:function"
@@ -96,7 +97,7 @@ def _function(address: str) -> Place:
 
 def _file(address: str) -> Place:
     path = Path(address)
-    return _place(path, path.name, str(path), vggt.FILE_LICENCE, path.parent / CONFIG)
+    return _place(path, path.name, str(path), FILE_LICENCE, path.parent / CONFIG)
 
 
 def _directory(address: str) -> Place:
@@ -109,7 +110,7 @@ def _directory(address: str) -> Place:
     if not found:
         raise UserError(f"no weights in {folder}: looked for {', '.join(WEIGHTS)}")
     name = folder.resolve().name
-    return _place(found[0], name, str(found[0]), vggt.FILE_LICENCE, folder / CONFIG)
+    return _place(found[0], name, str(found[0]), FILE_LICENCE, folder / CONFIG)
 
 
 def _hub(address: str) -> Place:
@@ -120,7 +121,7 @@ def _hub(address: str) -> Place:
         for shard in sorted(set(_weight_map(path).values())):
             if _cached(address, shard) is None:
                 _download(address)
-    licence = vggt.LICENCES.get(address, f"see https://huggingface.co/{address}")
+    licence = architectures.licences().get(address, f"see https://huggingface.co/{address}")
     source = f"hub, {path.parent.name}/{path.name}"
     return _place(path, address, source, licence, _cached(address, CONFIG))
 

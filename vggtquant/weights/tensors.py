@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..adapter import Adapter, Shapes
 from ..errors import UserError
 from . import architectures
 from .container import Container
@@ -176,8 +177,9 @@ def of_model(model: nn.Module, place: Place) -> Weights:
     return Weights(place, about, True, _twins(state), "", model, held)
 
 
-def instantiate(found: Weights) -> nn.Module:
-    """The model that the weights belong to, VGGT where nothing else is recognised, on their memory.
+def instantiate(found: Weights, chosen: Adapter | None = None) -> nn.Module:
+    """The model that the weights belong to, VGGT where nothing else is recognised, on their memory;
+    the chosen one, where its adapter builds models.
 
     Half-precision weights are widened: the heads compute in float32 whatever the file holds.
 
@@ -187,8 +189,9 @@ def instantiate(found: Weights) -> nn.Module:
     if found.model is not None:
         return found.model
     place = found.place
-    kind = architectures.recognised(found.shapes, place.settings) or architectures.BY_NAME["vggt"]
-    model = architectures.built(kind.name, place.settings, found.tensors)
+    known = chosen if chosen is not None and chosen.files else None
+    kind = known or architectures.recognised(found.shapes, place.settings)
+    model = architectures.built(kind.name if kind else "vggt", place.settings, found.tensors)
     wanted = model.state_dict()
     misfit = architectures.misfit({k: tuple(x.shape) for k, x in wanted.items()}, found.shapes)
     if misfit:
@@ -199,7 +202,7 @@ def instantiate(found: Weights) -> nn.Module:
     return model
 
 
-def _prefix(shapes: architectures.Shapes, settings: Mapping[str, Any]) -> str:
+def _prefix(shapes: Shapes, settings: Mapping[str, Any]) -> str:
     """What stands before every name and is no part of the model's own names."""
     prefix, more = "", True
     while more:

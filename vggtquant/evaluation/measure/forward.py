@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ... import devices, vggt
+from ... import adapters, devices
+from ...adapter import split_outputs
 from ...errors import UserError
 
 Outputs = dict[str, torch.Tensor]
@@ -20,9 +21,8 @@ Runner = Callable[[nn.Module, torch.Tensor], Any]
 """Runs a model on pictures (S,3,H,W) and returns its outputs by name."""
 
 
-def plainly(model: nn.Module, images: torch.Tensor) -> Any:
-    """The usual Runner."""
-    return model(images)
+plainly: Runner = adapters.run
+"""The usual Runner: the model's adapter."""
 
 
 def forward(
@@ -51,9 +51,7 @@ def forward(
         raise UserError(
             f"the model returned {type(predictions).__name__}; wanted a dict of named outputs"
         )
-    outputs = {
-        name: value.detach().to("cpu") for name, value in vggt.split_outputs(predictions).items()
-    }
+    outputs = {name: value.detach().to("cpu") for name, value in split_outputs(predictions).items()}
     if not outputs:
         raise UserError(f"none of the model's outputs is known: {', '.join(map(str, predictions))}")
     return outputs, seconds

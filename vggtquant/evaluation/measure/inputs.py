@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...adapter import PATCH
 from ...errors import UserError
 from .bench import Sample
 from .forecast import Shape
@@ -176,6 +177,7 @@ def posed(
     scenes: int | None,
     most: int | None,
     size: int,
+    patch: int = PATCH,
 ) -> Inputs | None:
     """One folder in a layout of vggtquant.data.datasets; None for pictures alone.
 
@@ -198,7 +200,7 @@ def posed(
     ]
     return _several(
         f"scenes with ground truth ({found[0]})",
-        [lambda scene=scene: _load_posed(scene, mode, size) for scene in chosen],  # type: ignore[misc]
+        [lambda scene=scene: _load_posed(scene, mode, size, patch) for scene in chosen],  # type: ignore[misc]
         scenes,
         names=[scene.name for scene in found[1]],
         layout=found[0],
@@ -232,11 +234,11 @@ def _several(
     )
 
 
-def _load_posed(scene: PosedScene, mode: str, size: int) -> Sample:
+def _load_posed(scene: PosedScene, mode: str, size: int, patch: int) -> Sample:
     from ...data import datasets, images, picture
 
     paths = [view.image for view in scene.views]
-    frames = images.load_frames(paths, images.check_mode(mode), size=size)
+    frames = images.load_frames(paths, images.check_mode(mode), size=size, patch=patch)
     height, width = frames.images.shape[-2:]
     truth = datasets.truth(scene.views, frames.placements, (height, width))
     return Sample(picture.shown(scene.name), frames.images, images.image_hashes(paths), truth)
@@ -253,6 +255,7 @@ def pictures(
     *,
     scenes: int | None = None,
     groups: int | None = None,
+    patch: int = PATCH,
 ) -> Inputs:
     """A user's pictures: one scene, a scene for each folder in a folder, or overlapping groups.
 
@@ -268,7 +271,7 @@ def pictures(
             "pictures, a folder a scene",
             [
                 lambda name=name, paths=paths: _load(  # type: ignore[misc]
-                    name, _spread(paths, most or DEFAULT_POSED), mode, size
+                    name, _spread(paths, most or DEFAULT_POSED), mode, size, patch
                 )
                 for name, paths in folders.items()
             ],
@@ -278,8 +281,8 @@ def pictures(
     paths = _paths(source)
     name = paths[0].resolve().parent.name
     if groups is not None:
-        return _groups(name, paths[: most or MOST_PICTURES], groups, mode, size)
-    whole = _load(name, paths[: most or MOST_PICTURES], mode, size)
+        return _groups(name, paths[: most or MOST_PICTURES], groups, mode, size, patch)
+    whole = _load(name, paths[: most or MOST_PICTURES], mode, size, patch)
     height, width = whole.images.shape[-2:]
 
     def take(n: int) -> list[Sample]:
@@ -318,14 +321,16 @@ def _folders(source: Sequence[str]) -> dict[str, list[Path]]:
     return {} if usual else {name: paths for name, paths in found.items() if paths}
 
 
-def _groups(name: str, paths: Sequence[Path], groups: int, mode: str, size: int) -> Inputs:
+def _groups(
+    name: str, paths: Sequence[Path], groups: int, mode: str, size: int, patch: int
+) -> Inputs:
     """Groups of neighbours, each of which shares half of its pictures with the next."""
     chosen = overlapping(len(paths), groups)
     return _several(
         f"pictures in {groups} overlapping groups",
         [
             lambda i=i, part=part: _load(  # type: ignore[misc]
-                f"{name}_{i}", [paths[at] for at in part], mode, size
+                f"{name}_{i}", [paths[at] for at in part], mode, size, patch
             )
             for i, part in enumerate(chosen, 1)
         ],
@@ -361,8 +366,8 @@ def _spread(paths: Sequence[Path], most: int) -> list[Path]:
     return [paths[round(i * (len(paths) - 1) / steps)] for i in range(most)]
 
 
-def _load(name: str, paths: Sequence[Path], mode: str, size: int) -> Sample:
+def _load(name: str, paths: Sequence[Path], mode: str, size: int, patch: int) -> Sample:
     from ...data import images, picture
 
-    tensor, used = images.load_images(paths, images.check_mode(mode), size=size)
+    tensor, used = images.load_images(paths, images.check_mode(mode), size=size, patch=patch)
     return Sample(picture.shown(name), tensor, images.image_hashes(used))

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ... import devices, environment, ops
+from ... import adapters, devices, environment, ops
 from ..schema import Alone, GpuMemory, Isolated, Kind
 from .forward import forward
 from .variants import Variant
@@ -39,6 +39,7 @@ class Request(msgspec.Struct):
     autocast: bool
     threads: int
     device: str = "cpu"
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Isolation:
 
     address: str
     weights: Path | None  # its file, where there is one
+    adapter: str | None = None
 
     def __call__(self, variant: Variant, model: nn.Module, images: torch.Tensor) -> Alone:
         """The record; `model` holds the scheme's packed layers."""
@@ -67,6 +69,7 @@ class Isolation:
                 variant.autocast,
                 torch.get_num_threads(),
                 str(devices.device_of(model)),
+                self.adapter,
             )
             words = msgspec.json.encode(request).decode()
             done = subprocess.run(
@@ -94,11 +97,15 @@ def _load(request: Request) -> nn.Module:
     from ...checkpoint.document import Checkpoint
 
     if request.packed is None:
-        return models.load_model(request.address, request.device).model
+        return models.load_model(request.address, request.device, adapter=request.adapter).model
     known = Checkpoint(request.packed).document.architecture
     # Only code knows how other models are built, float weights and all.
-    model = None if known else models.load_model(request.address).model
-    return storage.load(request.packed, model=model, device=request.device)
+    model = None
+    if not known:
+        model = models.load_model(request.address, adapter=request.adapter).model
+    model = storage.load(request.packed, model=model, device=request.device)
+    adapters.use(model, request.adapter)
+    return model
 
 
 def main(words: Sequence[str]) -> None:

@@ -55,6 +55,7 @@ class Settings:
     restart: bool = False  # replace it
     shard: tuple[int, int] | None = None  # (i, n): the i-th of n parts of the scenes, from 1
     sensitivity: str | None = None  # the scheme whose layers are quantized one at a time
+    adapter: str | None = None  # of the model; None: by its class
     isolate: bool = False  # load each scheme in a process of its own, too
     argv: tuple[str, ...] = ()
 
@@ -156,7 +157,7 @@ def check(settings: Settings) -> None:
             raise UserError(f"--{name} is {value!r}; wanted an integer, {wanted}")
         if value < least or (most is not None and value > most):
             raise UserError(f"--{name} is {value}; wanted {wanted}")
-    for name in ("mode", "layout", "sensitivity"):
+    for name in ("mode", "layout", "sensitivity", "adapter"):
         word = getattr(settings, name)
         if not isinstance(word, str) and (word is not None or name == "mode"):
             raise UserError(f"--{name} is {word!r}; wanted a word")

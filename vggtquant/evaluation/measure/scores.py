@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
-from ... import vggt
+from ...adapter import IMAGE_AXES
 from ...metrics import compare
 from ..schema import METRIC_NAMES, Metrics
 from .forward import Outputs
@@ -40,7 +40,7 @@ def score(
             raise ValueError(
                 f"{name} is {tuple(got.shape)}, the baseline's is {tuple(wanted.shape)}"
             )
-        found = compare(wanted.float(), got.float(), image_axes=vggt.IMAGE_AXES.get(name))
+        found = compare(wanted.float(), got.float(), image_axes=IMAGE_AXES.get(name))
         whys = dict(found.pop("reasons"))
         if found.get("psnr") == math.inf:
             whys |= {"psnr": "infinite: the two are equal"}
