@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters.vggt import AGGREGATOR, MODEL
+from .adapters.vggt import ADAPTER, AGGREGATOR, MODEL
 from .stand_in import StandIn, is_of
 
 
@@ -98,7 +98,7 @@ def reason_against(model: nn.Module, aggregator: Any) -> str:
     order = list(getattr(aggregator, "aa_order", ()))
     even = len(aggregator.frame_blocks) == len(aggregator.global_blocks)
     checks = (
-        (not is_of(model, MODEL), owner),
+        (not is_of(model, MODEL) or not ADAPTER.fits(model), owner),
         ("forward" in vars(aggregator), "it has a forward of its own"),
         (bool(aggregator._forward_hooks or aggregator._forward_pre_hooks), "it has hooks"),
         (aggregator.training, "it is in training mode"),

@@ -71,8 +71,12 @@ ADAPTER = Adapter(
         for kind in ("AttentionRope", "MemEffAttentionRope", "FlashAttentionRope")
     )
     + tuple(
-        Swappable(f"pi3.models.dinov2.layers.attention.{kind}", ("x", "attn_bias"))
-        for kind in ("Attention", "MemEffAttention")
+        Swappable(f"pi3.models.{kind}", ("x", "attn_bias"))
+        for kind in (
+            "layers.attention.FlashAttention",
+            "dinov2.layers.attention.Attention",
+            "dinov2.layers.attention.MemEffAttention",
+        )
     ),
     blocks=(Swappable("pi3.models.layers.block.BlockRope", ("x", "xpos"), _POSITIONS),),
     left_alone={

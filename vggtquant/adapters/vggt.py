@@ -69,6 +69,7 @@ BLOCKS = (
 ADAPTER = Adapter(
     "vggt",
     models=(MODEL,),
+    fits=lambda model: not hasattr(model, "update_patch_dimensions"),  # FastVGGT's
     attentions=ATTENTIONS,
     blocks=BLOCKS,
     edges=FIRST_LAST,
