@@ -4,6 +4,7 @@
 import ast
 import gc
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -332,12 +333,39 @@ def test_negative_sizes_are_refused(sizes: tuple[int, int, int]) -> None:
         (_cpu.dequantize, ["i4", sizes, q, scale, None, x]),
         (_cpu.two_level, [sizes, x, scale, none, None, np.zeros((64, 2))]),
         (_cpu.ssim_parts, [1, *sizes]),
+        (_cpu.ssim_parts, [*sizes, 1]),
+        (_cpu.compare_parts, [min(sizes)]),
+        (_cpu.cross_entropy_parts, [min(sizes)]),
     ]
     for call, given in calls:
         with pytest.raises(
             ValueError, match=f"a size of {min(sizes)} is given; 0 or more is wanted"
         ):
             call(*given)
+
+
+def test_a_negative_width_of_the_rotation_is_refused() -> None:
+    qkv, table, y = (np.ones(s, np.float32) for s in ((1, 2, 3, 1, 32), (2, 8), (1, 2, 32)))
+    norm = (None, None, 0.0)
+    with pytest.raises(ValueError, match="a size of -16 is given; 0 or more is wanted"):
+        _cpu.attention("float", "float", qkv, norm, norm, (table, table, -16), 0.2, y)
+
+
+def test_a_refused_instruction_set_is_warned_of() -> None:
+    """Kernels that selfcheck.c found wrong are named, when the first of ours is needed."""
+    code = f"""
+import importlib.machinery, importlib.util, sys, warnings
+loader = importlib.machinery.ExtensionFileLoader("vggtquant._cpu", {_cpu.__file__!r})
+spec = importlib.util.spec_from_loader("vggtquant._cpu", loader)
+_cpu = sys.modules["vggtquant._cpu"] = importlib.util.module_from_spec(spec)
+loader.exec_module(_cpu)
+_cpu.isas_refused = lambda: ["neondot", "neoni8mm"]
+warnings.simplefilter("error")
+import vggtquant.ops
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "the kernels for neondot, neoni8mm gave other results" in told.stderr
 
 
 @pytest.mark.parametrize("pair", range(4), ids=["size", "kernel", "stride", "padding"])
@@ -355,7 +383,7 @@ def test_negative_sizes_of_a_convolution_are_refused(pair: int, axis: int) -> No
 
 
 def test_parts_of_any_count() -> None:
-    most = 2**64 - 1
+    most = 2**63 - 1
     assert _cpu.compare_parts(most) > _cpu.compare_parts(most // 2) > 0
     with pytest.raises(OverflowError):
         _cpu.compare_parts(most + 1)

@@ -189,16 +189,26 @@ def test_a_cpu_without_avx2(core_folder: Path, cpu: str) -> None:
     assert "1 instruction sets (scalar)" in told
 
 
+def on_arm(folder: Path, flags: list[str], cpu: str, stride: int) -> str:
+    """What core.c prints on an emulated Arm CPU."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+    if not compiler or not emulator:
+        pytest.skip("no aarch64-linux-gnu-gcc, or no qemu-aarch64, to try Arm with")
+    program = built(folder, [*SERIAL, *flags], SOURCES, compiler=compiler)
+    return shell(emulator, "-L", "/usr/aarch64-linux-gnu", "-cpu", cpu, program, stride)
+
+
+@pytest.mark.slow
+def test_arm_kernels_that_compute_wrongly_are_not_used(core_folder: Path) -> None:
+    wrong = ["-O0", f"-I{ROOT / 'tests' / 'wrong_neon'}", "-DVGQ_WRONG_MODELS"]
+    assert on_arm(core_folder, wrong, "max", 0).startswith("core: refused neondot")
+
+
 @pytest.mark.parametrize(
     ("cpu", "best"), [("max", "neoni8mm"), ("neoverse-n1", "neondot"), ("cortex-a53", "neon")]
 )
 @pytest.mark.slow  # a minute each; every length would take an hour
 def test_arm_under_emulation(core_folder: Path, cpu: str, best: str) -> None:
     """The Arm tables against the scalar one, on a machine that is none."""
-    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
-    if not compiler or not emulator:
-        pytest.skip("no aarch64-linux-gnu-gcc, or no qemu-aarch64, to try Arm with")
-    program = built(core_folder, [*SERIAL, "-O2"], SOURCES, compiler=compiler)
-    root = "/usr/aarch64-linux-gnu"
-    closing = shell(emulator, "-L", root, "-cpu", cpu, program, 13).splitlines()[-1]
+    closing = on_arm(core_folder, ["-O2"], cpu, 13).splitlines()[-1]
     assert f"{best})" in closing and closing.endswith(": all passed")

@@ -120,10 +120,8 @@ static PyObject *py_moment_names(PyObject *self, PyObject *unused)
 
 static PyObject *parts_for(PyObject *n, size_t (*parts)(size_t))
 {
-    const size_t value = PyLong_AsSize_t(n);
-    if (value == (size_t)-1 && PyErr_Occurred())
-        return NULL;
-    return PyLong_FromSize_t(parts(value));
+    size_t value;
+    return vgq_parse_size(n, &value) ? PyLong_FromSize_t(parts(value)) : NULL;
 }
 
 static PyObject *py_compare_parts(PyObject *self, PyObject *n)
