@@ -41,7 +41,7 @@ typedef struct vgq_own {
     int32_t *first;
     vgq_gathered to;
     float *o;
-    unsigned char *end;
+    uintptr_t end;
 } vgq_own;
 
 /* Rows of a span, up to whole groups. */
@@ -50,8 +50,8 @@ static size_t padded_span(const vgq_plan *plan)
     return vgq_round_up(plan->span, plan->scores->rows);
 }
 
-/* Lay a thread's scratch out from `at` on. */
-static vgq_own own_at(const vgq_plan *plan, unsigned char *at)
+/* Lay a thread's scratch out from `at` on; from 0: its end is its size. */
+static vgq_own own_at(const vgq_plan *plan, uintptr_t at)
 {
     const size_t depth = plan->depth, group = plan->scores->rows, rows = padded_span(plan);
     vgq_own own;
@@ -131,7 +131,7 @@ static vgq_plan plan_of(const vgq_attention_call *call)
     plan.spans = (call->tokens + plan.span - 1) / plan.span;
     plan.tasks = all * plan.spans;
     plan.crew.team = (int)vgq_min((size_t)plan.crew.team, plan.tasks);
-    plan.crew.own_nbytes = (size_t)own_at(&plan, NULL).end;
+    plan.crew.own_nbytes = own_at(&plan, 0).end;
     return plan;
 }
 
@@ -280,7 +280,7 @@ static void run_task(const void *job, size_t index, unsigned char *own)
     const vgq_attention_call *const call = &plan->call;
     const size_t span = index % plan->spans, head = index / plan->spans % call->heads;
     const size_t batch = index / plan->spans / call->heads;
-    vgq_task task = {.start = span * plan->span, .own = own_at(plan, own)};
+    vgq_task task = {.start = span * plan->span, .own = own_at(plan, (uintptr_t)own)};
     task.end = vgq_min(task.start + plan->span, call->tokens);
     task.y = (char *)call->y + (batch * call->tokens * call->heads + head) * call->dim *
                                    vgq_dtype_nbytes(call->y_dtype);

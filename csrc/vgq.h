@@ -384,7 +384,8 @@ typedef struct vgq_conv_call {
     const int32_t *weight_sums; /* [n]: the sum of each output's weights; used with relu_x */
     const float *bias;          /* [n]; NULL: none */
     int relu_y;                 /* y = relu(y), before the residual */
-    const void *residual;       /* of y's shape and dtype, added; NULL: none */
+    const void *residual;       /* [pictures][out_height][out_width][n] of y's dtype, added; NULL:
+                                   none */
     int relu_sum;               /* y = relu(y), after it */
     void *y;                    /* [pictures][out_height][out_width][n or outputs] */
     float *y_largest; /* [pictures][2], before y is rounded to its dtype; NULL: not told */

@@ -6,31 +6,15 @@
  * The first bytes choose a function and its sizes, the rest fills the buffers, each of exactly its
  * size, so that the address sanitizer sees the first byte beyond. Every result is also compared
  * with the scalar table's; NaNs count as equal, since their payload is no result. */
-#include "../csrc/vgq.h"
+#include "fuzz.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-typedef struct input {
-    const uint8_t *data;
-    size_t size, at;
-} input;
-
-static uint8_t byte(input *in) { return in->at < in->size ? in->data[in->at++] : 0; }
-
-static size_t below(input *in, size_t n)
-{
-    const size_t x = byte(in);
-    return (x | (size_t)byte(in) << 8) % n;
-}
-
-enum { KEPT = 16 };
+enum { KEPT = 24 };
 static void *kept[KEPT];
 static int n_kept;
 
-static void *room(size_t nbytes)
+void *room(size_t nbytes)
 {
     void *const p = malloc(nbytes ? nbytes : 1);
     if (!p || n_kept == KEPT)
@@ -38,59 +22,6 @@ static void *room(size_t nbytes)
     memset(p, 0x5a, nbytes);
     return kept[n_kept++] = p;
 }
-
-/* nbytes of what is left of the input, over and over; where it is used up, zeros. */
-static void *filled(input *in, size_t nbytes)
-{
-    uint8_t *const p = room(nbytes);
-    const size_t start = in->at, left = in->size - start;
-    for (size_t i = 0; i < nbytes; i++)
-        p[i] = left ? in->data[start + i % left] : 0;
-    in->at += left < nbytes ? left / 2 : nbytes;
-    return p;
-}
-
-static void check(int good, const char *what)
-{
-    if (good)
-        return;
-    fprintf(stderr, "%s differs from the scalar table [isa %s]\n", what, vgq_isa());
-    abort();
-}
-
-static int same_f32(const float *a, const float *b, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (memcmp(&a[i], &b[i], sizeof(*a)) != 0 && (a[i] == a[i] || b[i] == b[i]))
-            return 0;
-    return 1;
-}
-
-static int same_f64(const double *a, const double *b, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (memcmp(&a[i], &b[i], sizeof(*a)) != 0 && (a[i] == a[i] || b[i] == b[i]))
-            return 0;
-    return 1;
-}
-
-static int is_nan16(vgq_dtype dtype, uint16_t h)
-{
-    return dtype == VGQ_F16 ? (h & 0x7fff) > 0x7c00 : (h & 0x7fff) > 0x7f80;
-}
-
-static int same_values(vgq_dtype dtype, const void *a, const void *b, size_t n)
-{
-    if (dtype == VGQ_F32)
-        return same_f32(a, b, n);
-    const uint16_t *const p = a, *const q = b;
-    for (size_t i = 0; i < n; i++)
-        if (p[i] != q[i] && !(is_nan16(dtype, p[i]) && is_nan16(dtype, q[i])))
-            return 0;
-    return 1;
-}
-
-static const size_t width[VGQ_DTYPES] = {4, 2, 2};
 
 static size_t isa_count(void)
 {
@@ -358,18 +289,17 @@ static void transcendental(input *in, const char *isa)
 
 /* ---- all ------------------------------------------------------------------------------------- */
 
-void fuzz_render(const uint8_t *data, size_t size); /* fuzz_render.c */
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static void (*const tasks[])(input *, const char *) = {
-        codes, ranges, two_level, linear, foreign, metrics, ssim, transcendental};
+        codes, ranges,         two_level, linear,         foreign,          metrics,
+        ssim,  transcendental, NULL,      fuzz_attention, fuzz_convolution, fuzz_resize};
     enum { TASKS = sizeof(tasks) / sizeof(tasks[0]) };
     input in = {data, size, 0};
-    const size_t task = byte(&in) % (TASKS + 1);
+    const size_t task = byte(&in) % TASKS;
     const char *const isa = vgq_isa_here(byte(&in) % isa_count());
-    if (task == TASKS)
+    if (!tasks[task])
         fuzz_render(data + in.at, size - in.at);
     else
         tasks[task](&in, isa);

@@ -8,7 +8,7 @@
 #
 # asan: address and undefined-behaviour sanitizers on core*.c, and the fuzzer's corpus replayed.
 # valgrind: memcheck on core*.c, every 13th length. threads: the thread sanitizer on tsan.c.
-# fuzz: libFuzzer on fuzz_core.c from tests/data/fuzz/core.bin; needs clang. python: atheris on the
+# fuzz: libFuzzer on fuzz_*.c from tests/data/fuzz/core.bin; needs clang. python: atheris on the
 # three targets of fuzz_python.py, so many seconds each. A tool that is not installed is named and
 # passed over.
 set -euo pipefail

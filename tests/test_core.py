@@ -17,7 +17,7 @@ from once import in_any_order, once
 ROOT = Path(__file__).parents[1]
 CORE = [*sorted((ROOT / "csrc").glob("*.c")), *sorted((ROOT / "csrc" / "cpu").glob("*.c"))]
 SOURCES = [*sorted((ROOT / "tests").glob("core*.c")), *CORE]
-FUZZED = [ROOT / "tests" / "fuzz_core.c", ROOT / "tests" / "fuzz_render.c", *CORE]
+FUZZED = [*sorted((ROOT / "tests").glob("fuzz_*.c")), *CORE]
 FUZZED += sorted((ROOT / "csrc" / "render").glob("*.c"))
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 FLAGS = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g1"]

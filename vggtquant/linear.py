@@ -312,7 +312,7 @@ class QuantizedLinear(nn.Module):
 
     def input_tensors(self) -> dict[str, torch.Tensor]:
         """What a state_dict holds of `inputs`, by INPUT_PARTS."""
-        scale = torch.tensor(self.input_scale) if self.input_scale else None
+        scale = torch.tensor(self.input_scale, device="cpu") if self.input_scale else None
         parts = (self.input_weight, self.input_bias, scale)
         named = zip(INPUT_PARTS, parts, strict=True)
         return {key: part for key, part in named if part is not None}

@@ -130,13 +130,15 @@ def test_parts_that_are_not_run_again_change_nothing(
 
 @pytest.mark.parametrize("method", by_default(METHODS, *(set(METHODS) - {"awq", "best"})))
 def test_every_method_is_repeatable_and_restorable(method: str, images: torch.Tensor) -> None:
+    """On any default device, too."""
     nets = [tiny.build() for _ in range(2)]
     with torch.inference_mode():
         wanted = nets[0](images)["depth"]
-    reports = [
-        vq.calibrate(net, images, config=CONFIG, method=method, keep_originals=True)[1]
-        for net in nets
-    ]
+    reports = []
+    for net, default in zip(nets, ("cpu", "meta"), strict=True):
+        with torch.device(default):
+            how: dict[str, Any] = {"config": CONFIG, "method": method, "keep_originals": True}
+            reports.append(vq.calibrate(net, images, **how)[1])
     assert same(codes(nets[0]), codes(nets[1]))
     assert len(reports[0].quantized) == 50
     assert method in reports[0].notes[0]

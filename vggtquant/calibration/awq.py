@@ -27,10 +27,10 @@ def factors(seen: Ranges, s: Statistics, weight: torch.Tensor, spec: Quantizatio
     seen, s: of the float model's inputs; weight (n, k).
     """
     w = weight.detach().float()
-    none = torch.zeros(w.shape[1])
+    none = torch.zeros(w.shape[1], device="cpu")
     group = min(spec.group_size, w.shape[1]) if spec.granularity == "per_group" else w.shape[1]
     strength, size = seen.mean_magnitude, _relative_size(w, group).double()
-    best = torch.ones(w.shape[1])
+    best = torch.ones(w.shape[1], device="cpu")
     least = _error(w, best, s, spec)
     for step in range(1, STEPS + 1):
         alpha = step / STEPS

@@ -26,7 +26,11 @@ def clip(
     """
     w = weight.detach().float()
     start = quantize(w, spec)
-    h = torch.ones(w.shape[1]) if power is None else power.float() / max(1e-30, float(power.max()))
+    h = (
+        torch.ones(w.shape[1], device="cpu")
+        if power is None
+        else power.float() / max(1e-30, float(power.max()))
+    )
     best_cost = _cost(start, w, h)
     covering = group_scales(start)
     best = covering.clone()

@@ -53,7 +53,7 @@ def gptq(weight: torch.Tensor, s: Statistics, spec: QuantizationSpec) -> QTensor
     k, n = w.shape
     for start in range(0, k, BLOCK):
         end = min(start + BLOCK, k)
-        errors = torch.empty(end - start, n)
+        errors = torch.empty(end - start, n, device="cpu")
         for j in range(start, end):
             code = (w[j] / scale[j]).round_().add_(zero[j])
             coded[j] = code.clamp_(lowest, highest).sub_(zero[j]).mul_(scale[j])

@@ -24,7 +24,7 @@ def hadamard(n: int) -> torch.Tensor:
     >>> hadamard(2).mul(2**0.5).round().tolist()
     [[1.0, 1.0], [1.0, -1.0]]
     """
-    h = torch.ones(1, 1, dtype=torch.float64)
+    h = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     while len(h) < n:
         h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
     return h / math.sqrt(n)

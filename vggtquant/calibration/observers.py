@@ -31,7 +31,7 @@ class Observer:
     """
 
     def __init__(self) -> None:
-        self.counts = torch.zeros(_BINS, dtype=torch.int64)
+        self.counts = torch.zeros(_BINS, dtype=torch.int64, device="cpu")
         self.absmax = 0.0
         self.floor = 0.0
         """Largest magnitude of a special token."""
@@ -56,11 +56,13 @@ class Observer:
         if not 0 < self.absmax < torch.inf:
             return 0.0
         limit = max(OBSERVERS[kind](self, highest), self.floor)
-        return max(float(torch.tensor(limit / highest, dtype=torch.float32)), 2.0**-112)
+        return max(
+            float(torch.tensor(limit / highest, dtype=torch.float32, device="cpu")), 2.0**-112
+        )
 
     def _edges(self) -> torch.Tensor:
         """The upper end of each bin, float64."""
-        ends = torch.arange(1, _BINS + 1, dtype=torch.int64) << _SHIFT
+        ends = torch.arange(1, _BINS + 1, dtype=torch.int64, device="cpu") << _SHIFT
         ends = ends.clamp_max(0x7F7FFFFF).to(torch.int32)
         return ends.view(torch.float32).double()
 
@@ -106,4 +108,4 @@ def special_rows(rows: int, pictures: torch.Tensor, prefix: int) -> torch.Tensor
     tokens = prefix + -(-height // 14) * -(-width // 14)
     if not prefix or rows != count * tokens:
         return None
-    return torch.arange(rows) % tokens < prefix
+    return torch.arange(rows, device="cpu") % tokens < prefix

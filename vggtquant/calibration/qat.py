@@ -56,7 +56,7 @@ class TrainedLinear(nn.Module):
         scale, _, self.lowest, self.highest = grid(q)
         self.register_buffer("scale", scale, persistent=False)
         self.codes = nn.Parameter((q.dequantize().float() / scale).round())
-        self.log_scale = nn.Parameter(torch.zeros(self.out_features, 1))
+        self.log_scale = nn.Parameter(torch.zeros(self.out_features, 1, device=scale.device))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
 
     def weight(self) -> Tensor:
@@ -73,7 +73,7 @@ class TrainedLinear(nn.Module):
         if layer.config.quantize_activations:
             highest = 127 if layer.activation_bits == 8 else 32512
             step = layer.input_scale or x.detach().abs().amax(-1, keepdim=True) / highest
-            step = torch.as_tensor(step).clamp_min(2.0**-112)
+            step = torch.as_tensor(step, device=x.device).clamp_min(2.0**-112)
             x = rounded((x / step).clamp(-highest, highest)) * step
         return F.linear(x, self.weight(), self.bias)
 

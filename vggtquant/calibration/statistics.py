@@ -17,9 +17,9 @@ class Ranges:
 
     def __init__(self, k: int) -> None:
         self.count = 0
-        self.lowest = torch.full((k,), torch.inf)
-        self.highest = torch.full((k,), -torch.inf)
-        self._sum = torch.zeros(k, dtype=torch.float64)
+        self.lowest = torch.full((k,), torch.inf, device="cpu")
+        self.highest = torch.full((k,), -torch.inf, device="cpu")
+        self._sum = torch.zeros(k, dtype=torch.float64, device="cpu")
 
     def add(self, x: torch.Tensor) -> None:
         """Adds the rows of a sample, (tokens, k)."""
@@ -46,12 +46,12 @@ class Statistics:
 
     def __init__(self, k: int) -> None:
         self.count = 0
-        self.hessian = torch.zeros(k, k, dtype=torch.float64)
+        self.hessian = torch.zeros(k, k, dtype=torch.float64, device="cpu")
         """Sum of x x^T."""
-        self.cross = torch.zeros(k, k, dtype=torch.float64)
+        self.cross = torch.zeros(k, k, dtype=torch.float64, device="cpu")
         """Sum of y x^T."""
-        self._sum_x = torch.zeros(k, dtype=torch.float64)
-        self._sum_y = torch.zeros(k, dtype=torch.float64)
+        self._sum_x = torch.zeros(k, dtype=torch.float64, device="cpu")
+        self._sum_y = torch.zeros(k, dtype=torch.float64, device="cpu")
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Adds the rows of a sample, (tokens, k) both.

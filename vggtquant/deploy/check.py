@@ -118,7 +118,7 @@ class _Decoded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
-        weight = torch.as_tensor(layer.qtensor().dequantize())
+        weight = torch.as_tensor(layer.qtensor().dequantize(), device="cpu")
         if layer.input_weight is not None:
             x = x * layer.input_weight
         if layer.input_bias is not None:

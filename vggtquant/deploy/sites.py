@@ -77,7 +77,7 @@ class Rotary(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens (batch, heads, n, dim), positions (batch, n, 2), whole numbers (y, x)."""
         quarter = tokens.shape[-1] // 4
-        rates = self.base ** -(torch.arange(quarter, dtype=torch.float32) / quarter)
+        rates = self.base ** -(torch.arange(quarter, dtype=torch.float32, device="cpu") / quarter)
         angles = (positions.float()[..., None] * rates)[:, None]  # (batch, 1, n, 2, quarter)
         cos, sin = angles.cos().to(tokens), angles.sin().to(tokens)
         cosines = torch.stack([cos, cos], -2).flatten(-3)

@@ -84,7 +84,7 @@ def graph_of(
     """
     found = _Found()
     named = _Named(model, found, force).eval()
-    images = torch.rand(1, max(frames, 2) if dynamic else frames, 3, *size)
+    images = torch.rand(1, max(frames, 2) if dynamic else frames, 3, *size, device="cpu")
     blocks = repeated.Blocks() if dynamic else repeated.with_sites(model)
     frames_axis = {"images": {1: torch.export.Dim("frames", min=1)}} if dynamic else None
     with warnings.catch_warnings(), torch.no_grad(), plain_autocast():

@@ -97,7 +97,7 @@ class Container:
         """The tensor on the file's own pages; a copy where it is not aligned to its dtype."""
         entry = self.entries[name]
         if not entry.nbytes:
-            return torch.empty(entry.shape, dtype=entry.dtype)
+            return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         aligned = entry.start % entry.dtype.itemsize == 0
         count = math.prod(entry.shape) if aligned else entry.nbytes
         dtype = entry.dtype if aligned else torch.uint8

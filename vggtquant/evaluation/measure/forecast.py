@@ -133,7 +133,7 @@ def _flops(
 ) -> dict[str, dict[Any, int]]:
     """The counter's table: operations by module, then by kind."""
     device = devices.device_of(model)
-    images = torch.zeros(shape.frames, 3, shape.height, shape.width).to(device)
+    images = torch.zeros(shape.frames, 3, shape.height, shape.width, device=device)
     # The counter hooks gradients.
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -192,7 +192,7 @@ def costs(
     assert isinstance(layer, nn.Linear)
     m = min(work.probe_rows, _PROBE_ROWS)
     generator = torch.Generator(device="cpu").manual_seed(0)
-    x = torch.randn(m, layer.in_features, generator=generator).to(layer.weight)
+    x = torch.randn(m, layer.in_features, generator=generator, device="cpu").to(layer.weight)
     macs = m * layer.weight.numel()
     device = x.device
     float_s = _seconds(device, lambda: layer(x)) / macs

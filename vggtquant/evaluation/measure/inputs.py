@@ -127,7 +127,7 @@ def _given(number: int, item: Any) -> Sample:
             "or None)"
         )
     images, truth = item
-    tensor = torch.as_tensor(images)
+    tensor = images if isinstance(images, torch.Tensor) else torch.as_tensor(images, device="cpu")
     tensor = tensor[0] if tensor.dim() == 5 and len(tensor) == 1 else tensor
     if tensor.dim() != 4 or tensor.shape[1] != 3 or not tensor.is_floating_point():
         raise UserError(

@@ -143,5 +143,5 @@ def with_noise(images: torch.Tensor, scene: str) -> torch.Tensor:
     [-1.0, 1.0]
     """
     generator = torch.Generator().manual_seed(zlib.crc32(scene.encode()))
-    signs = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
+    signs = torch.randint(0, 2, images.shape, generator=generator, device="cpu") * 2 - 1
     return (images + signs / 255).clamp(0, 1)
