@@ -136,6 +136,13 @@ def test_hashes(tmp_path: Path) -> None:
     assert image_hashes([tmp_path / "abc"]) == {"abc": digest}
 
 
+def test_archives_are_named_where_there_is_no_picture(tmp_path: Path) -> None:
+    for name in ("seq-01.zip", "seq-02.zip"):
+        (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"it holds 2 \.zip, to be unpacked first"):
+        find_images(tmp_path)
+
+
 def test_a_broken_link_among_pictures_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to("nowhere.png")
     with pytest.raises(UserError, match=r"it holds 1 broken link \(a\.png\)"):

@@ -145,6 +145,23 @@ def test_heic_wants_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # ---- what is no picture --------------------------------------------------------------------------
 
 
+def test_a_heic_named_jpg_wants_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture, "heif_is_read", lambda: False)
+    (tmp_path / "IMG_1.jpg").write_bytes(b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(99))
+    with pytest.raises(UserError, match=r"IMG_1\.jpg is a HEIC picture, .*pip install pillow-heif"):
+        picture.rgb(tmp_path / "IMG_1.jpg")
+
+
+def test_a_web_page_named_jpg_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("<html>404</html>")
+    with pytest.raises(
+        UserError, match=r"a\.jpg is no picture, or one of a kind that is not read$"
+    ):
+        picture.rgb(tmp_path / "a.jpg")
+
+
 def test_a_video_is_told_how_to_become_pictures(tmp_path: Path) -> None:
     path = tmp_path / "my walk.MP4"
     path.write_bytes(b"\0\0\0\x18ftypmp42")

@@ -82,7 +82,7 @@ def test_prefixes_are_recognised_and_said(
                        model.state_dict()["aggregator.camera_token"])  # fmt: skip
 
 
-@pytest.mark.parametrize("key", ["model", "model_state_dict", "state_dict"])
+@pytest.mark.parametrize("key", ["model", "model_state_dict", "state_dict", "module"])
 def test_the_weights_of_a_training_checkpoint(key: str, tmp_path: Path) -> None:
     state = tiny.build().state_dict()
     beside = {"epoch": 3, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]}}
@@ -91,6 +91,12 @@ def test_the_weights_of_a_training_checkpoint(key: str, tmp_path: Path) -> None:
     torch.save({**beside, "elsewhere": state}, tmp_path / "w.ckpt")
     with pytest.raises(UserError, match=r"no state dict \(epoch, optimizer, elsewhere\)"):
         open_weights(tmp_path / "w.ckpt")
+
+
+def test_a_pickled_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    torch.save(tiny.build(), tmp_path / "whole.pt")
+    with pytest.raises(UserError, match=r"torch\.save\(model\.state_dict\(\), FILE\)"):
+        open_weights(tmp_path / "whole.pt")
 
 
 def test_a_model_whose_only_part_is_called_model(tmp_path: Path) -> None:

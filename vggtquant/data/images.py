@@ -30,6 +30,7 @@ MODES: tuple[Mode, ...] = ("crop", "pad")
 SUFFIXES = tuple(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .jp2".split())
 # Pictures of kinds that are not taken from a folder by themselves; a warning names them.
 _OTHERS = frozenset(".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .jxl .exr .hdr .svg".split())
+_ARCHIVES = frozenset(".zip .tar .gz .tgz .7z .rar".split())
 
 # Looked through in this order: a plain folder, VGGT's SCENE_DIR/images, ETH3D's two layouts.
 _SUBFOLDERS = ("", "images", "images/dslr_images_undistorted", "dslr_images_undistorted")
@@ -106,7 +107,8 @@ def find_images(folder: str | Path) -> list[Path]:
             return found
     wanted = ", ".join(SUFFIXES)
     there = " (looked in images/ and ETH3D's folders, too)"
-    if left := _left_out(_listing(folder)):
+    left = ", ".join(filter(None, (_left_out(_listing(folder)), _archives(_listing(folder)))))
+    if left:
         there = f"; it holds {left}"
     elif below := _deeper(folder):
         there = f"; pictures are deeper, in {below}"
@@ -313,6 +315,13 @@ def _left_out(listing: Sequence[Path]) -> str:
         names = [f"{path.name}/" for path in sorted(below, key=_natural)]
         words.append(f"pictures in {_few(names)}")
     return ", ".join(words)
+
+
+def _archives(listing: Sequence[Path]) -> str:
+    """As "2 .zip, to be unpacked first"; 7-Scenes, for one, comes as an archive a sequence."""
+    found = Counter(path.suffix.lower() for path in listing if path.suffix.lower() in _ARCHIVES)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
+    return f"{kinds}, to be unpacked first" if kinds else ""
 
 
 def _few(names: Sequence[str]) -> str:

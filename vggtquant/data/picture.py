@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 
 try:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 except ModuleNotFoundError as error:
     raise UserError("reading pictures needs Pillow: pip install 'vggtquant[eval]'") from error
 
@@ -29,6 +29,7 @@ MOST_PIXELS = 400_000_000
 VIDEOS = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .mts .m2ts .wmv .3gp".split())
 HEIF = frozenset((".heic", ".heif", ".hif"))
 
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _WHITES = (1.0, 255.0, 65535.0)
@@ -54,10 +55,10 @@ def opened(path: Path) -> Iterator[Image.Image]:
     try:
         if path.suffix.lower() in VIDEOS:
             raise UserError(video_words(path))
-        if path.suffix.lower() in HEIF:
-            _register_heif(path)
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes)")
+        if path.suffix.lower() in HEIF or _is_heic(path):
+            _register_heif(path)
         Image.MAX_IMAGE_PIXELS = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of metadata that it cannot read
@@ -75,6 +76,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise UserError(f"no such picture: {path}") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is no picture, or one of a kind that is not read") from None
     except Exception as error:
         raise UserError(f"cannot read the picture {path}: {_first_line(error)}") from error
     finally:
@@ -174,6 +177,13 @@ def _eight_bits(values: NDArray[Any], whites: tuple[float, ...], path: Path) -> 
             f"{' or 0 to '.join(f'{white:g}' for white in whites)}"
         )
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
+
+
+def _is_heic(path: Path) -> bool:
+    """By its first bytes: phones and mail programs name such files .jpg, too."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
 
 
 def _register_heif(path: Path) -> None:

@@ -26,9 +26,10 @@ from .names import Place, first_line, resolve
 PACKED_KEY = "vggtquant"
 """The metadata key of a safetensors file that is quantized already."""
 _WRAPPERS = ("_orig_mod.", "module.")
-_BESIDE = ("model", "model_state_dict", "state_dict")
-"""Keys of the weights in training checkpoints, which keep the optimizer's state beside them."""
 """What torch.compile and DataParallel put before every name."""
+_BESIDE = ("model", "model_state_dict", "state_dict", "module")
+"""Keys of the weights in training checkpoints, which keep the optimizer's state beside them; the
+last is DeepSpeed's."""
 
 
 class About(NamedTuple):
@@ -256,7 +257,10 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             # Files of torch before 1.6 cannot be mapped.
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors, or is no checkpoint: refused") from error
+        raise UserError(
+            f"{path} holds more than tensors, or is no checkpoint: refused; of a pickled model "
+            "torch.save(model.state_dict(), FILE) makes one that is read"
+        ) from error
     except Exception as error:  # truncated and foreign files fail in many ways
         raise UserError(
             f"cannot read the weights {path}: damaged, or not of torch.save ({first_line(error)})"
