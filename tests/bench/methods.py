@@ -62,6 +62,8 @@ ROWS = {  # name in the table: (config, method); what stands before the comma sh
     "W4A8 g128, rtn": (W4A8, "rtn"),
     "W4A8 g128, gptq": (W4A8, "gptq"),
     "W4A8 g128, gptq + 16-bit camera head": (replace(W4A8, wide_layers=CAMERA), "gptq"),
+    "INT4_Fast, rtn": ("INT4_Fast", "rtn"),
+    "INT4_Fast, gptq": ("INT4_Fast", "gptq"),
     "INT4 g128, gptq, mixed to 4.6 bits": ("INT4_Group_128", "gptq"),
 }
 MIXED = {"INT4 g128, gptq, mixed to 4.6 bits": 4.6}

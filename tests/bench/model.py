@@ -168,7 +168,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     with open("/proc/self/clear_refs", "w") as refs:  # 5: forget the peak so far
         refs.write("5")
     seconds, processor = [], []
-    forward(images)
+    if not args.cold:
+        forward(images)
     for _ in range(args.runs):
         with machine.realtime(args.realtime):
             start, spent = time.perf_counter(), time.process_time()
@@ -195,7 +196,8 @@ def environment(isa: str | None, engine: str) -> dict[str, str]:
 def command(args: argparse.Namespace, *more: str) -> list[str]:
     flags = ("model", "frames", "size", "runs", "cache")
     pairs = [(f"--{flag}", str(getattr(args, flag))) for flag in flags]
-    switches = [f"--{flag}" for flag in ("products", "realtime") if getattr(args, flag)]
+    flags = ("cold", "products", "realtime")
+    switches = [f"--{flag}" for flag in flags if getattr(args, flag)]
     return [sys.executable, __file__, *sum(pairs, ()), *switches, *more]
 
 
@@ -303,6 +305,7 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--frames", type=int, default=1, help="pictures")
     said.add_argument("--size", default="112x112", metavar="HxW")
     said.add_argument("--runs", type=int, default=2, help="timed forwards a process")
+    said.add_argument("--cold", action="store_true", help="no forward before the timed ones")
     said.add_argument("--rounds", type=int, default=1)
     said.add_argument("--isa", choices=machine.ISAS, help="no engine goes higher than this")
     said.add_argument("--peers", action="append", choices=["openvino"], default=[])
