@@ -3,6 +3,7 @@
  * takes. */
 #include "core.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -175,10 +176,15 @@ static void test_values_of(const vgq_packing *as, size_t nbytes)
     static const float refused_scales[] = {0, -1, NAN, INFINITY};
     const vgq_weight w = weight_of(VGQ_TWO_LEVEL);
     vgq_weight changed = w;
-    for (size_t i = 0; i < 4; i++) {
-        float scales[N] = {1, 1, refused_scales[i]};
+    for (size_t at = 0; at < N; at++) {
+        float scales[N] = {1, 1, 1};
         changed.scale = scales;
-        CHECK(as->pack(&changed, packed, nbytes) == VGQ_ESCALE, "%g", (double)scales[2]);
+        scales[at] = FLT_MAX;
+        CHECK(as->pack(&changed, packed, nbytes) == VGQ_OK, "the largest scale");
+        for (size_t i = 0; i < 4; i++) {
+            scales[at] = refused_scales[i];
+            CHECK(as->pack(&changed, packed, nbytes) == VGQ_ESCALE, "%g", (double)scales[at]);
+        }
     }
     for (int symmetric = 0; symmetric < 2; symmetric++)
         for (int last = 0; last <= 16; last++) {
@@ -255,6 +261,11 @@ static void test_weights(void)
         w.group = 12;
         CHECK(as->nbytes(&w) == 0, "a group that is no multiple of 8");
         w = weight_of(VGQ_PER_ROW);
+        w.k = VGQ_DEEPEST;
+        CHECK(as->nbytes(&w) > VGQ_DEEPEST, "the deepest weight");
+        w.n = SIZE_MAX / 8 / VGQ_DEEPEST + 1;
+        CHECK(as->nbytes(&w) == 0, "more outputs than bytes can be counted of");
+        w.n = N;
         w.k = VGQ_DEEPEST + 1;
         CHECK(as->pack(&w, packed, nbytes) == VGQ_EDEPTH && as->nbytes(&w) == 0, " ");
         /* No product could take these values. Bytes from elsewhere may hold a factor of 0. */
