@@ -210,3 +210,13 @@ def test_the_fastest_names_what_it_cannot_be_told_from() -> None:
     assert best.speed == FAST and best.tied.speed == [FINE]
     assert vq.get_config(best.speed).quantize_activations
     assert any("As fast may be" in line for line in conclusions.tied(document(rows), "speed"))
+
+
+def test_the_fastest_is_told_where_it_is_slower_than_fp32() -> None:
+    rows = [*_rows()[:2], _rows()[-1]]  # 0.80x, from 0.68x to 0.92x
+    for said in _everywhere(document(rows)):
+        assert "lower than FP32" in said
+    assert rows[-1].time is not None
+    rows[-1].time.speedup_high = 1.1  # not shown
+    for said in _everywhere(document(rows)):
+        assert "lower than FP32" not in said

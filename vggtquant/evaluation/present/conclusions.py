@@ -366,7 +366,15 @@ def _doubted(document: Document, what: str) -> str:
         return " (whether others are as good is unknown)"
     names = getattr(tied, what)
     words = {"accuracy": "no difference shown from", "size": "of the same size", "speed": "perhaps"}
-    return f" ({words[what]}: {some(names, 2, 'others')})" if names else ""
+    said = ["slower than FP32"] if what == "speed" and _is_slow(document) else []
+    said += [f"{words[what]}: {some(names, 2, 'others')}"] if names else []
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _is_slow(document: Document) -> bool:
+    """Whether the fastest scheme is slower than FP32, by its quartiles."""
+    fastest = document.row(document.best.speed)
+    return bool(fastest and (fastest.timed.speedup_high or 1.0) < 1)
 
 
 def tied(document: Document, what: str) -> Iterator[str]:
@@ -381,6 +389,8 @@ def tied(document: Document, what: str) -> Iterator[str]:
         "size": "Of the same size:",
         "speed": "As fast may be",
     }
+    if what == "speed" and _is_slow(document):
+        yield "It is slower than FP32."
     if names:
         others = [row.name for row in document.schemes if row.scored()]
         everybody = len(names) > 1 and len(names) + 1 == len(others)
