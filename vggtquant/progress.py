@@ -84,6 +84,15 @@ class Progress:
             self._one = self._bars.add_task(name, total=forwards)
         sys.stderr.flush()
 
+    def shards(self, done: int, total: int, each: str) -> None:
+        """Shows how far the shards of an evaluation are: all of them, and each."""
+        if self._bars is None:
+            self.say(f"{done} of {total}  ({each})")
+            return
+        self.start(total)
+        assert self._all is not None
+        self._bars.update(self._all, completed=done, description=each)
+
     def resize(self, forwards: int) -> None:
         """Corrects the number of forwards of the scheme that was begun."""
         if self._bars is not None and self._one is not None and self._all is not None:

@@ -167,12 +167,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also load each scheme in a process of its own: load time, peak memory, file size",
     )
+    add_launcher(how)
     how.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
         help="evaluate the I-th of N parts of the scenes; `vggtquant merge` puts them together",
     )
+
+
+def add_launcher(group: argparse._ArgumentGroup) -> None:
+    """The flags of where shards run."""
+    group.add_argument(
+        "--launcher",
+        choices=("local", "slurm", "ray"),
+        help="run the scenes in shards and merge them: processes here, Slurm jobs or Ray tasks",
+    )
+    group.add_argument(
+        "--jobs", type=int, default=2, metavar="N", help="with --launcher: shards (default 2)"
+    )
+    group.add_argument(
+        "--job_option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --launcher: of the scheduler, e.g. partition=cpu, mem_gb=16, timeout_min=600",
+    )
+
+
+def job_options(given: list[str]) -> dict[str, str]:
+    """The scheduler's options by name; UserError for words that are none."""
+    found = {}
+    for words in given:
+        key, equals, value = words.partition("=")
+        if not (key and equals):
+            raise UserError(f"--job_option is {words!r}; wanted KEY=VALUE, as partition=cpu")
+        found[key] = value
+    return found
 
 
 _ALIKE = (
@@ -223,7 +254,13 @@ def main(args: argparse.Namespace) -> int:
     )
     try:
         with Progress(bars=False if args.no_progress else None) as progress:
-            result = job.evaluate(settings, progress)
+            if args.launcher is None:
+                result = job.evaluate(settings, progress)
+            else:
+                from ..launch import shards
+
+                options = job_options(args.job_option)
+                result = shards.run(settings, args.launcher, args.jobs, progress, options)
     except job.Interrupted as stopped:
         if stopped.result is None:
             print("vggtquant: interrupted before the first result", file=sys.stderr)
