@@ -174,6 +174,11 @@ FORMS = {
 """What a page's word stands for, and smaller numbers, so that a command ends in seconds."""
 NOT_RUN = {
     "facebook/VGGT-1B": "needs the weights of VGGT",
+    "--launcher": "jobs are started in tests/launch",
+    "grid.toml": "a sweep is in tests/launch",
+    "pi3.safetensors": "needs the weights of Pi3",
+    "stream.pt": "needs the weights of StreamVGGT",
+    "my_models:depth_anything_3": "needs a model of the reader's",
     "--full": "64 scenes take minutes; fewer, and --resume, are in tests/commands",
 }
 """Words of commands that no test runs, and why."""
@@ -292,7 +297,7 @@ def test_flags_exist(page):
     assert {flag for flag in re.findall(r"--[a-z][a-z_-]*", lines) if flag not in known} == set()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "quantize", "run"])
+@pytest.mark.parametrize("command", ["evaluate", "sweep", "quantize", "run"])
 def test_every_flag_is_explained(command):
     text = (DOCS / "parameters.md").read_text("utf-8")
     part = text.partition(f"## Flags of `vggtquant {command}`")[2].partition("\n## ")[0]

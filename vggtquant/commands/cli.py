@@ -36,6 +36,7 @@ from . import (
     run,
     scenes,
     schemes,
+    sweep,
 )
 
 DESCRIPTION = "Quantize the VGGT multi-view transformer for real, and measure what it costs."
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(evaluate, compare, merge, report, run),
+        *(evaluate, sweep, compare, merge, report, run),
         *(quantize, export, info, dequantize, diff, schemes, scenes),
     )
 }

@@ -56,13 +56,11 @@ class Resources:
     """Of the scheduler: submitit's parameters without `slurm_`, or those of ray.remote."""
 
 
-def _package(name: str, launcher: str) -> Any:
+def _package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(
-            f"--launcher {launcher} needs {name}: pip install 'vggtquant[{launcher}]'"
-        ) from error
+        raise UserError(f"this launcher needs {name}: pip install 'vggtquant[{extra}]'") from error
 
 
 def _value(words: str) -> int | str:
@@ -97,7 +95,7 @@ class _Submitted:
 
 class _Submitit:
     def __init__(self, cluster: str, given: Resources) -> None:
-        submitit = _package("submitit", cluster)
+        submitit = _package("submitit", "cluster")
         given.folder.mkdir(parents=True, exist_ok=True)
         self._alive = _in_queue if cluster == "slurm" else None
         executor = submitit.AutoExecutor(folder=given.folder, cluster=cluster)
