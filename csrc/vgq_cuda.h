@@ -44,6 +44,20 @@ size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *c
 vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
                            const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
                            void *stream);
+/* The INT8 product in parts, for whoever has another product of integers: codes of the tokens;
+ * integers of the weight; then, from sums[m][n] of their products, what follows. The result has the
+ * bits of vgq_linear_cuda. Codes are int8 [m][depth], the first bytes of the scratch, which is that
+ * of vgq_linear_cuda and which vgq_finish_cuda reads; integers are int8 [n][depth]. VGQ_EINVAL for
+ * float scales of groups, which are no sums of integers. */
+size_t vgq_depth_cuda(const vgq_weight *weight);
+vgq_status vgq_code_tokens_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                                const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
+                                void *stream);
+vgq_status vgq_integers_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                             int8_t *integers, void *stream);
+vgq_status vgq_finish_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                           const vgq_linear_call *call, const int32_t *sums, void *scratch,
+                           size_t scratch_nbytes, void *stream);
 /* The weight's values, n x k, rounded once to dtype: for products of many tokens by other means. */
 vgq_status vgq_decode_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
                            vgq_dtype dtype, void *values, void *stream);

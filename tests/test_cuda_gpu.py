@@ -2,6 +2,7 @@
 """On a real GPU: `pytest -m gpu`. The same kernels that tests/test_cuda_shim.py runs on the CPU."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import ops
+from vggtquant import engines, ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,6 +20,14 @@ pytestmark = [
         reason=f"no GPU to test on: {ops.cuda_missing() or 'torch sees none'}",
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def our_kernels() -> Iterator[None]:
+    """Whichever engine is the fastest here."""
+    with engines.use("fused"):
+        yield
+
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PRETENDED = "VGGTQUANT_PRETENDED" in os.environ  # tests/pretended_gpu.py, which is slow

@@ -14,7 +14,7 @@ from torch import nn
 from toy import Toy
 
 import vggtquant as vq
-from vggtquant import devices, ops, selftest
+from vggtquant import devices, engines, ops, selftest
 from vggtquant.checkpoint import document
 from vggtquant.commands.cli import main
 from vggtquant.evaluation.measure import bench, forecast, isolate, plan, variants
@@ -106,7 +106,7 @@ def test_a_model_on_the_gpu_is_quantized_there_layer_by_layer() -> None:
     want, _ = vq.quantize_model(on_cpu, A8)
     got, report = vq.quantize_model(on_gpu, replace(vq.CONFIGS[A8], device="cuda"))
     x = scene()[0][0]
-    with torch.inference_mode():
+    with torch.inference_mode(), engines.use("fused"):
         outputs, wanted = got(x.cuda()), want(x)
     assert all(
         layer.packed.device.type == "cuda" for layer in got.modules() if hasattr(layer, "packed")
@@ -165,8 +165,14 @@ def test_the_clock_and_the_memory_of_the_gpu() -> None:
 
 
 def test_the_self_test_finds_no_fault_on_the_gpu() -> None:
-    size = selftest.Product(3, 66, 40)
+    size = selftest.Product(17, 66, 40)
     found = selftest.selftest("cuda", sizes=[size], linears=[(64, 64)], tokens=[9], runs=1)
     assert not found.failed, selftest.text(found)
-    assert found.checks and found.speeds and all(held.gpu_peak for held in found.memory)
+    assert found.speeds and all(held.gpu_peak for held in found.memory)
+    assert all(set(one.engines_us) >= {"decode"} for one in found.speeds)
+    assert {check.kernel.split()[-1] for check in found.checks if check.kernel} == {
+        "fused",
+        "decode",
+        "int_mm",
+    }
     assert torch.cuda.get_device_name() in selftest.text(found)

@@ -27,7 +27,7 @@ import torch
 from once import in_any_order, once
 
 import vggtquant as vq
-from vggtquant import ops
+from vggtquant import engines, gpu_linear, ops
 from vggtquant.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -336,8 +336,8 @@ FAULTS = {
     ),
     "a row beyond the last is written": (
         "linear_gemm.cuh",
-        r"m < args\.m \? vgq_least",
-        "m <= args.m ? vgq_least",
+        r"if \(m < args\.m\)",
+        "if (m <= args.m)",
         "sanitized",
         "heap-buffer-overflow",
     ),
@@ -419,9 +419,10 @@ def pretended(module_on_shim: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     monkeypatch.setattr(ops, "_cuda", module)
-    monkeypatch.setattr(ops, "_on_gpu", lambda x: isinstance(x, torch.Tensor))
+    monkeypatch.setattr(ops, "on_gpu", lambda x: isinstance(x, torch.Tensor))
     monkeypatch.setattr(ops, "_stream", lambda device: contextlib.nullcontext(0))
-    yield
+    with engines.use("fused"):
+        yield
 
 
 PYTEST = ["-m", "pytest", "-q", "-n", "0", "-p", "pretended_gpu"]
@@ -472,7 +473,7 @@ def test_quantize_is_the_same_on_both_devices(
         got = vq.quantize(x, config)
         back = got.dequantize()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ops, "_on_gpu", lambda x: False)
+            patch.setattr(ops, "on_gpu", lambda x: False)
             want = vq.quantize(x, config)
             want_back = want.dequantize()
         assert isinstance(got.packed, torch.Tensor) and isinstance(want.packed, np.ndarray)
@@ -544,7 +545,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> OnCpu:
     @contextlib.contextmanager
     def context() -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "_on_gpu", lambda x: False)
+            patch.setattr(ops, "on_gpu", lambda x: False)
             yield
 
     return context
@@ -567,7 +568,7 @@ def test_a_linear_moves_and_computes_alike(
             layer.float()  # any move or conversion lays the weight out for where it now is
             assert ops.lies_for_cuda(layer.packed)
             got = layer(given)
-            assert got.dtype == dtype and layer.last_kernel.endswith("cuda")
+            assert got.dtype == dtype and ", cuda " in layer.last_kernel
             if int8:
                 assert torch.equal(got, want)
             else:
@@ -579,6 +580,60 @@ def test_a_linear_moves_and_computes_alike(
             with on_cpu():
                 layer.float()
                 assert torch.equal(layer.packed, packed)
+
+
+@pytest.mark.parametrize("engine", gpu_linear.NAMES)
+@pytest.mark.parametrize("name", linears.WEIGHTS)
+def test_every_engine_gives_the_cpu_s_result(
+    pretended: None, on_cpu: OnCpu, name: str, engine: str
+) -> None:
+    """Integer sums bit for bit; floats within the rounding of tokens that others code."""
+    torch.manual_seed(0)
+    with on_cpu():
+        q, bias, _ = linears.case(name, 72, 130)
+    for tokens, gelu, dtype in ((19, False, torch.float32), (40, True, torch.bfloat16)):
+        x = torch.randn(tokens, 130).to(dtype)
+        with on_cpu():
+            layer = linears.layer_of(q, bias, True)
+            want = layer.fused(x, gelu=gelu)
+        layer.float()
+        with engines.use(engine):
+            got = layer.fused(x, gelu=gelu)
+        served = (
+            engine != "int_mm" or "GROUPS" not in name.upper() or layer._about.scales != "per_group"
+        )
+        assert not served or layer.last_kernel.endswith(f"cuda {engine}")
+        if layer.last_kernel.endswith("decode"):
+            assert (got - want).abs().max() <= 0.03 * want.abs().max()
+        else:
+            assert torch.equal(got, want)
+
+
+def test_the_fastest_engine_is_taken_and_a_failing_one_is_not(
+    pretended: None, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with on_cpu():
+        layer = linears.layer_of(*linears.case("INT8_Per_Channel_Symmetric", 72, 64)[:2], True)
+    layer.float()
+    x = torch.randn(20, 64)
+    times = iter([3.0, 2.0, 4.0] * 100)
+    clock = engines.Chooser(lambda device, call: next(times), tmp_path / "engines.json")
+    monkeypatch.setattr(engines, "CHOOSER", clock)
+    monkeypatch.setattr(engines, "TRIALS", 1)
+    with engines.use(None), torch.no_grad():
+        layer(x)
+        assert layer.last_kernel == "int8 x int8, cuda int_mm"
+        assert list(clock.taken.values()) == ["int_mm"]
+
+        def fails(*tensors: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("not of this size")
+
+        monkeypatch.setattr(torch, "_int_mm", fails)
+        with pytest.warns(UserWarning, match="engine int_mm failed and is not used: not of this"):
+            layer(x[:19])
+        assert layer.last_kernel == "float32 x int8 decoded, cuda decode" and not clock.taken
+    with engines.use("fast"), pytest.raises(UserError, match="one of fused, int_mm, decode is"):
+        layer(x)
 
 
 def test_a_linear_is_made_where_its_weight_is(pretended: None, on_cpu: OnCpu) -> None:

@@ -208,7 +208,7 @@ class QuantizedConv2d(QuantizedLinear):
         rows = x.reshape(-1, self.shape.inputs)
         kind: Any = "int8" if self.shape.transposed else "int16"
         y = ops.linear(self.packed, self._about, kind, rows, bias, dtype)
-        self.last_kernel = ops.kernel_name(kind, 8, rows)
+        self.last_kernel = ops.kernel_name(kind, 8)
         if not self.shape.transposed:
             return y.reshape(n, high, wide, self.shape.outputs)
         y = y.reshape(n, high, wide, up, across, self.shape.outputs)
@@ -231,7 +231,7 @@ class QuantizedConv2d(QuantizedLinear):
             folded=self.shape.folded,
             **rest,
         )
-        self.last_kernel = ops.kernel_name("int8", 8, x)
+        self.last_kernel = ops.kernel_name("int8", 8)
         return found
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

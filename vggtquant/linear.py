@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
-from . import ops
+from . import gpu_linear, ops
 from .configs import QuantizationConfig, get_config
 from .decoded import READ_ONLY, DecodedWeight
 from .errors import UserError, check_type
@@ -70,7 +70,7 @@ def _input_slope(
     return slope if factor is None else slope * factor.to(slope)
 
 
-Activations = Literal["float", "bf16", "int8", "int16"]
+Activations = ops.Activations
 
 
 class QuantizedLinear(nn.Module):
@@ -426,9 +426,37 @@ def _product(
     dtype: torch.dtype,
     **around: Any,
 ) -> torch.Tensor:
-    y = ops.linear(packed, about, activations, x, bias, dtype, **around)
-    packed.last_kernel = ops.kernel_name(activations, about.bits, x)  # type: ignore[attr-defined]
+    if ops.on_gpu(x):
+        y, kernel = _on_gpu(packed, about, activations, x, bias, dtype, **around)
+    else:
+        y = ops.linear(packed, about, activations, x, bias, dtype, **around)
+        kernel = ops.kernel_name(activations, about.bits)
+    packed.last_kernel = kernel  # type: ignore[attr-defined]
     return y
+
+
+def _on_gpu(
+    packed: torch.Tensor,
+    about: ops.Packed,
+    activations: Activations,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    *,
+    inputs: ops.Inputs | None = None,
+    gelu: bool = False,
+    **around: Any,
+) -> tuple[torch.Tensor, str]:
+    """The product on a GPU, and its kernel's name."""
+    if any(value is not None for value in around.values()):
+        raise UserError("norm, layer_scale and residual are served on the CPU; x is on a GPU")
+    if inputs is not None:
+        raise UserError(
+            "static scales and smoothing of activations are served on the CPU; x is on a GPU"
+        )
+    added = None if bias is None else ops.values(bias).float()
+    call = gpu_linear.Call(packed, about, activations, ops.values(x), added, dtype, gelu)
+    return gpu_linear.linear(call)
 
 
 # ---- the operator for graphs, tracers and transforms ---------------------------------------------

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ Buffer: TypeAlias = Any
 # The core's three dtypes; NumPy has no bfloat16, so its bits travel as uint16.
 _TORCH_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 DTYPES = tuple(_TORCH_NAMES.values())
+Activations = Literal["float", "bf16", "int8", "int16"]
+"""What a Linear's input is while it is multiplied."""
 DEEPEST = 65536
 """Inputs of a Linear for which every integer sum fits 32 bits; VGQ_DEEPEST in csrc/vgq.h."""
 
@@ -158,7 +160,8 @@ def _stream(device: torch.device) -> Iterator[int]:
         yield torch.cuda.current_stream(device).cuda_stream
 
 
-def _on_gpu(x: object) -> bool:
+def on_gpu(x: object) -> bool:
+    """Whether it is a tensor on a CUDA device."""
     return isinstance(x, torch.Tensor) and x.device.type == "cuda"
 
 
@@ -274,7 +277,7 @@ def values(x: Array) -> Buffer:
         return np.require(np.asarray(x), x.dtype.newbyteorder("="), ["C", "ALIGNED"])
     _check_dense(x)
     x = x.detach().resolve_neg().contiguous()
-    if _on_gpu(x):
+    if on_gpu(x):
         return x
     return _array(x.view(torch.uint16) if name == "bfloat16" else x)
 
@@ -475,7 +478,7 @@ def pack(
     """The kernels' layout of a weight, as one uint8 tensor where `like` is (None: the CPU)."""
     if about.k > DEEPEST:
         raise UserError(f"a weight of rows of {about.k} is given; {DEEPEST} inputs are the most")
-    cuda = "cuda_" if _on_gpu(like) else ""
+    cuda = "cuda_" if on_gpu(like) else ""
     nkg, scales, fmt = (about.n, about.k, about.group), about.scales, _format(about.bits)
     nbytes = getattr(_cpu, f"{cuda}packed_nbytes")(fmt, scales, nkg, about.asymmetric)
     packed = _room(max(nbytes, 1), torch.uint8)
@@ -511,7 +514,7 @@ def unpack(
 
 def fitted(packed: torch.Tensor, about: Packed, like: torch.Tensor) -> torch.Tensor:
     """Packed bytes as the kernels where `like` is want them; there, if laid out anew."""
-    if lies_for_cuda(packed) == _on_gpu(like):
+    if lies_for_cuda(packed) == on_gpu(like):
         return packed
     return pack(about, *unpack(packed, about), like)
 
@@ -539,7 +542,7 @@ NO_INPUTS = Inputs()
 def linear(
     packed: torch.Tensor,
     about: Packed,
-    activations: _cpu.Activations,
+    activations: Activations,
     x: torch.Tensor,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
@@ -557,21 +560,8 @@ def linear(
     docs/conventions.md: "Linear".
 
     Raises:
-        UserError: tensors on a device that is not served; on a GPU, a norm, inputs, a layer_scale
-            or a residual.
+        UserError: tensors that are not on the CPU; gpu_linear is for a GPU's.
     """
-    if _on_gpu(x):
-        if norm is not None or layer_scale is not None or residual is not None:
-            raise UserError("norm, layer_scale and residual are served on the CPU; x is on a GPU")
-        if inputs is not None:
-            raise UserError(
-                "static scales and smoothing of activations are served on the CPU; x is on a GPU"
-            )
-        if bias is not None:
-            _check_dense(bias)
-        added = None if bias is None else bias.detach().float().contiguous()
-        y = torch.empty((x.shape[0], about.n), dtype=dtype, device=x.device)
-        return _linear_on_gpu(packed, about, activations, x, added, y, gelu)
     y = _room((x.shape[0], about.n), dtype)
     before = None if residual is None else values(residual)
     _cpu.linear(
@@ -620,44 +610,87 @@ def input_gradient(packed: torch.Tensor, about: Packed, grad: torch.Tensor) -> t
     return x
 
 
-FEW_TOKENS = 8
-"""Up to which a GPU multiplies floats with packed weights themselves: then reading them is all."""
+# The parts of a Linear on a GPU, for gpu_linear's engines.
 
 
-def _linear_on_gpu(
-    packed: torch.Tensor,
-    about: Packed,
-    activations: _cpu.Activations,
-    x: torch.Tensor,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    gelu: bool,
-) -> torch.Tensor:
-    weight = (_format(about.bits), about.scales, (about.n, about.k, about.group), about.asymmetric)
+def check_gpu_call(packed: torch.Tensor, x: torch.Tensor, activations: Activations) -> None:
+    """UserError for 16-bit activations, tensors on two devices, and a build without kernels."""
     if activations == "int16":
         raise UserError("activation_bits=16 is not served on a GPU; 8 is")
-    if activations != "int8" and x.shape[0] > FEW_TOKENS:
-        decoded = torch.empty((about.n, about.k), dtype=y.dtype, device=y.device)
-        _run("decode", weight, packed, decoded)
-        added = None if bias is None else bias.to(y.dtype)
-        y = torch.nn.functional.linear(x.detach().to(y.dtype), decoded, added)
-        return torch.nn.functional.gelu(y) if gelu else y
+    if packed.device != x.device:
+        both = " and ".join(sorted((str(packed.device), str(x.device))))
+        raise UserError(f"arrays on {both} are given; one is wanted")
     if _cuda is None:
         raise UserError(f"tensors on {x.device} are given, but {cuda_missing()}")
-    nbytes = _cuda.linear_nbytes(weight, activations, x.shape[0])
-    scratch = torch.empty(nbytes, dtype=torch.uint8, device=x.device)
-    _run("linear", weight, packed, activations, values(x), bias, gelu, y, scratch)
-    return y
 
 
-def kernel_name(activations: _cpu.Activations, bits: int, x: torch.Tensor) -> str:
-    """What `linear` multiplies for x, and with which instructions.
+def _weight(about: Packed) -> tuple[Any, ...]:
+    nkg = (about.n, about.k, about.group)
+    return (_format(about.bits), about.scales, nkg, about.asymmetric)
 
-    >>> kernel_name("int8", 4, torch.ones(1, 8)).startswith("int8 x int4, ")
+
+def gpu_linear_nbytes(about: Packed, activations: Activations, m: int) -> int:
+    """Bytes of scratch that gpu_linear and its parts want for m tokens."""
+    return int(_module().linear_nbytes(_weight(about), activations, m))
+
+
+def gpu_depth(about: Packed) -> int:
+    """Inputs of a packed row, padding included."""
+    return int(_module().depth(_weight(about)))
+
+
+def gpu_linear(
+    about: Packed,
+    packed: torch.Tensor,
+    activations: Activations,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    gelu: bool,
+    y: torch.Tensor,
+    scratch: torch.Tensor,
+) -> None:
+    """y of all its parts at once; contracts in csrc/vgq_cuda.h, of the rest too."""
+    _run("linear", _weight(about), packed, activations, x, bias, gelu, y, scratch)
+
+
+def _product(about: Packed, *rest: Any) -> tuple[Any, ...]:
+    """What the parts have in common, as _cuda wants it."""
+    return (_weight(about), *map(_described, rest))
+
+
+def gpu_code_tokens(about: Packed, *rest: Any) -> None:
+    """rest: packed, x, bias, gelu, y, scratch. Codes, scales and sums of the tokens to scratch."""
+    *product, scratch = rest
+    _run("code_tokens", _product(about, *product), scratch)
+
+
+def gpu_integers(about: Packed, packed: torch.Tensor, integers: torch.Tensor) -> None:
+    """The weight's integers, int8 (n, gpu_depth)."""
+    _run("integers", _weight(about), packed, integers)
+
+
+def gpu_finish(about: Packed, *rest: Any) -> None:
+    """rest: as of gpu_code_tokens, then sums, int32 (m, n). y from them."""
+    *product, scratch, sums = rest
+    _run("finish", _product(about, *product), sums, scratch)
+
+
+def gpu_decode(about: Packed, packed: torch.Tensor, weight: torch.Tensor) -> None:
+    """The weight's values (n, k), rounded once."""
+    _run("decode", _weight(about), packed, weight)
+
+
+def _module() -> ModuleType:
+    assert _cuda is not None  # check_gpu_call
+    return _cuda
+
+
+def kernel_name(activations: Activations, bits: int) -> str:
+    """What `linear` multiplies, and with which instructions.
+
+    >>> kernel_name("int8", 4).startswith("int8 x int4, ")
     True
     """
-    if _on_gpu(x):
-        return f"{activations} x int{bits}, cuda"
     kind, isa = _cpu.linear_isa(activations)
     return f"{kind} x int{bits}, {isa}"
 
@@ -688,8 +721,8 @@ def attention(
     sin: torch.Tensor | None = None,
     rope_width: int | None = None,
     scale: float | None = None,
-    mode: _cpu.Activations = "float",
-    pv: _cpu.Activations | None = None,
+    mode: Activations = "float",
+    pv: Activations | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """softmax(scale q k^T) v for every head, with q and k normalized and rotated first.
@@ -727,7 +760,7 @@ def attention(
         raise UserError(
             f"heads of {dim} channels are given; a multiple of 8, up to {WIDEST}, is wanted"
         )
-    if _on_gpu(qkv):
+    if on_gpu(qkv):
         raise UserError(f"qkv on {qkv.device} is given; attention is served on the CPU")
     dtype_name(qkv)
     _check_dense(qkv)
@@ -758,7 +791,7 @@ def attention(
     return y
 
 
-def attention_kernel_name(mode: _cpu.Activations, pv: _cpu.Activations) -> str:
+def attention_kernel_name(mode: Activations, pv: Activations) -> str:
     """What `attention` multiplies, and with which instructions: q k, then the softmax and v.
 
     >>> attention_kernel_name("int8", "int8").startswith("attention, int8 (")

@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from . import devices, environment, ops
+from . import devices, engines, environment, gpu_linear, ops
 from .about import VERSION
 from .configs import CONFIGS, QuantizationConfig
 from .errors import UserError
@@ -58,6 +59,8 @@ TOKENS = (1374, 5496, 11_000, 8)
 TIMED = ("INT8_Per_Channel_Symmetric_A8", "INT4_Group_128_A8", "INT8_Per_Channel_Symmetric")
 RUNS = 15
 
+UNCODED = 0.05
+"""The same where an engine multiplies integer activations before they are coded."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BOUND = {"float32": 1e-4, "bfloat16": 4e-2}
 """Largest error of float activations, as a share of the output's largest magnitude. Integer
@@ -94,6 +97,8 @@ class Speed:
     bf16_us: float
     first_us: float
     """Of the first call, in which an engine is chosen."""
+    engines_us: dict[str, float] = field(default_factory=dict)
+    """On a GPU, of each engine that serves; `us` is that of the chosen one."""
 
     @property
     def speedup(self) -> float:
@@ -172,14 +177,20 @@ def _difference(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def compare_product(
-    config: QuantizationConfig, size: Product, dtype: str, device: torch.device
+    config: QuantizationConfig,
+    size: Product,
+    dtype: str,
+    device: torch.device,
+    engine: str | None = None,
 ) -> Check:
-    """A layer's output on the device beside the scalar one."""
+    """A layer's output on the device beside the scalar one; engine: of a GPU."""
     bound = 0.0 if config.quantize_activations else BOUND[dtype]
+    if config.quantize_activations and engine == "decode":
+        bound = UNCODED
     about = ("product", config.name, list(size), dtype)
     try:
         layer, x = _layer(config, size), _tokens(size, DTYPES[dtype])
-        with torch.inference_mode():
+        with torch.inference_mode(), engines.use(engine):
             with _scalar():
                 want = layer(x)
             layer.to(device)
@@ -211,14 +222,15 @@ def compare_codes(config: QuantizationConfig, size: Product, device: torch.devic
 
 
 def checks(device: torch.device, sizes: Sequence[Product], names: Sequence[str]) -> Iterator[Check]:
-    """Every scheme at every size: codes, then products in both dtypes."""
+    """Every scheme at every size: codes, then products in both dtypes by every engine."""
+    ways: tuple[str | None, ...] = (None,) if device == devices.CPU else gpu_linear.NAMES
     for name in names:
         config = CONFIGS[name]
         for size in sizes:
             if not config.quantize_activations:
                 yield compare_codes(config, size, device)
-            for dtype in DTYPES:
-                yield compare_product(config, size, dtype, device)
+            for dtype, engine in product(DTYPES, ways):
+                yield compare_product(config, size, dtype, device, engine)
 
 
 def _line(error: Exception) -> str:
@@ -265,9 +277,23 @@ def speeds(
                 layer = _layer(CONFIGS[name], size).to(device)
                 call = functools.partial(layer, x)
                 first = 1e6 * devices.timed(device, call)[1]
-                us = _median(device, call, runs)
-                yield Speed(name, list(size), layer.last_kernel, us, bf16, first)
+                us, kernel = _median(device, call, runs), layer.last_kernel
+                each = {} if device == devices.CPU else _each(device, layer, call, runs)
+                yield Speed(name, list(size), kernel, us, bf16, first, each)
         del x, half
+
+
+def _each(
+    device: torch.device, layer: QuantizedLinear, call: Callable[[], object], runs: int
+) -> dict[str, float]:
+    """Microseconds of each engine that serves the call."""
+    found = {}
+    for name in gpu_linear.NAMES:
+        with engines.use(name):
+            us = _median(device, call, runs)
+        if str(layer.last_kernel).endswith(name):
+            found[name] = us
+    return found
 
 
 def _words(size: Product) -> str:
@@ -371,6 +397,7 @@ def text(found: Findings) -> str:
         lines.append(
             f"{m:6} {f'{k} x {n}':>11}  {one.scheme:30} {one.us:9.1f} {one.bf16_us:9.1f} "
             f"{one.speedup:5.2f}  {one.kernel}"
+            + "".join(f"; {name} {us:.1f} us" for name, us in one.engines_us.items())
         )
     for held in found.memory:
         peak = "" if held.gpu_peak is None else f", peak of a forward {held.gpu_peak / 1e6:.1f} MB"

@@ -157,6 +157,55 @@ template <vgq_format format> static __global__ void decode_kernel(const linear_a
     }
 }
 
+/* ---- the INT8 product in parts, for another product of integers -------------------------------
+ */
+
+/* integers[n][depth]: what gemm_kernel multiplies; a warp takes a unit. */
+template <vgq_format format>
+static __global__ void integers_kernel(const linear_args args, int8_t *integers)
+{
+    const int lane = threadIdx.x % VGQ_WARP;
+    const int unit = threadIdx.x / VGQ_WARP, panel = (int)blockIdx.x, tile = (int)blockIdx.y;
+    const int output = panel * VGQ_CUDA_PANEL + (int)vgq_cuda_output(unit, lane / 4);
+    if (output >= args.n)
+        return;
+    unit_part<format> codes;
+    codes.load(args, panel, unit, lane, tile);
+    int8_t *const to = integers + (size_t)output * args.depth + tile * VGQ_CUDA_DEPTH;
+#pragma unroll
+    for (int part = 0; part < 4; part++)
+        *(uint32_t *)(to + part * 16 + lane % 4 * 4) = flip_signs(codes.integers(part));
+}
+
+/* What follows the sums [m][n]: a thread takes eight neighbours of a row. */
+static __global__ void finish_kernel(const linear_args args, const int32_t *sums, bool with_zeros,
+                                     bool vectors)
+{
+    const size_t pieces = ((size_t)args.n + 7) / 8, piece = vgq_thread();
+    if (piece >= pieces * args.m)
+        return;
+    const int m = (int)(piece / pieces), c = (int)(piece % pieces) * 8;
+    const int count = vgq_least(8, args.n - c);
+    const int32_t *const from = sums + (size_t)m * args.n + c;
+    int32_t sum[8];
+    if (vectors) {
+        const int4 a = ((const int4 *)from)[0], b = ((const int4 *)from)[1];
+        sum[0] = a.x, sum[1] = a.y, sum[2] = a.z, sum[3] = a.w;
+        sum[4] = b.x, sum[5] = b.y, sum[6] = b.z, sum[7] = b.w;
+    } else {
+        for (int j = 0; j < 8; j++)
+            sum[j] = j < count ? from[j] : 0;
+    }
+    const eight_outputs outputs(args, c, count, true, with_zeros);
+    const float x_scale = args.x_scale[m] * if_packed(args);
+    const int32_t x_sum = with_zeros ? args.x_sum[m] : 0;
+    float y[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        y[j] = outputs.of(j, sum[j], x_scale, x_sum);
+    store_eight(args, m, c, count, y);
+}
+
 /* ---- few tokens, floats --------------------------------------------------------------------- */
 
 enum { GEMV_WARPS = 8, GEMV_ROWS = 8, GEMV_CHUNK = GEMV_WARPS * VGQ_CUDA_DEPTH /* inputs */ };
@@ -334,15 +383,18 @@ static vgq_status run_gemm(const linear_args &args, void *stream)
                       TILE_THREADS, (gemm_shape<kind, units>::shared_nbytes), stream, args);
 }
 
+static vgq_status code_tokens(const linear_args &args, void *stream)
+{
+    return vgq_launch(code_tokens_kernel, args.m, CODE_THREADS, 0, stream, args);
+}
+
+/* The product of coded tokens. */
 static vgq_status run_int8(const linear_args &args, const vgq_weight *w, void *stream)
 {
     int device, processors;
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
         return VGQ_ECUDA;
-    const vgq_status status = vgq_launch(code_tokens_kernel, args.m, CODE_THREADS, 0, stream, args);
-    if (status != VGQ_OK)
-        return status;
     if (w->scales == VGQ_PER_GROUP)
         return run_gemm<WEIGHT_I4_GROUPS, 4>(args, stream);
     const bool narrow = is_narrow(args, processors);
@@ -371,35 +423,109 @@ static vgq_status run_float(const linear_args &args, const vgq_weight *w, void *
                                : run_gemv<VGQ_I4, GEMV_ROWS, 2>(args, stream);
 }
 
-vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+/* A call's operands, checked; *w with its group as it counts. VGQ_OK and m = 0: nothing to do. */
+static vgq_status operands(const vgq_weight *weight, const void *packed, size_t nbytes,
                            const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
-                           void *stream)
+                           vgq_weight *w, linear_args *args)
 {
-    vgq_weight w;
-    const vgq_status status = check(weight, packed, nbytes, &w);
+    const vgq_status status = check(weight, packed, nbytes, w);
     if (status != VGQ_OK)
         return status;
     if (bad_call(call) || call->layer_scale || call->residual || call->coded ||
         (call->m && (!call->x || !call->y)))
         return VGQ_EINVAL;
-    if (!call->m)
+    *args = args_of(*w, packed);
+    args->m = (int)call->m;
+    args->x_dtype = call->x_dtype, args->y_dtype = call->y_dtype;
+    args->x = call->x, args->bias = call->bias, args->y = call->y;
+    args->gelu = call->gelu != 0;
+    args->x_vectors = vgq_by_vectors(call->x, w->k, 4, dtype_bits(call->x_dtype));
+    args->y_vectors = vgq_by_vectors(call->y, w->n, 8, dtype_bits(call->y_dtype));
+    if (!call->m || call->activations != VGQ_INT8_ACTIVATIONS)
         return VGQ_OK;
-    linear_args args = args_of(w, packed);
-    args.m = (int)call->m;
-    args.x_dtype = call->x_dtype, args.y_dtype = call->y_dtype;
-    args.x = call->x, args.bias = call->bias, args.y = call->y;
-    args.gelu = call->gelu != 0;
-    args.x_vectors = vgq_by_vectors(call->x, w.k, 4, dtype_bits(call->x_dtype));
-    args.y_vectors = vgq_by_vectors(call->y, w.n, 8, dtype_bits(call->y_dtype));
-    if (call->activations != VGQ_INT8_ACTIVATIONS)
-        return vgq_blocks(call->m, GEMV_ROWS) > 65535 ? VGQ_EINVAL : run_float(args, &w, stream);
     if (!scratch || (uintptr_t)scratch % 16 ||
         scratch_nbytes < vgq_linear_cuda_nbytes(weight, call))
         return VGQ_EINVAL;
-    args.x_codes = (int8_t *)scratch;
-    args.x_scale = (float *)(args.x_codes + codes_nbytes(call->m, args.depth));
-    args.x_sum = (int32_t *)((char *)args.x_scale + each_nbytes(call->m));
-    return run_int8(args, &w, stream);
+    args->x_codes = (int8_t *)scratch;
+    args->x_scale = (float *)(args->x_codes + codes_nbytes(call->m, args->depth));
+    args->x_sum = (int32_t *)((char *)args->x_scale + each_nbytes(call->m));
+    return VGQ_OK;
+}
+
+vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                           const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
+                           void *stream)
+{
+    vgq_weight w;
+    linear_args args;
+    const vgq_status status =
+        operands(weight, packed, nbytes, call, scratch, scratch_nbytes, &w, &args);
+    if (status != VGQ_OK || !call->m)
+        return status;
+    if (call->activations != VGQ_INT8_ACTIVATIONS)
+        return vgq_blocks(call->m, GEMV_ROWS) > 65535 ? VGQ_EINVAL : run_float(args, &w, stream);
+    const vgq_status coded = code_tokens(args, stream);
+    return coded == VGQ_OK ? run_int8(args, &w, stream) : coded;
+}
+
+size_t vgq_depth_cuda(const vgq_weight *weight)
+{
+    vgq_weight w;
+    return vgq_check_weight(weight, &w) == VGQ_OK ? vgq_cuda_layout_of(&w).depth : 0;
+}
+
+/* Whether integer sums are all that the product has: float scales of groups are added up before. */
+static bool in_parts(const vgq_weight *w, const vgq_linear_call *call)
+{
+    return w->scales != VGQ_PER_GROUP && call->activations == VGQ_INT8_ACTIVATIONS;
+}
+
+vgq_status vgq_code_tokens_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                                const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
+                                void *stream)
+{
+    vgq_weight w;
+    linear_args args;
+    const vgq_status status =
+        operands(weight, packed, nbytes, call, scratch, scratch_nbytes, &w, &args);
+    if (status != VGQ_OK)
+        return status;
+    return in_parts(&w, call) ? code_tokens(args, stream) : VGQ_EINVAL;
+}
+
+vgq_status vgq_integers_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                             int8_t *integers, void *stream)
+{
+    vgq_weight w;
+    const vgq_status status = check(weight, packed, nbytes, &w);
+    if (status != VGQ_OK)
+        return status;
+    if (!integers || (uintptr_t)integers % 4)
+        return VGQ_EINVAL;
+    const linear_args args = args_of(w, packed);
+    const dim3 grid(args.columns / VGQ_CUDA_PANEL, args.depth / VGQ_CUDA_DEPTH);
+    return w.format == VGQ_I8
+               ? vgq_launch(integers_kernel<VGQ_I8>, grid, 8 * VGQ_WARP, 0, stream, args, integers)
+               : vgq_launch(integers_kernel<VGQ_I4>, grid, 8 * VGQ_WARP, 0, stream, args, integers);
+}
+
+vgq_status vgq_finish_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
+                           const vgq_linear_call *call, const int32_t *sums, void *scratch,
+                           size_t scratch_nbytes, void *stream)
+{
+    vgq_weight w;
+    linear_args args;
+    const vgq_status status =
+        operands(weight, packed, nbytes, call, scratch, scratch_nbytes, &w, &args);
+    if (status != VGQ_OK)
+        return status;
+    if (!in_parts(&w, call) || (call->m && !sums))
+        return VGQ_EINVAL;
+    const size_t threads = call->m * ((w.n + 7) / 8);
+    if (threads > (size_t)VGQ_MOST_BLOCKS * VGQ_THREADS)
+        return VGQ_EINVAL;
+    return vgq_launch(finish_kernel, vgq_blocks(threads, VGQ_THREADS), VGQ_THREADS, 0, stream, args,
+                      sums, w.format == VGQ_I8 && w.asymmetric, vgq_by_vectors(sums, w.n, 8, 32));
 }
 
 vgq_status vgq_decode_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,

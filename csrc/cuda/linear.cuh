@@ -130,6 +130,57 @@ static __device__ __forceinline__ void store_some(const linear_args &args, size_
     }
 }
 
+/* What eight neighbouring outputs do to their sums; held in registers while rows pass by. */
+struct eight_outputs {
+    float scale[8], bias[8];
+    int32_t zero[8];
+
+    /* Outputs c..c+7, c a multiple of 8, of which `count` are there; scales and zero points are
+     * padded to panels. */
+    __device__ __forceinline__ eight_outputs(const linear_args &args, int c, int count,
+                                             bool with_scales, bool with_zeros)
+    {
+        const float4 *const scales = (const float4 *)(args.scale + c);
+        const int4 *const zeros = (const int4 *)((const int32_t *)args.column + c);
+#pragma unroll
+        for (int j = 0; j < 8; j += 4) {
+            const float4 s = with_scales ? scales[j / 4] : float4{1, 1, 1, 1};
+            const int4 z = with_zeros ? zeros[j / 4] : int4{0, 0, 0, 0};
+            scale[j] = s.x, scale[j + 1] = s.y, scale[j + 2] = s.z, scale[j + 3] = s.w;
+            zero[j] = z.x, zero[j + 1] = z.y, zero[j + 2] = z.z, zero[j + 3] = z.w;
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            bias[j] = args.bias && j < count ? args.bias[c + j] : 0.0f;
+    }
+
+    /* Output j of a token, from the sum of its products; docs/conventions.md, "Linear". */
+    __device__ __forceinline__ float of(int j, int32_t sum, float x_scale, int32_t x_sum) const
+    {
+        return (float)(sum - zero[j] * x_sum) * x_scale * scale[j] + bias[j];
+    }
+};
+
+static __device__ __forceinline__ void rotate(float (&y)[8])
+{
+    const float first = y[0];
+#pragma unroll
+    for (int j = 0; j < 7; j++)
+        y[j] = y[j + 1];
+    y[7] = first;
+}
+
+/* Eight neighbouring outputs of a token to y, through GELU where that is asked for. */
+static __device__ __forceinline__ void store_eight(const linear_args &args, int m, int c, int count,
+                                                   float (&y)[8])
+{
+    if (args.gelu)
+#pragma unroll 1
+        for (int j = 0; j < 8; j++) /* in turns: eight copies of it would be no faster */
+            y[0] = vgq_gelu(y[0]), rotate(y);
+    store_some(args, (size_t)m * args.n + c, count, y);
+}
+
 /* Integers plus 128, a byte each, of four INT4 codes plus 8 (linear_layout.h): all that comes about
  * stays a byte, so that one multiply-add serves the four. pair: factor and shift, in bytes 0 and 1
  * of the word or, where `high`, in 2 and 3. */

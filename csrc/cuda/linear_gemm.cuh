@@ -284,50 +284,41 @@ template <weight_kind kind, int units> struct gemm_warp {
             else
                 *word = (uint32_t)acc[of][u][e];
         }
+        const bool with_zeros = kind == WEIGHT_I8 && args.column;
 #pragma unroll 1
-        for (int at = 0; at < units; at++) {
-            const int block = at / 4, row = at % 4, c = output(block);
-            const int m = (int)blockIdx.x * TILE_M + warp_m * 64 + i * 16 + row * 8 + lane / 4;
-            const int count = m < args.m ? vgq_least(8, args.n - c) : 0;
-            if (count > 0)
-                finish_eight(args, packed, m, c, count,
-                             held + (row * units + block * 4) * 2 * TILE_THREADS);
+        for (int block = 0; block < units / 4; block++) {
+            const int c = output(block), count = vgq_least(8, args.n - c);
+            if (count <= 0)
+                continue;
+            const eight_outputs outputs(args, c, count, !grouped, with_zeros);
+#pragma unroll 1
+            for (int row = 0; row < 4; row++) {
+                const int m = (int)blockIdx.x * TILE_M + warp_m * 64 + i * 16 + row * 8 + lane / 4;
+                if (m < args.m)
+                    finish_eight(args, outputs, packed, m, c, count, with_zeros,
+                                 held + (row * units + block * 4) * 2 * TILE_THREADS);
+            }
         }
     }
 
     /* Eight neighbouring outputs of one row. */
-    __device__ __forceinline__ void finish_eight(const linear_args &args, float packed, int m,
-                                                 int c, int count, const uint32_t *held) const
+    __device__ __forceinline__ void finish_eight(const linear_args &args,
+                                                 const eight_outputs &outputs, float packed, int m,
+                                                 int c, int count, bool with_zeros,
+                                                 const uint32_t *held) const
     {
-        const bool with_zeros = kind == WEIGHT_I8 && args.column;
         const float x_scale = args.x_scale[m] * packed;
         const int32_t sum = with_zeros ? args.x_sum[m] : 0;
         float y[8];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const uint32_t word = held[j * TILE_THREADS];
-            const float bias = args.bias && j < count ? args.bias[c + j] : 0.0f;
-            if constexpr (grouped) {
-                y[j] = vgq_float_of_bits(word) * x_scale + bias;
-            } else {
-                const int32_t zero = with_zeros ? ((const int32_t *)args.column)[c + j] : 0;
-                y[j] = (float)((int32_t)word - zero * sum) * x_scale * args.scale[c + j] + bias;
-            }
+            if constexpr (grouped)
+                y[j] = vgq_float_of_bits(word) * x_scale + outputs.bias[j];
+            else
+                y[j] = outputs.of(j, (int32_t)word, x_scale, sum);
         }
-        if (args.gelu)
-#pragma unroll 1
-            for (int j = 0; j < 8; j++) /* in turns: eight copies of it would be no faster */
-                y[0] = vgq_gelu(y[0]), rotate(y);
-        store_some(args, (size_t)m * args.n + c, count, y);
-    }
-
-    static __device__ __forceinline__ void rotate(float (&y)[8])
-    {
-        const float first = y[0];
-#pragma unroll
-        for (int j = 0; j < 7; j++)
-            y[j] = y[j + 1];
-        y[7] = first;
+        store_eight(args, m, c, count, y);
     }
 
     __device__ __forceinline__ void finish(const linear_args &args, unsigned char *shared) const

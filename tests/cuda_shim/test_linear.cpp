@@ -155,6 +155,34 @@ static void on_cuda(const vgq_weight &w, const std::vector<uint8_t> &packed, ope
     memcpy(o->y.data(), y.at, y.n);
 }
 
+/* The same in parts, with sums in between that this loop makes. */
+static void in_parts(const vgq_weight &w, const std::vector<uint8_t> &packed, operands *o)
+{
+    const size_t m = o->call.m, depth = vgq_depth_cuda(&w);
+    const buffer<uint8_t> scratch(vgq_linear_cuda_nbytes(&w, &o->call)), y(o->y.size());
+    const buffer<int8_t> integers(w.n * depth);
+    const buffer<int32_t> sums(m * w.n);
+    o->call.y = y.at;
+    vgq_status status =
+        vgq_code_tokens_cuda(&w, packed.data(), packed.size(), &o->call, scratch, scratch.n, NULL);
+    if (status == VGQ_OK)
+        status = vgq_integers_cuda(&w, packed.data(), packed.size(), integers, NULL);
+    const int8_t *const codes = (const int8_t *)scratch.at;
+    for (size_t r = 0; r < m && status == VGQ_OK; r++)
+        for (size_t c = 0; c < w.n; c++) {
+            int32_t sum = 0;
+            for (size_t i = 0; i < depth; i++)
+                sum += codes[r * depth + i] * integers[c * depth + i];
+            sums[r * w.n + c] = sum;
+        }
+    if (status == VGQ_OK)
+        status = vgq_finish_cuda(&w, packed.data(), packed.size(), &o->call, sums, scratch,
+                                 scratch.n, NULL);
+    if (status != (w.scales == VGQ_PER_GROUP ? VGQ_EINVAL : VGQ_OK))
+        wrong("the product in parts", 0, status, VGQ_OK);
+    memcpy(o->y.data(), y.at, y.n);
+}
+
 static void same_bits(const char *what, const operands &o)
 {
     const size_t n = o.y.size() / dtype_nbytes(o.call.y_dtype);
@@ -183,6 +211,9 @@ static void check_int8(owned_weight &weight, size_t m, const options &o)
         wrong(what, 0, 1, 0);
     on_cuda(weight.w, cuda, &both);
     same_bits(what, both);
+    in_parts(weight.w, cuda, &both);
+    if (weight.w.scales != VGQ_PER_GROUP)
+        same_bits(what, both);
 }
 
 /* The weights that the CUDA layout stands for, by vgq_decode_cuda. */

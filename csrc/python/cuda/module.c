@@ -68,6 +68,8 @@ CONVERTER(f32, 0, "float32")
 CONVERTER(f64, 0, "float64")
 CONVERTER(i64, 0, "int64")
 CONVERTER(u8, 0, "uint8")
+CONVERTER(i8, 0, "int8")
+CONVERTER(i32, 0, "int32")
 CONVERTER(optional_f32, 1, "float32")
 CONVERTER(optional_i8, 1, "int8")
 #undef CONVERTER
@@ -325,6 +327,98 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     return done(status);
 }
 
+static PyObject *py_depth(PyObject *self, PyObject *args)
+{
+    vgq_weight w;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&:depth", parse_weight, &w))
+        return NULL;
+    return PyLong_FromSize_t(vgq_depth_cuda(&w));
+}
+
+/* (weight, packed, x, bias, gelu, y): what the parts of a product have in common. */
+typedef struct product {
+    vgq_weight w;
+    array packed, x, bias, y;
+    vgq_linear_call call;
+} product;
+
+static int parse_product(PyObject *object, void *parsed)
+{
+    product *const p = parsed;
+    *p = (product){.call.activations = VGQ_INT8_ACTIVATIONS};
+    if (!PyTuple_Check(object)) {
+        PyErr_SetString(PyExc_TypeError, "a product is (weight, packed, x, bias, gelu, y)");
+        return 0;
+    }
+    if (!PyArg_ParseTuple(object, "O&O&O&O&pO&:product", parse_weight, &p->w, u8, &p->packed,
+                          values, &p->x, optional_f32, &p->bias, &p->call.gelu, values, &p->y))
+        return 0;
+    const vgq_weight w = p->w;
+    p->call.m = w.k ? p->x.n / w.k : 0;
+    if (!w.n || p->x.n != p->call.m * w.k || p->y.n / w.n != p->call.m || p->y.n % w.n ||
+        (p->bias.data && p->bias.n != w.n)) {
+        vgq_wrong_sizes();
+        return 0;
+    }
+    p->call.x_dtype = p->x.dtype, p->call.y_dtype = p->y.dtype;
+    p->call.x = p->x.data, p->call.bias = p->bias.data, p->call.y = p->y.data;
+    return 1;
+}
+
+static PyObject *py_code_tokens(PyObject *self, PyObject *args)
+{
+    product p;
+    array scratch;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&n:code_tokens", parse_product, &p, u8, &scratch, &stream))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_code_tokens_cuda(&p.w, p.packed.data, p.packed.n, &p.call, scratch.data,
+                                      scratch.n, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
+static PyObject *py_integers(PyObject *self, PyObject *args)
+{
+    vgq_weight w;
+    array packed, integers;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&O&n:integers", parse_weight, &w, u8, &packed, i8, &integers,
+                          &stream))
+        return NULL;
+    if (!w.n || integers.n != w.n * vgq_depth_cuda(&w))
+        return vgq_wrong_sizes();
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_integers_cuda(&w, packed.data, packed.n, integers.data, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
+static PyObject *py_finish(PyObject *self, PyObject *args)
+{
+    product p;
+    array sums, scratch;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&O&n:finish", parse_product, &p, i32, &sums, u8, &scratch,
+                          &stream))
+        return NULL;
+    if (sums.n != p.y.n)
+        return vgq_wrong_sizes();
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_finish_cuda(&p.w, p.packed.data, p.packed.n, &p.call, sums.data, scratch.data,
+                                 scratch.n, stream);
+    Py_END_ALLOW_THREADS
+    return done(status);
+}
+
 static PyObject *py_decode(PyObject *self, PyObject *args)
 {
     vgq_weight w;
@@ -361,6 +455,10 @@ static PyMethodDef methods[] = {
     {"ssim", py_ssim, METH_VARARGS, "Mean structural similarity; parts[0] is the result."},
     {"linear_nbytes", py_linear_nbytes, METH_VARARGS, "Bytes of scratch that linear wants."},
     {"linear", py_linear, METH_VARARGS, "y = x w^T + bias."},
+    {"depth", py_depth, METH_VARARGS, "Inputs of a packed weight's row, padding included."},
+    {"code_tokens", py_code_tokens, METH_VARARGS, "Codes of tokens into the scratch of linear."},
+    {"integers", py_integers, METH_VARARGS, "A packed weight's integers, by rows."},
+    {"finish", py_finish, METH_VARARGS, "y from the sums of products of integers."},
     {"decode", py_decode, METH_VARARGS, "A packed weight's values."},
     {NULL, NULL, 0, NULL},
 };

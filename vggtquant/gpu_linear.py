@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Linear layer on a GPU: a table of engines, of which `engines` takes the fastest.
+
+Engines whose sums are integers give the CPU's bits. `decode` rounds weights once to the dtype of
+the output and multiplies as torch does; it serves every call, so that a layer is never much slower
+than torch's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from . import engines, ops
+
+FEW_TOKENS = 8
+"""Up to which packed weights are multiplied with floats as they are: then reading them is all."""
+MOST_ROWS_NOT_SERVED = 16
+"""torch._int_mm takes more rows than that, and outputs in eights."""
+
+
+class Call(NamedTuple):
+    """A product on a GPU: y = x w^T + bias, then GELU where it is asked for."""
+
+    packed: torch.Tensor
+    about: ops.Packed
+    activations: ops.Activations
+    x: torch.Tensor
+    """(m, k), contiguous."""
+    bias: torch.Tensor | None
+    """float32."""
+    dtype: torch.dtype
+    gelu: bool
+
+    @property
+    def m(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What calls that share a choice have in common."""
+        x = self.x
+        dtypes, tokens = (x.dtype, self.dtype), engines.bucket(x.shape[0])
+        return self.about, self.activations, dtypes, self.gelu, tokens, x.device
+
+    @property
+    def kind(self) -> str:
+        """The same in words, without the device."""
+        about = self.about
+        names = (str(dtype).removeprefix("torch.") for dtype in (self.x.dtype, self.dtype))
+        return (
+            f"int{about.bits} {about.scales}{' zero points' if about.asymmetric else ''} "
+            f"{about.n} x {about.k} groups of {about.group}, {self.activations}, "
+            f"{' to '.join(names)}, {'GELU, ' if self.gelu else ''}"
+            f"up to {engines.bucket(self.m)} tokens"
+        )
+
+
+class Engine(NamedTuple):
+    """A way to compute a call."""
+
+    name: str
+    serves: Callable[[Call], bool]
+    run: Callable[[Call], torch.Tensor]
+    kernel: Callable[[Call], str]
+    """What it multiplies, for a report."""
+
+
+def _empty(call: Call) -> torch.Tensor:
+    return torch.empty((call.m, call.about.n), dtype=call.dtype, device=call.x.device)
+
+
+def _scratch(call: Call) -> torch.Tensor:
+    nbytes = ops.gpu_linear_nbytes(call.about, call.activations, call.m)
+    return torch.empty(nbytes, dtype=torch.uint8, device=call.x.device)
+
+
+def _fused(call: Call) -> torch.Tensor:
+    """Our kernels: codes of the tokens, then one product with all that follows in its end; or, for
+    few tokens, floats by weights that are decoded in registers."""
+    y, scratch = _empty(call), _scratch(call)
+    ops.gpu_linear(
+        call.about, call.packed, call.activations, call.x, call.bias, call.gelu, y, scratch
+    )
+    return y
+
+
+def _int_mm(call: Call) -> torch.Tensor:
+    """cuBLASLt's INT8 product between our codes and what follows the sums."""
+    y, scratch = _empty(call), _scratch(call)
+    depth = ops.gpu_depth(call.about)
+    integers = torch.empty((call.about.n, depth), dtype=torch.int8, device=call.x.device)
+    parts = (call.about, call.packed, call.x, call.bias, call.gelu, y, scratch)
+    ops.gpu_code_tokens(*parts)
+    ops.gpu_integers(call.about, call.packed, integers)
+    codes = scratch[: call.m * depth].view(torch.int8).view(call.m, depth)
+    ops.gpu_finish(*parts, torch._int_mm(codes, integers.t()))
+    return y
+
+
+def _decode(call: Call) -> torch.Tensor:
+    """Weights rounded once to the dtype of y, then torch's product; activations are not coded."""
+    weight = torch.empty((call.about.n, call.about.k), dtype=call.dtype, device=call.x.device)
+    ops.gpu_decode(call.about, call.packed, weight)
+    bias = None if call.bias is None else call.bias.to(call.dtype)
+    y = F.linear(call.x.to(call.dtype), weight, bias)
+    return F.gelu(y) if call.gelu else y
+
+
+def _packed(call: Call) -> str:
+    return f"{call.activations} x int{call.about.bits}"
+
+
+def _decoded(call: Call) -> str:
+    return f"{str(call.dtype).removeprefix('torch.')} x int{call.about.bits} decoded"
+
+
+ENGINES = (
+    Engine("fused", lambda c: c.activations == "int8" or c.m <= FEW_TOKENS, _fused, _packed),
+    Engine(
+        "int_mm",
+        lambda c: (
+            c.activations == "int8"
+            and c.about.scales != "per_group"
+            and c.m > MOST_ROWS_NOT_SERVED
+            and c.about.n % 8 == 0
+        ),
+        _int_mm,
+        _packed,
+    ),
+    Engine("decode", lambda c: True, _decode, _decoded),
+)
+NAMES = tuple(engine.name for engine in ENGINES)
+_BY_NAME = {engine.name: engine for engine in ENGINES}
+
+
+def serving(call: Call) -> list[Engine]:
+    """The engines that serve a call, in the table's order."""
+    return [engine for engine in ENGINES if engine.serves(call)]
+
+
+def chosen(call: Call) -> Engine:
+    """The engine of a call: the one that is forced, where it serves; else the fastest.
+
+    While a CUDA graph is captured nothing can be timed: of a kind that was not seen before, the
+    first that serves is taken, and not kept.
+
+    Raises:
+        UserError: VGGTQUANT_ENGINE names no engine.
+    """
+    there = serving(call)
+    name = engines.checked(engines.forced(), NAMES)
+    if name is not None:
+        return next((engine for engine in there if engine.name == name), there[0])
+    key, device = call.key, call.x.device
+    known = engines.CHOOSER.taken.get(key)
+    if known is not None and any(engine.name == known for engine in there):
+        return _BY_NAME[known]
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return there[0]
+    calls = {engine.name: functools.partial(engine.run, call) for engine in there}
+    taken = engines.CHOOSER.choose(device, call.kind, calls)
+    engines.CHOOSER.taken[key] = taken
+    return _BY_NAME[taken]
+
+
+def linear(call: Call) -> tuple[torch.Tensor, str]:
+    """y (m, n) of call.dtype, and what made it.
+
+    Raises:
+        UserError: 16-bit activations; tensors on several devices; no kernels in this build.
+    """
+    ops.check_gpu_call(call.packed, call.x, call.activations)
+    engine = chosen(call) if call.m else _BY_NAME["decode"]
+    try:
+        return engine.run(call), _name(engine, call)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if engines.forced() is not None or engine.name == NAMES[-1]:
+            raise
+        engines.CHOOSER.drop(call.x.device, call.kind, engine.name, error)
+        return _decode(call), _name(ENGINES[-1], call)
+
+
+def _name(engine: Engine, call: Call) -> str:
+    return f"{engine.kernel(call)}, cuda {engine.name}"
