@@ -454,7 +454,9 @@ def _on_gpu(
         raise UserError(
             "static scales and smoothing of activations are served on the CPU; x is on a GPU"
         )
-    added = None if bias is None else ops.values(bias).float()
+    added = None if bias is None else bias.detach()
+    if bias is not None and (bias.dtype != torch.float32 or not bias.is_contiguous()):
+        added = ops.values(bias).float()
     call = gpu_linear.Call(packed, about, activations, ops.values(x), added, dtype, gelu)
     return gpu_linear.linear(call)
 

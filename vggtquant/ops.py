@@ -9,6 +9,7 @@ and `_run` takes each call to the module of its buffers' device.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import mmap
 import os
@@ -169,7 +170,12 @@ def _described(x: Any) -> Any:
     """A tensor as _cuda wants it; anything else as it is."""
     if not isinstance(x, torch.Tensor):
         return x
-    return x.data_ptr(), tuple(x.shape), str(x.dtype).removeprefix("torch.")
+    return x.data_ptr(), tuple(x.shape), _dtype_word(x.dtype)
+
+
+@functools.cache
+def _dtype_word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _run(name: str, *args: Any) -> Any:
@@ -177,13 +183,17 @@ def _run(name: str, *args: Any) -> Any:
     tensors = [x for x in args if isinstance(x, torch.Tensor)]
     if not tensors:
         return getattr(_cpu, name)(*args)
-    devices = {str(x.device) for x in tensors}
-    devices |= {"cpu" for x in args if isinstance(x, np.ndarray)}
-    if len(devices) > 1:
-        raise UserError(f"arrays on {' and '.join(sorted(devices))} are given; one is wanted")
+    device = tensors[0].device
+    if any(
+        x.device != device if isinstance(x, torch.Tensor) else isinstance(x, np.ndarray)
+        for x in args
+    ):
+        there = {str(x.device) for x in tensors}
+        there |= {"cpu" for x in args if isinstance(x, np.ndarray)}
+        raise UserError(f"arrays on {' and '.join(sorted(there))} are given; one is wanted")
     if _cuda is None:
-        raise UserError(f"tensors on {devices.pop()} are given, but {cuda_missing()}")
-    with _stream(tensors[0].device) as stream:
+        raise UserError(f"tensors on {device} are given, but {cuda_missing()}")
+    with _stream(device) as stream:
         return getattr(_cuda, name)(*map(_described, args), stream)
 
 
@@ -268,8 +278,11 @@ def moved(buffer: Buffer, like: Buffer) -> Buffer:
 
 def values(x: Array) -> Buffer:
     """x as a contiguous buffer that the core reads; bfloat16 in NumPy as its bits in uint16."""
-    torch.get_num_threads()  # in a new thread torch passes its count to OpenMP when first asked
     name = dtype_name(x)
+    if isinstance(x, torch.Tensor) and on_gpu(x):
+        _check_dense(x)
+        return x.detach().resolve_neg().contiguous()
+    torch.get_num_threads()  # in a new thread torch passes its count to OpenMP when first asked
     if not isinstance(x, torch.Tensor):
         _check_plain(x)
         if name == "bfloat16":
@@ -277,8 +290,6 @@ def values(x: Array) -> Buffer:
         return np.require(np.asarray(x), x.dtype.newbyteorder("="), ["C", "ALIGNED"])
     _check_dense(x)
     x = x.detach().resolve_neg().contiguous()
-    if on_gpu(x):
-        return x
     return _array(x.view(torch.uint16) if name == "bfloat16" else x)
 
 

@@ -5,6 +5,7 @@
 
 Nothing is measured here. A kernel takes as long as the busiest of what it needs: tensor cores,
 instructions, shared memory, L2, memory, double precision. Kernels of a call follow each other.
+HOST alone was timed, on a CPU.
 """
 
 from __future__ import annotations
@@ -61,6 +62,12 @@ FEW_ROWS = {1: 270, 2: 270, 8: 395}
 """By tokens: of 8 outputs, the tokens' way through shared memory included."""
 CODING = 55
 """Of four inputs of each lane's token, both passes."""
+EPILOGUE = 90
+"""Of eight outputs of each lane, estimated from the PTX: sums from shared memory, two scales, zero
+point, bias, rounding, one store of 16 bytes. Two blocks of a processor are not taken to overlap."""
+HOST, HOST_TORCH = 40e-6, 8e-6
+"""Seconds of Python in a call of our Linear and of nn.Linear, timed on one core of an Intel Xeon
+(Sapphire Rapids) with kernels that do nothing; a CUDA graph spares both."""
 
 
 def blocks(n: int, size: int) -> int:
@@ -95,6 +102,12 @@ def stage_clocks(gpu: Gpu, width: int, weight: float) -> dict[str, float]:
     }
 
 
+def epilogue_clocks(width: int) -> float:
+    """Of a block of 128 tokens x `width` outputs: its sums to shared memory, and EPILOGUE."""
+    outputs = 64 * width / 2 / 32  # of a lane
+    return outputs + outputs / 8 * EPILOGUE
+
+
 def stage_bytes(width: int, weight: float) -> float:
     """What a block fetches of the L2 for that."""
     return 128 * 64 + width * 64 * weight
@@ -125,7 +138,7 @@ def product(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
     cut, stages = tiles(gpu, m, n), blocks(k, 64)
     clocks = max(stage_clocks(gpu, cut.width, weight).values())
     return max(
-        cut.turns * stages * clocks / (gpu.clock * 1e9),
+        cut.turns * (stages * clocks + epilogue_clocks(cut.width)) / (gpu.clock * 1e9),
         cut.count * stages * stage_bytes(cut.width, weight) / (gpu.l2 * 1e9),
         gemm_bytes(m, k, n, weight) / (gpu.bandwidth * 1e9),
     )
@@ -134,6 +147,22 @@ def product(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
 def int8(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
     """Seconds of a Linear with INT8 activations: both kernels."""
     return coding(gpu, m, k) + LAUNCH + product(gpu, m, k, n, weight)
+
+
+def int_mm(gpu: Gpu, m: int, k: int, n: int) -> float:
+    """Seconds of the engine int_mm: coding, the weight's integers, cuBLASLt's product at BF16_SHARE
+    of the INT8 peak with sums of 32 bits, and what follows the sums."""
+    bandwidth = gpu.bandwidth * 1e9
+    library = max(
+        2 * macs(m, k, n) / (gpu.int8 * 1e12 * BF16_SHARE), (m * k + n * k + 4 * m * n) / bandwidth
+    )
+    rest = (2 * n * k + 6 * m * n) / bandwidth
+    return coding(gpu, m, k) + 3 * LAUNCH + library + rest
+
+
+def from_python(seconds: float, host: float) -> float:
+    """Seconds of a call that is one of many: the GPU's or the host's, whichever takes longer."""
+    return max(seconds, host)
 
 
 def weight_only(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
@@ -196,6 +225,7 @@ def loop_table() -> list[str]:
         "instructions, clocks",
         "shared memory, clocks",
         "L2 at that speed, TB/s",
+        "end of a block, clocks",
     )
     for gpu in GPUS:
         for name, weight in (("W8A8", 1), ("W4A8", W4)):
@@ -203,7 +233,13 @@ def loop_table() -> list[str]:
             seconds = max(clocks.values()) / (gpu.clock * 1e9) / gpu.processors
             drawn = stage_bytes(128, weight) / seconds / 1e12
             lines.append(
-                cells(gpu.name, name, *(f"{c:.0f}" for c in clocks.values()), f"{drawn:.1f}")
+                cells(
+                    gpu.name,
+                    name,
+                    *(f"{c:.0f}" for c in clocks.values()),
+                    f"{drawn:.1f}",
+                    f"{epilogue_clocks(128):.0f}",
+                )
             )
     return lines
 
@@ -216,13 +252,16 @@ def time_table(gpu: Gpu) -> list[str]:
         "coding µs",
         "W8A8 µs",
         "ratio",
+        "int_mm µs",
         "W4A8 µs",
         "ratio",
+        "ratio from Python",
         "weight-only W8 µs",
     )
     for k, n in SHAPES:
         for m in TOKENS:
             base, w8, w4 = bf16(gpu, m, k, n), int8(gpu, m, k, n, 1), int8(gpu, m, k, n, W4)
+            eager = from_python(base, HOST_TORCH) / from_python(min(w8, w4), HOST)
             lines.append(
                 cells(
                     f"{k} x {n}",
@@ -231,8 +270,10 @@ def time_table(gpu: Gpu) -> list[str]:
                     us(coding(gpu, m, k)),
                     us(w8),
                     f"{base / w8:.2f}",
+                    us(int_mm(gpu, m, k, n)),
                     us(w4),
                     f"{base / w4:.2f}",
+                    f"{eager:.2f}",
                     us(weight_only(gpu, m, k, n, 1)),
                 )
             )
