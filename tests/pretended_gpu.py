@@ -5,7 +5,8 @@ Tensors there are wrappers of CPU tensors; `_cuda` is the module on the host shi
 VGGTQUANT_PRETENDED. `python -m pytest -p pretended_gpu tests/test_cuda_gpu.py` runs the tests of a
 GPU, `python tests/pretended_gpu.py` the bench, on sizes that the shim can bear. What is checked is
 that they run and ask for the right things, not what a GPU would answer. A graph that is captured
-notes the calls of `_cuda`, and refuses what a capture cannot hold: bringing a value home.
+notes the calls of `_cuda` and of torch, and refuses what a capture cannot hold: bringing a value
+home.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 DEVICE = torch.device("cuda:0")
 capturing: list[Any] = []
@@ -103,6 +104,8 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
         devices.append(DEVICE)
     with cast:
         result = func(*args, **kwargs)
+    if capturing and given:
+        capturing[-1].calls.append((again, (func, args, kwargs, result)))
     if home or not (given or devices):
         return result
 
@@ -117,6 +120,13 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     return tree_map_only(torch.Tensor, outer, result)
 
 
+def again(func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """torch's own call once more, into the memory of its first result."""
+    for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+        if isinstance(old, torch.Tensor) and old is not new:
+            old.copy_(new)
+
+
 class OnGpu(TorchDispatchMode):
     """Makes what is asked for on "cuda"; calls on tensors there come by Pretended."""
 
@@ -125,7 +135,7 @@ class OnGpu(TorchDispatchMode):
 
 
 class Graph:
-    """Notes the calls of _cuda while it is captured, and makes them again.
+    """Notes the calls of _cuda and of torch while it is captured, and makes them again.
 
     The calls hold addresses, so what was made in the capture stays: pool, as a real graph's.
     """

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,45 @@ def test_a_graph_of_calls_can_be_captured_and_replayed() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, layer(x))
+
+
+class Block(nn.Module):
+    """A transformer's block: norms, attention, MLP and residuals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(64), nn.LayerNorm(64)
+        self.qkv, self.proj = nn.Linear(64, 192), nn.Linear(64, 64)
+        self.fc1, self.fc2 = nn.Linear(64, 128), nn.Linear(128, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, 2, 32)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(y.transpose(1, 2).flatten(2))
+        return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+
+
+@torch.inference_mode()
+def test_a_graph_of_a_whole_block_can_be_captured_and_replayed() -> None:
+    torch.manual_seed(0)
+    config = replace(vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"], skip_first_last=False)
+    block, report = vq.quantize_model(Block().eval(), config)
+    assert len(report.quantized) == 4
+    block.cuda()
+    x = torch.randn(1, 20, 64, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        block(x)  # whatever is done once is done
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = block(x)
+    before = y.clone()
+    x.copy_(torch.randn(1, 20, 64))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, block(x)) and not torch.equal(y, before)
 
 
 @pytest.mark.skipif(PRETENDED, reason="its tensors are seen through")
