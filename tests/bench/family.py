@@ -53,9 +53,11 @@ def built(address: str) -> nn.Module:
         else:
             x.normal_(std=0.02, generator=generator)
         module._parameters[leaf] = nn.Parameter(x, requires_grad=False)
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.nan_to_num_(1.0)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                filled = torch.ones(buffer.shape) if buffer.is_meta else buffer.nan_to_num(1.0)
+                module._buffers[name] = filled
     return model.eval()
 
 

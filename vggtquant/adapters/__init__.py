@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -62,9 +62,25 @@ def plain_linear(linear: nn.Linear) -> nn.Linear | str:
     why there is none."""
     if type(linear) is nn.Linear:
         return linear
-    rows = (row for adapter in known().values() for row in adapter.linears.items())
-    plain = next((plain for path, plain in rows if is_of(linear, path)), None)
+    plain = _to_plain(linear)
     return f"a subclass of nn.Linear ({type(linear).__name__})" if plain is None else plain(linear)
+
+
+def _to_plain(linear: nn.Linear) -> Callable[[nn.Linear], nn.Linear | str] | None:
+    rows = (row for adapter in known().values() for row in adapter.linears.items())
+    return next((plain for path, plain in rows if is_of(linear, path)), None)
+
+
+def without_extras(linear: nn.Linear) -> nn.Linear:
+    """A plain Linear with weight and bias of one of a known subclass, for a file that holds no more
+    of it: the rest was folded in when the file was made; itself where it is of no known subclass.
+    """
+    if type(linear) is nn.Linear or _to_plain(linear) is None:
+        return linear
+    n, k = linear.weight.shape
+    made = nn.Linear(k, n, bias=linear.bias is not None, device="meta")
+    made._parameters.update(linear._parameters)
+    return made.train(linear.training)
 
 
 def edges(names: list[str]) -> tuple[str, ...]:

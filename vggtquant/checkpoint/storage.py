@@ -15,11 +15,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .. import files, ops, recognition
+from .. import adapters, files, ops, recognition, selection
 from ..about import VERSION
 from ..configs import QuantizationConfig
 from ..conv import QuantizedConv2d, product_shape
-from ..dense import fuse_heads
+from ..dense import fuse_heads, set_module
 from ..errors import PATH, UserError, check_type
 from ..linear import QuantizedLinear, settle
 from ..meta import parameters_without_memory
@@ -306,6 +306,7 @@ def load(
         coming = {layer.name: pool.submit(_pack, checkpoint, layer) for layer in layers}
         floats = {name: pool.submit(_read, checkpoint, name) for name in checkpoint.floats}
         target = model if isinstance(model, nn.Module) else _build(checkpoint, model)
+        _leave_out_extras(checkpoint, target)
         _check_fit(checkpoint, target)
         packed = {name: future.result() for name, future in coming.items()}
         read = {name: future.result() for name, future in floats.items()}
@@ -381,6 +382,14 @@ def _build(checkpoint: Checkpoint, factory: Callable[[], nn.Module] | None) -> n
     return model
 
 
+def _leave_out_extras(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Set plain Linear layers in the place of those whose further tensors the file has not."""
+    for name, linear in selection.linears_of(model).items():
+        extras = [f"{name}.{leaf}" for leaf, x in linear._buffers.items() if x is not None]
+        if name and extras and not any(extra in checkpoint.entries for extra in extras):
+            set_module(model, name, adapters.without_extras(linear))
+
+
 def _device_of(module: nn.Module) -> torch.device:
     """Where a layer's memory is; the CPU for one that has none yet."""
     held = next(iter([*module.parameters(), *module.buffers()]), None)
@@ -411,10 +420,10 @@ def _check_fit(checkpoint: Checkpoint, model: nn.Module) -> None:
                 f"{checkpoint.path} does not fit {type(model).__name__}: layer {name} is quantized "
                 "there, float in the file; give a model that is not quantized"
             )
-    wanted = {  # of a packed layer, the bias alone: a mask of it was multiplied in
+    wanted = {
         name: tuple(x.shape)
         for name, x in _float_tensors(model)
-        if name.endswith(".bias") or name.rpartition(".")[0] not in layers
+        if not (name.endswith(".weight") and name.removesuffix(".weight") in layers)
     }
     shapes = {name: checkpoint.entries[name].shape for name in checkpoint.floats}
     misfit = architectures.misfit(wanted, shapes)
@@ -430,7 +439,7 @@ def _put(model: nn.Module, name: str, x: torch.Tensor) -> None:
     if held is None:
         old = module._buffers[leaf]
         assert old is not None  # _check_fit found it
-        module._buffers[leaf] = x.to(old.device, old.dtype)
+        module._buffers[leaf] = x.to("cpu" if old.is_meta else old.device, old.dtype)
     elif held.is_meta:
         new = nn.Parameter(x.to(held.dtype), requires_grad=held.requires_grad)
         module._parameters[leaf] = new
