@@ -2,7 +2,6 @@
 """quantize_file and what surrounds it: the same codes as in memory, interruptions, refusals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from checkpoints import Zoo
+from everywhere import by_default
 from torch import nn
 from zoo import in_memory, same
 
@@ -303,33 +303,32 @@ def test_packed_files_are_models(tmp_path: Path) -> None:
         assert torch.equal(loaded.model(images)["depth"], model(images)["depth"])
 
 
-def test_pages_are_given_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", by_default(["a.safetensors", "a.pt"], "a.safetensors"))
+def test_pages_are_given_back(name: str, tmp_path: Path) -> None:
     """Reading 200 MB costs the memory of a few tensors."""
     state = {}
     for i in range(25):
         state[f"layers.{i}.weight"] = torch.randn(1024, 2048)
         state[f"layers.{i}.bias"] = torch.randn(1024)
-    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
-    torch.save(state, tmp_path / "a.pt")
+    save = safetensors.torch.save_file if name.endswith("s") else torch.save
+    save(state, tmp_path / name)
     config = replace(vq.get_config("INT8_Per_Channel_Symmetric"), skip_first_last=False)
     del state
-    for name in ("a.safetensors", "a.pt"):
-        program = (
-            "import sys, torch, vggtquant as vq\n"
-            "from vggtquant.checkpoint.streaming import quantize_file\n"
-            "def kilobytes(key): return next(int(line.split()[1]) for line in "
-            "open('/proc/self/status') if line.startswith(key))\n"
-            "torch.set_num_threads(2); vq.isa(); before = kilobytes('VmRSS')\n"
-            "config = vq.QuantizationConfig.from_dict(eval(sys.argv[2]))\n"
-            "quantize_file(sys.argv[1], config, sys.argv[1] + '.out')\n"
-            "print(kilobytes('VmHWM') - before)"
-        )
-        arguments = [str(tmp_path / name), repr(config.to_dict())]
-        result = subprocess.run(
-            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
-        )
-        assert int(result.stdout) < 140_000, name  # KB; the file has 200 MB
-        os.remove(tmp_path / f"{name}.out")
+    program = (
+        "import sys, torch, vggtquant as vq\n"
+        "from vggtquant.checkpoint.streaming import quantize_file\n"
+        "def kilobytes(key): return next(int(line.split()[1]) for line in "
+        "open('/proc/self/status') if line.startswith(key))\n"
+        "torch.set_num_threads(2); vq.isa(); before = kilobytes('VmRSS')\n"
+        "config = vq.QuantizationConfig.from_dict(eval(sys.argv[2]))\n"
+        "quantize_file(sys.argv[1], config, sys.argv[1] + '.out')\n"
+        "print(kilobytes('VmHWM') - before)"
+    )
+    arguments = [str(tmp_path / name), repr(config.to_dict())]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) < 140_000, name  # KB; the file has 200 MB
 
 
 def test_gpt_2_s_transposed_weights_are_no_linears(tmp_path: Path) -> None:
