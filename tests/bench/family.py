@@ -114,14 +114,10 @@ def row(name: str, address: str, images: torch.Tensor, rounds: int, lock: str | 
     want = run(model, images)
     seconds = timed(model, images, rounds, lock)
     print(f"{name}: {parameters / 1e6:.1f} M, FP32 {seconds:.2f} s", flush=True)
-    vq.quantize_model(model, "INT4_Group_128_A8")
-    int4, four = vq.model_bytes(model), error(run(model, images), want)
-    del model
-    gc.collect()
-    model = built(address)
     report = vq.quantize_model(model, "INT8_Fast")[1]
     fast = error(run(model, images), want)
     quick = timed(model, images, rounds, lock)
+    print(f"  INT8_Fast {quick:.2f} s, error {100 * fast:.2f} %", flush=True)
     linears = [layer for layer in report.layers if layer.kind == "linear"]
     swapped = sum(layer.skipped is None for layer in linears)
     there = Counter(m.kind for m in report.modules)
@@ -131,6 +127,16 @@ def row(name: str, address: str, images: torch.Tensor, rounds: int, lock: str | 
     for module in report.modules:
         if module.skipped:
             print(f"  {module.kind} {module.name}: {module.skipped}")
+    print(
+        f"  swapped: {swapped} of {len(linears)} Linears, {dict(done)} of {dict(there)}", flush=True
+    )
+    del model
+    gc.collect()
+    model = built(address)
+    vq.quantize_model(model, "INT4_Group_128_A8")
+    int4 = vq.model_bytes(model)
+    print(f"  INT4 {int4 / 1e6:.0f} MB", flush=True)
+    four = error(run(model, images), want)
     cells = (
         name,
         f"{parameters / 1e6:.1f}",
