@@ -35,9 +35,12 @@ def target(weight: torch.Tensor, s: Statistics, ridge: float = RIDGE) -> torch.T
     power = s.hessian.diagonal()
     r = ridge * torch.where(power > 0, power, torch.ones_like(power))
     root = (power + r).rsqrt()  # the system is solved with a unit diagonal
-    h = (s.hessian + torch.diag(r)) * root * root[:, None]
     right = (w @ s.cross + w * r) * root
-    return (torch.cholesky_solve(right.T, torch.linalg.cholesky(h)).T * root).float()
+    h = s.hessian.clone()  # k x k in float64: half a GB of VGGT's camera head, so in place
+    h.diagonal().add_(r)
+    lower = torch.linalg.cholesky(h.mul_(root).mul_(root[:, None]))
+    del h
+    return (torch.cholesky_solve(right.T, lower).T * root).float()
 
 
 def gptq(weight: torch.Tensor, s: Statistics, spec: QuantizationSpec) -> QTensor:
@@ -69,8 +72,9 @@ def _inverse_factor(s: Statistics) -> tuple[torch.Tensor, torch.Tensor]:
     order = torch.argsort(power, descending=True, stable=True)
     power = torch.where(power > 0, power, torch.ones_like(power))  # a dead input keeps its weight
     root = power.rsqrt()[order]
-    h = s.hessian[order][:, order] * root * root[:, None]
+    h = s.hessian[order[:, None], order].mul_(root).mul_(root[:, None])
     h.diagonal().fill_(1 + DAMPING + SHRINKAGE * len(h) / max(1, s.count))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-    upper = torch.linalg.cholesky(inverse, upper=True) * root
-    return order, upper.float()
+    h = torch.linalg.cholesky(h)  # each one is freed as the next is there
+    h = torch.cholesky_inverse(h)
+    h = torch.linalg.cholesky(h, upper=True)
+    return order, h.mul_(root).float()

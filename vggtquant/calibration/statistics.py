@@ -100,8 +100,8 @@ class Statistics:
         centred: the bias is corrected for the difference of the means.
         """
         w, q = weight.double(), coded.double()
-        h, c = self.hessian, self.cross
+        sums = ((q @ self.hessian) * q).sum() - 2 * ((w @ self.cross) * q).sum()
         if centred:
-            h = h - self.count * torch.outer(self.mean, self.mean)
-            c = c - self.count * torch.outer(self.float_mean, self.mean)
-        return float(((q @ h) * q).sum() - 2 * ((w @ c) * q).sum())
+            mean = q @ self.mean
+            sums -= self.count * (mean * (mean - 2 * (w @ self.float_mean))).sum()
+        return float(sums)
