@@ -18,6 +18,7 @@ from vggtquant import UserError, models, tiny
 from vggtquant.checkpoint.document import Checkpoint
 from vggtquant.tiny.model import TinyVGGT
 from vggtquant.weights import tensors
+from vggtquant.weights.container import Container
 from vggtquant.weights.tensors import open_weights
 
 INT4 = "INT4_Group_32"
@@ -211,3 +212,29 @@ def test_a_hub_repository_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     next(snapshot.glob("*00002*.safetensors")).unlink()
     with pytest.raises(UserError, match="no copy in the hub cache"):
         models.load_model("me/tiny")
+
+
+def test_pages_of_a_mapped_tensor_go_and_come_back(tmp_path: Path) -> None:
+    """What was written to them stays; memory of no file is left alone."""
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({"w": torch.arange(1 << 20, dtype=torch.float32)}, path)
+    mapped = Container(path).tensor("w")
+    mapped[5000] = -1.0
+    want, others = mapped.clone(), torch.ones(1 << 20)
+    before = resident(path)
+    tensors.page_out(mapped)
+    tensors.page_out(others)
+    after = resident(path)
+    assert torch.equal(mapped, want) and bool((others == 1).all())
+    assert before > 4000 and after < before / 2, (before, after)
+
+
+def resident(path: Path) -> int:
+    """KB of a mapped file that are in memory."""
+    here, found = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            here = line.endswith(str(path))
+        elif here and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..weights.tensors import page_out
+
 
 @dataclass
 class Edits:
@@ -25,9 +27,14 @@ class Edits:
     originals: dict[str, nn.Module] = field(default_factory=dict)
 
     def set(self, name: str, module: nn.Module) -> None:
-        """Puts a module in the place of another."""
+        """Puts a module in the place of another, whose pages of a mapped file are not needed any
+        more unless it is kept."""
+        before = self.model.get_submodule(name)
         if self.keep:
-            self.originals.setdefault(name, self.model.get_submodule(name))
+            self.originals.setdefault(name, before)
+        else:
+            for parameter in before.parameters():
+                page_out(parameter)
         put(self.model, name, module)
 
     def undo(self) -> None:

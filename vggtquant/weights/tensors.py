@@ -344,6 +344,39 @@ def _release(x: Tensor, mapped: list[range]) -> None:
     _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
+_MADV_PAGEOUT = 21  # Linux 5.4; Python does not name it
+
+
+def page_out(x: Tensor) -> None:
+    """Give the pages of a mapped file that lie whole within x back to the system.
+
+    For a tensor that nobody needs any more, of a file that stays mapped. Unlike MADV_DONTNEED this
+    keeps values that were written. Without effect on other memory, on a GPU and on older systems.
+
+    >>> page_out(torch.ones(5))
+    """
+    if x.device.type != "cpu" or not _is_of_a_file(x.data_ptr()):
+        return
+    start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (x.data_ptr() + x.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:
+        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
+
+
+def _is_of_a_file(address: int) -> bool:
+    """Whether a file is mapped there; False where there is no /proc to say it."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        fields = line.split(maxsplit=5)
+        low, high = (int(part, 16) for part in fields[0].split("-"))
+        if low <= address < high:
+            return fields[4] != "0"
+    return False
+
+
 def _mappings(path: Path) -> list[range]:
     """Where this process has mapped a file; nothing where there is no /proc to say it."""
     real, found = os.path.realpath(path), []
