@@ -104,7 +104,7 @@ def test_how_much_is_measured_does_not_depend_on_the_time_it_takes(
     settings = plan.Settings()
     chosen = []
     for slow in (1e-9, 1e6):
-        monkeypatch.setattr(forecast, "_seconds", lambda call, slow=slow: slow)
+        monkeypatch.setattr(forecast, "_seconds", lambda _, call, slow=slow: slow)
         monkeypatch.setattr(plan, "_correct", lambda *_: None)
         available = inputs.rendered(8, 2, 0, 28)
         found = plan.plan(
