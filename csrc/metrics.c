@@ -183,8 +183,7 @@ vgq_status vgq_ssim(vgq_images shape, vgq_dtype r_dtype, const void *r_x, vgq_dt
     return VGQ_OK;
 }
 
-/* ---- the table
- * ------------------------------------------------------------------------------------ */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 const vgq_metric *vgq_metric_row(size_t index)
 {
@@ -226,8 +225,7 @@ vgq_status vgq_metric_values(const vgq_moments *m, const vgq_metric_parts *p, do
     return VGQ_OK;
 }
 
-/* ---- exp and log
- * ---------------------------------------------------------------------------------- */
+/* ---- exp and log ----------------------------------------------------------------------------- */
 
 vgq_status vgq_exp(size_t n, const double *x, double *y)
 {

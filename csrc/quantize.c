@@ -175,8 +175,7 @@ vgq_status vgq_dequantize(vgq_format format, vgq_dtype dtype, vgq_shape shape, c
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
 
-/* ---- two-level scales: the search is explained in scales.h
- * ------------------------------------ */
+/* ---- two-level scales: the search is explained in scales.h ----------------------------------- */
 
 static double error_of(const vgq_kernels *kernels, vgq_dtype dtype, const void *x, size_t offset,
                        size_t n, vgq_map map)

@@ -266,21 +266,21 @@ FAULTS = {
         "heap-buffer-overflow",
     ),
     "tokens are overwritten while others multiply them": (
-        "linear.cu",
+        "linear_gemv.cuh",
         r"__syncthreads\(\);( /\* all are done with the chunk before)",
         r"\1",
         "watched",
         "race: ",
     ),
     "tokens are multiplied before others have fetched them": (
-        "linear.cu",
+        "linear_gemv.cuh",
         r"(VGQ_CUDA_DEPTH, shared\);\n\s*)__syncthreads\(\);",
         r"\1",
         "watched",
         "shared memory",
     ),
     "the last stages of few tokens are left out": (
-        "linear.cu",
+        "linear_gemv.cuh",
         r"tile < tiles \+ warp;",
         "tile < tiles;",
         "plain",
@@ -402,7 +402,7 @@ def module_on_shim(workshop: Workshop) -> Path:
     cuda = sorted(CUDA.glob("*.cu"))
     objects = workshop.objects("module", [SHIM / "shim.cpp", SHIM / "race.cpp", *cuda])
     python = ROOT / "csrc" / "python"
-    binding = [python / "cuda" / "module.c", python / "words.c"]
+    binding = [*sorted((python / "cuda").glob("*.c")), python / "words.c"]
     include = f"-I{sysconfig.get_path('include')}"
     flags = ["-shared", "-fPIC", "-O1", "-std=c11", "-Wall", "-Wextra", "-Werror", include]
     shared = ("formats", "metrics_sizes", "status", "weight")

@@ -1,86 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The module vggtquant._cuda: the calls of _cpu on addresses of a CUDA device, each with a stream
- * as its last argument. An array is a tuple (address, shape, dtype's name): no header of torch,
- * NumPy or CUDA is needed, and importing needs neither a driver nor a GPU. Types and meanings stand
+ * as its last argument. No header of torch, NumPy or CUDA is needed, and importing needs neither a
+ * driver nor a GPU. Types and meanings stand
  * in _cuda.pyi, contracts in vgq_cuda.h. Only vggtquant/ops.py imports it; it sees to it that the
  * arrays are contiguous and lie on the current device. */
-#include "../../vgq_cuda.h"
-#include "../words.h"
-
-#include <string.h>
-
-enum { DIMS = 4 };
-
-typedef struct array {
-    void *data;
-    Py_ssize_t dims, shape[DIMS];
-    size_t n;
-    vgq_dtype dtype; /* of values only */
-} array;
-
-/* Sizes whose product is the number of elements. */
-static int parse_shape(PyObject *shape, array *a)
-{
-    a->dims = PyTuple_Check(shape) ? PyTuple_GET_SIZE(shape) : -1;
-    a->n = 1;
-    for (Py_ssize_t i = 0; i < a->dims && i < DIMS; i++) {
-        a->shape[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, i));
-        if (a->shape[i] < 0 || __builtin_mul_overflow(a->n, (size_t)a->shape[i], &a->n))
-            return 0;
-    }
-    return a->dims >= 0 && a->dims <= DIMS;
-}
-
-static int convert(PyObject *object, array *a, int optional, const char *const *names, int count)
-{
-    const char *name;
-    PyObject *address, *shape;
-    *a = (array){0};
-    if (optional && object == Py_None)
-        return 1;
-    if (!PyTuple_Check(object) || !PyArg_ParseTuple(object, "OOs", &address, &shape, &name) ||
-        !parse_shape(shape, a)) {
-        PyErr_SetString(PyExc_TypeError, "an array is (address, shape, dtype's name)");
-        return 0;
-    }
-    a->data = PyLong_AsVoidPtr(address);
-    if (PyErr_Occurred())
-        return 0;
-    for (int i = 0; i < count; i++)
-        if (strcmp(name, names[i]) == 0) {
-            a->dtype = (vgq_dtype)i;
-            return 1;
-        }
-    PyErr_Format(PyExc_TypeError, "an array of %s is wanted, not of %.50s", names[0], name);
-    return 0;
-}
-
-static const char *const value_names[VGQ_DTYPES] = {"float32", "float16", "bfloat16"};
-
-static int values(PyObject *object, void *a) { return convert(object, a, 0, value_names, 3); }
-#define CONVERTER(tag, optional, name)                 \
-    static int tag(PyObject *object, void *a)          \
-    {                                                  \
-        static const char *const names[] = {name};     \
-        return convert(object, a, optional, names, 1); \
-    }
-CONVERTER(f32, 0, "float32")
-CONVERTER(f64, 0, "float64")
-CONVERTER(i64, 0, "int64")
-CONVERTER(u8, 0, "uint8")
-CONVERTER(i8, 0, "int8")
-CONVERTER(i32, 0, "int32")
-CONVERTER(optional_f32, 1, "float32")
-CONVERTER(optional_i8, 1, "int8")
-#undef CONVERTER
-
-static PyObject *done(vgq_status status)
-{
-    if (status != VGQ_ECUDA)
-        return vgq_done(status);
-    PyErr_Format(PyExc_RuntimeError, "%s: %s", vgq_message(status), vgq_cuda_error());
-    return NULL;
-}
+#include "arrays.h"
 
 static PyObject *py_devices(PyObject *self, PyObject *args)
 {
@@ -92,18 +16,18 @@ static PyObject *py_devices(PyObject *self, PyObject *args)
     return NULL;
 }
 
-/* ---- quantize
- * ------------------------------------------------------------------------------------- */
+/* ---- quantize -------------------------------------------------------------------------------- */
 
 static PyObject *py_range(PyObject *self, PyObject *args)
 {
     vgq_shape shape;
-    array x, lo, hi, nonfinite;
+    vgq_array x, lo, hi, nonfinite;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&n:range", vgq_parse_shape, &shape, values, &x, f32, &lo,
-                          f32, &hi, i64, &nonfinite, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&n:range", vgq_parse_shape, &shape, vgq_array_values, &x,
+                          vgq_array_f32, &lo, vgq_array_f32, &hi, vgq_array_i64, &nonfinite,
+                          &stream))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
     if (vgq_unusable(shape) || x.n != shape.rows * shape.cols || lo.n != groups || hi.n != groups ||
@@ -112,29 +36,31 @@ static PyObject *py_range(PyObject *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
         status = vgq_range_cuda(x.dtype, shape, x.data, lo.data, hi.data, nonfinite.data, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_parameters(PyObject *self, PyObject *args)
 {
     vgq_format format;
-    array lo, hi, scale, zero;
+    vgq_array lo, hi, scale, zero;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&n:parameters", vgq_parse_format, &format, f32, &lo, f32,
-                          &hi, f32, &scale, optional_i8, &zero, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&n:parameters", vgq_parse_format, &format, vgq_array_f32,
+                          &lo, vgq_array_f32, &hi, vgq_array_f32, &scale, vgq_array_optional_i8,
+                          &zero, &stream))
         return NULL;
     if (hi.n != lo.n || scale.n != lo.n || (zero.data && zero.n != lo.n))
         return vgq_wrong_sizes();
     Py_BEGIN_ALLOW_THREADS
         status = vgq_parameters_cuda(format, lo.n, lo.data, hi.data, scale.data, zero.data, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 /* The sizes that quantize and dequantize share. */
-static int fits(vgq_format format, vgq_shape shape, array x, array scale, array zero, array q)
+static int fits(vgq_format format, vgq_shape shape, vgq_array x, vgq_array scale, vgq_array zero,
+                vgq_array q)
 {
     if (vgq_unusable(shape))
         return 0;
@@ -148,13 +74,13 @@ static PyObject *py_quantize(PyObject *self, PyObject *args)
 {
     vgq_format format;
     vgq_shape shape;
-    array x, scale, zero, q;
+    vgq_array x, scale, zero, q;
     void *stream;
     vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&n:quantize", vgq_parse_format, &format,
-                          vgq_parse_shape, &shape, values, &x, f32, &scale, optional_i8, &zero, u8,
-                          &q, &stream))
+                          vgq_parse_shape, &shape, vgq_array_values, &x, vgq_array_f32, &scale,
+                          vgq_array_optional_i8, &zero, vgq_array_u8, &q, &stream))
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
         return vgq_wrong_sizes();
@@ -162,20 +88,20 @@ static PyObject *py_quantize(PyObject *self, PyObject *args)
         status = vgq_quantize_cuda(format, x.dtype, shape, x.data, scale.data, zero.data, q.data,
                                    stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_dequantize(PyObject *self, PyObject *args)
 {
     vgq_format format;
     vgq_shape shape;
-    array x, scale, zero, q;
+    vgq_array x, scale, zero, q;
     void *stream;
     vgq_status status;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&n:dequantize", vgq_parse_format, &format,
-                          vgq_parse_shape, &shape, u8, &q, f32, &scale, optional_i8, &zero, values,
-                          &x, &stream))
+                          vgq_parse_shape, &shape, vgq_array_u8, &q, vgq_array_f32, &scale,
+                          vgq_array_optional_i8, &zero, vgq_array_values, &x, &stream))
         return NULL;
     if (!fits(format, shape, x, scale, zero, q))
         return vgq_wrong_sizes();
@@ -183,18 +109,19 @@ static PyObject *py_dequantize(PyObject *self, PyObject *args)
         status = vgq_dequantize_cuda(format, x.dtype, shape, q.data, scale.data, zero.data, x.data,
                                      stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_two_level(PyObject *self, PyObject *args)
 {
     vgq_shape shape;
-    array x, channel_scale, factor, zero, error;
+    vgq_array x, channel_scale, factor, zero, error;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&n:two_level", vgq_parse_shape, &shape, values, &x, f32,
-                          &channel_scale, u8, &factor, optional_i8, &zero, f64, &error, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&n:two_level", vgq_parse_shape, &shape,
+                          vgq_array_values, &x, vgq_array_f32, &channel_scale, vgq_array_u8,
+                          &factor, vgq_array_optional_i8, &zero, vgq_array_f64, &error, &stream))
         return NULL;
     const size_t groups = shape.rows * vgq_row_groups(shape);
     if (vgq_unusable(shape) || x.n != shape.rows * shape.cols || channel_scale.n != shape.rows ||
@@ -204,26 +131,26 @@ static PyObject *py_two_level(PyObject *self, PyObject *args)
         status = vgq_two_level_cuda(x.dtype, shape, x.data, channel_scale.data, factor.data,
                                     zero.data, error.data, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
-/* ---- metrics
- * -------------------------------------------------------------------------------------- */
+/* ---- metrics --------------------------------------------------------------------------------- */
 
 static PyObject *py_compare(PyObject *self, PyObject *args)
 {
-    array r, c, parts;
+    vgq_array r, c, parts;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&n:compare", values, &r, values, &c, f64, &parts, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&n:compare", vgq_array_values, &r, vgq_array_values, &c,
+                          vgq_array_f64, &parts, &stream))
         return NULL;
     if (r.n != c.n || parts.n < vgq_compare_parts(r.n) * (sizeof(vgq_moments) / sizeof(double)))
         return vgq_wrong_sizes();
     Py_BEGIN_ALLOW_THREADS
         status = vgq_compare_cuda(r.n, r.dtype, r.data, c.dtype, c.data, parts.data, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_cross_entropy_parts(PyObject *self, PyObject *args)
@@ -237,12 +164,12 @@ static PyObject *py_cross_entropy_parts(PyObject *self, PyObject *args)
 
 static PyObject *py_cross_entropy(PyObject *self, PyObject *args)
 {
-    array r, c, parts;
+    vgq_array r, c, parts;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&n:cross_entropy", values, &r, values, &c, f64, &parts,
-                          &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&n:cross_entropy", vgq_array_values, &r, vgq_array_values, &c,
+                          vgq_array_f64, &parts, &stream))
         return NULL;
     const size_t rows = (size_t)r.shape[0], cols = (size_t)r.shape[1];
     if (r.dims != 2 || c.n != r.n ||
@@ -252,18 +179,18 @@ static PyObject *py_cross_entropy(PyObject *self, PyObject *args)
         status = vgq_cross_entropy_cuda(rows, cols, r.dtype, r.data, c.dtype, c.data, parts.data,
                                         stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_ssim(PyObject *self, PyObject *args)
 {
-    array r, c, parts;
+    vgq_array r, c, parts;
     double data_range, centre;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&ddO&n:ssim", values, &r, values, &c, &data_range, &centre, f64,
-                          &parts, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&ddO&n:ssim", vgq_array_values, &r, vgq_array_values, &c,
+                          &data_range, &centre, vgq_array_f64, &parts, &stream))
         return NULL;
     const vgq_images shape = {(size_t)r.shape[0], (size_t)r.shape[1], (size_t)r.shape[2],
                               (size_t)r.shape[3]};
@@ -273,11 +200,10 @@ static PyObject *py_ssim(PyObject *self, PyObject *args)
         status = vgq_ssim_cuda(shape, r.dtype, r.data, c.dtype, c.data, data_range, centre,
                                parts.data, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
-/* ---- linear
- * --------------------------------------------------------------------------------------- */
+/* ---- linear ---------------------------------------------------------------------------------- */
 
 /* A weight without its arrays: (format, scales, (n, k, group), asymmetric). */
 static int parse_weight(PyObject *object, void *weight)
@@ -307,13 +233,14 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
 {
     vgq_weight w;
     vgq_linear_call call = {0};
-    array packed, x, bias, y, scratch;
+    vgq_array packed, x, bias, y, scratch;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&pO&O&n:linear", parse_weight, &w, u8, &packed,
-                          vgq_parse_activations, &call.activations, values, &x, optional_f32, &bias,
-                          &call.gelu, values, &y, u8, &scratch, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&pO&O&n:linear", parse_weight, &w, vgq_array_u8, &packed,
+                          vgq_parse_activations, &call.activations, vgq_array_values, &x,
+                          vgq_array_optional_f32, &bias, &call.gelu, vgq_array_values, &y,
+                          vgq_array_u8, &scratch, &stream))
         return NULL;
     call.m = w.k ? x.n / w.k : 0;
     if (!w.n || x.n != call.m * w.k || y.n / w.n != call.m || y.n % w.n ||
@@ -324,7 +251,7 @@ static PyObject *py_linear(PyObject *self, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
         status = vgq_linear_cuda(&w, packed.data, packed.n, &call, scratch.data, scratch.n, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_depth(PyObject *self, PyObject *args)
@@ -339,7 +266,7 @@ static PyObject *py_depth(PyObject *self, PyObject *args)
 /* (weight, packed, x, bias, gelu, y): what the parts of a product have in common. */
 typedef struct product {
     vgq_weight w;
-    array packed, x, bias, y;
+    vgq_array packed, x, bias, y;
     vgq_linear_call call;
 } product;
 
@@ -351,8 +278,9 @@ static int parse_product(PyObject *object, void *parsed)
         PyErr_SetString(PyExc_TypeError, "a product is (weight, packed, x, bias, gelu, y)");
         return 0;
     }
-    if (!PyArg_ParseTuple(object, "O&O&O&O&pO&:product", parse_weight, &p->w, u8, &p->packed,
-                          values, &p->x, optional_f32, &p->bias, &p->call.gelu, values, &p->y))
+    if (!PyArg_ParseTuple(object, "O&O&O&O&pO&:product", parse_weight, &p->w, vgq_array_u8,
+                          &p->packed, vgq_array_values, &p->x, vgq_array_optional_f32, &p->bias,
+                          &p->call.gelu, vgq_array_values, &p->y))
         return 0;
     const vgq_weight w = p->w;
     p->call.m = w.k ? p->x.n / w.k : 0;
@@ -369,46 +297,47 @@ static int parse_product(PyObject *object, void *parsed)
 static PyObject *py_code_tokens(PyObject *self, PyObject *args)
 {
     product p;
-    array scratch;
+    vgq_array scratch;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&n:code_tokens", parse_product, &p, u8, &scratch, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&n:code_tokens", parse_product, &p, vgq_array_u8, &scratch,
+                          &stream))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
         status = vgq_code_tokens_cuda(&p.w, p.packed.data, p.packed.n, &p.call, scratch.data,
                                       scratch.n, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_integers(PyObject *self, PyObject *args)
 {
     vgq_weight w;
-    array packed, integers;
+    vgq_array packed, integers;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&n:integers", parse_weight, &w, u8, &packed, i8, &integers,
-                          &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&n:integers", parse_weight, &w, vgq_array_u8, &packed,
+                          vgq_array_i8, &integers, &stream))
         return NULL;
     if (!w.n || integers.n != w.n * vgq_depth_cuda(&w))
         return vgq_wrong_sizes();
     Py_BEGIN_ALLOW_THREADS
         status = vgq_integers_cuda(&w, packed.data, packed.n, integers.data, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_finish(PyObject *self, PyObject *args)
 {
     product p;
-    array sums, scratch;
+    vgq_array sums, scratch;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&n:finish", parse_product, &p, i32, &sums, u8, &scratch,
-                          &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&n:finish", parse_product, &p, vgq_array_i32, &sums,
+                          vgq_array_u8, &scratch, &stream))
         return NULL;
     if (sums.n != p.y.n)
         return vgq_wrong_sizes();
@@ -416,29 +345,28 @@ static PyObject *py_finish(PyObject *self, PyObject *args)
         status = vgq_finish_cuda(&p.w, p.packed.data, p.packed.n, &p.call, sums.data, scratch.data,
                                  scratch.n, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
 static PyObject *py_decode(PyObject *self, PyObject *args)
 {
     vgq_weight w;
-    array packed, y;
+    vgq_array packed, y;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&n:decode", parse_weight, &w, u8, &packed, values, &y,
-                          &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&n:decode", parse_weight, &w, vgq_array_u8, &packed,
+                          vgq_array_values, &y, &stream))
         return NULL;
     if (!w.n || y.n / w.n != w.k || y.n % w.n)
         return vgq_wrong_sizes();
     Py_BEGIN_ALLOW_THREADS
         status = vgq_decode_cuda(&w, packed.data, packed.n, y.dtype, y.data, stream);
     Py_END_ALLOW_THREADS
-    return done(status);
+    return vgq_cuda_done(status);
 }
 
-/* ---- the module
- * ----------------------------------------------------------------------------------- */
+/* ---- the module ------------------------------------------------------------------------------ */
 
 static PyMethodDef methods[] = {
     {"devices", py_devices, METH_NOARGS,
