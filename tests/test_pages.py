@@ -18,6 +18,7 @@ import pytest
 from everywhere import by_default
 
 import vggtquant as vq
+from vggtquant import ops
 from vggtquant.commands import cli
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -236,6 +237,8 @@ def test_every_command_runs(command, furnished):
         pytest.importorskip("onnxscript", reason="exports need the extra `onnx`")
     if "docx" in command:
         pytest.importorskip("docx", reason="docx needs the extra `report`")
+    if "--device cuda" in command and (missing := ops.cuda_missing()):
+        pytest.skip(f"no GPU to run it on: {missing}")
     run(made_quick(command.removeprefix("vggtquant ")), furnished)
 
 
