@@ -291,3 +291,9 @@ def quiet_about_cuda() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*CUDA is not available", UserWarning)
         warnings.filterwarnings("ignore", ".*torch.cuda.amp.autocast", FutureWarning)
         yield
+
+
+def run_quietly(model: nn.Module, images: Tensor) -> Any:
+    """The forward of a model that normalizes pictures itself and enters CUDA's autocast."""
+    with quiet_about_cuda():
+        return model(scenes(images))

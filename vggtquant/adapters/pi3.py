@@ -20,18 +20,11 @@ from ..adapter import (
     hub_settings,
     inverted,
     pose_encoding,
-    quiet_about_cuda,
-    scenes,
+    run_quietly,
 )
 
 MODEL = "pi3.models.pi3.Pi3"
 INSTALL = "git+https://github.com/yyfz/Pi3"
-
-
-def run(model: nn.Module, images: Tensor) -> Any:
-    """Pi3 normalizes pictures itself."""
-    with quiet_about_cuda():
-        return model(scenes(images))
 
 
 def outputs(found: Any, images: Tensor) -> dict[str, Tensor]:
@@ -64,7 +57,7 @@ _POSITIONS: tuple[str, Form] = ("xpos", "grid")
 ADAPTER = Adapter(
     "pi3",
     models=(MODEL, "pi3.models.pi3x.Pi3X"),
-    run=run,
+    run=run_quietly,
     outputs=outputs,
     attentions=tuple(
         Swappable(f"pi3.models.layers.attention.{kind}", ("x", "attn_bias", "xpos"), _POSITIONS)

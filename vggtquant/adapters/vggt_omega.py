@@ -16,18 +16,11 @@ from ..adapter import (
     Swappable,
     constructed,
     hub_settings,
-    quiet_about_cuda,
-    scenes,
+    run_quietly,
 )
 
 MODEL = "vggt_omega.models.vggt_omega.VGGTOmega"
 INSTALL = "git+https://github.com/facebookresearch/vggt-omega"
-
-
-def run(model: nn.Module, images: Tensor) -> Any:
-    """It normalizes pictures itself."""
-    with quiet_about_cuda():
-        return model(scenes(images))
 
 
 def plain(linear: nn.Linear) -> nn.Linear | str:
@@ -67,7 +60,7 @@ def recognises(shapes: Shapes, settings: Mapping[str, Any]) -> bool:
 ADAPTER = Adapter(
     "vggt-omega",
     models=(MODEL,),
-    run=run,
+    run=run_quietly,
     image_size=512,
     patch=16,
     attentions=(

@@ -345,17 +345,19 @@ def _release(x: Tensor, mapped: list[range]) -> None:
 
 
 _MADV_PAGEOUT = 21  # Linux 5.4; Python does not name it
+_WORTH_A_LOOK = 1 << 20  # bytes: to ask where they lie takes a millisecond
 
 
 def page_out(x: Tensor) -> None:
     """Give the pages of a mapped file that lie whole within x back to the system.
 
     For a tensor that nobody needs any more, of a file that stays mapped. Unlike MADV_DONTNEED this
-    keeps values that were written. Without effect on other memory, on a GPU and on older systems.
+    keeps values that were written. Without effect on other memory, on tensors below a megabyte,
+    on a GPU and on older systems.
 
     >>> page_out(torch.ones(5))
     """
-    if x.device.type != "cpu" or not _is_of_a_file(x.data_ptr()):
+    if x.device.type != "cpu" or x.nbytes < _WORTH_A_LOOK or not _is_of_a_file(x.data_ptr()):
         return
     start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (x.data_ptr() + x.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
