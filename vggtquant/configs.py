@@ -85,6 +85,8 @@ CALIBRATIONS = (
 ACTIVATION_RANGES = ("dynamic", "minmax", "percentile", "mse")
 """Where the range of a layer's activations comes from."""
 
+LONGEST_NAME = 100
+"""Characters of a config's name, which is a label in tables and charts."""
 _DERIVED: Any = None
 """Default of the fields that a quant_type may fix: its value where it does, else _FREE's."""
 _FREE = {"bits": 8, "symmetric": True, "per_channel": True}
@@ -177,6 +179,11 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
             raise UserError(f"name is {self.name!r}; a line of text is wanted")
+        if len(self.name) > LONGEST_NAME:
+            raise UserError(
+                f"name has {len(self.name)} characters ({self.name[:20]}…); at most {LONGEST_NAME} "
+                "are wanted"
+            )
         _one_of("activation_range", self.activation_range, ACTIVATION_RANGES)
         if self.activation_range != "dynamic" and not self.quantize_activations:
             raise UserError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wrong input to each command: exit code 2, one line that names what was seen, no file written."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ CONFIGS = {
     "patterns.json": '{"name": "a", "quant_type": "mixed_precision", "sensitive_layers": 5}',
     "nameless.json": '{"name": " ", "quant_type": "int4_group"}',
     "lines.json": '{"name": "a\\nb", "quant_type": "int4_group"}',
+    "long.json": json.dumps({"name": "n" * 400, "quant_type": "int4_group"}),
     "number.json": '{"name": 7, "quant_type": "int4_group"}',
     "twice.json": '[{"name": "a", "quant_type": "fp32"}, {"name": "a", "quant_type": "bf16"}]',
     "field.json": '{"name": "a", "quant_type": "int4_group", "grp": 8}',
@@ -49,6 +51,7 @@ CASES = {
     "evaluate --config nameless.json": "name is ' '; a line of text is wanted",
     "evaluate --config lines.json": "name is 'a\\nb'; a line of text is wanted",
     "evaluate --config number.json": "name is 7; a line of text is wanted",
+    "evaluate --config long.json": "name has 400 characters (nnnnnnnnnnnnnnnnnnnn…); at most 100 ",
     "evaluate --config twice.json": "two configs are named 'a'",
     "evaluate --config field.json": "no field grp",
     "evaluate --config bits.json": "bits=4, not 8",

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import vggtquant as vq
 from vggtquant import UserError, models, tiny
 from vggtquant.checkpoint.document import Checkpoint
+from vggtquant.commands import cli
 from vggtquant.tiny.model import TinyVGGT
 from vggtquant.weights import tensors
 from vggtquant.weights.container import Container
@@ -92,6 +94,39 @@ def test_the_weights_of_a_training_checkpoint(key: str, tmp_path: Path) -> None:
     torch.save({**beside, "elsewhere": state}, tmp_path / "w.ckpt")
     with pytest.raises(UserError, match=r"no state dict \(epoch, optimizer, elsewhere\)"):
         open_weights(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize("inner", [None, "module"])
+def test_other_weights_beside_those_that_are_taken_are_told(
+    inner: str | None, tmp_path: Path
+) -> None:
+    """A moving average: which one was taken, and a line that makes a file of the other."""
+    state = tiny.build().state_dict()
+    mean = {k: x + 1 for k, x in state.items()}
+    held = {"model": state, "ema": {inner: mean} if inner else mean, "scaler": {"s": torch.ones(1)}}
+    torch.save(held, path := tmp_path / "w.ckpt")
+    dotted = "ema.module" if inner else "ema"
+    with pytest.warns(UserWarning, match=f"under model; {dotted} holds weights too") as caught:
+        found = open_weights(path)
+    assert torch.equal(found.tensor("aggregator.camera_token"), state["aggregator.camera_token"])
+    [line] = [str(one.message).rpartition(": ")[2] for one in caught]
+    other = tmp_path / "other.pt"
+    exec(line.partition(" makes ")[0], {"torch": torch, "FILE": path, "OTHER": other})
+    found = open_weights(other)
+    assert torch.equal(found.tensor("aggregator.camera_token"), mean["aggregator.camera_token"])
+
+
+def test_the_command_tells_of_other_weights_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = Zoo().state_dict()
+    torch.save({"state_dict": state, "ema": state}, path := tmp_path / "w.ckpt")
+    words = ["quantize", str(path), "--all_layers", "--out", str(tmp_path / "q.safetensors")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main(words) == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith(f"vggtquant: warning: {path}: took the weights under state_dict; ema ")
 
 
 def test_a_pickled_model_is_refused_with_a_way_out(tmp_path: Path) -> None:

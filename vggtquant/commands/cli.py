@@ -18,8 +18,9 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..about import VERSION
 from ..errors import UserError
@@ -116,7 +117,7 @@ def _guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namesp
             stream.reconfigure(errors="replace")
     ended: list[int] = []
     try:
-        with _ending(ended):
+        with _ending(ended), _warned():
             code = command(args)
             sys.stdout.flush()
             return code
@@ -134,6 +135,22 @@ def _guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namesp
             return 2
         _complain(f"{type(error).__name__}: {error} (a defect; -v shows where)", args.verbose)
         return 1
+
+
+@contextlib.contextmanager
+def _warned() -> Iterator[None]:
+    """What the package warns of is a line, without the place in the code."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if category is UserWarning:
+                print(f"vggtquant: warning: {' '.join(str(message).split())}", file=sys.stderr)
+            else:
+                usual(message, category, *place)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("md", "latex", "html", "docx"),
         default="md",
-        help="of the report (default md); docx needs the extra `report`",
+        metavar="FORMAT[,FORMAT]",
+        help="of the report: md (default), latex, html, docx, or several, which share the figures; "
+        "docx needs the extra `report`",
     )
     parser.add_argument(
         "--lang", choices=("en", "zh"), default="en", help="English or Chinese (default en)"

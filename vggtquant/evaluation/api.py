@@ -254,8 +254,9 @@ class Report:
         """Writes the report's files into a folder, made if missing; returns their paths.
 
         Args:
-            format: md, latex, html or docx: an experiment report with figures and tables as files,
-                as `vggtquant report` writes; None: the files of `vggtquant evaluate`.
+            format: md, latex, html or docx, or several as "html,docx": an experiment report with
+                figures and tables as files, as `vggtquant report` writes; None: the files of
+                `vggtquant evaluate`.
             language: of the experiment report, en or zh.
             core: the experiment report has the eight schemes alone.
             figures: names of its figures, * allowed; None: all that are usual.

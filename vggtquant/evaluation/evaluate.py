@@ -23,7 +23,7 @@ from torch import nn
 from .. import adapters, devices, environment, ops
 from ..about import VERSION
 from ..adapter import PATCH
-from ..configs import QuantizationConfig, get_config
+from ..configs import LONGEST_NAME, QuantizationConfig, get_config
 from ..errors import UserError
 from ..files import output_folder
 from ..linear import QuantizedLinear
@@ -230,10 +230,10 @@ def _packed(settings: Settings) -> tuple[LoadedModel, Variant, bool]:
 
     path = Path(settings.model)
     document = inspection.verified(path).document
-    config = replace(document.configs[0], name=path.name)
+    config = replace(document.configs[0], name=path.name[-LONGEST_NAME:])
     address = settings.source or _source(path, document.source.name, document.source.sha256)
     if address is None:
-        alone = Variant(path.name, Kind.BASELINE, config, path)
+        alone = Variant(config.name, Kind.BASELINE, config, path)
         loaded = models.load_model(path, settings.place, adapter=settings.adapter)
         return loaded, alone, True
     loaded = models.load_model(address, settings.place, adapter=settings.adapter)
@@ -243,7 +243,7 @@ def _packed(settings: Settings) -> tuple[LoadedModel, Variant, bool]:
             f"{path} was made from other weights than {address}: SHA-256 {wanted[:16]}... there, "
             f"{loaded.sha256[:16]}... here"
         )
-    return loaded, Variant(path.name, Kind.QUANTIZED, config, path), False
+    return loaded, Variant(config.name, Kind.QUANTIZED, config, path), False
 
 
 def _source(path: Path, name: str, sha256: str) -> str | None:

@@ -133,7 +133,7 @@ def _layer(weight: NDArray[Any], scales: Mapping[str, NDArray[Any]]) -> Figure:
         right.plot(
             np.repeat(own, 2) if own.size == 1 else own,
             [0.0, 1.0] if own.size == 1 else share,
-            label=scheme,
+            label=charts.label(scheme),
             color=charts.OUTPUT_COLOURS[i % len(charts.OUTPUT_COLOURS)],
             linestyle="--" if i >= len(charts.OUTPUT_COLOURS) else "-",
         )
@@ -271,7 +271,7 @@ def _depth(pixels: NDArray[Any], depth: Mapping[str, NDArray[Any]]) -> Figure:
     scale = Normalize(near, max(far, 1.01 * near))
     for axis, (name, values) in zip(axes[1:], depth.items(), strict=False):
         drawn = axis.imshow(values, norm=scale, cmap="viridis_r", interpolation="none")
-        axis.set_title(name, fontsize=7)
+        axis.set_title(charts.label(name), fontsize=7)
     _bar(figure, drawn, axes, "depth, in the unit of the model")
     return figure
 
@@ -290,7 +290,7 @@ def _error(depth: Mapping[str, NDArray[Any]]) -> Figure:
         drawn = axis.imshow(
             np.maximum(values, ERRORS[0]), norm=scale, cmap="magma", interpolation="none"
         )
-        axis.set_title(f"{name}\n{100 * np.median(values):.2g} %", fontsize=7)
+        axis.set_title(f"{charts.label(name)}\n{100 * np.median(values):.2g} %", fontsize=7)
     _bar(figure, drawn, axes, "relative error of depth; under each name: its median")
     return figure
 
@@ -308,7 +308,7 @@ def _points(colours: NDArray[Any], clouds: Mapping[str, NDArray[Any]]) -> Figure
     for axis, (name, cloud) in zip(axes, seen.items(), strict=False):
         at = (cloud[:, :2] - (low + high) / 2) * scale + (width / 2, height / 2)
         axis.imshow(_painted(at, cloud[:, 2], colours), interpolation="none")
-        axis.set_title(name, fontsize=7)
+        axis.set_title(charts.label(name), fontsize=7)
     return figure
 
 

@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,9 +266,14 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"cannot read the weights {path}: damaged, or not of torch.save ({first_line(error)})"
         ) from error
-    for key in _BESIDE:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    state, taken, left = _weights_in(state)
+    if left:
+        place = "".join(f"[{key!r}]" for key in left[0])
+        warnings.warn(
+            f"{path}: took the weights under {_dotted(taken)}; {' and '.join(map(_dotted, left))} "
+            f"holds weights too: torch.save(torch.load(FILE){place}, OTHER) makes a file of them",
+            stacklevel=2,
+        )
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         held = f" ({', '.join(map(str, state))[:80]})" if isinstance(state, dict) else ""
         raise UserError(
@@ -279,6 +285,31 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             kind = "no values (device meta)" if x.is_meta else f"{x.dtype}, {x.layout}"
             raise UserError(f"{path} holds tensor {name} as {kind}: wanted dense real values")
     return {str(name): x for name, x in state.items()}
+
+
+def _weights_in(state: Any) -> tuple[Any, tuple[str, ...], list[tuple[str, ...]]]:
+    """What a training checkpoint holds under the keys of _BESIDE, one below the other; the keys
+    that lead there; the keys that lead to other weights, such as a moving average (EMA)."""
+    taken: tuple[str, ...] = ()
+    beside: dict[tuple[str, ...], Any] = {}
+    for key in _BESIDE:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            for other, value in state.items():
+                if other != key and isinstance(value, dict):
+                    found, below, _ = _weights_in(value)
+                    beside[(*taken, str(other), *below)] = found
+            state, taken = state[key], (*taken, key)
+    # Less than half as many tensors, or other things between them, are a state of something else.
+    others = [
+        keys
+        for keys, found in beside.items()
+        if all(isinstance(x, Tensor) for x in found.values()) and 2 * len(found) >= len(state) > 0
+    ]
+    return state, taken, others
+
+
+def _dotted(keys: Iterable[str]) -> str:
+    return ".".join(keys)
 
 
 def _twins(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from PIL import Image
 from vggtquant.commands import cli
 from vggtquant.errors import UserError
 from vggtquant.evaluation.api import Report
-from vggtquant.evaluation.present import files, paper
+from vggtquant.evaluation.present import charts, files, paper
 from vggtquant.evaluation.present.paper import content, figures, phrases
 from vggtquant.evaluation.schema import (
     Document,
@@ -334,9 +334,14 @@ def test_latex_compiles(language: str, engine: str, tmp_path: Path) -> None:
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_report_write_takes_a_format(tmp_path: Path) -> None:
-    paths = Report(made_of(seven())).write(tmp_path, "md", core=True, figures=FEW)
-    assert tmp_path / "report.md" in paths and all(path.exists() for path in paths)
+def test_report_write_takes_formats(tmp_path: Path) -> None:
+    """Several share the figures; what does not number its tables by itself gets numbers."""
+    paths = Report(made_of(seven())).write(tmp_path, "md,latex", core=True, figures=FEW)
+    assert {tmp_path / "report.md", tmp_path / "report.tex"} <= {*paths}
+    assert all(path.exists() for path in paths)
+    plain, tex = ((tmp_path / name).read_text("utf-8") for name in ("report.md", "report.tex"))
+    assert "**Table 1: Experimental setup**" in plain and "![Figure 2: Output depth" in plain
+    assert "--format md,latex" in plain and "Table 1" not in tex
     with pytest.raises(UserError, match="no format 'pdf'; wanted one of md, latex"):
         Report(made_of(seven())).write(tmp_path, "pdf")
 
@@ -344,10 +349,27 @@ def test_report_write_takes_a_format(tmp_path: Path) -> None:
 # ---- figures -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["n" * 100, "方案一", "$a$_b$"])
+def test_names_of_any_kind_are_drawn_without_a_warning(name: str, tmp_path: Path) -> None:
+    """Warnings are errors here: of axes without room, letters without a font, formulas."""
+    rows = seven()
+    rows[2].name = name
+    made = made_of(rows)
+    made.model.name = name
+    assert charts.png(made) and charts.svg(made, "tradeoff") and charts.svg(made, "size")
+    drawings = figures.chosen(made, ["tradeoff", "metrics_depth"])
+    assert len([*figures.files(made, drawings, "en")]) == 6
+
+
+def test_a_chart_shortens_a_name_in_its_middle() -> None:
+    long = "INT8_Per_Channel_Asymmetric_A8_smoothquant_seed12"
+    assert charts.label(long) == "INT8_Per_Channel_As…8_smoothquant_seed12"
+
+
 def test_without_a_chinese_font_a_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "CHINESE", ("No Such Font",))
+    monkeypatch.setattr(charts, "CHINESE", ("No Such Font",))
     said: list[str] = []
     paper.write(made_of(seven()), tmp_path, language="zh", chosen=["size"], warn=said.append)
     assert said == [paper.NO_FONT]

@@ -11,12 +11,18 @@ page/sections/charts.html. The paper has its own list and captions: CHARTS in pa
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -53,7 +59,50 @@ _DECADES = 5  # that the axis of errors shows, from the largest down
 OUTPUT_MARKERS = "osD^vP*X<>"
 OUTPUT_COLOURS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
 # No date, and names of elements that do not change: the same document gives the same bytes.
-RC: Any = {"svg.hashsalt": "vggtquant", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
+RC: Any = {"svg.hashsalt": "vggtquant", "svg.fonttype": "path", "axes.unicode_minus": False}
+CHINESE = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "SimHei",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Noto Sans CJK JP",
+)
+"""Fonts with simplified Chinese characters, the first that is installed is used."""
+_CHINESE_FILES = "cjk|sourcehan|msyh|pingfang|simhei|wqy"
+
+
+def chinese_font() -> str | None:
+    """The name of an installed font with Chinese characters; None without one."""
+    for path in font_manager.findSystemFonts():  # matplotlib's own list may be older than a font
+        if re.search(_CHINESE_FILES, Path(path).name.lower()):
+            font_manager.fontManager.addfont(path)
+    there = set(font_manager.get_font_names())
+    return next((name for name in CHINESE if name in there), None)
+
+
+@contextlib.contextmanager
+def drawing(document: Document, *, chinese: bool = False, **more: Any) -> Iterator[None]:
+    """Within it, figures of the document are drawn alike wherever; more: rcParams.
+
+    A Chinese font is taken where one is there and the labels, or a name, need it. What no font
+    has is drawn as an empty box, and matplotlib does not tell of each.
+    """
+    names = [document.model.name, *(row.name for row in document.schemes)]
+    wanted = chinese or not all(map(str.isascii, names))
+    font = chinese_font() if wanted else None
+    families = ["DejaVu Sans", font] if font else ["DejaVu Sans"]
+    log = logging.getLogger("matplotlib.font_manager")
+    before = log.level
+    with matplotlib.rc_context(RC | {"font.family": families} | more), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        log.setLevel(logging.ERROR)  # some Chinese fonts have one weight: a line for each text
+        try:
+            yield
+        finally:
+            log.setLevel(before)
 
 
 def kind(row: Row) -> str:
@@ -77,11 +126,19 @@ class Chart:
 
 def png(document: Document) -> bytes:
     """The PNG of a document, with its six charts."""
+    with drawing(document):
+        figure = _six(document)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": "vggtquant"})
+    return file.getvalue()
+
+
+def _six(document: Document) -> Figure:
     rows, data, env = document.schemes, document.data, document.environment
     figure = blank(16.5, 4.6 + 0.58 * max(6, len(rows)), dpi=130)
     scene = data.scenes[0]
     figure.suptitle(
-        f"{document.model.name} on {len(data.scenes)} x {scene.frames} pictures "
+        f"{label(document.model.name, 80)} on {len(data.scenes)} x {scene.frames} pictures "
         f"({data.description}, {scene.width_px} x {scene.height_px} px) · "
         f"{env.processor}\n"
         f"{document.timing.verdict}",
@@ -102,10 +159,7 @@ def png(document: Document) -> bytes:
         axis.set_title(chart.title, fontweight="bold")
         if chart.by_row and index % 3:  # the names stand at the left
             axis.set_yticklabels([str(number) for number in range(1, len(rows) + 1)])
-    file = io.BytesIO()
-    with matplotlib.rc_context(RC):
-        figure.savefig(file, format="png", metadata={"Software": "vggtquant"})
-    return file.getvalue()
+    return figure
 
 
 def blank(width: float, height: float, dpi: int = 100) -> Figure:
@@ -125,7 +179,7 @@ def figure(document: Document, name: str) -> Figure:
 
 def svg(document: Document, name: str) -> str:
     """The same as an SVG element."""
-    with matplotlib.rc_context(RC):
+    with drawing(document):
         file = io.StringIO()
         figure(document, name).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     found = file.getvalue()
@@ -135,10 +189,23 @@ def svg(document: Document, name: str) -> str:
 # ---- a bar a scheme ------------------------------------------------------------------------------
 
 
+def label(name: str, most: int = 40) -> str:
+    """A name in a chart: shortened in its middle where it would squeeze the chart, and no formula.
+
+    most: characters, of which the names of all our schemes need 30.
+
+    >>> label("INT4_Group_64"), len(label(60 * "x")), label("$a$")
+    ('INT4_Group_64', 40, '\\\\$a\\\\$')
+    """
+    half = most // 2
+    short = name if len(name) <= most else f"{name[: half - 1]}…{name[-half:]}"
+    return short.replace("$", r"\$")
+
+
 def schemes_axis(axis: Axes, rows: Sequence[Row]) -> None:
     """Schemes from top to bottom, numbered, so that charts beside each other share their rows."""
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    names = [f"{row.name}  {number}" for number, row in enumerate(rows, 1)]
+    names = [f"{label(row.name)}  {number}" for number, row in enumerate(rows, 1)]
     axis.set_yticks(range(len(rows)), names, fontsize=8.5)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
@@ -329,7 +396,7 @@ def _tradeoff(axis: Axes, document: Document) -> None:
             axis.errorbar(x, y, yerr=ends, color="#555555", linewidth=0.7, capsize=2.5, zorder=1)
         _marker(axis, row, x, y, row.name == document.recommendation.scheme)
     axis.margins(0.12, 0.15)
-    _name_points(axis, [(row.name, x, y) for row, x, y in points])
+    _name_points(axis, [(label(row.name), x, y) for row, x, y in points])
     handles: dict[str, dict[str, Any]] = {
         "no other is better in both": {"linestyle": "--", "linewidth": 1},
         "recommended": {"linestyle": "", "marker": "o", "markersize": 12, "fillstyle": "none"},
@@ -363,7 +430,7 @@ def _differences(told: Told) -> Draw:
         found = _against(document, told)
         rows = [row for row, _ in found]
         schemes_axis(axis, rows)
-        axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8.5)
+        axis.set_yticks(range(len(rows)), [label(row.name) for row in rows], fontsize=8.5)
         better = "right" if document.statistics.larger_is_better.get(told.score) else "left"
         axis.set_xlabel(f"minus FP32, {told.unit}; {better} is better")
         axis.axvline(0, color="black", linewidth=0.8, linestyle=":", zorder=0)

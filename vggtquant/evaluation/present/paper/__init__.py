@@ -13,7 +13,9 @@ import html
 import io
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import jinja2
@@ -21,8 +23,9 @@ import jinja2
 from ....errors import UserError
 from ....files import writable_folder, write_bytes
 from ...schema import Document
+from .. import charts
 from . import content, figures
-from .blocks import Block, Drawing, Grid
+from .blocks import Block, Drawing, Grid, Picture
 from .phrases import LANGUAGES, Phrases
 
 FORMATS = ("md", "latex", "html", "docx")
@@ -48,13 +51,16 @@ def write(
 ) -> list[Path]:
     """Writes report.*, figures/ and tables/ into a folder, made if missing; returns their paths.
 
+    form: md, latex, html or docx, or several with commas between them, which share the figures.
     core: the eight schemes alone. chosen: names of figures, * allowed; None: all that are usual.
     extra: makes more figures of what is shown; flags: the options that stand for them. results: the
     file or folder that the command in the report names. warn: gets a line where something is not as
     asked.
     Raises UserError for an unknown format, language or figure, or without python-docx for docx.
     """
-    _one_of("format", form, FORMATS)
+    forms = form.split(",")
+    for one in forms:
+        _one_of("format", one, FORMATS)
     _one_of("language", language, LANGUAGES)
     shown = content.core(document) if core else document
     phrases = Phrases(language)
@@ -66,14 +72,15 @@ def write(
     words += ["--core"] if core else []
     words += ["--figures", *chosen] if chosen is not None else []
     blocks = content.blocks(shown, phrases, drawings, shlex.join([*words, *flags]))
-    if language == "zh" and figures.chinese_font() is None:
+    if language == "zh" and charts.chinese_font() is None:
         warn(NO_FONT)
-    drawn = dict(figures.files(drawings, language))
+    drawn = dict(figures.files(shown, drawings, language))
     made = {f"figures/{name}": found for name, found in drawn.items()}
     grids = [block for block in blocks if isinstance(block, Grid) and block.name is not None]
     made |= {f"tables/{grid.name}.csv": _csv(grid) for grid in grids}
     title = phrases("title", model=document.model.name)
-    made[_NAMES[form]] = _set(form, title, blocks, document, language, drawn)
+    for one in forms:
+        made[_NAMES[one]] = _set(one, title, blocks, document, phrases, drawn)
     for name, found in made.items():
         write_bytes(there / name, found)
     return [there / name for name in made]
@@ -96,14 +103,16 @@ def _set(
     title: str,
     blocks: list[Block],
     document: Document,
-    language: str,
+    say: Phrases,
     drawn: Mapping[str, bytes],
 ) -> bytes:
     """The report in one format."""
+    if form != "latex":  # which numbers by itself
+        blocks = list(_numbered(blocks, say))
     if form == "docx":
         from . import word
 
-        return word.docx(title, blocks, language, drawn)
+        return word.docx(title, blocks, say.language, drawn)
 
     def picture(name: str) -> str:
         data = base64.b64encode(drawn[f"{name}.svg"]).decode()
@@ -120,9 +129,23 @@ def _set(
     )
     env.filters |= {"text": _ESCAPES[form], "kind": lambda b: type(b).__name__, "picture": picture}
     found = env.get_template(_NAMES[form]).render(
-        title=title, blocks=blocks, language=language, date=document.environment.utc[:10]
+        title=title, blocks=blocks, language=say.language, date=document.environment.utc[:10]
     )
     return (found if form != "md" else _spaced(found)).encode()
+
+
+def _numbered(blocks: list[Block], say: Phrases) -> Iterator[Block]:
+    """The blocks, with the number of each table and figure before its caption."""
+    tables, pictures = count(1), count(1)
+    for block in blocks:
+        if isinstance(block, Grid):
+            caption = say("table_number", number=next(tables), caption=block.caption)
+            yield replace(block, caption=caption)
+        elif isinstance(block, Picture):
+            caption = say("figure_number", number=next(pictures), caption=block.caption)
+            yield replace(block, caption=caption)
+        else:
+            yield block
 
 
 # ---- escapes -------------------------------------------------------------------------------------

@@ -7,20 +7,18 @@ evaluation/model_figures.py.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import io
-import logging
-import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -30,28 +28,20 @@ from .. import charts
 from . import content
 from .blocks import Drawing
 
-FORMATS = ("svg", "pdf", "png")
 CHARTS = ("size", "time", "compression", "speedup", "error", "tradeoff")
 """The charts that every document has; the names of charts.CHARTS."""
 
-CHINESE = (
-    "Noto Sans CJK SC",
-    "Source Han Sans SC",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "SimHei",
-    "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei",
-    "Noto Sans CJK JP",
-)
-"""Fonts with simplified Chinese characters, the first that is installed is used."""
-
-_CHINESE_FILES = "cjk|sourcehan|msyh|pingfang|simhei|wqy"
 _SQUEEZED = 6.0  # the largest bar over the median one from which on bars are on a log scale
-_META: dict[str, dict[str, Any]] = {
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    "png": {"Software": "vggtquant"},
+_DPI = 300
+_NOBODY: dict[str, Any] = {"Date": None, "Creator": None}
+_NO_TIME: dict[str, Any] = {"CreationDate": None, "Creator": None, "Producer": None}
+# Figure.savefig draws each figure twice, once for a layout that is there already.
+_WRITERS: dict[str, Callable[[Figure, io.BytesIO], None]] = {
+    "svg": lambda figure, file: FigureCanvasSVG(figure).print_svg(file, metadata=_NOBODY),
+    "pdf": lambda figure, file: FigureCanvasPdf(figure).print_pdf(file, metadata=_NO_TIME),
+    "png": lambda figure, file: FigureCanvasAgg(figure).print_png(
+        file, metadata={"Software": "vggtquant"}
+    ),
 }
 
 
@@ -102,44 +92,24 @@ def chosen(document: Document, patterns: Sequence[str] | None) -> list[Drawing]:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def chinese_font() -> str | None:
-    """The name of an installed font with Chinese characters; None without one."""
-    for path in font_manager.findSystemFonts():  # matplotlib's own list may be older than a font
-        if re.search(_CHINESE_FILES, Path(path).name.lower()):
-            font_manager.fontManager.addfont(path)
-    there = set(font_manager.get_font_names())
-    return next((name for name in CHINESE if name in there), None)
-
-
-def files(found: Sequence[Drawing], language: str) -> Iterator[tuple[str, bytes]]:
+def files(
+    document: Document, found: Sequence[Drawing], language: str
+) -> Iterator[tuple[str, bytes]]:
     """File name and content of each figure in each format; labels are English without a font."""
-    font = chinese_font() if language == "zh" else None
-    families = ["DejaVu Sans", font] if font else ["DejaVu Sans"]
-    rc: Any = charts.RC | {"font.family": families, "axes.unicode_minus": False, "pdf.fonttype": 42}
-    with matplotlib.rc_context(rc), _no_words_on_weights():
+    chinese = language == "zh" and charts.chinese_font() is not None
+    with charts.drawing(document, chinese=chinese, **{"pdf.fonttype": 42}):
         for one in found:
             figure = one.draw()
-            if font:
+            if chinese:
                 _translate(figure)
-            figure.set_dpi(300)
+            figure.set_dpi(_DPI)
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # placed once, for all formats
-            for form in FORMATS:
+            for form, write in _WRITERS.items():
                 file = io.BytesIO()
-                figure.savefig(file, format=form, dpi=300, metadata=_META[form])
+                figure.set_dpi(_DPI)  # the writers of SVG and PDF leave another
+                write(figure, file)
                 yield f"{one.name}.{form}", file.getvalue()
-
-
-@contextlib.contextmanager
-def _no_words_on_weights() -> Iterator[None]:
-    """Some Chinese fonts have one weight, of which matplotlib would tell at each text."""
-    log = logging.getLogger("matplotlib.font_manager")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 # ---- charts --------------------------------------------------------------------------------------
@@ -184,7 +154,9 @@ def _metrics(document: Document, output: str) -> Figure:
     rows = _rows(document)
     # As wide and as high as a page, so that a report does not shrink the letters.
     figure = charts.blank(7.2, min(9.4, 0.8 + 4 * (0.4 + 0.12 * max(4, len(rows)))))
-    for axis, name in zip(figure.subplots(4, 2, sharey=True).flat, content.EIGHT, strict=True):
+    axes = list(figure.subplots(4, 2, sharey=True).flat)
+    _named(axes[0], rows)
+    for axis, name in zip(axes, content.EIGHT, strict=True):
         _panel(axis, document, rows, output, name)
     return figure
 
@@ -193,29 +165,38 @@ def _metric(document: Document, output: str, name: str) -> Figure:
     """One metric of one output."""
     rows = _rows(document)
     figure = charts.blank(7.2, 1.1 + 0.24 * max(4, len(rows)))
-    _panel(figure.subplots(), document, rows, output, name)
+    axis = figure.subplots()
+    _named(axis, rows)
+    _panel(axis, document, rows, output, name)
     return figure
+
+
+def _named(axis: Axes, rows: Sequence[Row]) -> None:
+    """The names of the rows, of an axis or of all that share it."""
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_yticks(range(len(rows)), [charts.label(row.name) for row in rows], fontsize=7)
 
 
 def _panel(axis: Axes, document: Document, rows: Sequence[Row], output: str, name: str) -> None:
     units = {one.name: one.unit for one in document.metrics}
-    charts.schemes_axis(axis, rows)
-    axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(f"{name} ({units[name]})" if units.get(name) else name, fontsize=9)
     axis.grid(linewidth=0.4, color="#dddddd")
     axis.set_axisbelow(True)
-    seen = []
+    by_kind: dict[str, list[tuple[float, int]]] = {}
     for place, row in enumerate(rows):
         found = row.metrics.get(output) if row.ok else None
         value = getattr(found, name) if found else None
-        if value is None:
-            continue
-        seen.append(value)
-        look = charts.LOOKS[charts.kind(row)]
+        if value is not None:
+            by_kind.setdefault(charts.kind(row), []).append((value, place))
+    for kind, points in by_kind.items():
+        look = charts.LOOKS[kind]
         axis.plot(
-            value, place, marker=look.marker, color=look.face, markeredgecolor="black",
-            markeredgewidth=0.5, markersize=6, linestyle="",
+            *zip(*points, strict=True), marker=look.marker, color=look.face,
+            markeredgecolor="black", markeredgewidth=0.5, markersize=6, linestyle="",
         )  # fmt: skip
+    seen = [value for points in by_kind.values() for value, _ in points]
     positive = [value for value in seen if value > 0]
     if positive and len(positive) == len(seen) and max(seen) > 100 * min(seen):
         axis.set_xscale("log")
@@ -257,7 +238,8 @@ def _sqnr(document: Document) -> Figure:
     axis = figure.subplots()
     for i, (scheme, own) in enumerate(noise.items()):
         axis.plot(
-            [place[name] for name in own], list(own.values()), label=scheme, linewidth=1,
+            [place[name] for name in own], list(own.values()),
+            label=charts.label(scheme), linewidth=1,
             color=charts.OUTPUT_COLOURS[i % len(charts.OUTPUT_COLOURS)],
             marker=charts.OUTPUT_MARKERS[i % len(charts.OUTPUT_MARKERS)], markersize=3,
         )  # fmt: skip
