@@ -11,6 +11,8 @@ from pathlib import Path
 # start, and no spinning. A test of threads says how many it wants. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Programs that tests start would compile the whole package anew, each for most of a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

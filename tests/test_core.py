@@ -14,6 +14,8 @@ import pytest
 from everywhere import by_default
 from once import in_any_order, once
 
+import vggtquant as vq
+
 ROOT = Path(__file__).parents[1]
 CORE = [*sorted((ROOT / "csrc").glob("*.c")), *sorted((ROOT / "csrc" / "cpu").glob("*.c"))]
 SOURCES = [*sorted((ROOT / "tests").glob("core*.c")), *CORE]
@@ -38,6 +40,8 @@ needs_compiler = pytest.mark.skipif(
     COMPILER is None, reason="no C compiler: neither cc nor what CC names"
 )
 pytestmark = [needs_sources, needs_compiler]
+# A CPU that has all of x86-64's instructions runs them in test_optimized_with_threads.
+ALL_HERE = {"avxvnni", "amx"} <= {*vq.isas()}
 # Of the lengths that core.c tries, every 13th by default: coverage.py has every branch taken by it.
 every_length = pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
 
@@ -143,10 +147,13 @@ def test_optimized_with_threads(core_folder: Path, stride: int) -> None:
     run(built(core_folder, SHIPPED, SOURCES), stride)
 
 
+@pytest.mark.parametrize(
+    "stride", [pytest.param(199, marks=[pytest.mark.slow] if ALL_HERE else [])]
+)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="models of x86-64's instructions")
-def test_instructions_that_this_cpu_may_lack(core_folder: Path) -> None:
+def test_instructions_that_this_cpu_may_lack(core_folder: Path, stride: int) -> None:
     """AMX and AVX-VNNI kernels on models of those instructions in plain C."""
-    with_models(run(built(core_folder, SHIPPED, SOURCES, MODELS), 199))
+    with_models(run(built(core_folder, SHIPPED, SOURCES, MODELS), stride))
 
 
 @pytest.mark.slow

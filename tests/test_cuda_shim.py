@@ -136,8 +136,10 @@ def sound(workshop: Workshop, kind: str, name: str, *arguments: str) -> tuple[in
     return run(workshop.program(kind, name, cuda), *arguments)
 
 
-# By default the Linear's few cases run under the tools, as sm_80 does them.
+# By default the Linear runs on the pretended GPU (below), and the other programs under the tools.
 LONG = [
+    ("sanitized", "test_linear", "few"),
+    ("watched", "test_linear", "few"),
     ("plain", "test_linear"),
     ("sanitized", "test_linear"),
     ("watched", "test_linear"),
@@ -148,7 +150,6 @@ LONG = [
 ]
 EVERY = [
     *itertools.product(["sanitized", "watched"], ["test_quantize", "test_metrics"]),
-    *itertools.product(["sanitized", "watched"], ["test_linear"], ["few"]),
     *(pytest.param(case, marks=pytest.mark.slow) for case in LONG),
 ]
 
