@@ -9,7 +9,6 @@ import contextlib
 import copy
 import importlib.machinery
 import importlib.util
-import itertools
 import os
 import re
 import shutil
@@ -136,8 +135,10 @@ def sound(workshop: Workshop, kind: str, name: str, *arguments: str) -> tuple[in
     return run(workshop.program(kind, name, cuda), *arguments)
 
 
-# By default the Linear runs on the pretended GPU (below), and the other programs under the tools.
+# By default races are watched for, and the Linear runs on the pretended GPU (below).
 LONG = [
+    ("sanitized", "test_quantize"),
+    ("sanitized", "test_metrics"),
     ("sanitized", "test_linear", "few"),
     ("watched", "test_linear", "few"),
     ("plain", "test_linear"),
@@ -149,7 +150,8 @@ LONG = [
     ("watched-75", "test_linear", "few"),
 ]
 EVERY = [
-    *itertools.product(["sanitized", "watched"], ["test_quantize", "test_metrics"]),
+    ("watched", "test_quantize"),
+    ("watched", "test_metrics"),
     *(pytest.param(case, marks=pytest.mark.slow) for case in LONG),
 ]
 
@@ -375,12 +377,10 @@ TYPICAL = {
     "a barrier is missing before the scales of a row's groups are read",
     "two threads own the same byte",
     "a barrier that half the threads do not reach",
-    "codes are written one element beyond a row",
-    "lanes are added in another order",
     "an INT4 unit is expanded with its neighbour's factor",
 }
 assert {FAULTS[fault][4] for fault in TYPICAL} >= {
-    "race: ", "a barrier that not all reach", "heap-buffer-overflow", "same(", "is wanted",
+    "race: ", "a barrier that not all reach", "is wanted",
 }  # fmt: skip
 
 

@@ -258,7 +258,9 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", by_default([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], signal.SIGINT)
+)
 def test_interrupted(number: signal.Signals, zoo: Path, tmp_path: Path) -> None:
     out, partial = tmp_path / "a.safetensors", tmp_path / "a.safetensors.partial"
     out.write_bytes(b"old")

@@ -38,6 +38,7 @@ def test_the_file_is_the_calibrated_model(
         assert torch.equal(vq.load(out)(images)["depth"], net(images)["depth"])
 
 
+@pytest.mark.slow  # layers are measured twice; calibration/test_mixed.py does it on a small model
 def test_bytes_are_shared_by_calibrated_harm(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

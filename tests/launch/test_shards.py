@@ -90,6 +90,7 @@ class Now:
         """Nothing."""
 
 
+@pytest.mark.slow  # eight evaluations; merged shards are the whole in measure/test_journal.py too
 def test_shards_make_the_report_of_one_run(
     tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,6 +348,7 @@ def test_merged_shards_are_the_whole(tmp_path: Path, shards: list[Path]) -> None
         assert (out / schema.PAGE_NAME).exists()
 
 
+@pytest.mark.slow  # three evaluations; what is compared is in test_unlike_shards_are_named too
 def test_shards_under_other_mount_points(tmp_path: Path) -> None:
     """What a folder and a weights file are called on a machine is no part of the evaluation."""
     scenes.write_dataset(tmp_path / "here", 2, 2, size=28)

@@ -22,7 +22,7 @@ def test_charts_are_a_png_of_a_printable_size(count: int) -> None:
 
 
 def test_charts_of_one_document_are_the_same_bytes() -> None:
-    made = document(seven())
-    assert charts.png(made) == charts.png(document(seven()))
+    made = document(seven()[:2])
+    assert charts.png(made) == charts.png(document(seven()[:2]))
     for name in ("size", "tradeoff"):  # bars, and points with names
         assert charts.svg(made, name) == charts.svg(made, name)
