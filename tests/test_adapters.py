@@ -12,6 +12,7 @@ from typing import Any
 import family
 import pytest
 import torch
+from everywhere import by_default
 from family import DIM, grid, masked, sin_cos
 from torch import Tensor, nn
 
@@ -409,7 +410,7 @@ def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("invented", None)
 
 
-@pytest.mark.parametrize("way", ["folder", "flag"])
+@pytest.mark.parametrize("way", by_default(["folder", "flag"], "flag"))
 def test_an_adapter_is_one_file(
     invented: Path, way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:

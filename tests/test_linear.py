@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from everywhere import on_every_isa, with_any_threads
+from everywhere import by_default, on_every_isa, with_any_threads
 from linears import (
     F32,
     FLOAT_GROUPS,
@@ -36,6 +36,8 @@ import vggtquant as vq
 from vggtquant import QTensor, QuantizationSpec, QuantizedLinear, UserError, linear, ops
 
 every_weight = pytest.mark.parametrize("name", WEIGHTS)
+TYPICAL = ("INT8_Per_Channel_Asymmetric", "INT4_Group_64", "float_groups")
+"""A weight of each kind of scales."""
 activations = pytest.mark.parametrize("int8", [False, True], ids=["float", "A8"])
 
 
@@ -92,7 +94,7 @@ def test_any_number_of_tokens(name: str, int8: bool, isa: str) -> None:
 
 
 @activations
-@every_weight
+@pytest.mark.parametrize("name", by_default(WEIGHTS, *TYPICAL))
 @on_every_isa
 @with_any_threads
 def test_threads_change_no_bit(name: str, int8: bool, isa: str, threads: int) -> None:

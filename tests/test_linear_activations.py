@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from everywhere import on_every_isa, with_any_threads
+from everywhere import by_default, on_every_isa, with_any_threads
 from linears import (
     F32,
     WEIGHTS,
@@ -52,7 +52,9 @@ def case_product(name: str, m: int, n: int, k: int, narrow: bool, arithmetic: ob
     return product(tokens, q, bias, False, torch.bfloat16)
 
 
-@every_weight
+@pytest.mark.parametrize(
+    "name", by_default(WEIGHTS, "INT8_Per_Channel_Asymmetric", "INT4_Group_64", "float_groups")
+)
 @on_every_isa
 def test_bfloat16_equals_the_reference(name: str, isa: str) -> None:
     arithmetic = has_bf16(), isa != "scalar"

@@ -24,7 +24,7 @@ def model() -> nn.Module:
 
 
 @pytest.mark.parametrize("backend", by_default(["eager", "aot_eager"], "aot_eager"))
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", by_default(SCHEMES, "INT4_Group_32_A8"))
 def test_one_graph_with_the_same_bits(model: nn.Module, scheme: str, backend: str) -> None:
     for i in (0, 2):
         model[i] = QuantizedLinear.from_linear(model[i], scheme)

@@ -177,6 +177,7 @@ def test_sizes():
     assert api.parse_size("350x518") == (350, 518) == api.parse_size((350, 518))
 
 
+@pytest.mark.slow  # exports twice; test_narrow.py has each product
 def test_products_in_half_precision(tmp_path):
     result = vq.export(toy.build(), tmp_path, size=SIZE, float_dtype="float16")
     whole = vq.export(toy.build(), tmp_path / "whole", size=SIZE, check=False)
