@@ -153,9 +153,10 @@ def test_every_method_is_repeatable_and_restorable(method: str, images: torch.Te
 
 @pytest.mark.parametrize(
     ("config", "most"),
-    by_default(
-        [("INT4_Group_64", 0.7), ("INT8_Per_Channel_Asymmetric", 1.0)], ("INT4_Group_64", 0.7)
-    ),
+    [
+        ("INT4_Group_64", 0.7),
+        pytest.param("INT8_Per_Channel_Asymmetric", 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_gptq_is_nearer_to_the_float_model(config: str, most: float, images: torch.Tensor) -> None:
     """On other pictures than those of the calibration, whose 44 tokens are fewer than inputs."""
