@@ -143,11 +143,11 @@ def _warned() -> Iterator[None]:
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
             if category is UserWarning:
                 print(f"vggtquant: warning: {' '.join(str(message).split())}", file=sys.stderr)
             else:
-                usual(message, category, *place)
+                usual(message, category, *place, **more)
 
         warnings.showwarning = show
         yield

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,18 @@ CHARTS = ("size", "time", "compression", "speedup", "error", "tradeoff")
 
 _SQUEEZED = 6.0  # the largest bar over the median one from which on bars are on a log scale
 _DPI = 300
-_NOBODY: dict[str, Any] = {"Date": None, "Creator": None}
-_NO_TIME: dict[str, Any] = {"CreationDate": None, "Creator": None, "Producer": None}
-# Figure.savefig draws each figure twice, once for a layout that is there already.
-_WRITERS: dict[str, Callable[[Figure, io.BytesIO], None]] = {
-    "svg": lambda figure, file: FigureCanvasSVG(figure).print_svg(file, metadata=_NOBODY),
-    "pdf": lambda figure, file: FigureCanvasPdf(figure).print_pdf(file, metadata=_NO_TIME),
-    "png": lambda figure, file: FigureCanvasAgg(figure).print_png(
-        file, metadata={"Software": "vggtquant"}
-    ),
+# Canvas and metadata of each format. Figure.savefig draws each figure twice, once for a layout that
+# is there already.
+_CANVASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "svg": (FigureCanvasSVG, {"Date": None, "Creator": None}),
+    "pdf": (FigureCanvasPdf, {"CreationDate": None, "Creator": None, "Producer": None}),
+    "png": (FigureCanvasAgg, {"Software": "vggtquant"}),
 }
+CHARTS = ("size", "time", "compression", "speedup", "error", "tradeoff")
+"""The charts that every document has; the names of charts.CHARTS."""
+
+_SQUEEZED = 6.0  # the largest bar over the median one from which on bars are on a log scale
+_DPI = 300
 
 
 def drawings(document: Document) -> list[Drawing]:
@@ -105,10 +107,10 @@ def files(
             figure.set_dpi(_DPI)
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # placed once, for all formats
-            for form, write in _WRITERS.items():
+            for form, (canvas, metadata) in _CANVASES.items():
                 file = io.BytesIO()
-                figure.set_dpi(_DPI)  # the writers of SVG and PDF leave another
-                write(figure, file)
+                figure.set_dpi(_DPI)  # those of SVG and PDF leave another
+                getattr(canvas(figure), f"print_{form}")(file, metadata=metadata)
                 yield f"{one.name}.{form}", file.getvalue()
 
 
