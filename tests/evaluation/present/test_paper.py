@@ -365,6 +365,14 @@ def test_names_of_any_kind_are_drawn_without_a_warning() -> None:
     assert len([*figures.files(made, drawings, "en")]) == 6
 
 
+def test_the_names_beside_all_panels_have_room() -> None:
+    """An axis is 12 hundredths of an inch a row high: nine points."""
+    drawn = _drawn(made_of(seven()), "metrics_depth")
+    drawn.draw_without_rendering()
+    shown = [axis.get_yticklabels() for axis in drawn.axes[::2]]
+    assert len(shown) == 4 and all(one.get_fontsize() == 7 for labels in shown for one in labels)
+
+
 def test_a_chart_shortens_a_name_in_its_middle() -> None:
     long = "INT8_Per_Channel_Asymmetric_A8_smoothquant_seed12"
     assert charts.label(long) == "INT8_Per_Channel_As…8_smoothquant_seed12"

@@ -254,7 +254,7 @@ def _schemes(document: Document, say: Phrases) -> Iterator[Block]:
             (
                 row.name,
                 str(row.config.bits),
-                number(row.bytes.bits_per_weight if row.bytes else None, 3),
+                scaled(row.bytes.bits_per_weight if row.bytes else None, 1, ".2f"),
                 _granularity(row.config, say),
                 say("is_symmetric" if row.config.symmetric else "is_asymmetric"),
                 f"INT{row.config.activation_bits}"

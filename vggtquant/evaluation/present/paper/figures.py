@@ -176,12 +176,12 @@ def _metric(document: Document, output: str, name: str) -> Figure:
 def _named(axis: Axes, rows: Sequence[Row]) -> None:
     """The names of the rows, of an axis or of all that share it."""
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_yticks(range(len(rows)), [charts.label(row.name) for row in rows], fontsize=7)
+    axis.set_yticks(range(len(rows)), [charts.label(row.name) for row in rows])
 
 
 def _panel(axis: Axes, document: Document, rows: Sequence[Row], output: str, name: str) -> None:
     units = {one.name: one.unit for one in document.metrics}
-    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="y", length=0, labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(f"{name} ({units[name]})" if units.get(name) else name, fontsize=9)
     axis.grid(linewidth=0.4, color="#dddddd")
