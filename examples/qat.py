@@ -32,13 +32,73 @@ class Taps:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.found: list[torch.Tensor] = []
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2].isdigit() and hasattr(module, "attn"):
-                module.register_forward_hook(lambda _, __, y: self.found.append(y))
+        self.hooks = [
+            module.register_forward_hook(lambda _, __, y: self.found.append(y))
+            for name, module in model.named_modules()
+            if name.rpartition(".")[2].isdigit() and hasattr(module, "attn")
+        ]
 
     def take(self) -> list[torch.Tensor]:
         found, self.found = self.found, []
         return found
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def train(
+    teacher: torch.nn.Module,
+    student: torch.nn.Module,
+    scenes: list[torch.Tensor],
+    args: argparse.Namespace,
+) -> None:
+    """Trains the student's quantized layers and packs them again; args: main's."""
+    qat.trainable(student)
+    groups = qat.parameter_groups(student, args.codes, args.rest)
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
+    for model in (teacher, student):
+        model.to(args.device)
+    taps = [Taps(model) for model in (teacher, student)]
+    first, saved = 0, args.work and args.work / "qat.pt"
+    if saved and saved.exists():
+        state = torch.load(saved, weights_only=True)
+        first = state["step"]
+        student.load_state_dict(state["model"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    for step in range(first, args.steps):
+        picked = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(step))[:2]
+        images = torch.cat([scenes[i] for i in picked.tolist()]).to(args.device)
+        with torch.no_grad():
+            want = teacher(images)
+        got = student(images)
+        loss = loss_of(want, got)
+        near = [
+            (g - w).square().sum() / w.square().sum()
+            for w, g in zip(*map(Taps.take, taps), strict=True)
+        ]
+        optimizer.zero_grad()
+        (loss + args.taps * torch.stack(near).sum()).backward()
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0 or step + 1 == args.steps:
+            print(f"step {step}: loss {loss.item():.3e}", flush=True)
+        if saved and (step % 50 == 49 or step + 1 == args.steps):
+            args.work.mkdir(parents=True, exist_ok=True)
+            held = {
+                "step": step + 1,
+                "model": student.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
+            torch.save(held, saved.with_suffix(".part"))
+            saved.with_suffix(".part").replace(saved)
+    for tap in taps:
+        tap.remove()
+    student.to("cpu")
+    qat.pack(student)
 
 
 def main() -> None:
@@ -62,51 +122,8 @@ def main() -> None:
     teacher = models.load_model(args.model)
     student = models.load_model(args.model).model
     vq.calibrate(student, args.data, config=args.scheme, method=args.method)
-    qat.trainable(student)
-    groups = qat.parameter_groups(student, args.codes, args.rest)
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     shown = data.load(args.data, args.pictures, 400, teacher.image_size)
-    scenes = [scene for batch in shown.batches for scene in batch.split(1)]
-    for model in (teacher.model, student):
-        model.to(args.device)
-    taps = [Taps(model) for model in (teacher.model, student)]
-    first, saved = 0, args.work and args.work / "qat.pt"
-    if saved and saved.exists():
-        state = torch.load(saved, weights_only=True)
-        first = state["step"]
-        student.load_state_dict(state["model"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-    for step in range(first, args.steps):
-        picked = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(step))[:2]
-        images = torch.cat([scenes[i] for i in picked.tolist()]).to(args.device)
-        with torch.no_grad():
-            want = teacher.model(images)
-        got = student(images)
-        loss = loss_of(want, got)
-        near = [
-            (g - w).square().sum() / w.square().sum()
-            for w, g in zip(*map(Taps.take, taps), strict=True)
-        ]
-        optimizer.zero_grad()
-        (loss + args.taps * torch.stack(near).sum()).backward()
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0 or step + 1 == args.steps:
-            print(f"step {step}: loss {loss.item():.3e}", flush=True)
-        if saved and (step % 50 == 49 or step + 1 == args.steps):
-            args.work.mkdir(parents=True, exist_ok=True)
-            held = {
-                "step": step + 1,
-                "model": student.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
-            torch.save(held, saved.with_suffix(".part"))
-            saved.with_suffix(".part").replace(saved)
-    student.to("cpu")
-    qat.pack(student)
+    train(teacher.model, student, [s for batch in shown.batches for s in batch.split(1)], args)
     print(f"wrote {vq.save(student.eval(), args.out, source=teacher)}")
 
 
