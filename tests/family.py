@@ -274,3 +274,17 @@ def sin_cos(patches: int) -> tuple[Tensor, Tensor]:
 def grid(batch: int, tokens: int) -> Tensor:
     steps = torch.arange(tokens)
     return torch.stack([steps // 5, steps % 5], -1).expand(batch, -1, 2).clone()
+
+
+class Holder(nn.Module):
+    """The block, and a Linear before and after it."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.before, self.block, self.after = nn.Linear(DIM, DIM), block, nn.Linear(DIM, DIM)
+        self.eval().requires_grad_(False)
+
+
+def far(got: Tensor, want: Tensor) -> float:
+    """Relative L2 distance."""
+    return float((got - want).norm() / want.norm())

@@ -13,7 +13,7 @@ import family
 import pytest
 import torch
 from everywhere import by_default
-from family import DIM, grid, masked, sin_cos
+from family import DIM, Holder, far, grid, masked, sin_cos
 from torch import Tensor, nn
 
 import vggtquant as vq
@@ -59,21 +59,8 @@ def call_of(name: str) -> dict[str, Any]:
     return WHERE.get(name, lambda: {"pos": grid(2, TOKENS)})()
 
 
-class Holder(nn.Module):
-    """The block, and a Linear before and after it."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.before, self.block, self.after = nn.Linear(DIM, DIM), block, nn.Linear(DIM, DIM)
-        self.eval().requires_grad_(False)
-
-
 def tokens() -> Tensor:
     return torch.randn(2, TOKENS, DIM)
-
-
-def far(got: Tensor, want: Tensor) -> float:
-    return float((got - want).norm() / want.norm())
 
 
 @pytest.mark.parametrize("name", BLOCKS)

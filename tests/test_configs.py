@@ -38,6 +38,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
         "device": "cpu", "sensitive_layers": (), "sensitive_bits": 8, "normal_bits": 4,
         "activation_bits": 8, "attention": "float", "fuse": False, "wide_layers": (),
         "convolutions": "float", "attention_values": "bf16",
+        "kv_cache": "float",
         "activation_range": "dynamic", "calibration": "rtn", "calibration_seed": 0,
     }  # fmt: skip
     assert list(configs.QUANT_TYPES) == [

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.utils.flop_counter import register_flop_formula
 
-from . import ops, rope
+from . import kv_cache, ops, rope
 from .adapter import Swappable
 from .linear import QuantizedLinear
 from .stand_in import StandIn
@@ -58,8 +58,12 @@ class Swapped(StandIn):
         rotation = self._served(x, args, kwargs)
         if rotation is None:
             self.original.training = self.training
-            return self.original.forward(x, *args, **kwargs)
+            return self._unserved(x, args, kwargs)
         return self._fused(x, rotation)
+
+    def _unserved(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that the original takes."""
+        return self.original.forward(x, *args, **kwargs)
 
     @property
     def scheme_name(self) -> str:
@@ -150,18 +154,29 @@ class QuantizedAttention(Swapped):
     last_kernel: str | None = None
     """What made the last result; an evaluation asks for it and sets it back to None."""
 
-    def __init__(self, original: nn.Module, row: Swappable, mode: Mode, pv: Mode) -> None:
+    def __init__(
+        self, original: nn.Module, row: Swappable, mode: Mode, pv: Mode, codes_cache: bool = False
+    ) -> None:
         super().__init__(original, row)
         self.mode: Mode = mode
         self.pv: Mode = pv
+        self.codes_cache = codes_cache and set(kv_cache.ARGUMENTS) <= set(row.arguments)
+        """Whether keys and values that a call returns for the next one are in INT8."""
         self.heads = int(original.num_heads)  # type: ignore[arg-type]
 
     @property
     def scheme_name(self) -> str:
-        return "float" if self.mode == "float" else f"{self.mode} scores, {self.pv} values"
+        way = "float" if self.mode == "float" else f"{self.mode} scores, {self.pv} values"
+        return f"{way}, int8 cache" if self.codes_cache else way
 
     def _attention(self) -> QuantizedAttention:
         return self
+
+    def _unserved(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = dict(zip(self.row.arguments[1:], args, strict=False)) | kwargs
+        if self.codes_cache and given.get("use_cache"):
+            return kv_cache.call(self.original.forward, x, given)
+        return super()._unserved(x, args, kwargs)
 
     def rotation(self, x: Tensor, where: Any) -> Rotation | None:
         """What a call's positions mean; None where the original must say it."""

@@ -99,6 +99,7 @@ _LATER = {
     "wide_layers": (),
     "convolutions": "float",
     "attention_values": "bf16",
+    "kv_cache": "float",
     "activation_range": "dynamic",
     "calibration": "rtn",
     "calibration_seed": 0,
@@ -165,7 +166,9 @@ class QuantizationConfig:
     attention_values: Literal["bf16", "int8"] = "bf16"
     """How attention="int8" multiplies the softmax by v: bf16 has the smaller error, int8 takes half
     the time where the CPU multiplies bfloat16 slowly (docs/performance.md)."""
-
+    kv_cache: Literal["float", "int8"] = "float"
+    """Keys and values that a streaming model (StreamVGGT) keeps between calls. int8: a scale a
+    token and head, about a quarter of the bytes, in the attentions that are swapped."""
     activation_range: Literal["dynamic", "minmax", "percentile", "mse"] = "dynamic"
     """dynamic: each token's own largest magnitude. Otherwise one range a layer ("static"), which
     calibration finds (vq.calibrate): the largest input seen, a percentile, or the range with the
@@ -254,6 +257,9 @@ class QuantizationConfig:
                 f"attention_values is {self.attention_values!r}, but attention is "
                 f"{self.attention!r}; 'int8' is wanted with it"
             )
+        _one_of("kv_cache", self.kv_cache, ("float", "int8"))
+        if self.kv_cache != "float" and self.attention == "float" and not self.fuse:
+            raise UserError("kv_cache is 'int8', but attention is 'float' and fuse is False")
         for field in ("attention", "fuse", "convolutions", "calibration"):
             if not self.quantizes and getattr(self, field) != _LATER[field]:
                 raise UserError(f"{self.quant_type} quantizes nothing, so no {field} either")

@@ -251,6 +251,11 @@ def swap_rest(
     if config.convolutions == "int8":
         rows, originals, notes = _swap_convolutions(model, include, exclude)
     modules, swapped = recognition.swap(model, dict.fromkeys(choice.chosen.values()))
+    if config.kv_cache != "float" and not any(
+        getattr(model.get_submodule(name), "codes_cache", False) for name in swapped
+    ):
+        nothing = "no swapped attention keeps keys and values between calls"
+        notes = [*notes, f"kv_cache={config.kv_cache!r} had nothing to do: {nothing}"]
     if any(p.requires_grad for name in swapped for p in model.get_submodule(name).parameters()):
         notes = [*notes, GRADIENTS]
     return Rest(rows, originals, notes, modules, swapped)

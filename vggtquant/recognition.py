@@ -317,7 +317,10 @@ class _Swap:
         elif fused or config.attention != "float":
             mode: Mode = config.attention
             pv: Mode = config.attention_values if mode == "int8" else mode
-            self.take(name, attn, _ATTENTION, lambda row: QuantizedAttention(attn, row, mode, pv))
+            coded = config.kv_cache == "int8"
+            self.take(
+                name, attn, _ATTENTION, lambda row: QuantizedAttention(attn, row, mode, pv, coded)
+            )
 
     def block(self, name: str, block: nn.Module) -> None:
         """A block whose attention has been looked at."""

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from vggtquant import UserError
+from vggtquant import UserError, ops
 from vggtquant.commands import cli
+from vggtquant.environment import cpu_model
 from vggtquant.evaluation import evaluate as job
 from vggtquant.evaluation.measure import journal
 from vggtquant.evaluation.measure.plan import Settings, configs_of
@@ -106,6 +107,34 @@ def test_shards_make_the_report_of_one_run(
     with silent() as progress:
         shards.run(replace(settings(tmp_path), resume=True), "local", 2, progress)
     assert without_times(tmp_path) == whole
+
+
+def test_a_shard_on_another_kind_of_machine_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first shard is lost here, and begins anew where there are other instructions."""
+    now = Now(lost=1)
+    submit = now.submit
+
+    def elsewhere(work: Callable[..., str], *arguments: Any) -> Any:
+        ops.use_isa("scalar" if now.submitted and arguments[0].shard == (1, 2) else None)
+        return submit(work, *arguments)
+
+    now.submit = elsewhere  # type: ignore[method-assign]
+    monkeypatch.setitem(jobs.LAUNCHERS, "local", lambda given: now)
+    here = ops.isa()
+    try:
+        with silent() as progress:
+            shards.run(settings(tmp_path), "local", 2, progress)
+    finally:
+        ops.use_isa(None)
+    path = tmp_path / "shards" / "1" / journal.NAME
+    assert journal.read(path)[0].environment.cpu.isa_active == "scalar"
+    machines = [f"{cpu_model()}, scalar (shard 1)", f"{cpu_model()}, {here} (shard 2)"]
+    document = json.loads((tmp_path / "comprehensive_results.json").read_text())
+    assert document["environment"]["machines"] == machines
+    report = " ".join((tmp_path / "comprehensive_report.txt").read_text().split())
+    assert f"Times are of several machines: {'; '.join(machines)}." in report
 
 
 def test_a_shard_that_is_always_lost_ends_it(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import structs
@@ -42,7 +42,8 @@ def merge(folders: Sequence[str], output_dir: str) -> evaluate.Result:
         raise UserError(f"missing: {', '.join(f'shard {part}/{parts}' for part in missing)}")
     writable_folder(out)
     merged = [record for _, _, records in ordered for record in records]
-    return evaluate.finish(out, _head([head for _, head, _ in ordered], output_dir), merged)
+    head = _head({part: head for part, (_, head, _) in sorted(shards.items())}, output_dir)
+    return evaluate.finish(out, head, merged)
 
 
 def _part(folder: str, head: Head) -> tuple[int, int]:
@@ -53,12 +54,13 @@ def _part(folder: str, head: Head) -> tuple[int, int]:
 
 
 def _check_alike(shards: Sequence[tuple[str, Head, list[Record]]]) -> None:
-    """Refuses shards of other evaluations, and scenes that two of them have."""
+    """Refuses shards of other evaluations, and scenes that two of them have. Another instruction
+    set is none: the report names the machines."""
     first, wanted, _ = shards[0]
     owners: dict[str, str] = {}
     for folder, head, _ in shards:
         there, here = (
-            {**one.identity, "shard": f"{_part(name, one)[1]} shards"}
+            {**one.identity, "shard": f"{_part(name, one)[1]} shards", "isa": None}
             for name, one in ((first, wanted), (folder, head))
         )
         if differing := journal.differences(there, here):
@@ -69,14 +71,27 @@ def _check_alike(shards: Sequence[tuple[str, Head, list[Record]]]) -> None:
             owners[scene.name] = folder
 
 
-def _head(heads: Sequence[Head], output_dir: str) -> Head:
-    """The head of the run that was not cut up."""
-    first = heads[0]
-    machines = dict.fromkeys(m for head in heads for m in head.environment.machines)
-    scenes = [scene for head in heads for scene in head.data.scenes]
+def _head(heads: Mapping[int, Head], output_dir: str) -> Head:
+    """The head of the run that was not cut up, from those of its parts by number."""
+    first = next(iter(heads.values()))
+    scenes = [scene for head in heads.values() for scene in head.data.scenes]
     return structs.replace(
         first,
-        environment=structs.replace(first.environment, machines=list(machines)),
+        environment=structs.replace(first.environment, machines=_machines(heads)),
         data=structs.replace(first.data, scenes=scenes),
         settings=structs.replace(first.settings, output_dir=output_dir, shard=None),
     )
+
+
+def _machines(heads: Mapping[int, Head]) -> list[str]:
+    """The kinds of machines; with several, each with the shards that it ran."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for part, head in heads.items():
+        kinds.setdefault((*head.environment.machines, head.environment.cpu.isa_active), []).append(
+            part
+        )
+    if len(kinds) == 1:
+        return next(iter(heads.values())).environment.machines
+    return [
+        f"{', '.join(kind)} (shard {', '.join(map(str, parts))})" for kind, parts in kinds.items()
+    ]

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import ops
+from ..environment import cpu_model
 from ..errors import UserError
 from ..evaluation import evaluate as job
 from ..evaluation.measure import journal
@@ -32,17 +34,28 @@ FOLDER = "shards"
 def work(settings: Settings, folder: str) -> str:
     """One shard, in a process of its own; "" or what is wrong with the input.
 
-    folder: the one that names and paths are relative to.
+    folder: the one that names and paths are relative to. A shard that was lost on another kind of
+    machine begins anew, so that its times are of one.
     """
     os.chdir(folder)
     if folder not in sys.path:  # for module:function
         sys.path.insert(0, folder)
     try:
+        if _is_of_another_machine(Path(settings.output_dir) / journal.NAME):
+            settings = replace(settings, resume=False, restart=True)
         with silent() as progress:
             job.evaluate(settings, progress, draw=False)
     except UserError as error:
         return str(error)
     return ""
+
+
+def _is_of_another_machine(path: Path) -> bool:
+    """Whether a journal was begun on another CPU or with another instruction set."""
+    if not journal.begun(path):
+        return False
+    cpu = journal.read(path)[0].environment.cpu
+    return (cpu.model, cpu.isa_active) != (cpu_model(), ops.isa())
 
 
 @dataclass

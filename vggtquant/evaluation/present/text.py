@@ -382,7 +382,7 @@ def timing_cautions(document: Document) -> list[str]:
         wide = f"{timing.rule} ({len(timing.wide)} rows.) " if timing.wide else ""
         words.append(f"{wide}{timing.advice}")
     if len(env.machines) > 1:
-        words.append(f"Times are of several machines: {', '.join(env.machines)}.")
+        words.append(f"Times are of several machines: {'; '.join(env.machines)}.")
     if env.load_average_1min > env.cpu.cores_usable:
         words.append(
             f"The machine was busy in the minute before the run (load {env.load_average_1min} "
