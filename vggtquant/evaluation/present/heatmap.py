@@ -53,7 +53,8 @@ def png(found: Sensitivity) -> bytes:
 
 
 def _curve(axis: Axes, found: Sensitivity) -> None:
-    """The error that is left against the bytes of the layers; each point has one more in float."""
+    """The error that is left against the bytes of the layers; each point has one more in float. An
+    estimate: the shares of the layers that are still quantized are added."""
     nbytes, left = zip(*shares.curve(found), strict=True)
     axis.plot([n / 1e6 for n in nbytes], [100 * part for part in left], marker=".", color="#0072b2")
     axis.set_title(
@@ -63,7 +64,7 @@ def _curve(axis: Axes, found: Sensitivity) -> None:
         fontweight="bold",
     )
     axis.set_xlabel("the layers, MB", fontsize=8.5)
-    axis.set_ylabel(f"error, % of {found.scheme}'s", fontsize=8.5)
+    axis.set_ylabel(f"sum of shares, % of {found.scheme}'s error", fontsize=8.5)
     axis.grid(linewidth=0.4, color="#dddddd")
     axis.spines[["top", "right"]].set_visible(False)
 
