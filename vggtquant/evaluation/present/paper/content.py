@@ -11,7 +11,7 @@ from msgspec import structs
 
 from ....configs import CONFIGS, QuantizationConfig
 from ...analyse import recommendation
-from ...formatting import ends, megabytes, number, percent, scaled, signed
+from ...formatting import ends, megabytes, percent, scaled, signed
 from ...schema import METRIC_NAMES, Basis, Document, Kind, NoiseFloor, Row, State, Status, Withheld
 from . import analysis
 from .blocks import Block, Bullets, Code, Drawing, Formula, Grid, Heading, Paragraph, Picture
