@@ -55,12 +55,18 @@ def words_of_code(text: str) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)))
 
 
+def in_english(text: str) -> str:
+    """A Chinese page shows how to get a Chinese report, and tells of English ones as the other."""
+    swap = {"`en`": "`zh`", "`zh`": "`en`", "html --lang zh": "html --lang en"}
+    return re.sub("|".join(swap), lambda found: swap[found.group()], text)
+
+
 @pytest.mark.parametrize("page", GUIDES)
 @pytest.mark.parametrize("part", [headings, tables, code, words_of_code], ids=lambda f: f.__name__)
 def test_both_languages_agree(page, part):
     english = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     chinese = (DOCS / "zh" / f"{page}.md").read_text(encoding="utf-8")
-    assert part(english) == part(chinese)
+    assert part(english) == part(in_english(chinese))
 
 
 def test_questions_are_equal_in_number():
