@@ -2,14 +2,14 @@
 """An exported model beside ours: memory and time of export, then each runtime's pass and outputs.
 
     PYTHONPATH=path/of/vggt python tests/bench/deploy.py --model vggt.models.vggt:VGGT \\
-        --size 350x518 --frames 1 2 --runtimes onnxruntime --results deploy.jsonl
+        --size 350x518 --frames 1 2 --steps export ours onnxruntime --results deploy.jsonl
 
-The weights may be random; the picture is random too. Each step runs in a fresh process: "export"
-builds, quantizes and writes the model, and ours computes; then each runtime loads the file. A step
-that --results has is not run again, and quantized models are kept in --cache, which belongs to one
---model. RSS is the peak of a process, over one that has imported torch
-(ours) or nothing else (a runtime); that of export is the whole process. "Static" has the ranges
-that the same pictures have.
+The weights may be random; the pictures are random too. Each step runs in a fresh process: "export"
+writes the model, "ours" computes, and measures what coding activations changes (export's bound);
+then each runtime loads the file. A step that --results has is not run again, and quantized models
+are kept in --cache, which belongs to one --model. RSS is the peak of a process, over one that has
+imported torch (ours) or nothing else (a runtime); that of export is the whole process. "Static" has
+the ranges that the same pictures have.
 """
 
 from __future__ import annotations
@@ -83,20 +83,24 @@ def kept(name: str, scheme: str | None, cache: Path) -> nn.Module:
     return model
 
 
-def export(args: argparse.Namespace) -> dict[str, Any]:
-    """Writes args.case, and our outputs beside it."""
-    import vggtquant as vq
-    from vggtquant.deploy import check
-
-    empty = rss()
+def prepared(args: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
+    """The model of args.case and its pictures."""
     images = random_images(args.frames[0], args.size)
     model = kept(args.model, SCHEMES[args.case], args.cache)
     if args.case == "INT8 static":
         with_ranges(model, images)
+    return model, images
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+    """Writes args.case."""
+    import vggtquant as vq
+
+    model, _ = prepared(args)
     before, start, spent = rss(), time.perf_counter(), time.process_time()
     forget_peak()
     found = vq.export(model, args.folder, size=args.size, frames=args.frames[0], check=False)
-    figures: dict[str, Any] = {
+    return {
         "s": time.perf_counter() - start,
         "processor": time.process_time() - spent,
         "peak": rss("VmHWM"),
@@ -106,16 +110,26 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
         "nodes": found.nodes,
         "tensorrt": found.tensorrt,
     }
+
+
+def ours(args: argparse.Namespace) -> dict[str, Any]:
+    """Our outputs, stored beside the file; time and memory of a forward; the check's bounds."""
+    from vggtquant.deploy import check, sites
+
+    empty = rss()
+    model, images = prepared(args)
     forget_peak()
     outputs = check.expected(model, images)
     start, spent = time.perf_counter(), time.process_time()
     outputs = check.expected(model, images)
-    figures["ours"] = {
+    figures: dict[str, Any] = {
         "s": time.perf_counter() - start,
         "processor": (time.process_time() - spent) / torch.get_num_threads(),
         "peak": rss("VmHWM") - empty,
     }
+    args.folder.mkdir(parents=True, exist_ok=True)
     np.savez(args.folder / "ours.npz", **outputs)
+    figures["bounds"] = check.bounds(outputs, sites.with_sites(model), images)
     return figures
 
 
@@ -123,7 +137,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """args.step, a runtime, on the file that export wrote."""
     from vggtquant.deploy import check, runtimes
 
-    ours = dict(np.load(args.folder / "ours.npz"))
+    expected = dict(np.load(args.folder / "ours.npz"))
     images = random_images(args.frames[0], args.size).numpy()
     empty = rss()
     forget_peak()
@@ -135,11 +149,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "peak": rss("VmHWM") - empty,
         "kernels": ran.kernels,
     }
-    unbounded = dict.fromkeys(ours, 0.0)
+    unbounded = dict.fromkeys(expected, 0.0)
     figures["differences"] = {
-        d.output: (d.size, d.largest) for d in check.differences(ours, ran.outputs, unbounded)
+        d.output: (d.size, d.largest) for d in check.differences(expected, ran.outputs, unbounded)
     }
     return figures
+
+
+STEPS = {"export": export, "ours": ours, "onnxruntime": run, "openvino": run}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -148,7 +165,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", default="350x518")
     parser.add_argument("--frames", type=int, nargs="+", default=[1])
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES)[:4])
-    parser.add_argument("--runtimes", nargs="*", default=["onnxruntime"])
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS)[:3])
     parser.add_argument("--folder", type=Path, default=Path("deployed"))
     parser.add_argument("--results", type=Path, default=Path("deploy.jsonl"))
     parser.add_argument("--cache", type=Path, default=Path("deploy-cache"))
@@ -160,8 +177,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if args.step:
-        figures = export(args) if args.step == "export" else run(args)
-        print(json.dumps(figures))
+        print(json.dumps(STEPS[args.step](args)))
         return
     done = []
     if args.results.exists():
@@ -169,20 +185,12 @@ def main() -> None:
     known = {(x["model"], x["case"], x["frames"], x["step"]) for x in done}
     for frames in args.frames:
         for case in args.schemes:
-            for step in ["export", *args.runtimes]:
+            for step in args.steps:
                 if (args.model, case, frames, step) in known:
                     continue
                 flags = ["--model", args.model, "--size", args.size, "--frames", str(frames)]
-                flags += [
-                    "--cache",
-                    str(args.cache),
-                    "--folder",
-                    str(args.folder),
-                    "--step",
-                    step,
-                    "--case",
-                    case,
-                ]
+                flags += ["--cache", str(args.cache), "--folder", str(args.folder)]
+                flags += ["--step", step, "--case", case]
                 done_by = subprocess.run(
                     [sys.executable, __file__, *flags], stdout=subprocess.PIPE, check=True
                 )
