@@ -88,6 +88,43 @@ def test_any_number_of_pictures(tmp_path):
             np.testing.assert_allclose(depth, model(images)["depth"].numpy(), atol=1e-4)
 
 
+class Chunked(nn.Module):
+    """A dense head that takes eight pictures at a time, as VGGT's do, and a token that the first
+    picture alone has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = ChunkedHead()
+        self.tokens = nn.Parameter(torch.tensor([0.5, -0.25]))
+
+    def forward(self, images):
+        _, frames = images.shape[:2]
+        others = self.tokens[1:].expand(frames - 1)
+        shift = torch.cat([self.tokens[:1], others])[None, :, None, None]
+        return {"depth": self.head(images) + shift}
+
+
+class ChunkedHead(nn.Module):
+    def forward(self, images, frames_chunk_size=8):
+        frames = images.shape[1]
+        if frames_chunk_size is None or frames_chunk_size >= frames:
+            return images.mean(2)
+        parts = images.split(frames_chunk_size, 1)
+        return torch.cat([part.mean(2) for part in parts], 1)
+
+
+def test_heads_that_take_pictures_in_chunks(tmp_path):
+    model = Chunked().eval()
+    result = vq.export(model, tmp_path, size=SIZE, dynamic_frames=True)
+    session = ort.InferenceSession(str(result.path))
+    for frames in (1, 2, 8, 9, 17):
+        images = torch.rand(1, frames, 3, *SIZE)
+        depth = session.run(["depth"], {"images": images.numpy()})[0]
+        with torch.inference_mode():
+            np.testing.assert_allclose(depth, model(images)["depth"].numpy(), atol=1e-6)
+    assert "forward" not in vars(model.head)  # the model is not modified
+
+
 def test_openvino_reads_it(exported):
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     model, result = exported
@@ -115,7 +152,7 @@ WRONG = {
     "opset is 17; 21 to 25": {"opset": 17},
     "opset is 99; 21 to 25": {"opset": 99},
     "unknown float_dtype 'half'; one of float32": {"float_dtype": "half"},
-    "unknown format 'tflite'; one of onnx, openvino": {"format": "tflite"},
+    "unknown format 'tflite'; one of onnx, openvino, executorch": {"format": "tflite"},
     "scheme is for a model's name": {"scheme": "INT4_Group_64"},
     "images have shape": {"images": torch.zeros(1, 1, 3, 14, 14)},
 }
@@ -191,4 +228,5 @@ def test_the_embedded_model(tmp_path):
     result = vq.export("builtin:tiny", tmp_path, scheme="INT8_Fast", size=(70, 98), frames=2)
     assert result.agrees
     assert result.forms == {"dynamic": 50, "weights": 18}
-    assert "12 attentions" in " ".join(result.notes)
+    notes = " ".join(result.notes)
+    assert "12 attentions" in notes and "18 INT8 convolutions" in notes

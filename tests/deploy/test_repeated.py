@@ -92,3 +92,21 @@ def test_a_call_with_other_things_than_tensors_is_the_blocks():
     x = torch.rand(1, 2, 8)
     site = repeated.BlockSite("takes", Takes(), blocks)
     assert torch.equal(site(x, words={"a": "b"}), x + 1) and blocks.calls == []
+
+
+class Views(nn.Module):
+    """Two views of one table, as VGGT has positions of the frames and of all of them together."""
+
+    def forward(self, images):
+        x = images[0, 0, 0]
+        table = torch.cat([torch.zeros(2), torch.arange(4.0)])
+        y = x * table.view(2, 3) + x.sin() * table.view(2, 3)
+        return {"depth": y + x.mean() * table.sum()}
+
+
+def test_views_of_a_folded_table_are_one_constant():
+    """Else each block that reads one is recorded anew."""
+    program, _ = trace.program_of(Views(), (2, 3), 1, False, {})
+    tables = [n for n in program.graph.nodes if n.op == "placeholder" and "constant" in n.name]
+    assert sorted(tuple(n.meta["val"].shape) for n in tables) == [(), (2, 3)]
+    assert not [n for n in program.graph.nodes if "view" in n.name]

@@ -8,7 +8,7 @@ import argparse
 from ..deploy import FLOAT_TYPES, FORMATS, OPSET
 from .options import FOLDER, config_of
 
-WORDS = "write a (quantized) model for ONNX Runtime, OpenVINO or TensorRT"
+WORDS = "write a (quantized) model for ONNX Runtime, OpenVINO, TensorRT or phones"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=FORMATS,
         default="onnx",
-        help="onnx (default), or openvino for its own model.xml and model.bin",
+        help="onnx (default), openvino for its own model.xml and model.bin, or executorch for "
+        "phones: model.pte",
     )
     parser.add_argument(
         "--scheme",

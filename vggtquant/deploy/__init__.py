@@ -2,14 +2,15 @@
 """Models for other programs: ONNX graphs with our codes and scales, and what runs them.
 
 `sites` marks the quantized layers, `trace` records the graph, `repeated` records equal blocks once,
-`lowering` writes the layers, `narrow` makes products half precision, `onnx_file` stores it,
-`runtimes` run it, `check` compares, `tensorrt` has rules, `api` is export.
+`lowering` writes the layers, `narrow` makes products half precision, `onnx_file` stores it, `phone`
+writes ExecuTorch's file instead, `runtimes` run both, `check` compares, `tensorrt` has rules, `api`
+is export.
 """
 
 from typing import Literal
 
-Format = Literal["onnx", "openvino"]
-FORMATS: tuple[Format, ...] = ("onnx", "openvino")
+Format = Literal["onnx", "openvino", "executorch"]
+FORMATS: tuple[Format, ...] = ("onnx", "openvino", "executorch")
 FloatType = Literal["float32", "float16", "bfloat16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("float32", "float16", "bfloat16")
 OPSET, NEWEST_OPSET = 21, 25

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vq.export`: a model as a file for ONNX Runtime, OpenVINO or TensorRT."""
+"""`vq.export`: a model as a file for ONNX Runtime, OpenVINO, TensorRT or ExecuTorch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import environment, memory
 from ..adapter import PATCH
+from ..conv import QuantizedConv2d
 from ..errors import PATH, UserError, check_type
 from ..files import writable_folder
 from . import FLOAT_TYPES, FORMATS, NEWEST_OPSET, OPSET, FloatType, Format
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from .check import Difference
     from .runtimes import Ran
 
-_NEEDED = ("onnx", "onnxscript", "onnx_ir")
+_ONNX = ("onnx", "onnxscript", "onnx_ir")
+NEEDED: dict[Format, dict[str, str]] = {
+    "onnx": dict.fromkeys(_ONNX, "'vggtquant[onnx]'"),
+    "openvino": {**dict.fromkeys(_ONNX, "'vggtquant[onnx]'"), "openvino": "openvino"},
+    "executorch": {"executorch": "'vggtquant[phone]'"},
+}
+"""Packages that a format wants, and what pip installs for each."""
 
 
 @dataclass
@@ -38,8 +45,8 @@ class Export:
     nodes: Counter[str]
     """Nodes of the graph by kind."""
     notes: list[str]
-    tensorrt: list[str]
-    """Rules of TensorRT that the graph breaks; [] for none."""
+    tensorrt: list[str] | None
+    """Rules of TensorRT that the graph breaks; [] for none, None for a file that it cannot read."""
     runs: dict[str, Ran] = field(default_factory=dict, repr=False)
     differences: dict[str, list[Difference]] = field(default_factory=dict)
     """By runtime; empty where none is installed or no check was wanted."""
@@ -55,11 +62,13 @@ class Export:
             forms = ", ".join(f"{count} {form}" for form, count in self.forms.items())
             lines.append(f"quantized layers by form: {forms}")
         lines += [f"note: {note}" for note in self.notes]
-        rules = "; ".join(self.tensorrt) or "none broken"
-        lines.append(f"rules of TensorRT for quantized graphs: {rules}")
+        if self.tensorrt is not None:
+            rules = "; ".join(self.tensorrt) or "none broken"
+            lines.append(f"rules of TensorRT for quantized graphs: {rules}")
         for name, run in self.runs.items():
             kernels = ", ".join(f"{n} {kind}" for kind, n in run.kernels.most_common())
-            lines.append(f"{name} {run.version}: {run.seconds:.3g} s a pass; products: {kernels}")
+            told = f"; products: {kernels}" if kernels else ""
+            lines.append(f"{name} {run.version}: {run.seconds:.3g} s a pass{told}")
             lines += [f"  {difference}" for difference in self.differences[name]]
         return "\n".join(lines)
 
@@ -83,19 +92,21 @@ def export(
 
     model: a module that returns VGGT's dictionary, quantized by this package or float, or a name
     that load_model takes, packed files included. It is not modified. out: a folder, which gets
-    model.onnx and model.onnx.data (or model.xml and model.bin). scheme: quantize first; for a name
-    only. size: (height, width) or "350x518", multiples of 14. frames: pictures in a pass; with
-    dynamic_frames any number. float_dtype: of products that are not integer ones, "float16" or
-    "bfloat16" as under torch.autocast; all between them stays float32. images (1, frames, 3,
-    height, width): what the check runs; rendered scenes without. check: run the file in each
-    runtime that is installed. force: write a module that returns something else than VGGT's
+    model.onnx and model.onnx.data (or model.xml and model.bin, or model.pte). scheme: quantize
+    first; for a name only. size: (height, width) or "350x518", multiples of 14. frames: pictures in
+    a pass; with dynamic_frames any number. float_dtype: of products that are not integer ones,
+    "float16" or "bfloat16" as under torch.autocast; all between them stays float32. images (1,
+    frames, 3, height, width): what the check runs; rendered scenes without. check: run the file in
+    each runtime that is installed. force: write a module that returns something else than VGGT's
     dictionary, its tensors as output_0, output_1, …
 
     Activations coded to INT8 stay so: with a calibrated static scale as QuantizeLinear and
     DequantizeLinear, else token by token before MatMulInteger. Attention is float in the graph.
+    ExecuTorch's XNNPACK codes tokens in its own way, so its file is compared with float activations
+    by the same bound.
 
     Raises:
-        UserError: bad arguments, onnx or onnxscript not installed, a model that cannot be recorded.
+        UserError: bad arguments, packages that are not installed, a model that cannot be recorded.
 
     >>> vq.export("builtin:tiny", "deployed", scheme="INT8_Per_Channel_Symmetric_A8",
     ...           size=(84, 112)).agrees  # doctest: +SKIP
@@ -105,47 +116,96 @@ def export(
     check_type("out", out, PATH, "a folder")
     height, width = parse_size(size)
     _check(format, frames, opset, float_dtype)
-    _need(*_NEEDED, *(["openvino"] if format == "openvino" else []))
+    _need(format)
     from . import check as checks
-    from . import lowering, narrow, onnx_file, runtimes, sites, tensorrt, trace
+    from . import runtimes, sites
 
     folder = writable_folder(out)
     module = _model(model, scheme)
     _check_memory(module, frames, (height, width))
-    found = sites.with_sites(module)
-    graph = trace.graph_of(found.model, (height, width), frames, dynamic_frames, opset, force)
-    forms = lowering.lower(graph, found.layers)
-    if float_dtype != "float32":
-        narrow.narrow(graph, float_dtype)
-    path, nbytes = onnx_file.write(graph, folder, format)
-    result = Export(
-        path,
-        nbytes,
-        Counter(forms.values()),
-        Counter(node.op_type for node in graph.graph),
-        _notes(found),
-        tensorrt.broken_rules(graph),
-    )
+    asked = _Asked((height, width), frames, dynamic_frames, opset, float_dtype, force)
+    if format == "executorch":
+        result = _for_phones(module, folder, asked)
+    else:
+        result = _as_onnx(module, folder, format, asked)
     if not check or force:
         return result
     pictures = _pictures(images, frames, height, width)
     ours = checks.expected(module, pictures)
     # A copy of its own: recording leaves tensors without values in the caches of the first one.
     bounds = checks.bounds(ours, sites.with_sites(module), pictures, float_dtype)
+    reference = ours
+    if format == "executorch":  # it codes tokens in its own way
+        reference = checks.with_float_activations(sites.with_sites(module), pictures)
     for name, runtime in runtimes.RUNTIMES.items():
-        if not runtime.is_installed or (format == "openvino" and name != "openvino"):
+        if format not in runtime.reads or not runtime.is_installed:
             continue
         if float_dtype in runtime.lacks:
             result.notes.append(f"{name} was not asked: its CPU kernels have no {float_dtype}")
             continue
-        run = runtime.run(path, pictures.numpy())
+        run = runtime.run(result.path, pictures.numpy())
         result.runs[name] = run
-        result.differences[name] = checks.differences(ours, run.outputs, bounds)
+        result.differences[name] = checks.differences(reference, run.outputs, bounds)
+        if reference is not ours:
+            apart = checks.differences(ours, run.outputs, bounds)
+            words = ", ".join(f"{d.output} {d.size:.2g}" for d in apart)
+            result.notes.append(
+                f"{name} codes tokens in its own way: it is compared with float activations; the "
+                f"difference from ours is {words} of a deviation"
+            )
     if not result.runs:
         result.notes.append(
             "nothing was checked: no runtime is installed (pip install onnxruntime)"
         )
     return result
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the file is to be."""
+
+    size: tuple[int, int]
+    frames: int
+    dynamic_frames: bool
+    opset: int
+    float_dtype: FloatType
+    force: bool
+
+
+def _as_onnx(module: nn.Module, folder: Path, format: Format, asked: _Asked) -> Export:
+    from . import lowering, narrow, onnx_file, sites, tensorrt, trace
+
+    found = sites.with_sites(module)
+    graph = trace.graph_of(
+        found.model, asked.size, asked.frames, asked.dynamic_frames, asked.opset, asked.force
+    )
+    forms = lowering.lower(graph, found.layers)
+    if asked.float_dtype != "float32":
+        narrow.narrow(graph, asked.float_dtype)
+    path, nbytes = onnx_file.write(graph, folder, format)
+    nodes = Counter(node.op_type for node in graph.graph)
+    notes, rules = _notes(found), tensorrt.broken_rules(graph)
+    return Export(path, nbytes, Counter(forms.values()), nodes, notes, rules)
+
+
+def _for_phones(module: nn.Module, folder: Path, asked: _Asked) -> Export:
+    from . import phone, sites, trace
+
+    if asked.dynamic_frames or asked.float_dtype != "float32":
+        raise UserError(
+            "the format executorch has a fixed number of pictures and float32 between products: "
+            "no dynamic_frames, no float_dtype"
+        )
+    found = sites.with_sites(module, phone.stand_in)
+    program, names = trace.program_of(
+        found.model, asked.size, asked.frames, asked.force, phone.TABLE
+    )
+    path, nbytes, nodes = phone.write(program, names, folder)
+    forms: Counter[str] = Counter(phone.form_of(layer) for layer in found.layers.values())
+    notes = [f"{found.attentions} attentions are float in the file"] if found.attentions else []
+    if forms["weights"]:
+        notes.append(f"{forms['weights']} layers without INT8 activations are stored as float32")
+    return Export(path, nbytes, forms, nodes, notes, None)
 
 
 def parse_size(size: str | tuple[int, int]) -> tuple[int, int]:
@@ -197,13 +257,11 @@ def _check_memory(model: nn.Module, frames: int, size: tuple[int, int]) -> None:
         )
 
 
-def _need(*packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+def _need(format: Format) -> None:
+    missing = {x: of for x, of in NEEDED[format].items() if importlib.util.find_spec(x) is None}
     if missing:
-        raise UserError(
-            f"export needs {', '.join(missing)}; install with: pip install 'vggtquant[onnx]'"
-            + (" openvino" if "openvino" in missing else "")
-        )
+        words = " ".join(dict.fromkeys(missing.values()))
+        raise UserError(f"export needs {', '.join(missing)}; install with: pip install {words}")
 
 
 def _model(model: nn.Module | str | Path, scheme: Any) -> nn.Module:
@@ -222,6 +280,9 @@ def _notes(found: Any) -> list[str]:
     notes = []
     if found.attentions:
         notes.append(f"{found.attentions} attentions of our kernels are float in the graph")
+    convolutions = sum(isinstance(layer, QuantizedConv2d) for layer in found.layers.values())
+    if convolutions:
+        notes.append(f"{convolutions} INT8 convolutions have float activations in the graph")
     wide = [n for n, layer in found.layers.items() if layer.activation_bits == 16]
     if wide:
         notes.append(f"{len(wide)} layers with 16-bit activations have float ones in the graph")

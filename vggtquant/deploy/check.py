@@ -79,6 +79,11 @@ def bounds(
     return {name: max(BOUND, NOISE * _sizes(ours[name], x)[0]) for name, x in other.items()}
 
 
+def with_float_activations(sites: Sites, images: Tensor) -> dict[str, NDArray[np.float32]]:
+    """Outputs of the same weights with float activations. The model of `sites` computes them."""
+    return expected(_decoded(sites), images)
+
+
 def differences(
     ours: dict[str, NDArray[np.float32]],
     theirs: dict[str, NDArray[np.float32]],
@@ -105,20 +110,24 @@ def _decoded(sites: Sites) -> nn.Module:
     """The model of `sites` with float activations: each weight is decoded when it is used."""
     model = sites.model
     for name, layer in sites.layers.items():
-        model = put(model, name, _Decoded(layer))
+        model = put(model, name, Decoded(layer))
     return model
 
 
-class _Decoded(nn.Module):
+class Decoded(nn.Module):
     """A quantized layer whose activations are float."""
 
     def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__()
         self.layer = layer
 
+    def rows(self) -> Tensor:
+        """The weight (outputs, inputs of the product), decoded for this call."""
+        return torch.as_tensor(self.layer.qtensor().dequantize(), device="cpu")
+
     def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        weight = torch.as_tensor(layer.qtensor().dequantize(), device="cpu")
+        """What the layer's own forward takes and returns."""
+        layer, weight = self.layer, self.rows()
         if layer.input_weight is not None:
             x = x * layer.input_weight
         if layer.input_bias is not None:

@@ -11,14 +11,18 @@ import importlib.util
 import json
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from . import Format
 
 Outputs = dict[str, NDArray[Any]]
 Pass = Callable[[NDArray[np.float32]], Outputs]
@@ -36,7 +40,8 @@ class Ran:
     """Of all threads in that pass."""
     load_seconds: float
     kernels: Counter[str]
-    """How many products of each kind and precision it computed, e.g. "MatMulInteger"."""
+    """How many products of each kind and precision it computed, e.g. "MatMulInteger"; {} where it
+    does not tell."""
     version: str
 
 
@@ -45,6 +50,7 @@ class Runtime:
     """A program that runs ONNX files."""
 
     package: str
+    reads: tuple[Format, ...]
     open: Callable[[Path], Pass]
     """Loads a file."""
     run: Callable[[Path, NDArray[np.float32]], Ran]
@@ -144,13 +150,46 @@ def _openvino(path: Path, images: NDArray[np.float32]) -> Ran:
     return Ran(found, seconds, spent, load, kernels, ov.__version__)
 
 
+def _et_pass(path: Path) -> Pass:
+    import torch
+
+    from .phone import NAMES_METHOD
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from executorch.runtime import Runtime as Executor
+
+    program = Executor.get().load_program(path)
+    (names,) = program.load_method(NAMES_METHOD).execute([])
+    method = program.load_method("forward")
+
+    def forward(images: NDArray[np.float32]) -> Outputs:
+        found = method.execute([torch.from_numpy(images)])
+        return {name: x.numpy().copy() for name, x in zip(names.split(), found, strict=True)}
+
+    return forward
+
+
+def _executorch(path: Path, images: NDArray[np.float32]) -> Ran:
+    start = time.perf_counter()
+    forward = _et_pass(path)
+    load = time.perf_counter() - start
+    forward(images)
+    found, seconds, spent = _timed(lambda: forward(images))
+    return Ran(found, seconds, spent, load, Counter(), version("executorch"))
+
+
 RUNTIMES = {
     "onnxruntime": Runtime(
         "onnxruntime",
+        ("onnx",),
         lambda path: _ort_pass(_ort_session(path)),
         _onnxruntime,
         lacks=("bfloat16",),
     ),
-    "openvino": Runtime("openvino", lambda path: _ov_pass(_ov_compiled(path)), _openvino),
+    "openvino": Runtime(
+        "openvino", ("onnx", "openvino"), lambda path: _ov_pass(_ov_compiled(path)), _openvino
+    ),
+    "executorch": Runtime("executorch", ("executorch",), _et_pass, _executorch),
 }
-"""By name; a file of any format is given to those that read it."""
+"""By name; a file is given to those that read its format."""

@@ -9,9 +9,8 @@ and scales in its place. So the exporter of torch sees no packed bytes, and no w
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +101,16 @@ class Sites:
     """Attentions that the kernels compute in integers or BF16 here, and the graph in float."""
 
 
-def with_sites(model: nn.Module) -> Sites:
+StandIn = Callable[[str, QuantizedLinear], nn.Module]
+"""From a quantized layer's name and itself to the module in its place."""
+
+
+def site(name: str, layer: QuantizedLinear) -> nn.Module:
+    """The layer's site."""
+    return ConvSite(name, layer) if isinstance(layer, QuantizedConv2d) else LinearSite(name, layer)
+
+
+def with_sites(model: nn.Module, stand_in: StandIn = site) -> Sites:
     """A copy of the model, its tensors shared, with sites in the place of quantized layers.
 
     Blocks, attentions and dense heads that this package computes as one are their originals again.
@@ -121,8 +129,7 @@ def with_sites(model: nn.Module) -> Sites:
             sites.model = put(sites.model, name, Rotary(float(base)))
         if isinstance(module, QuantizedLinear):
             sites.layers[name] = module
-            kind: type[Any] = ConvSite if isinstance(module, QuantizedConv2d) else LinearSite
-            sites.model = put(sites.model, name, kind(name, module))
+            sites.model = put(sites.model, name, stand_in(name, module))
     return sites
 
 

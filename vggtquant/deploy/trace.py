@@ -8,10 +8,12 @@ written wrong coefficients for antialiased bicubic interpolation (pytorch issue 
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -84,9 +86,11 @@ def graph_of(
     """
     found = _Found()
     named = _Named(model, found, force).eval()
-    images = torch.rand(1, max(frames, 2) if dynamic else frames, 3, *size, device="cpu")
+    images = torch.rand(1, max(frames, 3) if dynamic else frames, 3, *size, device="cpu")
+    if dynamic:
+        _frames_at_once(model)
     blocks = repeated.Blocks() if dynamic else repeated.with_sites(model)
-    frames_axis = {"images": {1: torch.export.Dim("frames", min=1)}} if dynamic else None
+    frames_axis = {"images": {1: torch.export.Dim.DYNAMIC}} if dynamic else None
     with warnings.catch_warnings(), torch.no_grad(), plain_autocast():
         warnings.simplefilter("ignore")
         onnx = _graph(named, (images,), frames_axis, opset)
@@ -98,11 +102,66 @@ def graph_of(
     return onnx
 
 
-def _graph(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any, opset: int) -> ir.Model:
+def _frames_at_once(model: nn.Module) -> None:
+    """VGGT's dense heads take eight pictures at a time, one by one in the end: a loop that an open
+    number of pictures does not have."""
+    for module in model.modules():
+        if "frames_chunk_size" in inspect.signature(module.forward).parameters:
+            whole: Any = partial(module.forward, frames_chunk_size=None)
+            module.forward = whole
+
+
+def program_of(
+    model: nn.Module,
+    size: tuple[int, int],
+    frames: int,
+    force: bool,
+    table: dict[Any, Callable[..., Any]],
+) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """The model as torch's own program, and its outputs' names; table: operators to write in
+    others.
+
+    Raises:
+        UserError: as graph_of.
+    """
+    found = _Found()
+    named = _Named(model, found, force).eval()
+    images = torch.rand(1, frames, 3, *size, device="cpu")
+    with warnings.catch_warnings(), torch.no_grad(), plain_autocast():
+        warnings.simplefilter("ignore")
+        module = _separate(_folded(named, (images,), None, table))
+        return _recorded(module, (images,), None), found.names
+
+
+def _folded(
+    model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any, table: dict[Any, Callable[..., Any]]
+) -> Any:
     """A module's graph, with what depends on constants alone computed."""
     recorded = _recorded(model, inputs, shapes)
-    module = recorded.run_decompositions({}).module()  # nothing is changed in place any more
-    return as_onnx(_recorded(_fold(module), inputs, shapes), opset)
+    return _fold(recorded.run_decompositions(table).module())  # nothing is changed in place
+
+
+def _graph(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any, opset: int) -> ir.Model:
+    return as_onnx(_recorded(_folded(model, inputs, shapes, {}), inputs, shapes), opset)
+
+
+def _separate(module: Any) -> nn.Module:
+    """The graph with a constant of its own, a view, for each node that reads one.
+
+    ExecuTorch would copy those that two of its partitions read, and check the whole graph for each.
+    """
+    graph: fx.Graph = module.graph
+    made = 0
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        value = _attribute(module, node.target)
+        for user in list(node.users)[1:]:
+            name = f"_separate_{made}"
+            made += 1
+            module.register_buffer(name, value.detach().view_as(value))
+            with graph.inserting_before(user):
+                user.replace_input_with(node, graph.get_attr(name))
+    module.recompile()
+    return module  # type: ignore[no-any-return]
 
 
 def as_onnx(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
@@ -141,7 +200,7 @@ def _recorded(
         raise UserError(f"torch cannot record this model as a graph: {words[0]}") from error
 
 
-def _fold(module: Any) -> nn.Module:
+def _fold(module: Any) -> Any:
     """The graph with each result that depends on constants alone as a constant of its own.
 
     Parameters stay as they are: what is stored anew is what other nodes read.
@@ -163,7 +222,7 @@ def _fold(module: Any) -> nn.Module:
         read = any(user not in known for user in node.users)
         if node.op == "get_attr" or not isinstance(value, Tensor) or not read:
             continue
-        if _is_view(node):
+        if _is_view(node, known):
             continue
         value = value.contiguous()
         key = (value.dtype, value.shape, sha256(value.numpy().tobytes()).digest())
@@ -174,7 +233,7 @@ def _fold(module: Any) -> nn.Module:
     graph.eliminate_dead_code()
     module.recompile()
     module.delete_all_unused_submodules()
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def _is_pure(node: fx.Node) -> bool:
@@ -183,7 +242,7 @@ def _is_pure(node: fx.Node) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         tags = (torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape)
         mutable = target._schema.is_mutable
-        site = target.namespace == "onnx_symbolic"
+        site = target.namespace in ("onnx_symbolic", "quantized_decomposed")
         return not site and not mutable and not set(tags) & set(target.tags)
     return getattr(target, "__module__", "") == "_operator"
 
@@ -196,14 +255,19 @@ def _is_large(value: Any) -> bool:
     return value.nbytes > min(FOLDED, max(value.untyped_storage().nbytes(), SMALL))
 
 
-def _is_view(node: fx.Node) -> bool:
-    """Whether it is a parameter in another shape: nothing is gained by a second copy."""
+def _is_view(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
+    """Whether it is a parameter in another shape: nothing is gained by a second copy.
+
+    What was stored anew is no parameter: its views are constants too, and each block has the same.
+    """
     target = node.target
     views = isinstance(target, torch._ops.OpOverload) and any(
         a.alias_info is not None for a in target._schema.arguments
     )
     source = node.all_input_nodes[0] if node.all_input_nodes else None
-    return views and source is not None and (source.op == "get_attr" or _is_view(source))
+    if not views or source is None or source not in known:
+        return False
+    return source.op == "get_attr" or _is_view(source, known)
 
 
 def _attribute(module: nn.Module, path: Any) -> Any:

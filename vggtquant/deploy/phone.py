@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program for phones: ExecuTorch's .pte, whose XNNPACK backend multiplies INT8 codes.
+
+A Linear with INT8 weights and activations keeps our weight codes and scales. XNNPACK codes each
+token itself: asymmetric, from the token's smallest and largest value, where ours are symmetric.
+Weights of other quantized layers are decoded to float, which is exact.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UserError
+from ..linear import QuantizedLinear
+from . import check, lowering
+
+NAME = "model.pte"
+NAMES_METHOD = "output_names"
+"""A method of the program that returns the names of forward's outputs, with spaces between."""
+
+
+class TokenLinear(nn.Module):
+    """The operations that XNNPACK takes for a product of INT8 codes with a scale a token."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()
+        q = layer.qtensor()
+        rows = q.shape[0]
+        scales = np.broadcast_to(q.scale, (rows,)).astype(np.float32)
+        self.register_buffer("codes", torch.from_numpy(np.array(q.codes)))
+        self.register_buffer("scales", torch.from_numpy(scales))
+        self.register_buffer("zeros", torch.zeros(rows, dtype=torch.int64, device="cpu"))
+        self.bias, self.factors = layer.bias, (layer.input_weight, layer.input_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) to (..., out_features)."""
+        import torch.ao.quantization.fx._decomposed  # noqa: F401  # registers the operators
+
+        ops = torch.ops.quantized_decomposed
+        weight, bias = self.factors
+        x = x if weight is None else x * weight
+        x = x if bias is None else x + bias
+        scale, zero = ops.choose_qparams_per_token_asymmetric(x, torch.int8)
+        span = (-128, 127, torch.int8)
+        codes = ops.quantize_per_token(x, scale, zero, *span)
+        x = ops.dequantize_per_token(codes, scale, zero, *span, torch.float32)
+        rows = ops.dequantize_per_channel(
+            self.codes, self.scales, self.zeros, 0, -127, 127, torch.int8
+        )
+        return F.linear(x, rows, self.bias)
+
+
+class Stored(check.Decoded):
+    """A quantized layer whose weight is decoded once and stored as float32."""
+
+    stored: Tensor
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__(layer)
+        self.register_buffer("stored", super().rows().clone())
+
+    def rows(self) -> Tensor:
+        """The decoded weight."""
+        return self.stored
+
+
+def stand_in(name: str, layer: QuantizedLinear) -> nn.Module:
+    """What computes a quantized layer in the program.
+
+    Raises:
+        UserError: INT8 weights whose zero point is not 0, with INT8 activations.
+    """
+    if form_of(layer) == "weights":
+        return Stored(layer)
+    if layer.qtensor().stored_zero is not None:
+        raise UserError(
+            f"{name} has INT8 weights with a zero point; XNNPACK multiplies symmetric ones, such "
+            "as those of INT8_Per_Channel_Symmetric_A8"
+        )
+    return TokenLinear(layer)
+
+
+def form_of(layer: QuantizedLinear) -> lowering.Form:
+    """As in ONNX, but a static range is not used: XNNPACK takes each token's own."""
+    form = lowering.form_of(layer)
+    return "dynamic" if form == "static" else form
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention as two batched products and a softmax, which XNNPACK has."""
+    if mask is not None or is_causal or enable_gqa:
+        raise UserError("attention with a mask is not written for ExecuTorch")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    shape = q.shape[:-1]
+    q, k, v = (x.flatten(0, -3) for x in (q, k, v))
+    weights = torch.bmm(q * scale, k.transpose(1, 2)).softmax(-1)
+    return torch.bmm(weights, v).reshape(*shape, -1)
+
+
+TABLE: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.scaled_dot_product_attention.default: attention,
+}
+"""What is written in other operators than torch would choose."""
+
+
+def write(
+    program: torch.export.ExportedProgram, names: list[str], folder: Path
+) -> tuple[Path, int, Counter[str]]:
+    """The file's path, its bytes, and its operators: those that XNNPACK computes begin so.
+
+    Raises:
+        UserError: a model that ExecuTorch refuses, with its words.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ExecuTorch's own making
+        edge, data = _lowered(program, names)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        part = Path(temporary) / NAME
+        part.write_bytes(data)
+        os.replace(part, folder / NAME)
+    return folder / NAME, len(data), _operators(edge.exported_program().graph_module)
+
+
+def _lowered(program: torch.export.ExportedProgram, names: list[str]) -> tuple[Any, bytes]:
+    """ExecuTorch's graph and the file's bytes."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    try:
+        edge = to_edge_transform_and_lower(
+            program,
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={NAMES_METHOD: " ".join(names)},
+        )
+        return edge, edge.to_executorch().buffer
+    except Exception as error:  # of many kinds
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"ExecuTorch refuses the program: {words}") from error
+
+
+def _operators(module: Any, owner: str = "") -> Counter[str]:
+    found: Counter[str] = Counter()
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and hasattr(getattr(module, node.target), "original_module"):
+            inner = getattr(module, node.target).original_module.graph_module
+            found += _operators(inner, "XNNPACK ")
+        elif node.op == "call_function" and hasattr(node.target, "_schema"):
+            found[owner + _name(node)] += 1
+    return found
+
+
+def _name(node: Any) -> str:
+    """As torch has it; "INT8 linear" for a product of codes with a scale a token."""
+    word = str(node.target._schema.name).split("::")[-1]
+    if word != "linear":
+        return word
+    x = str(node.args[0].target)
+    return "INT8 linear" if "dequantize_per_token" in x else word
