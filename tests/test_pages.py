@@ -186,6 +186,7 @@ NOT_RUN = {
     "pi3.safetensors": "needs the weights of Pi3",
     "stream.pt": "needs the weights of StreamVGGT",
     "my_models:depth_anything_3": "needs a model of the reader's",
+    "executorch": "writing for phones takes minutes; a smaller model is in tests/deploy",
     "--full": "64 scenes take minutes; fewer, and --resume, are in tests/commands",
 }
 """Words of commands that no test runs, and why."""
