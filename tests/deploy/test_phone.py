@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import toy
 from torch import nn
 from torch.nn import functional as F
 
@@ -105,3 +106,12 @@ def test_the_file_runs_in_xnnpack(tmp_path):
     assert result.nodes["XNNPACK INT8 linear"] == 2 == result.forms["dynamic"]
     assert not [name for name in result.nodes if name.startswith("quantize")]  # all in XNNPACK
     assert result.nbytes == result.path.stat().st_size
+
+
+@pytest.mark.slow
+def test_a_file_that_xnnpack_does_not_load_is_told(tmp_path):
+    """The toy rearranges its pixels by a tensor of seven axes; the file stays."""
+    pytest.importorskip("executorch", reason="ExecuTorch is not installed")
+    with pytest.raises(vq.UserError, match="ExecuTorch does not load .*six axes") as error:
+        vq.export(toy.build(), tmp_path, size=(28, 42), format="executorch")
+    assert "\n" not in str(error.value) and (tmp_path / "model.pte").exists()

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UserError
 from . import Format
 
 Outputs = dict[str, NDArray[Any]]
@@ -161,7 +162,13 @@ def _et_pass(path: Path) -> Pass:
 
     program = Executor.get().load_program(path)
     (names,) = program.load_method(NAMES_METHOD).execute([])
-    method = program.load_method("forward")
+    try:
+        method = program.load_method("forward")
+    except RuntimeError as error:
+        words = str(error).splitlines()[0]
+        raise UserError(
+            f"ExecuTorch does not load {path}: {words} (XNNPACK has no tensors of over six axes)"
+        ) from error
 
     def forward(images: NDArray[np.float32]) -> Outputs:
         found = method.execute([torch.from_numpy(images)])
