@@ -13,7 +13,11 @@ from torch import nn
 import vggtquant as vq
 from vggtquant import QTensor, QuantizationSpec, QuantizedLinear, ops
 
-INTEGER_CONFIGS = {name: config for name, config in vq.CONFIGS.items() if config.quantizes}
+INTEGER_CONFIGS = {
+    name: config
+    for name, config in vq.CONFIGS.items()
+    if config.quantizes and not config.layer_spec().is_float8
+}
 F32 = np.float32
 Array = NDArray[np.generic]
 

@@ -23,8 +23,9 @@ every_config = pytest.mark.parametrize("config", vq.CONFIGS.values(), ids=vq.CON
 
 
 def test_the_names_are_the_public_ones() -> None:
-    fast = ["INT8_Fast", "INT4_Fast"]
+    fast = ["INT8_Fast", "INT4_Fast", "FP8_Per_Channel"]
     assert list(vq.CONFIGS) == NAMED + [f"{name}_A8" for name in NAMED[2:]] + fast
+    assert [config.name for config in configs.DEFAULTS] == list(vq.CONFIGS)[:-1]
 
 
 def test_fields_and_defaults_are_the_public_ones() -> None:
@@ -43,7 +44,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
     }  # fmt: skip
     assert list(configs.QUANT_TYPES) == [
         "fp32", "bf16", "int8_per_tensor_sym", "int8_per_tensor_asym", "int8_per_channel_sym",
-        "int8_per_channel_asym", "int4_group", "mixed_precision",
+        "int8_per_channel_asym", "int4_group", "mixed_precision", "fp8_per_channel",
     ]  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
 def test_a_name_says_what_its_config_does(config: QuantizationConfig) -> None:
     assert vq.CONFIGS[config.name] is config is vq.get_config(config.name)
     assert vq.get_config(config) is config
-    assert config.quantize_activations == config.name.endswith(("_A8", "_Fast"))
+    assert config.quantize_activations == config.name.endswith(("_A8", "_Fast", "FP8_Per_Channel"))
     assert config.quantizes == (not config.name.startswith("Baseline"))
     assert config.skip_first_last and config.device == "cpu"
     if not config.quantizes:
@@ -64,6 +65,10 @@ def test_a_name_says_what_its_config_does(config: QuantizationConfig) -> None:
         assert config == dataclasses.replace(vq.CONFIGS[linears], name=config.name, **everything)
         return
     spec = config.layer_spec()
+    assert spec.is_float8 == config.name.startswith("FP8")
+    if spec.is_float8:
+        assert spec == vq.QuantizationSpec(8, number="float8_e4m3fn") and spec.label == "FP8"
+        return
     assert config.name.startswith(f"INT{spec.bits}_")
     assert spec.symmetric == ("Asymmetric" not in config.name)
     if spec.bits == 4:

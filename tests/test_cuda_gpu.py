@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import engines, ops
+from vggtquant import engines, float8, ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -154,6 +154,25 @@ def test_a_linear_has_the_cpu_s_bits(config: vq.QuantizationConfig, dtype: torch
             limit = (1e-4 if dtype == torch.float32 else 4e-2) * want.float().abs().max()
             assert (got.cpu().float() - want.float()).abs().max() <= limit
         assert torch.equal(layer.cpu().packed, packed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fp8_is_multiplied_as_it_lies_in_memory(dtype: torch.dtype) -> None:
+    """By torch, with the codes of the CPU; engines of other weights are passed over."""
+    if (words := float8.missing(torch.device("cuda:0"))) is not None:
+        pytest.skip(words)
+    for m, k, n in PRODUCTS:
+        layer = layer_of(vq.CONFIGS["FP8_Per_Channel"], k, n)
+        x = torch.randn(m, k).to(dtype)
+        want, packed = layer(x), layer.packed.clone()
+        got = layer.cuda()(x.cuda())
+        assert layer.packed.dtype == torch.uint8 and layer.packed.numel() < 1.3 * n * k + 1500
+        assert got.dtype == dtype and layer.last_kernel == "float8 x float8, cuda scaled_mm"
+        limit = (0.01 if dtype == torch.float32 else 4e-2) * want.float().abs().max()
+        assert (got.cpu().float() - want.float()).abs().max() <= limit
+        assert torch.equal(layer.cpu().packed, packed)
+        x[0, 0] = float("nan")
+        assert layer.cuda()(x.cuda())[0].isnan().all() and layer(x.cuda()[:0]).shape == (0, n)
 
 
 def test_a_graph_of_calls_can_be_captured_and_replayed() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from toy import Toy
 
 import vggtquant as vq
-from vggtquant import devices, engines, ops, selftest
+from vggtquant import devices, engines, gpu_linear, ops, selftest
 from vggtquant.checkpoint import document
 from vggtquant.commands.cli import main
 from vggtquant.evaluation.measure import bench, forecast, isolate, plan, variants
@@ -29,7 +29,7 @@ pytestmark = [
     ),
 ]
 
-A8 = "INT8_Per_Channel_Symmetric_A8"
+A8, FP8 = "INT8_Per_Channel_Symmetric_A8", "FP8_Per_Channel"
 PRETENDED = "VGGTQUANT_PRETENDED" in os.environ
 
 
@@ -62,12 +62,12 @@ def test_an_evaluation_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(bench.Bench, "_park", parks)
     model = small().cuda()
-    schemes = ["Baseline_BF16", A8]
+    schemes = ["Baseline_BF16", A8, FP8]
     report = vq.evaluate(model, scene(), schemes, tmp_path, False, runs=1, warmup=0)
     document = report.document
     rows = {row.name: row for row in document.schemes}
     assert all(row.ok for row in rows.values()), [row.reason for row in rows.values()]
-    assert parked == [("cpu", 3), ("cuda", 3)]  # for the passes, and back for the pairs
+    assert parked == [("cpu", 3), ("cuda", 3)] * 2  # for the passes, and back for the pairs
     assert document.settings.device == "cuda:0" and variants.OTHER_THREADS not in rows
     gpu = document.environment.gpu
     assert gpu is not None and gpu.name == torch.cuda.get_device_name()
@@ -75,6 +75,9 @@ def test_an_evaluation_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert row.gpu_peak is not None and row.gpu_peak.reserved_bytes > 0
     assert rows["Baseline_FP32_Repeat"].outputs_equal_baseline
     assert 0 < rows[A8].error < 0.05 and rows["Baseline_BF16"].error > 0
+    assert 0 < rows[FP8].error < 0.2
+    (use,) = rows[FP8].proof.kernels
+    assert use.kernel == "float8 x float8, cuda scaled_mm"
     kernels = {use.kernel for use in rows[A8].proof.kernels}
     assert kernels and all("cuda" in kernel for kernel in kernels)
     assert all(p.device.type == "cuda" for p in model.parameters())  # as it was
@@ -169,10 +172,9 @@ def test_the_self_test_finds_no_fault_on_the_gpu() -> None:
     found = selftest.selftest("cuda", sizes=[size], linears=[(64, 64)], tokens=[9], runs=1)
     assert not found.failed, selftest.text(found)
     assert found.speeds and all(held.gpu_peak for held in found.memory)
-    assert all(set(one.engines_us) >= {"decode"} for one in found.speeds)
+    last = {FP8: "scaled_mm"}
+    assert all(last.get(one.scheme, "decode") in one.engines_us for one in found.speeds)
     assert {check.kernel.split()[-1] for check in found.checks if check.kernel} == {
-        "fused",
-        "decode",
-        "int_mm",
+        *gpu_linear.NAMES
     }
     assert torch.cuda.get_device_name() in selftest.text(found)

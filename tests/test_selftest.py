@@ -21,8 +21,8 @@ def test_it_compares_times_and_writes_both_files(
 ) -> None:
     found = selftest.selftest(sizes=[SMALL], linears=[(40, 24)], tokens=[3], runs=1)
     schemes = [c for c in vq.CONFIGS.values() if c.quantizes and not c.fuse]
-    floats = sum(not c.quantize_activations for c in schemes)
-    assert len(found.checks) == 2 * len(schemes) + floats and not found.failed
+    coded = sum(not c.quantize_activations or c.is_float8 for c in schemes)
+    assert len(found.checks) == 2 * len(schemes) + coded and not found.failed
     assert {check.scheme for check in found.checks} == {config.name for config in schemes}
     assert [one.scheme for one in found.speeds] == list(selftest.TIMED)
     assert all(one.us > 0 and one.bf16_us > 0 and one.kernel for one in found.speeds)

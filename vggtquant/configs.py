@@ -36,6 +36,8 @@ class QuantizationSpec:
     granularity: Granularity = "per_channel"
     group_size: int = 128
     two_level: bool = False
+    number: Literal["int", "float8_e4m3fn"] = "int"
+    """What a code is. float8_e4m3fn: 8 bits, symmetric, a scale a channel."""
 
     def __post_init__(self) -> None:
         _one_of("bits", self.bits, (4, 8))
@@ -43,11 +45,29 @@ class QuantizationSpec:
         _positive("group_size", self.group_size)
         if self.two_level and (self.bits != 4 or self.granularity != "per_group"):
             raise UserError("two_level scales are for bits=4 with granularity='per_group'")
+        _one_of("number", self.number, ("int", "float8_e4m3fn"))
+        ways = (self.bits, self.symmetric, self.granularity)
+        if self.is_float8 and ways != (8, True, "per_channel"):
+            raise UserError("float8_e4m3fn is for bits=8, symmetric, granularity='per_channel'")
 
     @property
     def zero_points(self) -> bool:
         """Whether each scale has a zero point beside it."""
         return not self.symmetric
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether codes are FP8 numbers."""
+        return self.number == "float8_e4m3fn"
+
+    @property
+    def label(self) -> str:
+        """What a report calls the codes.
+
+        >>> QuantizationSpec(4, granularity="per_group").label
+        'INT4'
+        """
+        return "FP8" if self.is_float8 else f"INT{self.bits}"
 
 
 class _Kind(NamedTuple):
@@ -67,6 +87,7 @@ QUANT_TYPES: dict[str, _Kind] = {
     "int8_per_channel_asym": _Kind(8, False, True),
     "int4_group": _Kind(4, None, True),
     "mixed_precision": _Kind(None, None, True),
+    "fp8_per_channel": _Kind(8, True, True),
 }
 
 
@@ -135,7 +156,8 @@ class QuantizationConfig:
     calibration_samples: int = 100
     """Pictures shown to a calibrated method (vq.calibrate)."""
     quantize_activations: bool = False
-    """False: float activations. True: INT8, a scale a token, chosen as it comes (dynamic)."""
+    """False: float activations. True: INT8, a scale a token, chosen as it comes (dynamic).
+    fp8_per_channel codes them to FP8 always."""
     skip_first_last: bool = True
     """Leave the first and the last Linear of the model in float."""
     device: str = "cpu"
@@ -203,6 +225,14 @@ class QuantizationConfig:
                 raise UserError(f"{field} is {patterns!r}; patterns of names are wanted")
             object.__setattr__(self, field, tuple(patterns))
         object.__setattr__(self, "device", str(self.device))
+        if self.is_float8:
+            object.__setattr__(self, "quantize_activations", True)
+            for field in ("activation_bits", "activation_range", "calibration", "wide_layers"):
+                if getattr(self, field) != _LATER[field]:
+                    raise UserError(
+                        f"{field} is {getattr(self, field)!r}; FP8 rounds to nearest and takes "
+                        f"{_LATER[field]!r} alone"
+                    )
         if not isinstance(self.quant_type, str) or self.quant_type not in QUANT_TYPES:
             raise UserError(
                 f"quant_type {self.quant_type!r} is unknown; one of: {', '.join(QUANT_TYPES)}"
@@ -269,10 +299,17 @@ class QuantizationConfig:
         """Whether any layer is swapped."""
         return self.quant_type not in ("fp32", "bf16")
 
+    @property
+    def is_float8(self) -> bool:
+        """Whether weights and activations are FP8 numbers."""
+        return self.quant_type == "fp8_per_channel"
+
     def spec(self, bits: int) -> QuantizationSpec:
         """How a weight is coded with that many bits."""
         if bits == 4:
             return QuantizationSpec(4, self.symmetric, "per_group", self.group_size, two_level=True)
+        if self.is_float8:
+            return QuantizationSpec(8, number="float8_e4m3fn", group_size=self.group_size)
         granularity: Granularity = "per_channel" if self.per_channel else "per_tensor"
         return QuantizationSpec(8, self.symmetric, granularity, self.group_size)
 
@@ -373,6 +410,10 @@ CONFIGS |= {  # everything in integers, not the Linear layers alone
         ("INT4_Fast", "INT4_Group_128_A8"),
     )
 }
+DEFAULTS = tuple(CONFIGS.values())
+"""What an evaluation runs if it is not told which: each of CONFIGS but FP8, which few machines
+compute quickly."""
+CONFIGS["FP8_Per_Channel"] = QuantizationConfig("FP8_Per_Channel", "fp8_per_channel")
 
 
 CONFIG_SUFFIXES = (".toml", ".json")

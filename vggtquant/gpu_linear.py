@@ -2,8 +2,8 @@
 """The Linear layer on a GPU: a table of engines, of which `engines` takes the fastest.
 
 Engines whose sums are integers give the CPU's bits. `decode` rounds weights once to the dtype of
-the output and multiplies as torch does; it serves every call, so that a layer is never much slower
-than torch's own.
+the output and multiplies as torch does; it serves every call but FP8's, so that a layer is never
+much slower than torch's own. FP8 weights have one engine and are never decoded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from . import engines, ops
+from . import engines, float8, ops
 
 FEW_TOKENS = 8
 """Up to which packed weights are multiplied with floats as they are: then reading them is all."""
@@ -53,7 +53,7 @@ class Call(NamedTuple):
         about = self.about
         names = (str(dtype).removeprefix("torch.") for dtype in (self.x.dtype, self.dtype))
         return (
-            f"int{about.bits} {about.scales}{' zero points' if about.asymmetric else ''} "
+            f"{about.number} {about.scales}{' zero points' if about.asymmetric else ''} "
             f"{about.n} x {about.k} groups of {about.group}, {self.activations}, "
             f"{' to '.join(names)}, {'GELU, ' if self.gelu else ''}"
             f"up to {engines.bucket(self.m)} tokens"
@@ -112,15 +112,25 @@ def _decode(call: Call) -> torch.Tensor:
 
 
 def _packed(call: Call) -> str:
-    return f"{call.activations} x int{call.about.bits}"
+    return f"{call.activations} x {call.about.number}"
 
 
 def _decoded(call: Call) -> str:
-    return f"{str(call.dtype).removeprefix('torch.')} x int{call.about.bits} decoded"
+    return f"{str(call.dtype).removeprefix('torch.')} x {call.about.number} decoded"
+
+
+def _scaled_mm(call: Call) -> torch.Tensor:
+    """FP8 tokens by FP8 weights, as torch multiplies them."""
+    return float8.linear(call.packed, call.about, call.x, call.bias, call.dtype, gelu=call.gelu)
 
 
 ENGINES = (
-    Engine("fused", lambda c: c.activations == "int8" or c.m <= FEW_TOKENS, _fused, _packed),
+    Engine(
+        "fused",
+        lambda c: c.activations == "int8" or (c.m <= FEW_TOKENS and not c.about.is_float8),
+        _fused,
+        _packed,
+    ),
     Engine(
         "int_mm",
         lambda c: (
@@ -132,7 +142,8 @@ ENGINES = (
         _int_mm,
         _packed,
     ),
-    Engine("decode", lambda c: True, _decode, _decoded),
+    Engine("decode", lambda c: not c.about.is_float8, _decode, _decoded),
+    Engine("scaled_mm", lambda c: c.about.is_float8, _scaled_mm, _packed),
 )
 NAMES = tuple(engine.name for engine in ENGINES)
 _BY_NAME = {engine.name: engine for engine in ENGINES}
@@ -175,16 +186,19 @@ def linear(call: Call) -> tuple[torch.Tensor, str]:
         UserError: 16-bit activations; tensors on several devices; no kernels in this build.
     """
     ops.check_gpu_call(call.packed, call.x, call.activations)
-    engine = chosen(call) if call.m else _BY_NAME["decode"]
+    if call.about.is_float8:
+        float8.check(call.x.device)
+    engine = chosen(call) if call.m else serving(call)[-1]
     try:
         return engine.run(call), _name(engine, call)
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if engines.forced() is not None or engine.name == NAMES[-1]:
+        if engines.forced() is not None or engine.name == serving(call)[-1].name:
             raise
         engines.CHOOSER.drop(call.x.device, call.kind, engine.name, error)
-        return _decode(call), _name(ENGINES[-1], call)
+        last = serving(call)[-1]
+        return last.run(call), _name(last, call)
 
 
 def _name(engine: Engine, call: Call) -> str:

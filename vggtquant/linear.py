@@ -74,7 +74,7 @@ Activations = ops.Activations
 
 
 class QuantizedLinear(nn.Module):
-    """An nn.Linear whose weight is packed INT8 or INT4 and computed with as it is.
+    """An nn.Linear whose weight is packed INT8, INT4 or FP8 and computed with as it is.
 
     x (..., in_features) of float32, float16 or bfloat16 gives (..., out_features) of the same
     dtype; under CPU autocast, of autocast's. With quantize_activations each token is coded to INT8
@@ -122,6 +122,8 @@ class QuantizedLinear(nn.Module):
     def _take_inputs(self, inputs: ops.Inputs) -> None:
         """Check how inputs are to be coded, and keep it."""
         says_something = inputs.weight is not None or inputs.bias is not None or inputs.scale != 0
+        if says_something and self.spec.is_float8:
+            raise UserError(f"{self.config.name} codes each token as it comes; inputs are given")
         if says_something and not self.config.quantize_activations:
             raise UserError(f"{self.config.name} has float activations; inputs are for coded ones")
         for part in (inputs.weight, inputs.bias):
@@ -209,6 +211,8 @@ class QuantizedLinear(nn.Module):
         device = x.device.type
         autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        if self.spec.is_float8:
+            return "float8", dtype
         if self.config.quantize_activations:
             return "int8" if self.activation_bits == 8 else "int16", dtype
         return "bf16" if dtype == torch.bfloat16 else "float", dtype
@@ -379,8 +383,10 @@ def _pack(q: QTensor, like: torch.Tensor | None = None) -> tuple[ops.Packed, tor
     """What packed bytes hold, and they, for the device of q or where `like` is."""
     n, k = q.shape
     scale, zero = q.stored_scale, q.stored_zero
-    scales: Literal["per_row", "two_level", "per_group"]
-    if q.spec.bits == 8:
+    scales: Literal["per_row", "two_level", "per_group", "float8"]
+    if q.spec.is_float8:
+        scales = "float8"
+    elif q.spec.bits == 8:
         scales = "per_row"
         if q.spec.granularity == "per_tensor":
             scale, zero = scale.repeat(n), None if zero is None else zero.repeat(n)

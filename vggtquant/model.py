@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from . import markup, ops, recognition
+from . import float8, markup, ops, recognition
 from .blocks import GRADIENTS
 from .configs import QuantizationConfig, get_config
 from .conv import Conv, weight_rows
@@ -294,6 +294,9 @@ def select(
     make_plain(model)
     linears = linears_of(model)
     refuse_nonfinite({name: linears[name] for name in choice.chosen})
+    for name, chosen in choice.chosen.items():
+        if chosen.is_float8:
+            float8.check(linears[name].weight.device)
     return linears, choice
 
 
@@ -345,7 +348,7 @@ def replacement(
     sqnr_db, cosine = weight_quality(linear.weight.detach(), q)
     label = config.name
     if config.quant_type == "mixed_precision":
-        label = f"{config.name}, INT{q.spec.bits}"
+        label = f"{config.name}, {q.spec.label}"
     shape = (linear.out_features, linear.in_features)
     nbytes = _nbytes(linear), layer.nbytes
     return layer, LayerReport(name, shape, label, *nbytes, sqnr_db, cosine, note=note)

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import forward_ad
 
-from . import _cpu
+from . import _cpu, float8
 from .about import forked
 from .errors import UserError
 
@@ -41,7 +41,9 @@ Buffer: TypeAlias = Any
 # The core's three dtypes; NumPy has no bfloat16, so its bits travel as uint16.
 _TORCH_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 DTYPES = tuple(_TORCH_NAMES.values())
-Activations = Literal["float", "bf16", "int8", "int16"]
+Own = Literal["float", "bf16", "int8", "int16"]
+"""What a Linear's or an attention's operands are while our kernels multiply them."""
+Activations = Own | Literal["float8"]
 """What a Linear's input is while it is multiplied."""
 DEEPEST = 65536
 """Inputs of a Linear for which every integer sum fits 32 bits; VGQ_DEEPEST in csrc/vgq.h."""
@@ -466,7 +468,9 @@ class Packed(NamedTuple):
     """What packed bytes hold; see vgq_weight in csrc/vgq.h."""
 
     bits: int
-    scales: _cpu.Scales
+    scales: _cpu.Scales | Literal["float8"]
+    """float8: codes are FP8 numbers, with a scale a row; float8.pack lays them out, on any device
+    the same."""
     n: int
     k: int
     group: int
@@ -476,6 +480,16 @@ class Packed(NamedTuple):
     def row_groups(self) -> int:
         """Groups of a row."""
         return -(-self.k // self.group)
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether codes are FP8 numbers."""
+        return self.scales == "float8"
+
+    @property
+    def number(self) -> str:
+        """What a code is, for a report."""
+        return "float8" if self.is_float8 else f"int{self.bits}"
 
 
 def pack(
@@ -489,6 +503,8 @@ def pack(
     """The kernels' layout of a weight, as one uint8 tensor where `like` is (None: the CPU)."""
     if about.k > DEEPEST:
         raise UserError(f"a weight of rows of {about.k} is given; {DEEPEST} inputs are the most")
+    if about.is_float8:
+        return float8.pack(about, moved(q, None), moved(scale, None), like)
     cuda = "cuda_" if on_gpu(like) else ""
     nkg, scales, fmt = (about.n, about.k, about.group), about.scales, _format(about.bits)
     nbytes = getattr(_cpu, f"{cuda}packed_nbytes")(fmt, scales, nkg, about.asymmetric)
@@ -513,6 +529,8 @@ def unpack(
     packed: torch.Tensor, about: Packed
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
     """Plain row-major codes, scales, factors and zero points: the inverse of pack."""
+    if about.is_float8:
+        return *float8.unpack(packed, about), None, None
     groups = 1 if about.scales == "per_row" else about.row_groups
     q = np.empty((about.n, row_nbytes(about.bits, about.k)), np.uint8)
     scale = np.empty(about.n * (groups if about.scales == "per_group" else 1), np.float32)
@@ -525,7 +543,7 @@ def unpack(
 
 def fitted(packed: torch.Tensor, about: Packed, like: torch.Tensor) -> torch.Tensor:
     """Packed bytes as the kernels where `like` is want them; there, if laid out anew."""
-    if lies_for_cuda(packed) == on_gpu(like):
+    if about.is_float8 or lies_for_cuda(packed) == on_gpu(like):
         return packed
     return pack(about, *unpack(packed, about), like)
 
@@ -573,6 +591,9 @@ def linear(
     Raises:
         UserError: tensors that are not on the CPU; gpu_linear is for a GPU's.
     """
+    if activations == "float8":
+        around = {"norm": norm, "gelu": gelu, "layer_scale": layer_scale, "residual": residual}
+        return float8.linear(packed, about, x, bias, dtype, **around)  # type: ignore[arg-type]
     y = _room((x.shape[0], about.n), dtype)
     before = None if residual is None else values(residual)
     _cpu.linear(
@@ -604,8 +625,8 @@ PANEL = 256
 def input_gradient(packed: torch.Tensor, about: Packed, grad: torch.Tensor) -> torch.Tensor:
     """grad w, float32 (m, k), for the gradient (m, n) of y = x w^T: w is never whole in float."""
     q, scale, factor, zero = unpack(packed, about)
-    groups = 1 if about.scales == "per_row" else about.row_groups
-    group = about.k if about.scales == "per_row" else about.group
+    groups = about.row_groups if about.scales in ("two_level", "per_group") else 1
+    group = about.k if groups == 1 else about.group
     scales = scale.reshape(about.n, -1)
     if factor is not None:
         scales = scales * factor.reshape(about.n, groups)
@@ -616,7 +637,10 @@ def input_gradient(packed: torch.Tensor, about: Packed, grad: torch.Tensor) -> t
         shape = Shape(rows.stop - start, about.k, group)
         z = None if zeros is None else np.ascontiguousarray(zeros[rows]).reshape(-1)
         s = np.ascontiguousarray(scales[rows]).reshape(-1)
-        panel = torch.from_numpy(dequantize(about.bits, shape, q[rows], s, z))
+        if about.is_float8:
+            panel = float8.values(q[rows], torch.from_numpy(s))
+        else:
+            panel = torch.from_numpy(dequantize(about.bits, shape, q[rows], s, z))
         x += grad[:, rows].float() @ panel.to(grad.device)
     return x
 
@@ -702,6 +726,8 @@ def kernel_name(activations: Activations, bits: int) -> str:
     >>> kernel_name("int8", 4).startswith("int8 x int4, ")
     True
     """
+    if activations == "float8":
+        return "float8 x float8, torch"
     kind, isa = _cpu.linear_isa(activations)
     return f"{kind} x int{bits}, {isa}"
 
@@ -732,8 +758,8 @@ def attention(
     sin: torch.Tensor | None = None,
     rope_width: int | None = None,
     scale: float | None = None,
-    mode: Activations = "float",
-    pv: Activations | None = None,
+    mode: Own = "float",
+    pv: Own | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """softmax(scale q k^T) v for every head, with q and k normalized and rotated first.
@@ -802,7 +828,7 @@ def attention(
     return y
 
 
-def attention_kernel_name(mode: Activations, pv: Activations) -> str:
+def attention_kernel_name(mode: Own, pv: Own) -> str:
     """What `attention` multiplies, and with which instructions: q k, then the softmax and v.
 
     >>> attention_kernel_name("int8", "int8").startswith("attention, int8 (")

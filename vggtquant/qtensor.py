@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from . import markup, ops
+from . import float8, markup, ops
 from .configs import QuantizationConfig, QuantizationSpec, get_config
 from .errors import UserError
 
@@ -51,7 +51,10 @@ class QTensor:
 
     @property
     def codes(self) -> ops.Buffer:
-        """The codes, int8, in the array's shape."""
+        """The codes, int8, in the array's shape; of FP8, the numbers' bytes."""
+        if self.spec.is_float8:
+            signed = torch.int8 if ops.on_gpu(self.packed) else np.int8
+            return self.packed.view(signed).reshape(self.shape)
         one_scale = self.layout._replace(group=max(1, self.layout.cols))
         ones = ops.filled(one_scale.groups, 1, "float32", self.packed)
         codes = ops.dequantize(self.spec.bits, one_scale, self.packed, ones, None)
@@ -86,6 +89,8 @@ class QTensor:
 
     def dequantize(self) -> Any:
         """The values that the codes stand for, in the type, dtype and shape that came in."""
+        if self.spec.is_float8:
+            return self._float8_values()
         x = ops.dequantize(
             self.spec.bits,
             self.layout,
@@ -97,6 +102,15 @@ class QTensor:
         if self.is_torch:
             return ops.tensor_like(x, self.dtype)
         return x.view(_numpy_dtype(self.dtype))
+
+    def _float8_values(self) -> Any:
+        scale = ops.tensor_like(self.stored_scale, "")
+        x = float8.values(self.packed, scale, getattr(torch, self.dtype)).reshape(self.shape)
+        if self.is_torch:
+            return x
+        return ops.memory(x.view(torch.uint16) if self.dtype == "bfloat16" else x).view(
+            _numpy_dtype(self.dtype)
+        )
 
     def cpu(self) -> QTensor:
         """The same codes in NumPy arrays; itself, if they are."""
@@ -180,10 +194,20 @@ def quantize(
         raise UserError("zero_point is given without scale; give both or neither")
     else:
         spec, stored, factor, zero = _chosen(spec, layout, values)
-    effective = _group_scale(layout, stored, factor)
-    packed = ops.quantize(spec.bits, layout, values, effective, zero)
+    if spec.is_float8:
+        packed = _float8_codes(x, layout, stored)
+    else:
+        effective = _group_scale(layout, stored, factor)
+        packed = ops.quantize(spec.bits, layout, values, effective, zero)
     is_torch = isinstance(x, torch.Tensor)
     return QTensor(spec, shape, ops.dtype_name(x), is_torch, packed, stored, factor, zero)
+
+
+def _float8_codes(x: ops.Array, layout: ops.Shape, scale: ops.Buffer) -> ops.Buffer:
+    """Bytes of FP8 numbers, uint8 (rows, cols), where the values are."""
+    rows = ops.tensor_like(ops.values(x), ops.dtype_name(x)).reshape(layout.rows, layout.cols)
+    codes = float8.encode(rows, ops.tensor_like(scale, "").reshape(-1, 1)).view(torch.uint8)
+    return codes if isinstance(scale, torch.Tensor) else codes.numpy()
 
 
 def dequantize(q: QTensor) -> Any:
@@ -297,6 +321,10 @@ def _chosen(
         if two_level_error <= TWO_LEVEL_LIMIT * float_error:
             return spec, channel_scale, factor, zero
         spec = replace(spec, two_level=False)
+    if spec.is_float8:
+        ends = [ops.tensor_like(end, "").abs() for end in (lo, hi)]
+        largest = float8.row_scales(torch.maximum(*ends))
+        return spec, largest if isinstance(lo, torch.Tensor) else largest.numpy(), None, None
     scale, zero = ops.parameters(spec.bits, lo, hi, spec.zero_points)
     return spec, scale, None, zero
 

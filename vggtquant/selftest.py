@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import devices, engines, environment, gpu_linear, ops
+from . import devices, engines, environment, float8, gpu_linear, ops
 from .about import VERSION
 from .configs import CONFIGS, QuantizationConfig
 from .errors import UserError
@@ -56,17 +56,24 @@ LINEARS = ((1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024))
 """(inputs, outputs) of VGGT's aggregator."""
 TOKENS = (1374, 5496, 11_000, 8)
 """Of one picture of 518 x 518, of four, of eight, and of a camera head."""
-TIMED = ("INT8_Per_Channel_Symmetric_A8", "INT4_Group_128_A8", "INT8_Per_Channel_Symmetric")
+TIMED = (
+    "INT8_Per_Channel_Symmetric_A8",
+    "INT4_Group_128_A8",
+    "INT8_Per_Channel_Symmetric",
+    "FP8_Per_Channel",
+)
 RUNS = 15
 LONG_S = 0.5
 """Seconds after which a call is not repeated."""
 
-UNCODED = 0.05
-"""The same where an engine multiplies integer activations before they are coded."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BOUND = {"float32": 1e-4, "bfloat16": 4e-2}
 """Largest error of float activations, as a share of the output's largest magnitude. Integer
 activations have none."""
+UNCODED = 0.05
+"""The same where an engine multiplies integer activations before they are coded."""
+FLOAT8 = 0.01
+"""The same of FP8 to float32, whose sums some tensor cores hold with fewer bits."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,9 @@ def compare_product(
 ) -> Check:
     """A layer's output on the device beside the scalar one; engine: of a GPU."""
     bound = 0.0 if config.quantize_activations else BOUND[dtype]
-    if config.quantize_activations and engine == "decode":
+    if config.is_float8:
+        bound = max(BOUND[dtype], FLOAT8)
+    elif config.quantize_activations and engine == "decode":
         bound = UNCODED
     about = ("product", config.name, list(size), dtype)
     try:
@@ -225,14 +234,19 @@ def compare_codes(config: QuantizationConfig, size: Product, device: torch.devic
 
 def checks(device: torch.device, sizes: Sequence[Product], names: Sequence[str]) -> Iterator[Check]:
     """Every scheme at every size: codes, then products in both dtypes by every engine."""
-    ways: tuple[str | None, ...] = (None,) if device == devices.CPU else gpu_linear.NAMES
     for name in names:
         config = CONFIGS[name]
+        one_way = device == devices.CPU or config.is_float8
+        ways: tuple[str | None, ...] = (None,) if one_way else gpu_linear.NAMES
         for size in sizes:
-            if not config.quantize_activations:
+            if not config.quantize_activations or config.is_float8:
                 yield compare_codes(config, size, device)
             for dtype, engine in product(DTYPES, ways):
                 yield compare_product(config, size, dtype, device, engine)
+
+
+def _served(name: str, device: torch.device) -> bool:
+    return not CONFIGS[name].is_float8 or float8.missing(device) is None
 
 
 def _line(error: Exception) -> str:
@@ -278,7 +292,7 @@ def speeds(
         half = nn.Linear(size.k, size.n).requires_grad_(False).to(device, torch.bfloat16)
         with torch.inference_mode():
             bf16 = _median(device, lambda half=half, x=x: half(x), runs)  # type: ignore[misc]
-            for name in TIMED:
+            for name in (name for name in TIMED if _served(name, device)):
                 layer = _layer(CONFIGS[name], size).to(device)
                 call = functools.partial(layer, x)
                 first = 1e6 * devices.timed(device, call)[1]
@@ -308,7 +322,7 @@ def _words(size: Product) -> str:
 def memory(device: torch.device, size: Product) -> Iterator[Held]:
     """Bytes of a layer under each timed scheme, and of a forward on a GPU."""
     plain = 4 * (size.k + 1) * size.n
-    for name in TIMED:
+    for name in (name for name in TIMED if _served(name, device)):
         layer = _layer(CONFIGS[name], size).to(device)
         x = _tokens(size, torch.bfloat16).to(device)
         devices.reset_peak(device)
@@ -352,6 +366,9 @@ def selftest(
         return time.monotonic() - start > seconds
 
     names = [name for name, config in CONFIGS.items() if config.quantizes and not config.fuse]
+    if (missing := float8.missing(target)) is not None:
+        names = [name for name in names if _served(name, target)]
+        found.notes.append(f"FP8 is left out: {missing}")
     for i, size in enumerate(sizes):
         if i and over():
             found.notes.append(

@@ -76,6 +76,11 @@ def calibrate(
     config = get_config(config)
     how = get_method(method)
     linears, choice = walk.select(model, config, include, exclude, configs=configs)
+    if eight := [n for n, c in choice.chosen.items() if c.is_float8]:
+        raise UserError(
+            f"layer {eight[0]}: FP8 rounds to nearest, without calibration; quantize_model serves "
+            "it"
+        )
     order = list(linears)
     left = {n: walk.left_in_float(n, linears[n], why) for n, why in choice.skipped.items()}
     linears.clear()  # once they are swapped, their floats are free

@@ -383,6 +383,8 @@ def _row(layer: Layer) -> dict[str, Any]:
     """
     row = asdict(layer)
     row = {k: v for k, v in row.items() if v or k not in ("input_scale", "input_parts")}
+    if not layer.spec.is_float8:
+        del row["spec"]["number"]
     return {
         ("scheme" if k == "spec" else k): list(v) if isinstance(v, tuple) else v
         for k, v in row.items()

@@ -129,7 +129,7 @@ def _layer_lines(checkpoint: Checkpoint) -> Iterator[str]:
 
 def _what(layer: Layer) -> str:
     spec = layer.spec
-    words = f"INT{spec.bits}"
+    words = spec.label
     if spec.granularity == "per_group":
         words += f", groups of {spec.group_size}"
         words += "" if spec.two_level else " with float scales"

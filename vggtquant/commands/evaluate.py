@@ -226,7 +226,7 @@ def main(args: argparse.Namespace) -> int:
     need_extra()
     own_the_process()
     from ..checkpoint import budget
-    from ..configs import CONFIGS, read_configs
+    from ..configs import DEFAULTS, read_configs
     from ..evaluation import evaluate as job
     from ..evaluation.measure import plan
     from ..progress import Progress
@@ -239,7 +239,7 @@ def main(args: argparse.Namespace) -> int:
     methods = [name.strip() for names in args.method for name in names.split(",")]
     if methods:
         seeds = 1 if args.calibration_seeds is None else args.calibration_seeds
-        wanted = tuple(CONFIGS.values()) if configs is None else configs
+        wanted = DEFAULTS if configs is None else configs
         configs = plan.calibrated(wanted, methods, args.samples, seeds)
     elif args.samples is not None or args.calibration_seeds is not None:
         flag = "samples" if args.samples is not None else "calibration_seeds"

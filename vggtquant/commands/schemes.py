@@ -31,7 +31,8 @@ def main(args: argparse.Namespace) -> int:
         bits = quantize(sample, config).bits_per_weight if config.quantizes else 32.0
         activations = "bfloat16" if config.quant_type == "bf16" else "float32"
         if config.quantize_activations:
-            activations = "INT8 a token"
+            number = "FP8" if config.is_float8 else "INT8"
+            activations = f"{number} a token"
         print(f"{name:32} {bits:11.2f}  {activations:12} {_words(config)}")
     return 0
 
@@ -44,5 +45,7 @@ def _words(config: QuantizationConfig) -> str:
         return "FP32 held, bfloat16 autocast: the float alternative"
     if config.quant_type == "int4_group":
         return f"INT4, a scale a row, a factor for every {config.group_size} of its weights"
+    if config.is_float8:
+        return "FP8 (e4m3), a scale for a row; torch multiplies: a GPU from compute capability 8.9"
     where = "a row" if config.per_channel else "the tensor"
     return f"INT8, a scale for {where}{'' if config.symmetric else ', with a zero point'}"

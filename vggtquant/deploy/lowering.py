@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..conv import QuantizedConv2d, kernels
+from ..errors import UserError
 from ..linear import QuantizedLinear
 from ..qtensor import QTensor
 from .sites import DOMAIN
@@ -41,6 +42,10 @@ def form_of(layer: QuantizedLinear) -> Form:
 
     Products with 16-bit activations, and INT4 ones, have no integer operator: float activations.
     """
+    if layer.spec.is_float8:
+        raise UserError(
+            f"layer {layer.name}: FP8 is not exported; an INT8 or INT4 scheme is wanted"
+        )
     if isinstance(layer, QuantizedConv2d) or layer.spec.bits != 8:
         return "weights"
     if not layer.config.quantize_activations or layer.activation_bits != 8:

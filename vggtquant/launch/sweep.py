@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from scipy.stats import t as student
 
-from ..configs import CONFIGS, read_configs
+from ..configs import DEFAULTS, read_configs
 from ..errors import UserError
 from ..evaluation.evaluate import Result
 from ..evaluation.measure import plan
@@ -118,7 +118,7 @@ def _configs(grid: Grid) -> tuple[Any, ...] | None:
         if grid.seeds != 1 or grid.samples is not None:
             raise UserError("seeds and samples are for methods, which are empty; e.g. gptq")
         return chosen
-    whole = tuple(CONFIGS.values()) if chosen is None else chosen
+    whole = DEFAULTS if chosen is None else chosen
     return plan.calibrated(whole, grid.methods, grid.samples, grid.seeds)
 
 

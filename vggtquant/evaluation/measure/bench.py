@@ -295,7 +295,7 @@ class Bench:
                 Layer(
                     name=name,
                     shape=shape,
-                    scheme=f"{module.config.name}, INT{module.spec.bits}",
+                    scheme=f"{module.config.name}, {module.spec.label}",
                     bytes_before=4 * (shape[0] * shape[1] + bias),
                     bytes_after=module.nbytes,
                     sqnr_db=noise.get(name),

@@ -13,7 +13,7 @@ from torch import nn
 
 from ... import devices, environment, memory, ops
 from ...calibration import get_method
-from ...configs import CONFIGS, QuantizationConfig, get_config
+from ...configs import CONFIGS, DEFAULTS, QuantizationConfig, get_config
 from ...data.images import check_mode
 from ...data.scenes import MOST_SCENES
 from ...errors import UserError
@@ -39,7 +39,7 @@ class Settings:
     scenes: int | None = None  # at most so many of several
     groups: int | None = None  # one folder of pictures in so many overlapping groups
     mode: str = "crop"
-    configs: tuple[QuantizationConfig, ...] | None = None  # None: all of CONFIGS
+    configs: tuple[QuantizationConfig, ...] | None = None  # None: DEFAULTS
     output_dir: str = "vggtquant_results"
     device: str | None = None  # None: that of the configs, or of a model given in Python
     runs: int | None = None
@@ -125,7 +125,7 @@ def rows_of(settings: Settings, packed: Variant | None, alone: bool) -> list[Var
     """
     if packed is not None and alone:
         return [packed]
-    defaults = tuple(CONFIGS.values()) if packed is None else ()
+    defaults = DEFAULTS if packed is None else ()
     configs = settings.configs if settings.configs is not None else defaults
     fp32 = CONFIGS[variants.BASELINE]
     device = str(settings.place)

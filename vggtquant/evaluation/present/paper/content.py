@@ -257,7 +257,7 @@ def _schemes(document: Document, say: Phrases) -> Iterator[Block]:
                 scaled(row.bytes.bits_per_weight if row.bytes else None, 1, ".2f"),
                 _granularity(row.config, say),
                 say("is_symmetric" if row.config.symmetric else "is_asymmetric"),
-                f"INT{row.config.activation_bits}"
+                _number(row.config, row.config.activation_bits)
                 if row.config.quantize_activations
                 else say("float"),
             )
@@ -265,6 +265,10 @@ def _schemes(document: Document, say: Phrases) -> Iterator[Block]:
         ],
         figures=False,
     )
+
+
+def _number(config: QuantizationConfig, bits: int) -> str:
+    return f"{'FP' if config.is_float8 else 'INT'}{bits}"
 
 
 def _granularity(config: QuantizationConfig, say: Phrases) -> str:
