@@ -295,7 +295,7 @@ typedef struct vgq_linear_call {
     int gelu;                 /* then GELU (gelu.h) */
     const float *layer_scale; /* then output j times layer_scale[j] */
     const void *residual;     /* then plus residual[m][n] of y's dtype, which may be y itself; then
-                                 one rounding to y's dtype. Both are of the CPU alone. */
+                                 one rounding to y's dtype */
     const vgq_coded *coded;   /* codes to multiply instead of x, which is then not read: INT8
                                  activations on the CPU alone */
     vgq_affine x_affine; /* of each row of x, after the norm and before it is coded: INT8 or INT16

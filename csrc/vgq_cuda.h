@@ -40,7 +40,8 @@ vgq_status vgq_ssim_cuda(vgq_images shape, vgq_dtype r_dtype, const void *r, vgq
  * output is NaN. VGQ_EPACKED: nbytes does not fit *weight, or packed is not aligned to 16 bytes. */
 size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *call);
 /* INT8 activations: the bits of vgq_linear. Others: within (k + 2) 2^-24 of the sum of |x w| and
- * |bias|; meant for a few tokens, VGQ_EINVAL from half a million on, and for 16-bit activations. */
+ * |bias| (before what follows the bias); meant for a few tokens, VGQ_EINVAL from half a million on,
+ * and with a norm. VGQ_EINVAL for 16-bit activations, an affine map, a static scale and codes. */
 vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
                            const vgq_linear_call *call, void *scratch, size_t scratch_nbytes,
                            void *stream);

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_blocks
 import torch
 from torch import nn
 
@@ -190,6 +191,61 @@ def test_a_graph_of_calls_can_be_captured_and_replayed() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, layer(x))
+
+
+@pytest.mark.parametrize("engine", ["fused", "int_mm"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_stands_around_a_linear_has_the_cpu_s_bits(engine: str, dtype: torch.dtype) -> None:
+    """LayerNorm, GELU, LayerScale and residual, as a fused block asks for them."""
+    for name in ("INT8_Per_Channel_Asymmetric_A8", "INT4_Group_32_A8"):
+        for m, k, n in PRODUCTS:
+            layer = layer_of(vq.CONFIGS[name], k, n)
+            x, residual = torch.randn(m, k).to(dtype), torch.randn(m, n).to(dtype)
+            norm = ops.Norm(torch.rand(k), torch.rand(k) if k % 2 else None, 1e-6)
+            scale = torch.rand(n)
+            around = {"norm": norm, "gelu": True, "layer_scale": scale, "residual": residual}
+            want = layer.fused(x, **around)
+            there = ops.Norm(norm[0].cuda(), None if norm[1] is None else norm[1].cuda(), norm[2])
+            around |= {"norm": there, "layer_scale": scale.cuda(), "residual": residual.cuda()}
+            with engines.use(engine):
+                got = layer.cuda().fused(x.cuda(), **around)
+            served = engine == "fused" or (m > 16 and n % 8 == 0)
+            assert layer.last_kernel.endswith(f"cuda {engine}") == served
+            assert torch.equal(got.cpu(), want), (name, m, k, n)
+            with engines.use("decode"):
+                near = layer.fused(x.cuda(), **around).cpu().float()
+            assert (near - want.float()).abs().max() <= 0.1 * want.float().abs().max()
+
+
+@pytest.mark.parametrize("scheme", ["INT8_Per_Channel_Symmetric_A8", "INT4_Group_32"])
+@pytest.mark.parametrize("kind", ["aggregator", "dino", "tiny"])
+@torch.inference_mode()
+def test_a_block_is_fused_and_captured(kind: str, scheme: str) -> None:
+    """Tokens are coded once behind each norm; attention is torch's."""
+    torch.manual_seed(1)
+    config = replace(vq.CONFIGS[scheme], name="fused", fuse=True, skip_first_last=False)
+    block = getattr(test_blocks, f"{kind}_block")().eval()
+    if scheme.endswith("_A8"):  # swapped on the GPU
+        block, report = vq.quantize_model(nn.Sequential(block).cuda(), config)
+    else:
+        block, report = vq.quantize_model(nn.Sequential(block), config)
+    assert [(row.kind, row.skipped) for row in report.modules][-1] == ("block", None)
+    (swapped,) = block.cuda()
+    assert isinstance(swapped, vq.blocks.QuantizedBlock)
+    x = test_blocks.tokens(1).cuda()
+    given = {"pos": test_blocks.positions().cuda()} if kind == "aggregator" else {}
+    want = swapped.original.cuda()(x, **given)
+    got = swapped(x, **given)
+    assert swapped._attention().last_kernel == "attention, torch"
+    added, wanted = (got - x).float(), (want - x).float()
+    assert (added - wanted).norm() <= 0.01 * wanted.norm()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = swapped(x, **given)
+    x.copy_(torch.randn(x.shape))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, swapped(x, **given)) and not torch.equal(y, got)
 
 
 class Block(nn.Module):

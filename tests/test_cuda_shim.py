@@ -422,7 +422,7 @@ def pretended(module_on_shim: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     loader.exec_module(module)
     monkeypatch.setattr(ops, "_cuda", module)
     monkeypatch.setattr(ops, "on_gpu", lambda x: isinstance(x, torch.Tensor))
-    monkeypatch.setattr(ops, "_stream", lambda device: contextlib.nullcontext(0))
+    monkeypatch.setattr(ops, "_queue", lambda call, args, device: call(*args, 0))
     with engines.use("fused"):
         yield
 

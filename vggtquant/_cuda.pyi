@@ -14,8 +14,12 @@ _Scales = Literal["per_row", "two_level", "per_group"]
 _Activations = Literal["float", "bf16", "int8", "int16"]
 _Weight = tuple[_Format, _Scales, _Shape, bool]
 """Format, scales, (n, k, group), and whether there are zero points."""
-_Product = tuple[_Weight, _Array, _Array, _Array | None, bool, _Array]
-"""Weight, packed, x, bias, gelu, y."""
+_Norm = tuple[_Array | None, _Array | None, float]
+"""Weight, bias, eps; without a weight, none."""
+_Product = tuple[
+    _Weight, _Array, _Array, _Norm, _Array | None, bool, _Array | None, _Array | None, _Array
+]
+"""Weight, packed, x, norm, bias, gelu, layer_scale, residual, y."""
 
 def devices() -> int: ...
 def range(
@@ -62,16 +66,7 @@ def ssim(
 ) -> None: ...
 def linear_nbytes(weight: _Weight, activations: _Activations, m: int, /) -> int: ...
 def linear(
-    weight: _Weight,
-    packed: _Array,
-    activations: _Activations,
-    x: _Array,
-    bias: _Array | None,
-    gelu: bool,
-    y: _Array,
-    scratch: _Array,
-    stream: int,
-    /,
+    product: _Product, activations: _Activations, scratch: _Array, stream: int, /
 ) -> None: ...
 def depth(weight: _Weight, /) -> int: ...
 def code_tokens(product: _Product, scratch: _Array, stream: int, /) -> None: ...

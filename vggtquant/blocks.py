@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.utils.flop_counter import register_flop_formula
 
-from . import kv_cache, ops, rope
+from . import gpu_attention, kv_cache, ops, rope
 from .adapter import Swappable
 from .linear import QuantizedLinear
 from .stand_in import StandIn
@@ -44,8 +44,8 @@ class Swapped(StandIn):
     """A module whose forward runs in packed kernels, in the place of another one.
 
     The original takes the calls that the kernels do not serve: with other arguments than x and
-    positions, with hooks on inner modules, with dropout in training, on another device, and where a
-    gradient is wanted (use torch.inference_mode).
+    positions, with hooks on inner modules, with dropout in training, on another kind of device, and
+    where a gradient is wanted (use torch.inference_mode).
     """
 
     def __init__(self, original: nn.Module, row: Swappable) -> None:
@@ -87,7 +87,7 @@ class Swapped(StandIn):
         where = given.pop(self.row.positions[0], None) if self.row.positions else None
         if any(value is not None and value is not False for value in given.values()):
             return None
-        if x.device.type != "cpu" or x.layout != torch.strided or x.is_nested:
+        if x.device.type not in ("cpu", "cuda") or x.layout != torch.strided or x.is_nested:
             return None
         if self._differentiated(x):
             if not torch.compiler.is_compiling():
@@ -202,6 +202,10 @@ class QuantizedAttention(Swapped):
         if rotation.halves:  # the kernel turns channels that are a quarter of a head apart
             parts = torch.cat([rope.regrouped(parts[:, :, :2]), parts[:, :, 2:]], dim=2)
             norms = [_regrouped(norm) for norm in norms]
+        if ops.on_gpu(qkv):
+            both = (None if norm[0] is None else ops.Norm(*norm) for norm in norms)
+            self.__dict__["last_kernel"] = gpu_attention.NAME
+            return gpu_attention.attention(parts, *both, *rotation[:4])
         given: Any = (*norms[0], *norms[1], *rotation[:4], self.mode, self.pv)
         if torch.compiler.is_compiling() or ops.is_recorded(qkv):
             return _attention_op(parts, *given)  # type: ignore[no-any-return]

@@ -24,7 +24,8 @@ MOST_ROWS_NOT_SERVED = 16
 
 
 class Call(NamedTuple):
-    """A product on a GPU: y = x w^T + bias, then GELU where it is asked for."""
+    """A product on a GPU: residual + layer_scale * gelu(norm(x) w^T + bias), each where it is
+    given."""
 
     packed: torch.Tensor
     about: ops.Packed
@@ -34,7 +35,11 @@ class Call(NamedTuple):
     bias: torch.Tensor | None
     """float32."""
     dtype: torch.dtype
-    gelu: bool
+    gelu: bool = False
+    norm: ops.Norm | None = None
+    """Of float32, as the two below but for the residual, which has `dtype`."""
+    layer_scale: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
 
     @property
     def m(self) -> int:
@@ -45,7 +50,8 @@ class Call(NamedTuple):
         """What calls that share a choice have in common."""
         x = self.x
         dtypes, tokens = (x.dtype, self.dtype), engines.bucket(x.shape[0])
-        return self.about, self.activations, dtypes, self.gelu, tokens, x.device
+        around = self.gelu, self.norm is not None, self.residual is not None
+        return self.about, self.activations, dtypes, around, tokens, x.device
 
     @property
     def kind(self) -> str:
@@ -55,7 +61,8 @@ class Call(NamedTuple):
         return (
             f"{about.number} {about.scales}{' zero points' if about.asymmetric else ''} "
             f"{about.n} x {about.k} groups of {about.group}, {self.activations}, "
-            f"{' to '.join(names)}, {'GELU, ' if self.gelu else ''}"
+            f"{'norm, ' if self.norm else ''}{' to '.join(names)}, {'GELU, ' if self.gelu else ''}"
+            f"{'' if self.residual is None else 'residual, '}"
             f"up to {engines.bucket(self.m)} tokens"
         )
 
@@ -70,45 +77,70 @@ class Engine(NamedTuple):
     """What it multiplies, for a report."""
 
 
-def _empty(call: Call) -> torch.Tensor:
-    return torch.empty((call.m, call.about.n), dtype=call.dtype, device=call.x.device)
-
-
 def _scratch(call: Call) -> torch.Tensor:
     nbytes = ops.gpu_linear_nbytes(call.about, call.activations, call.m)
     return torch.empty(nbytes, dtype=torch.uint8, device=call.x.device)
 
 
-def _fused(call: Call) -> torch.Tensor:
-    """Our kernels: codes of the tokens, then one product with all that follows in its end; or, for
-    few tokens, floats by weights that are decoded in registers."""
-    y, scratch = _empty(call), _scratch(call)
-    ops.gpu_linear(
-        call.about, call.packed, call.activations, call.x, call.bias, call.gelu, y, scratch
+def _product(call: Call, x: torch.Tensor, norm: ops.Norm | None) -> ops.GpuProduct:
+    return ops.GpuProduct(
+        call.about,
+        call.packed,
+        x,
+        norm,
+        call.bias,
+        call.gelu,
+        call.layer_scale,
+        call.residual,
+        torch.empty((call.m, call.about.n), dtype=call.dtype, device=x.device),
     )
-    return y
+
+
+def _normalized(call: Call) -> torch.Tensor:
+    """x behind the norm, in float32, by torch: for what does not code tokens; x without one."""
+    if call.norm is None:
+        return call.x
+    weight, bias, eps = call.norm
+    return F.layer_norm(call.x.float(), (call.about.k,), weight, bias, eps)
+
+
+def _fused(call: Call) -> torch.Tensor:
+    """Our kernels: codes of the tokens, behind the norm, then one product with all that follows in
+    its end; or, for few tokens, floats by weights that are decoded in registers."""
+    coded = call.activations == "int8"
+    x, norm = (call.x, call.norm) if coded else (_normalized(call), None)
+    product = _product(call, x, norm)
+    ops.gpu_linear(product, call.activations, _scratch(call))
+    return product.y
 
 
 def _int_mm(call: Call) -> torch.Tensor:
     """cuBLASLt's INT8 product between our codes and what follows the sums."""
-    y, scratch = _empty(call), _scratch(call)
+    product, scratch = _product(call, call.x, call.norm), _scratch(call)
     depth = ops.gpu_depth(call.about)
     integers = torch.empty((call.about.n, depth), dtype=torch.int8, device=call.x.device)
-    parts = (call.about, call.packed, call.x, call.bias, call.gelu, y, scratch)
-    ops.gpu_code_tokens(*parts)
+    ops.gpu_code_tokens(product, scratch)
     ops.gpu_integers(call.about, call.packed, integers)
     codes = scratch[: call.m * depth].view(torch.int8).view(call.m, depth)
-    ops.gpu_finish(*parts, torch._int_mm(codes, integers.t()))
-    return y
+    ops.gpu_finish(product, torch._int_mm(codes, integers.t()), scratch)
+    return product.y
 
 
 def _decode(call: Call) -> torch.Tensor:
-    """Weights rounded once to the dtype of y, then torch's product; activations are not coded."""
-    weight = torch.empty((call.about.n, call.about.k), dtype=call.dtype, device=call.x.device)
+    """Weights rounded once to the dtype of y, or of x where a residual is added, then torch's
+    product; activations are not coded."""
+    dtype = call.dtype if call.residual is None else call.x.dtype
+    weight = torch.empty((call.about.n, call.about.k), dtype=dtype, device=call.x.device)
     ops.gpu_decode(call.about, call.packed, weight)
-    bias = None if call.bias is None else call.bias.to(call.dtype)
-    y = F.linear(call.x.to(call.dtype), weight, bias)
-    return F.gelu(y) if call.gelu else y
+    bias = None if call.bias is None else call.bias.to(dtype)
+    y = F.linear(_normalized(call).to(dtype), weight, bias)
+    if call.gelu:
+        y = F.gelu(y)
+    if call.layer_scale is not None:
+        y = y * call.layer_scale
+    if call.residual is not None:
+        y = y + call.residual
+    return y.to(call.dtype)
 
 
 def _packed(call: Call) -> str:
@@ -121,7 +153,17 @@ def _decoded(call: Call) -> str:
 
 def _scaled_mm(call: Call) -> torch.Tensor:
     """FP8 tokens by FP8 weights, as torch multiplies them."""
-    return float8.linear(call.packed, call.about, call.x, call.bias, call.dtype, gelu=call.gelu)
+    return float8.linear(
+        call.packed,
+        call.about,
+        call.x,
+        call.bias,
+        call.dtype,
+        norm=call.norm,
+        gelu=call.gelu,
+        layer_scale=call.layer_scale,
+        residual=call.residual,
+    )
 
 
 ENGINES = (
@@ -163,14 +205,15 @@ def chosen(call: Call) -> Engine:
     Raises:
         UserError: VGGTQUANT_ENGINE names no engine.
     """
-    there = serving(call)
     name = engines.checked(engines.forced(), NAMES)
     if name is not None:
+        there = serving(call)
         return next((engine for engine in there if engine.name == name), there[0])
     key, device = call.key, call.x.device
-    known = engines.CHOOSER.taken.get(key)
-    if known is not None and any(engine.name == known for engine in there):
-        return _BY_NAME[known]
+    known = _BY_NAME.get(engines.CHOOSER.taken.get(key, ""))
+    if known is not None and known.serves(call):
+        return known
+    there = serving(call)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return there[0]
     calls = {engine.name: functools.partial(engine.run, call) for engine in there}
@@ -185,7 +228,9 @@ def linear(call: Call) -> tuple[torch.Tensor, str]:
     Raises:
         UserError: 16-bit activations; tensors on several devices; no kernels in this build.
     """
-    ops.check_gpu_call(call.packed, call.x, call.activations)
+    norm = call.norm or (None, None)
+    others = (call.packed, call.bias, *norm[:2], call.layer_scale, call.residual)
+    ops.check_gpu_call(call.activations, call.x, *others)
     if call.about.is_float8:
         float8.check(call.x.device)
     engine = chosen(call) if call.m else serving(call)[-1]

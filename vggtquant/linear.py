@@ -449,22 +449,39 @@ def _on_gpu(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     *,
+    norm: ops.Norm | None = None,
     inputs: ops.Inputs | None = None,
     gelu: bool = False,
-    **around: Any,
+    layer_scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, str]:
     """The product on a GPU, and its kernel's name."""
-    if any(value is not None for value in around.values()):
-        raise UserError("norm, layer_scale and residual are served on the CPU; x is on a GPU")
     if inputs is not None:
         raise UserError(
             "static scales and smoothing of activations are served on the CPU; x is on a GPU"
         )
-    added = None if bias is None else bias.detach()
-    if bias is not None and (bias.dtype != torch.float32 or not bias.is_contiguous()):
-        added = ops.values(bias).float()
-    call = gpu_linear.Call(packed, about, activations, ops.values(x), added, dtype, gelu)
+    if norm is not None:
+        norm = ops.Norm(_float32(norm.weight), _float32(norm.bias), norm.eps)  # type: ignore[arg-type]
+    call = gpu_linear.Call(
+        packed,
+        about,
+        activations,
+        ops.values(x),
+        _float32(bias),
+        dtype,
+        gelu,
+        norm,
+        _float32(layer_scale),
+        None if residual is None else ops.values(residual),
+    )
     return gpu_linear.linear(call)
+
+
+def _float32(x: torch.Tensor | None) -> torch.Tensor | None:
+    """On the GPU where it is, contiguous."""
+    if x is None or (x.dtype == torch.float32 and x.is_contiguous()):
+        return None if x is None else x.detach()
+    return ops.values(x).float()
 
 
 # ---- the operator for graphs, tracers and transforms ---------------------------------------------

@@ -15,7 +15,6 @@ import mmap
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -156,11 +155,24 @@ def check_served(device: str | torch.device) -> torch.device:
     return check_device(device)
 
 
-@contextmanager
-def _stream(device: torch.device) -> Iterator[int]:
-    """The device's current stream, by address; the device is the current one meanwhile."""
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+"""Of a device's number: its current stream by address, a tenth of what torch.cuda's own takes. As
+torch's compiler calls it."""
+
+
+def _stream(device: torch.device) -> int:
+    """The device's current stream, by address."""
+    if _raw_stream is not None:
+        return int(_raw_stream(device.index))
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+def _queue(call: Any, args: tuple[Any, ...], device: torch.device) -> Any:
+    """A call of _cuda on the device's current stream; the device is the current one meanwhile."""
+    if torch.cuda.current_device() == device.index:
+        return call(*args, _stream(device))
     with torch.cuda.device(device):
-        yield torch.cuda.current_stream(device).cuda_stream
+        return call(*args, _stream(device))
 
 
 def on_gpu(x: object) -> bool:
@@ -195,8 +207,7 @@ def _run(name: str, *args: Any) -> Any:
         raise UserError(f"arrays on {' and '.join(sorted(there))} are given; one is wanted")
     if _cuda is None:
         raise UserError(f"tensors on {device} are given, but {cuda_missing()}")
-    with _stream(device) as stream:
-        return getattr(_cuda, name)(*map(_described, args), stream)
+    return _queue(getattr(_cuda, name), tuple(map(_described, args)), device)
 
 
 def empty(shape: int | tuple[int, ...], dtype: str, like: Buffer) -> Buffer:
@@ -648,15 +659,17 @@ def input_gradient(packed: torch.Tensor, about: Packed, grad: torch.Tensor) -> t
 # The parts of a Linear on a GPU, for gpu_linear's engines.
 
 
-def check_gpu_call(packed: torch.Tensor, x: torch.Tensor, activations: Activations) -> None:
-    """UserError for 16-bit activations, tensors on two devices, and a build without kernels."""
+def check_gpu_call(activations: Activations, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """UserError for 16-bit activations, tensors on several devices, a build without kernels."""
     if activations == "int16":
         raise UserError("activation_bits=16 is not served on a GPU; 8 is")
-    if packed.device != x.device:
-        both = " and ".join(sorted((str(packed.device), str(x.device))))
-        raise UserError(f"arrays on {both} are given; one is wanted")
+    device = x.device
+    for other in others:
+        if other is not None and other.device != device:
+            both = " and ".join(sorted((str(other.device), str(device))))
+            raise UserError(f"arrays on {both} are given; one is wanted")
     if _cuda is None:
-        raise UserError(f"tensors on {x.device} are given, but {cuda_missing()}")
+        raise UserError(f"tensors on {device} are given, but {cuda_missing()}")
 
 
 def _weight(about: Packed) -> tuple[Any, ...]:
@@ -664,50 +677,65 @@ def _weight(about: Packed) -> tuple[Any, ...]:
     return (_format(about.bits), about.scales, nkg, about.asymmetric)
 
 
+@functools.lru_cache(1024)
 def gpu_linear_nbytes(about: Packed, activations: Activations, m: int) -> int:
     """Bytes of scratch that gpu_linear and its parts want for m tokens."""
     return int(_module().linear_nbytes(_weight(about), activations, m))
 
 
+@functools.lru_cache(1024)
 def gpu_depth(about: Packed) -> int:
     """Inputs of a packed row, padding included."""
     return int(_module().depth(_weight(about)))
 
 
-def gpu_linear(
-    about: Packed,
-    packed: torch.Tensor,
-    activations: Activations,
-    x: torch.Tensor,
-    bias: torch.Tensor | None,
-    gelu: bool,
-    y: torch.Tensor,
-    scratch: torch.Tensor,
-) -> None:
-    """y of all its parts at once; contracts in csrc/vgq_cuda.h, of the rest too."""
-    _run("linear", _weight(about), packed, activations, x, bias, gelu, y, scratch)
+class GpuProduct(NamedTuple):
+    """Operands of a product on a GPU, contiguous, as `linear` has them; y is written."""
+
+    about: Packed
+    packed: torch.Tensor
+    x: torch.Tensor
+    norm: Norm | None
+    bias: torch.Tensor | None
+    gelu: bool
+    layer_scale: torch.Tensor | None
+    residual: torch.Tensor | None
+    y: torch.Tensor
+
+    def described(self) -> tuple[Any, ...]:
+        """As _cuda wants it."""
+        weight, bias, eps = self.norm or (None, None, 0.0)
+        return (
+            _weight(self.about),
+            _described(self.packed),
+            _described(self.x),
+            (_described(weight), _described(bias), eps),
+            _described(self.bias),
+            self.gelu,
+            _described(self.layer_scale),
+            _described(self.residual),
+            _described(self.y),
+        )
 
 
-def _product(about: Packed, *rest: Any) -> tuple[Any, ...]:
-    """What the parts have in common, as _cuda wants it."""
-    return (_weight(about), *map(_described, rest))
+def gpu_linear(product: GpuProduct, activations: Activations, scratch: torch.Tensor) -> None:
+    """All parts at once; contracts in csrc/vgq_cuda.h, of the rest too."""
+    _run("linear", product.described(), activations, scratch)
 
 
-def gpu_code_tokens(about: Packed, *rest: Any) -> None:
-    """rest: packed, x, bias, gelu, y, scratch. Codes, scales and sums of the tokens to scratch."""
-    *product, scratch = rest
-    _run("code_tokens", _product(about, *product), scratch)
+def gpu_code_tokens(product: GpuProduct, scratch: torch.Tensor) -> None:
+    """Codes, scales and sums of the tokens, normalized where the product says so, to scratch."""
+    _run("code_tokens", product.described(), scratch)
+
+
+def gpu_finish(product: GpuProduct, sums: torch.Tensor, scratch: torch.Tensor) -> None:
+    """y from the sums of integers, int32 (m, n), and the tokens' scales."""
+    _run("finish", product.described(), sums, scratch)
 
 
 def gpu_integers(about: Packed, packed: torch.Tensor, integers: torch.Tensor) -> None:
     """The weight's integers, int8 (n, gpu_depth)."""
     _run("integers", _weight(about), packed, integers)
-
-
-def gpu_finish(about: Packed, *rest: Any) -> None:
-    """rest: as of gpu_code_tokens, then sums, int32 (m, n). y from them."""
-    *product, scratch, sums = rest
-    _run("finish", _product(about, *product), sums, scratch)
 
 
 def gpu_decode(about: Packed, packed: torch.Tensor, weight: torch.Tensor) -> None:

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from . import adapters, aggregator, ops, rope
+from . import adapters, aggregator, engines, ops, rope
 from .adapter import Swappable
 from .aggregator import QuantizedAggregator
 from .blocks import Mode, QuantizedAttention, QuantizedBlock, Swapped, drops_out
 from .configs import QuantizationConfig
 from .dense import set_module
+from .devices import device_of
 from .linear import QuantizedLinear
 from .stand_in import is_of
 
@@ -181,9 +183,10 @@ def _block_structure(block: nn.Module) -> str:
 
 
 def _place_reason(module: nn.Module) -> str:
-    devices = {str(x.device) for x in [*module.parameters(), *module.buffers()]}
-    if devices != {"cpu"}:
-        return f"it is on {', '.join(sorted(devices))}; the CPU alone is served"
+    devices = {x.device for x in [*module.parameters(), *module.buffers()]}
+    if len(devices) != 1 or next(iter(devices)).type not in ("cpu", "cuda"):
+        names = ", ".join(sorted(map(str, devices)))
+        return f"it is on {names}; the CPU or one GPU is served"
     return ""
 
 
@@ -217,9 +220,11 @@ def _positions(row: Swappable, attn: QuantizedAttention) -> dict[str, object]:
 def error_of(swapped: Swapped, residual: bool) -> float:
     """Relative L2 distance of what the module adds to random tokens from what the original adds."""
     attn = swapped._attention()
-    x = _tokens(swapped, attn.qkv.in_features, normed=residual)
-    given = _positions(swapped.row, attn)
-    with torch.autocast("cpu", enabled=False):
+    device = device_of(swapped)
+    x = _tokens(swapped, attn.qkv.in_features, normed=residual).to(device)
+    given = tree_map_only(Tensor, lambda p: p.to(device), _positions(swapped.row, attn))
+    # An engine of a GPU that is chosen by its time might be another one each way.
+    with torch.autocast(device.type, enabled=False), engines.use("fused"):
         want = swapped.original.forward(x, **given).double()
         got = swapped(x, **given).double()
     if residual:

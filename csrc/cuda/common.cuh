@@ -141,7 +141,7 @@ static __device__ inline float vgq_load_any(vgq_dtype dtype, const void *x, size
 /* The lanes of a float sum, 16 neighbouring threads of a warp, by vgq_lane_sum's tree: i with i +
  * 8, then 4, 2, 1. Thread 0 of the 16 has the sum (addition commutes, so the others have it too).
  */
-static __device__ inline double vgq_half_warp_sum(double x)
+template <typename T> static __device__ inline T vgq_half_warp_sum(T x)
 {
     for (int step = VGQ_LANES / 2; step > 0; step /= 2)
         x = x + __shfl_xor_sync(VGQ_ALL_LANES, x, step);

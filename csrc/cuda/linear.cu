@@ -34,19 +34,70 @@ static __device__ inline int32_t block_sum(int32_t x, int32_t *shared)
     return x;
 }
 
+/* LayerNorm of a row (docs/conventions.md): its mean and 1 / its deviation, the same in every
+ * thread of a whole warp, whose halves do the same. A thread has one of the sixteen lanes. */
+struct row_norm {
+    float mean, inverse;
+
+    __device__ inline void find(const linear_args &args, size_t row)
+    {
+        float sum = 0;
+#pragma unroll 8
+        for (int i = threadIdx.x % VGQ_LANES; i < args.k; i += VGQ_LANES)
+            sum = sum + vgq_load_any(args.x_dtype, args.x, row + i);
+        mean = vgq_half_warp_sum(sum) / (float)args.k;
+        sum = 0;
+#pragma unroll 8
+        for (int i = threadIdx.x % VGQ_LANES; i < args.k; i += VGQ_LANES) {
+            const float d = vgq_load_any(args.x_dtype, args.x, row + i) - mean;
+            sum = fmaf(d, d, sum);
+        }
+        inverse = 1.0f / sqrtf(vgq_half_warp_sum(sum) / (float)args.k + args.norm.eps);
+    }
+
+    /* v: inputs i..i+3 of the row, of which `count` are there; the others become 0, or NaN in a row
+     * that is not finite, which has a NaN anyhow. */
+    __device__ inline void apply(const linear_args &args, int i, int count, float (&v)[4]) const
+    {
+        const float4 w = four_floats(args.norm.weight, i, count, args.norm_vectors);
+        for (int j = 0; j < 4; j++)
+            v[j] = (v[j] - mean) * inverse;
+        if (args.norm.bias) {
+            const float4 b = four_floats(args.norm.bias, i, count, args.norm_vectors);
+            v[0] = fmaf(v[0], w.x, b.x), v[1] = fmaf(v[1], w.y, b.y);
+            v[2] = fmaf(v[2], w.z, b.z), v[3] = fmaf(v[3], w.w, b.w);
+        } else {
+            v[0] = v[0] * w.x, v[1] = v[1] * w.y, v[2] = v[2] * w.z, v[3] = v[3] * w.w;
+        }
+    }
+};
+
 /* A block codes a token: its largest magnitude, then codes, four a thread, where the product wants
- * them. The second reading finds the row in the cache. */
+ * them. Readings after the first one find the row in the cache. */
+template <bool with_norm>
 static __global__ void __launch_bounds__(CODE_THREADS) code_tokens_kernel(const linear_args args)
 {
     __shared__ uint32_t largest_of[CODE_THREADS / VGQ_WARP];
     __shared__ int32_t sum_of[CODE_THREADS / VGQ_WARP];
+    __shared__ row_norm norm_of;
     const size_t m = blockIdx.x, row = m * (size_t)args.k;
     uint32_t largest = 0;
     float v[4];
     int count;
+    row_norm norm;
+    if constexpr (with_norm) {
+        if (threadIdx.x < VGQ_WARP)
+            norm.find(args, row);
+        if (threadIdx.x == 0)
+            norm_of = norm;
+        __syncthreads();
+        norm = norm_of;
+    }
     for (int at = (int)threadIdx.x * 4; at < args.depth; at += CODE_THREADS * 4) {
         const int i = source_of(args, at, &count);
         load4(args, row + i, count, v);
+        if constexpr (with_norm)
+            norm.apply(args, i, count, v);
         for (int j = 0; j < 4; j++)
             largest = vgq_most(largest, vgq_bits_of_float(v[j]) & 0x7fffffffu);
     }
@@ -57,6 +108,8 @@ static __global__ void __launch_bounds__(CODE_THREADS) code_tokens_kernel(const 
     for (int at = (int)threadIdx.x * 4; at < args.depth; at += CODE_THREADS * 4) {
         const int i = source_of(args, at, &count);
         load4(args, row + i, count, v);
+        if constexpr (with_norm)
+            norm.apply(args, i, count, v);
         uint32_t word = 0;
         for (int j = 0; j < 4; j++) {
             const int8_t code = vgq_encode_token(v[j], inverse);
@@ -161,8 +214,9 @@ static int bad_call(const vgq_linear_call *call)
 {
     return !call || (unsigned)call->activations >= VGQ_ACTIVATIONS ||
            call->activations == VGQ_INT16_ACTIVATIONS || call->x_affine.weight ||
-           call->x_scale != 0 || (unsigned)call->x_dtype >= VGQ_DTYPES ||
-           (unsigned)call->y_dtype >= VGQ_DTYPES || call->m > 0x7fffff00u;
+           (call->norm.weight && call->activations != VGQ_INT8_ACTIVATIONS) || call->x_scale != 0 ||
+           (unsigned)call->x_dtype >= VGQ_DTYPES || (unsigned)call->y_dtype >= VGQ_DTYPES ||
+           call->m > 0x7fffff00u;
 }
 
 /* What fits a grid's 65,535 blocks along y and ints for sizes; *w with its group as it counts. */
@@ -226,7 +280,8 @@ static vgq_status run_gemm(const linear_args &args, void *stream)
 
 static vgq_status code_tokens(const linear_args &args, void *stream)
 {
-    return vgq_launch(code_tokens_kernel, args.m, CODE_THREADS, 0, stream, args);
+    return vgq_launch(args.norm.weight ? code_tokens_kernel<true> : code_tokens_kernel<false>,
+                      args.m, CODE_THREADS, 0, stream, args);
 }
 
 /* The product of coded tokens. */
@@ -272,16 +327,20 @@ static vgq_status operands(const vgq_weight *weight, const void *packed, size_t 
     const vgq_status status = check(weight, packed, nbytes, w);
     if (status != VGQ_OK)
         return status;
-    if (bad_call(call) || call->layer_scale || call->residual || call->coded ||
-        (call->m && (!call->x || !call->y)))
+    if (bad_call(call) || call->coded || (call->m && (!call->x || !call->y)))
         return VGQ_EINVAL;
     *args = args_of(*w, packed);
     args->m = (int)call->m;
     args->x_dtype = call->x_dtype, args->y_dtype = call->y_dtype;
     args->x = call->x, args->bias = call->bias, args->y = call->y;
+    args->norm = call->norm;
+    args->norm_vectors = vgq_by_vectors(call->norm.weight, w->k, 4, 32) &&
+                         vgq_by_vectors(call->norm.bias, w->k, 4, 32);
     args->gelu = call->gelu != 0;
+    args->layer_scale = call->layer_scale, args->residual = call->residual;
     args->x_vectors = vgq_by_vectors(call->x, w->k, 4, dtype_bits(call->x_dtype));
     args->y_vectors = vgq_by_vectors(call->y, w->n, 8, dtype_bits(call->y_dtype));
+    args->residual_vectors = vgq_by_vectors(call->residual, w->n, 8, dtype_bits(call->y_dtype));
     if (!call->m || call->activations != VGQ_INT8_ACTIVATIONS)
         return VGQ_OK;
     if (!scratch || (uintptr_t)scratch % 16 ||

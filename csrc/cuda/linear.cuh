@@ -17,8 +17,13 @@ struct linear_args {
     vgq_dtype x_dtype, y_dtype;
     bool gelu, x_vectors,
         y_vectors; /* whether rows of x may be read by 4; of y written by 8, of decoded ones by 4 */
+    bool residual_vectors; /* whether those of the residual may be read by 8 */
+    bool norm_vectors;     /* whether the norm's weight and bias may be read by 4 */
     const void *x;
-    const float *bias; /* NULL: none */
+    vgq_norm norm;            /* as in vgq_linear_call; with coded tokens only */
+    const float *bias;        /* NULL: none */
+    const float *layer_scale; /* NULL: none */
+    const void *residual;     /* NULL: none */
     void *y;
     const uint64_t *header;
     const float *scale; /* [columns], or [groups][columns] */
@@ -75,6 +80,16 @@ static __device__ __forceinline__ void load4(const linear_args &args, size_t i, 
     }
     for (int j = 0; j < 4; j++)
         v[j] = j < count ? vgq_load_any(args.x_dtype, args.x, i + j) : 0.0f;
+}
+
+/* from[i..i+3], of which `count` are there; `vectors`: at once. */
+static __device__ __forceinline__ float4 four_floats(const float *from, int i, int count,
+                                                     bool vectors)
+{
+    if (vectors && count == 4)
+        return *(const float4 *)(from + i);
+    return {count > 0 ? from[i] : 0.0f, count > 1 ? from[i + 1] : 0.0f,
+            count > 2 ? from[i + 2] : 0.0f, count > 3 ? from[i + 3] : 0.0f};
 }
 
 /* Rounded once, half to even. The GPU's own conversions differ in the bits of a NaN only. */
@@ -170,15 +185,58 @@ static __device__ __forceinline__ void rotate(float (&y)[8])
     y[7] = first;
 }
 
-/* Eight neighbouring outputs of a token to y, through GELU where that is asked for. */
+/* y[j] += element i + j of the residual, eight neighbours of which `count` are there. */
+static __device__ __forceinline__ void add_residual(const linear_args &args, size_t i, int count,
+                                                    float (&y)[8])
+{
+    if (!args.residual_vectors || count < 8) {
+#pragma unroll 1
+        for (int j = 0; j < 8; j++, rotate(y))
+            if (j < count)
+                y[0] = y[0] + vgq_load_any(args.y_dtype, args.residual, i + j);
+    } else if (args.y_dtype == VGQ_F32) {
+        const float4 *const from = (const float4 *)((const float *)args.residual + i);
+        const float4 a = from[0], b = from[1];
+        y[0] = y[0] + a.x, y[1] = y[1] + a.y, y[2] = y[2] + a.z, y[3] = y[3] + a.w;
+        y[4] = y[4] + b.x, y[5] = y[5] + b.y, y[6] = y[6] + b.z, y[7] = y[7] + b.w;
+    } else {
+        const uint4 four = *(const uint4 *)((const uint16_t *)args.residual + i);
+        const uint32_t pairs[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            y[j] = y[j] + widen(args.y_dtype, pairs[j / 2] >> j % 2 * 16 & 0xffffu);
+    }
+}
+
+/* Eight neighbouring outputs of a token to y, through what follows the bias. */
 static __device__ __forceinline__ void store_eight(const linear_args &args, int m, int c, int count,
                                                    float (&y)[8])
 {
+    const size_t i = (size_t)m * args.n + c;
     if (args.gelu)
 #pragma unroll 1
         for (int j = 0; j < 8; j++) /* in turns: eight copies of it would be no faster */
             y[0] = vgq_gelu(y[0]), rotate(y);
-    store_some(args, (size_t)m * args.n + c, count, y);
+    if (args.layer_scale)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            y[j] = y[j] * (j < count ? args.layer_scale[c + j] : 1.0f);
+    if (args.residual)
+        add_residual(args, i, count, y);
+    store_some(args, i, count, y);
+}
+
+/* Output `c` of token m to y, likewise. */
+static __device__ __forceinline__ void store_one(const linear_args &args, int m, int c, float y)
+{
+    const size_t i = (size_t)m * args.n + c;
+    if (args.gelu)
+        y = vgq_gelu(y);
+    if (args.layer_scale)
+        y = y * args.layer_scale[c];
+    if (args.residual)
+        y = y + vgq_load_any(args.y_dtype, args.residual, i);
+    store1(args, i, y);
 }
 
 /* Integers plus 128, a byte each, of four INT4 codes plus 8 (linear_layout.h): all that comes about

@@ -166,7 +166,7 @@ static __global__ void __launch_bounds__(GEMV_WARPS *VGQ_WARP) gemv_kernel(const
     for (int i = 0; i < GEMV_WARPS; i++)
         y += shared[(i * rows + r) * units * 8 + c];
     y = y * if_packed(args) + (args.bias ? args.bias[column] : 0.0f);
-    store1(args, (size_t)(first + r) * args.n + column, args.gelu ? vgq_gelu(y) : y);
+    store_one(args, first + r, column, y);
 }
 
 #endif

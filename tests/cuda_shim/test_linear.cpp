@@ -109,12 +109,13 @@ struct options {
     vgq_dtype x_dtype = VGQ_F32, y_dtype = VGQ_F32;
     bool bias = true, gelu = false, hard = false, float_activations = false;
     size_t x_offset = 0; /* elements that x begins after an aligned address */
+    bool norm = false, norm_bias = true, layer_scale = false, residual = false, in_place = false;
 };
 
 /* Operands of a call, freshly drawn; y and scratch are as long as they must be and no longer. */
 struct operands {
-    std::vector<uint8_t> x, y, want;
-    std::vector<float> bias;
+    std::vector<uint8_t> x, y, want, residual;
+    std::vector<float> bias, norm_weight, norm_bias, layer_scale;
     vgq_linear_call call = {};
 
     operands(const vgq_weight &w, size_t m, const options &o)
@@ -139,6 +140,29 @@ struct operands {
         call.x = x.data() + o.x_offset * dtype_nbytes(o.x_dtype);
         call.bias = o.bias ? bias.data() : NULL;
         call.gelu = o.gelu;
+        for (size_t i = 0; i < w.k; i++)
+            norm_weight.push_back(random_float()), norm_bias.push_back(random_float());
+        if (o.norm)
+            call.norm = {norm_weight.data(), o.norm_bias ? norm_bias.data() : NULL, 1e-5f};
+        for (size_t c = 0; c < w.n; c++)
+            layer_scale.push_back(random_float());
+        call.layer_scale = o.layer_scale ? layer_scale.data() : NULL;
+        residual.resize(y.size());
+        for (size_t i = 0; i < m * w.n; i++)
+            put_value(residual.data(), o.y_dtype, i, random_float());
+        call.residual = o.residual ? residual.data() : NULL;
+        in_place = o.in_place;
+    }
+    bool in_place; /* y is the residual */
+
+    /* y at that address, which holds the residual where the two are one. */
+    void bind(uint8_t *at)
+    {
+        call.y = at;
+        if (call.residual && in_place) {
+            memcpy(at, residual.data(), residual.size());
+            call.residual = at;
+        }
     }
 };
 
@@ -147,7 +171,7 @@ static void on_cuda(const vgq_weight &w, const std::vector<uint8_t> &packed, ope
     const buffer<uint8_t> scratch(vgq_linear_cuda_nbytes(&w, &o->call)), y(o->y.size());
     vgq_weight about = w;
     about.q = NULL, about.scale = NULL, about.factor = NULL, about.zero = NULL;
-    o->call.y = y.at;
+    o->bind(y.at);
     const vgq_status status =
         vgq_linear_cuda(&about, packed.data(), packed.size(), &o->call, scratch, scratch.n, NULL);
     if (status != VGQ_OK)
@@ -162,7 +186,7 @@ static void in_parts(const vgq_weight &w, const std::vector<uint8_t> &packed, op
     const buffer<uint8_t> scratch(vgq_linear_cuda_nbytes(&w, &o->call)), y(o->y.size());
     const buffer<int8_t> integers(w.n * depth);
     const buffer<int32_t> sums(m * w.n);
-    o->call.y = y.at;
+    o->bind(y.at);
     vgq_status status =
         vgq_code_tokens_cuda(&w, packed.data(), packed.size(), &o->call, scratch, scratch.n, NULL);
     if (status == VGQ_OK)
@@ -200,13 +224,14 @@ static void check_int8(owned_weight &weight, size_t m, const options &o)
 {
     char what[160];
     snprintf(what, sizeof(what),
-             "scales %d asymmetric %d m %zu n %zu k %zu group %zu dtypes %d %d bias %d gelu %d",
+             "scales %d asymmetric %d m %zu n %zu k %zu group %zu dtypes %d %d bias %d gelu %d "
+             "norm %d layer scale %d residual %d",
              weight.w.scales, weight.w.asymmetric, m, weight.w.n, weight.w.k, weight.w.group,
-             o.x_dtype, o.y_dtype, o.bias, o.gelu);
+             o.x_dtype, o.y_dtype, o.bias, o.gelu, o.norm, o.layer_scale, o.residual);
     operands both(weight.w, m, o);
     const std::vector<uint8_t> cpu = weight.packed_for_cpu(), cuda = weight.packed_for_cuda();
     std::vector<uint8_t> scratch(vgq_linear_nbytes(&weight.w, &both.call));
-    both.call.y = both.want.data();
+    both.bind(both.want.data());
     if (vgq_linear(cpu.data(), cpu.size(), &both.call, scratch.data(), scratch.size()) != VGQ_OK)
         wrong(what, 0, 1, 0);
     on_cuda(weight.w, cuda, &both);
@@ -269,9 +294,15 @@ static void check_float(owned_weight &weight, size_t m, options o)
                 sum += term;
                 terms += std::fabs(term);
             }
+            if (o.layer_scale)
+                sum *= both.layer_scale[c], terms = std::fabs(terms * both.layer_scale[c]);
+            if (o.residual) {
+                const double added = value_at(both.residual.data(), o.y_dtype, r * w.n + c);
+                sum += added, terms += std::fabs(added);
+            }
             const double got = value_at(both.y.data(), o.y_dtype, r * w.n + c);
             const double rounding = o.y_dtype == VGQ_F32 ? 0 : std::fabs(sum) * 0x1p-8;
-            if (!(std::fabs(got - sum) <= (double)(w.k + 2) * 0x1p-24 * terms + rounding))
+            if (!(std::fabs(got - sum) <= (double)(w.k + 4) * 0x1p-24 * terms + rounding))
                 wrong("float activations", r * w.n + c, got, sum);
         }
 }
@@ -292,6 +323,12 @@ static void check_foreign_bytes()
         vgq_linear_cuda(&weight.w, packed.data(), packed.size(), &o.call, scratch.data(),
                         scratch.size() - 1, NULL) != VGQ_EINVAL)
         wrong("foreign bytes are taken", 0, 0, 1);
+    o.call.activations = VGQ_FLOAT_ACTIVATIONS;
+    o.call.norm.weight = o.norm_weight.data();
+    if (vgq_linear_cuda(&weight.w, packed.data(), packed.size(), &o.call, NULL, 0, NULL) !=
+        VGQ_EINVAL)
+        wrong("a norm of float activations is taken", 0, 0, 1);
+    o.call.activations = VGQ_INT8_ACTIVATIONS, o.call.norm.weight = NULL;
     memcpy(packed.data(), cpu.data(), 64);
     on_cuda(weight.w, packed, &o);
     for (size_t i = 0; i < o.y.size() / 4; i++, checks++)
@@ -321,6 +358,13 @@ static void few()
                                 of.asymmetric);
             check_int8(weight, 131, {});
         }
+    for (const int odd : {0, 1}) { /* what stands around a Linear in a block */
+        owned_weight weight(VGQ_PER_ROW, 72 + (size_t)odd, 104 + (size_t)odd, 1, odd != 0);
+        options o;
+        o.gelu = o.norm = o.layer_scale = o.residual = true;
+        o.norm_bias = !odd, o.in_place = odd != 0, o.y_dtype = odd ? VGQ_F32 : VGQ_BF16;
+        check_int8(weight, 9, o);
+    }
     for (const vgq_scales scales : {VGQ_TWO_LEVEL, VGQ_PER_ROW})
         for (const size_t tokens : {2, 5}) { /* more inputs than a chunk has */
             owned_weight weight(scales, 70, 770, 32, scales == VGQ_PER_ROW);
@@ -343,9 +387,11 @@ static void all()
                 o.x_dtype = (vgq_dtype)(turn % 3), o.y_dtype = (vgq_dtype)(turn / 2 % 3);
                 o.bias = turn % 4 != 0, o.gelu = turn % 5 == 0, o.hard = turn % 3 == 1;
                 o.x_offset = turn % 7 == 6;
+                o.norm = turn % 4 > 1, o.norm_bias = turn % 8 < 4, o.layer_scale = turn % 3 == 0;
+                o.residual = turn % 5 > 1, o.in_place = turn % 2 != 0;
                 check_int8(weight, m, o);
                 check_decode(weight);
-                o.hard = o.gelu = false;
+                o.hard = o.gelu = o.norm = false;
                 check_float(weight, 1 + turn % 11, o);
                 turn++;
             }

@@ -44,6 +44,10 @@ static int convert(PyObject *object, vgq_array *a, int optional, const char *con
 static const char *const value_names[VGQ_DTYPES] = {"float32", "float16", "bfloat16"};
 
 int vgq_array_values(PyObject *object, void *a) { return convert(object, a, 0, value_names, 3); }
+int vgq_array_optional_values(PyObject *object, void *a)
+{
+    return convert(object, a, 1, value_names, 3);
+}
 
 #define CONVERTER(tag, optional, name)                 \
     int vgq_array_##tag(PyObject *object, void *a)     \

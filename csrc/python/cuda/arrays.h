@@ -24,6 +24,7 @@ int vgq_array_i64(PyObject *object, void *array);
 int vgq_array_u8(PyObject *object, void *array);
 int vgq_array_i8(PyObject *object, void *array);
 int vgq_array_i32(PyObject *object, void *array);
+int vgq_array_optional_values(PyObject *object, void *array);
 int vgq_array_optional_f32(PyObject *object, void *array);
 int vgq_array_optional_i8(PyObject *object, void *array);
 

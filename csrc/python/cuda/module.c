@@ -229,27 +229,69 @@ static PyObject *py_linear_nbytes(PyObject *self, PyObject *args)
     return PyLong_FromSize_t(vgq_linear_cuda_nbytes(&w, &call));
 }
 
+/* (weight, packed, x, (norm's weight, bias, eps), bias, gelu, layer_scale, residual, y). */
+typedef struct product {
+    vgq_weight w;
+    vgq_array packed, x, y;
+    vgq_linear_call call;
+} product;
+
+static int fits_or_none(vgq_array a, size_t n) { return !a.data || a.n == n; }
+
+/* The operands of a product, all but its scratch; call.activations is the caller's. */
+static int parse_product(PyObject *object, void *parsed)
+{
+    product *const p = parsed;
+    vgq_array norm_weight, norm_bias, bias, layer_scale, residual;
+    *p = (product){.call.activations = VGQ_INT8_ACTIVATIONS};
+    if (!PyTuple_Check(object)) {
+        PyErr_SetString(PyExc_TypeError, "a product is (weight, packed, x, norm, bias, gelu, "
+                                         "layer_scale, residual, y)");
+        return 0;
+    }
+    if (!PyArg_ParseTuple(object, "O&O&O&(O&O&f)O&pO&O&O&:product", parse_weight, &p->w,
+                          vgq_array_u8, &p->packed, vgq_array_values, &p->x, vgq_array_optional_f32,
+                          &norm_weight, vgq_array_optional_f32, &norm_bias, &p->call.norm.eps,
+                          vgq_array_optional_f32, &bias, &p->call.gelu, vgq_array_optional_f32,
+                          &layer_scale, vgq_array_optional_values, &residual, vgq_array_values,
+                          &p->y))
+        return 0;
+    const vgq_weight w = p->w;
+    p->call.m = w.k ? p->x.n / w.k : 0;
+    if (!w.n || p->x.n != p->call.m * w.k || p->y.n / w.n != p->call.m || p->y.n % w.n ||
+        !fits_or_none(norm_weight, w.k) || !fits_or_none(norm_bias, w.k) ||
+        !fits_or_none(bias, w.n) || !fits_or_none(layer_scale, w.n) ||
+        !fits_or_none(residual, p->y.n)) {
+        vgq_wrong_sizes();
+        return 0;
+    }
+    if (residual.data && residual.dtype != p->y.dtype) {
+        PyErr_SetString(PyExc_TypeError, "a residual of y's dtype is wanted");
+        return 0;
+    }
+    p->call.x_dtype = p->x.dtype, p->call.y_dtype = p->y.dtype;
+    p->call.x = p->x.data, p->call.y = p->y.data;
+    p->call.norm.weight = norm_weight.data, p->call.norm.bias = norm_bias.data;
+    p->call.bias = bias.data;
+    p->call.layer_scale = layer_scale.data, p->call.residual = residual.data;
+    return 1;
+}
+
 static PyObject *py_linear(PyObject *self, PyObject *args)
 {
-    vgq_weight w;
-    vgq_linear_call call = {0};
-    vgq_array packed, x, bias, y, scratch;
+    product p;
+    vgq_activations activations;
+    vgq_array scratch;
     void *stream;
     vgq_status status;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&pO&O&n:linear", parse_weight, &w, vgq_array_u8, &packed,
-                          vgq_parse_activations, &call.activations, vgq_array_values, &x,
-                          vgq_array_optional_f32, &bias, &call.gelu, vgq_array_values, &y,
-                          vgq_array_u8, &scratch, &stream))
+    if (!PyArg_ParseTuple(args, "O&O&O&n:linear", parse_product, &p, vgq_parse_activations,
+                          &activations, vgq_array_u8, &scratch, &stream))
         return NULL;
-    call.m = w.k ? x.n / w.k : 0;
-    if (!w.n || x.n != call.m * w.k || y.n / w.n != call.m || y.n % w.n ||
-        (bias.data && bias.n != w.n))
-        return vgq_wrong_sizes();
-    call.x_dtype = x.dtype, call.y_dtype = y.dtype;
-    call.x = x.data, call.bias = bias.data, call.y = y.data;
+    p.call.activations = activations;
     Py_BEGIN_ALLOW_THREADS
-        status = vgq_linear_cuda(&w, packed.data, packed.n, &call, scratch.data, scratch.n, stream);
+        status = vgq_linear_cuda(&p.w, p.packed.data, p.packed.n, &p.call, scratch.data, scratch.n,
+                                 stream);
     Py_END_ALLOW_THREADS
     return vgq_cuda_done(status);
 }
@@ -261,37 +303,6 @@ static PyObject *py_depth(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "O&:depth", parse_weight, &w))
         return NULL;
     return PyLong_FromSize_t(vgq_depth_cuda(&w));
-}
-
-/* (weight, packed, x, bias, gelu, y): what the parts of a product have in common. */
-typedef struct product {
-    vgq_weight w;
-    vgq_array packed, x, bias, y;
-    vgq_linear_call call;
-} product;
-
-static int parse_product(PyObject *object, void *parsed)
-{
-    product *const p = parsed;
-    *p = (product){.call.activations = VGQ_INT8_ACTIVATIONS};
-    if (!PyTuple_Check(object)) {
-        PyErr_SetString(PyExc_TypeError, "a product is (weight, packed, x, bias, gelu, y)");
-        return 0;
-    }
-    if (!PyArg_ParseTuple(object, "O&O&O&O&pO&:product", parse_weight, &p->w, vgq_array_u8,
-                          &p->packed, vgq_array_values, &p->x, vgq_array_optional_f32, &p->bias,
-                          &p->call.gelu, vgq_array_values, &p->y))
-        return 0;
-    const vgq_weight w = p->w;
-    p->call.m = w.k ? p->x.n / w.k : 0;
-    if (!w.n || p->x.n != p->call.m * w.k || p->y.n / w.n != p->call.m || p->y.n % w.n ||
-        (p->bias.data && p->bias.n != w.n)) {
-        vgq_wrong_sizes();
-        return 0;
-    }
-    p->call.x_dtype = p->x.dtype, p->call.y_dtype = p->y.dtype;
-    p->call.x = p->x.data, p->call.bias = p->bias.data, p->call.y = p->y.data;
-    return 1;
 }
 
 static PyObject *py_code_tokens(PyObject *self, PyObject *args)
