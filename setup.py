@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds vggtquant._cpu and vggtquant._render from csrc/, and vggtquant._cuda where nvcc is.
+"""Builds vggtquant._cpu and vggtquant._render from csrc/, and vggtquant._cuda where a GPU is.
 
 Nothing of torch is needed.
-VGGTQUANT_CUDA: 0 leaves _cuda out, 1 insists on it, auto (default) builds it where nvcc is found:
-in CUDA_HOME, on the PATH, or in /usr/local/cuda. VGGTQUANT_CUDA_ARCH: architectures, as "80;90".
+VGGTQUANT_CUDA: 0 leaves _cuda out, 1 builds it for all architectures, auto (default) builds it for
+the GPUs of this machine, as nvidia-smi names them; without one, or without nvcc, _cuda is left out.
+nvcc: in CUDA_HOME, on the PATH, or in /usr/local/cuda. VGGTQUANT_CUDA_ARCH: builds it for these
+architectures, as "80;90".
 VGGTQUANT_DEBUG=1 builds with -O1 -g and the address and undefined-behaviour sanitizers.
 """
 
@@ -94,6 +96,17 @@ ARCHITECTURES = ["75", "80", "86", "87", "89", "90", "100"]
 OLDEST = 75  # INT8 tensor cores
 
 
+def gpus() -> list[str]:
+    """Architectures of the GPUs of this machine that the kernels serve, as nvidia-smi says."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    numbers = {line.strip().replace(".", "") for line in told.splitlines()}
+    return sorted(n for n in numbers if n.isdigit() and int(n) >= OLDEST)
+
+
 def find_nvcc() -> str | None:
     """nvcc's path, or None where _cuda is not to be built; exits where it is wanted and missing."""
     wanted = os.environ.get("VGGTQUANT_CUDA", "auto")
@@ -105,6 +118,15 @@ def find_nvcc() -> str | None:
     path = [f"{home}/bin" for home in homes if home]
     path += [os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
     found = shutil.which("nvcc", path=os.pathsep.join(path))
+    if wanted == "auto" and not os.environ.get("VGGTQUANT_CUDA_ARCH"):
+        if bool(found) != bool(GPUS):
+            what = "nvcc but no GPU" if found else "a GPU but no nvcc"
+            print(
+                f"vggtquant: here is {what}, so the CUDA kernels are left out; VGGTQUANT_CUDA=1 "
+                "builds them",
+                file=sys.stderr,
+            )
+        return found if GPUS else None
     if found is None and wanted == "1":
         sys.exit(
             "VGGTQUANT_CUDA is 1, but nvcc is neither in CUDA_HOME nor on the PATH; "
@@ -114,7 +136,8 @@ def find_nvcc() -> str | None:
 
 
 def architectures(nvcc: str) -> list[str]:
-    """-gencode flags. Of the default list, those that this nvcc knows."""
+    """-gencode flags: what VGGTQUANT_CUDA_ARCH names; else, with auto, this machine's GPUs; else
+    the default list. Of the last two, those that this nvcc knows."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
     numbers = [line.removeprefix("compute_") for line in listed.stdout.split()]
     known = sorted({n for n in numbers if n.isdigit() and int(n) >= OLDEST}, key=int)
@@ -125,7 +148,8 @@ def architectures(nvcc: str) -> list[str]:
             f'VGGTQUANT_CUDA_ARCH names {unknown[0]!r}; numbers such as "80;90" are wanted, '
             f"of those that the kernels and this nvcc serve: {', '.join(known)}"
         )
-    wanted = sorted(wanted or set(ARCHITECTURES) & set(known), key=int)
+    here = set(GPUS) & set(known) if os.environ.get("VGGTQUANT_CUDA", "auto") == "auto" else set()
+    wanted = sorted(wanted or here or set(ARCHITECTURES) & set(known), key=int)
     if not wanted:
         sys.exit(f"{nvcc} builds for none of {', '.join(ARCHITECTURES)}; a newer one is wanted")
     codes = [(arch, f"sm_{arch}") for arch in wanted] + [(wanted[-1], f"compute_{wanted[-1]}")]
@@ -159,6 +183,7 @@ class BuildExt(build_ext):
         return str(target)
 
 
+GPUS = [] if os.environ.get("VGGTQUANT_CUDA") in ("0", "1") else gpus()
 NVCC = find_nvcc()
 GENCODE = architectures(NVCC) if NVCC else []
 

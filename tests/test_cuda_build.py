@@ -153,6 +153,65 @@ def test_architectures_are_taken_as_people_write_them() -> None:
         assert codes == ["sm_80", "sm_90", "compute_90"]
 
 
+SAYS = (
+    "import runpy, sys; sys.argv = ['', '--version']; names = runpy.run_path('setup.py'); "
+    "print('built', bool(names['NVCC']), *names['GENCODE'])"
+)
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("capabilities", "environment", "built", "words"),
+    [
+        ("9.0\n9.0\n", {}, ["sm_90", "compute_90"], ""),
+        ("8.6\n7.5\n", {}, ["sm_75", "sm_86", "compute_86"], ""),
+        ("6.1\n", {}, [], "here is nvcc but no GPU, so the CUDA kernels are left out"),
+        ("", {}, [], "VGGTQUANT_CUDA=1 builds them"),
+        ("", {"VGGTQUANT_CUDA_ARCH": "80"}, ["sm_80", "compute_80"], ""),
+        ("9.0\n", {"VGGTQUANT_CUDA": "0"}, [], ""),
+        ("9.0\n", {"VGGTQUANT_CUDA": "1", "VGGTQUANT_CUDA_ARCH": "75;80"}, ["sm_75", "sm_80"], ""),
+    ],
+)
+def test_the_build_is_for_the_gpus_that_are_here(
+    tmp_path: Path, capabilities: str, environment: dict[str, str], built: list[str], words: str
+) -> None:
+    """nvidia-smi is a script here."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '{capabilities}'\n")
+    smi.chmod(0o755)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("VGGTQUANT_CUDA")}
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS],
+        cwd=ROOT,
+        env=clean | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = next(line for line in done.stdout.splitlines() if line.startswith("built"))
+    assert said.startswith(f"built {bool(built)}")
+    codes = re.findall(r"code=(\w+)", said)
+    assert codes[: len(built)] == built and (built or not codes)
+    assert words in done.stderr and len(done.stderr.splitlines()) == (1 if words else 0)
+
+
+def test_a_gpu_without_nvcc_is_told(tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 9.0\n")
+    smi.chmod(0o755)
+    hide = "import shutil; shutil.which = lambda *a, **k: None; "
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("VGGTQUANT_CUDA")}
+    done = subprocess.run(
+        [sys.executable, "-c", hide + SAYS],
+        cwd=ROOT,
+        env=clean | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "built False" in done.stdout and "here is a GPU but no nvcc" in done.stderr
+
+
 @needs_nvcc
 def test_the_module_imports_without_a_gpu_and_names_what_is_missing() -> None:
     pytest.importorskip("vggtquant._cuda", reason="built with VGGTQUANT_CUDA=0")

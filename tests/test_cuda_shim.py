@@ -332,7 +332,7 @@ FAULTS = {
         "shared memory",
     ),
     "the largest magnitude is read before all have found theirs": (
-        "linear.cu",
+        "linear_tokens.cuh",
         r"(shared\[threadIdx\.x / VGQ_WARP\] = x;\n\s*)__syncthreads\(\);",
         r"\1",
         "watched",
@@ -344,6 +344,20 @@ FAULTS = {
         "if (m <= args.m)",
         "sanitized",
         "heap-buffer-overflow",
+    ),
+    "a part of the depth begins where the first one does": (
+        "linear_gemm.cuh",
+        r"first = \(int\)blockIdx\.z \* args\.split",
+        "first = 0",
+        "plain",
+        "is wanted",
+    ),
+    "a norm's deviation is not that of the mean": (
+        "linear_tokens.cuh",
+        r"row\.one\(i\) - mean;",
+        "row.one(i);",
+        "plain",
+        "is wanted",
     ),
     "ldmatrix meets banks twice": (
         "linear_gemm.cuh",
@@ -634,7 +648,7 @@ def test_the_fastest_engine_is_taken_and_a_failing_one_is_not(
         with pytest.warns(UserWarning, match="engine int_mm failed and is not used: not of this"):
             layer(x[:19])
         assert layer.last_kernel == "float32 x int8 decoded, cuda decode" and not clock.taken
-    with engines.use("fast"), pytest.raises(UserError, match="one of fused, int_mm, decode is"):
+    with engines.use("fast"), pytest.raises(UserError, match="decode, scaled_mm is wanted"):
         layer(x)
 
 

@@ -163,8 +163,10 @@ def linear(
     if not len(x):
         return torch.empty((0, about.n), dtype=dtype, device=x.device)
     weight, weight_scale = _parts(packed, about)
-    scale = row_scales(x.abs().amax(dim=1, keepdim=True))
-    codes = F.pad(encode(x, scale).view(torch.uint8), (0, weight.shape[1] - about.k)).view(E4M3)
+    scale = row_scales(torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True))
+    codes = (x / scale).to(E4M3)  # none is above 448, by more than a rounding
+    if weight.shape[1] != about.k:
+        codes = F.pad(codes.view(torch.uint8), (0, weight.shape[1] - about.k)).view(E4M3)
     if bias is not None and len(weight) != about.n:
         bias = F.pad(bias, (0, len(weight) - about.n))
     plain = not gelu and layer_scale is None and residual is None

@@ -5,125 +5,7 @@
  * by vgq_decode_cuda and a float product. */
 #include "linear_gemm.cuh"
 #include "linear_gemv.cuh"
-
-/* ---- activations ---------------------------------------------------------------------------- */
-
-enum { CODE_THREADS = 128 };
-
-template <typename T> static __device__ inline T block_most(T x, T *shared)
-{
-    x = vgq_warp_most(x, VGQ_WARP);
-    if (threadIdx.x % VGQ_WARP == 0)
-        shared[threadIdx.x / VGQ_WARP] = x;
-    __syncthreads();
-    for (int i = 0; i < CODE_THREADS / VGQ_WARP; i++)
-        x = vgq_most(x, shared[i]);
-    return x;
-}
-
-static __device__ inline int32_t block_sum(int32_t x, int32_t *shared)
-{
-    for (int step = VGQ_WARP / 2; step > 0; step /= 2)
-        x += __shfl_xor_sync(VGQ_ALL_LANES, x, step);
-    if (threadIdx.x % VGQ_WARP == 0)
-        shared[threadIdx.x / VGQ_WARP] = x;
-    __syncthreads();
-    x = 0;
-    for (int i = 0; i < CODE_THREADS / VGQ_WARP; i++)
-        x += shared[i];
-    return x;
-}
-
-/* LayerNorm of a row (docs/conventions.md): its mean and 1 / its deviation, the same in every
- * thread of a whole warp, whose halves do the same. A thread has one of the sixteen lanes. */
-struct row_norm {
-    float mean, inverse;
-
-    __device__ inline void find(const linear_args &args, size_t row)
-    {
-        float sum = 0;
-#pragma unroll 8
-        for (int i = threadIdx.x % VGQ_LANES; i < args.k; i += VGQ_LANES)
-            sum = sum + vgq_load_any(args.x_dtype, args.x, row + i);
-        mean = vgq_half_warp_sum(sum) / (float)args.k;
-        sum = 0;
-#pragma unroll 8
-        for (int i = threadIdx.x % VGQ_LANES; i < args.k; i += VGQ_LANES) {
-            const float d = vgq_load_any(args.x_dtype, args.x, row + i) - mean;
-            sum = fmaf(d, d, sum);
-        }
-        inverse = 1.0f / sqrtf(vgq_half_warp_sum(sum) / (float)args.k + args.norm.eps);
-    }
-
-    /* v: inputs i..i+3 of the row, of which `count` are there; the others become 0, or NaN in a row
-     * that is not finite, which has a NaN anyhow. */
-    __device__ inline void apply(const linear_args &args, int i, int count, float (&v)[4]) const
-    {
-        const float4 w = four_floats(args.norm.weight, i, count, args.norm_vectors);
-        for (int j = 0; j < 4; j++)
-            v[j] = (v[j] - mean) * inverse;
-        if (args.norm.bias) {
-            const float4 b = four_floats(args.norm.bias, i, count, args.norm_vectors);
-            v[0] = fmaf(v[0], w.x, b.x), v[1] = fmaf(v[1], w.y, b.y);
-            v[2] = fmaf(v[2], w.z, b.z), v[3] = fmaf(v[3], w.w, b.w);
-        } else {
-            v[0] = v[0] * w.x, v[1] = v[1] * w.y, v[2] = v[2] * w.z, v[3] = v[3] * w.w;
-        }
-    }
-};
-
-/* A block codes a token: its largest magnitude, then codes, four a thread, where the product wants
- * them. Readings after the first one find the row in the cache. */
-template <bool with_norm>
-static __global__ void __launch_bounds__(CODE_THREADS) code_tokens_kernel(const linear_args args)
-{
-    __shared__ uint32_t largest_of[CODE_THREADS / VGQ_WARP];
-    __shared__ int32_t sum_of[CODE_THREADS / VGQ_WARP];
-    __shared__ row_norm norm_of;
-    const size_t m = blockIdx.x, row = m * (size_t)args.k;
-    uint32_t largest = 0;
-    float v[4];
-    int count;
-    row_norm norm;
-    if constexpr (with_norm) {
-        if (threadIdx.x < VGQ_WARP)
-            norm.find(args, row);
-        if (threadIdx.x == 0)
-            norm_of = norm;
-        __syncthreads();
-        norm = norm_of;
-    }
-    for (int at = (int)threadIdx.x * 4; at < args.depth; at += CODE_THREADS * 4) {
-        const int i = source_of(args, at, &count);
-        load4(args, row + i, count, v);
-        if constexpr (with_norm)
-            norm.apply(args, i, count, v);
-        for (int j = 0; j < 4; j++)
-            largest = vgq_most(largest, vgq_bits_of_float(v[j]) & 0x7fffffffu);
-    }
-    float inverse;
-    largest = block_most(largest, largest_of);
-    const float scale = vgq_token_scale(largest, VGQ_INT8_HIGHEST, &inverse);
-    int32_t sum = 0;
-    for (int at = (int)threadIdx.x * 4; at < args.depth; at += CODE_THREADS * 4) {
-        const int i = source_of(args, at, &count);
-        load4(args, row + i, count, v);
-        if constexpr (with_norm)
-            norm.apply(args, i, count, v);
-        uint32_t word = 0;
-        for (int j = 0; j < 4; j++) {
-            const int8_t code = vgq_encode_token(v[j], inverse);
-            word |= (uint32_t)(uint8_t)code << 8 * j;
-            sum += code;
-        }
-        *(uint32_t *)(args.x_codes + m * (size_t)args.depth + at) = word;
-    }
-    sum = block_sum(sum, sum_of);
-    if (threadIdx.x == 0) {
-        args.x_scale[m] = scale;
-        args.x_sum[m] = sum;
-    }
-}
+#include "linear_tokens.cuh"
 
 /* ---- weights as floats ---------------------------------------------------------------------- */
 
@@ -210,6 +92,22 @@ enum { ALIGNMENT = 256 };
 static size_t codes_nbytes(size_t m, size_t depth) { return round_up(m * depth, ALIGNMENT); }
 static size_t each_nbytes(size_t m) { return round_up(m * 4, ALIGNMENT); }
 
+/* A product whose blocks leave half of the processors idle is split along its inputs, at least
+ * LEAST_PART stages a block, where that spares LEAST_SPARED stages, about what two more kernels
+ * cost. No GPU has so many processors that a product of more than MOST_BLOCKS blocks is. */
+enum { MOST_BLOCKS = 128, MOST_PARTS = 16, LEAST_PART = 4, LEAST_SPARED = 32 };
+
+static size_t narrow_blocks(const vgq_weight &w, size_t m)
+{
+    return vgq_blocks(m, TILE_M) * (size_t)vgq_blocks(w.n, 64);
+}
+
+static size_t sums_nbytes(const vgq_weight &w, size_t m)
+{
+    const bool may_be = w.scales != VGQ_PER_GROUP && narrow_blocks(w, m) <= MOST_BLOCKS;
+    return may_be ? round_up(m * w.n * sizeof(int32_t), ALIGNMENT) : 0;
+}
+
 static int bad_call(const vgq_linear_call *call)
 {
     return !call || (unsigned)call->activations >= VGQ_ACTIVATIONS ||
@@ -239,7 +137,7 @@ size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *c
         call->activations != VGQ_INT8_ACTIVATIONS)
         return 0;
     const vgq_cuda_layout at = vgq_cuda_layout_of(&w);
-    return codes_nbytes(call->m, at.depth) + 2 * each_nbytes(call->m);
+    return codes_nbytes(call->m, at.depth) + 2 * each_nbytes(call->m) + sums_nbytes(w, call->m);
 }
 
 static size_t dtype_bits(vgq_dtype dtype) { return 8 * vgq_dtype_nbytes(dtype); }
@@ -274,23 +172,58 @@ template <weight_kind kind, int units>
 static vgq_status run_gemm(const linear_args &args, void *stream)
 {
     return vgq_launch(gemm_kernel<kind, units>,
-                      dim3(vgq_blocks(args.m, TILE_M), vgq_blocks(args.n, units * 16)),
+                      dim3(vgq_blocks(args.m, TILE_M), vgq_blocks(args.n, units * 16),
+                           vgq_blocks(args.depth / VGQ_CUDA_DEPTH, args.split)),
                       TILE_THREADS, (gemm_shape<kind, units>::shared_nbytes), stream, args);
 }
 
 static vgq_status code_tokens(const linear_args &args, void *stream)
 {
-    return vgq_launch(args.norm.weight ? code_tokens_kernel<true> : code_tokens_kernel<false>,
-                      args.m, CODE_THREADS, 0, stream, args);
+    if (!args.norm.weight)
+        return vgq_launch(code_tokens_kernel<false>, args.m, CODE_THREADS, 0, stream, args);
+    const size_t staged = args.k <= MOST_STAGED ? round_up(args.k, 4) * sizeof(float) : 0;
+    return vgq_launch(code_tokens_kernel<true>, args.m, CODE_THREADS, staged, stream, args);
+}
+
+/* What follows the sums. */
+static vgq_status run_finish(const linear_args &args, const vgq_weight *w, const int32_t *sums,
+                             void *stream)
+{
+    const size_t threads = args.m * (((size_t)args.n + 7) / 8);
+    if (threads > (size_t)VGQ_MOST_BLOCKS * VGQ_THREADS)
+        return VGQ_EINVAL;
+    return vgq_launch(finish_kernel, vgq_blocks(threads, VGQ_THREADS), VGQ_THREADS, 0, stream, args,
+                      sums, w->format == VGQ_I8 && w->asymmetric,
+                      vgq_by_vectors(sums, args.n, 8, 32));
+}
+
+/* The product in parts of the depth, so that there is a block for every processor. */
+static vgq_status run_split(linear_args args, const vgq_weight *w, int parts, void *stream)
+{
+    const int stages = args.depth / VGQ_CUDA_DEPTH;
+    args.split = (stages + parts - 1) / parts;
+    if (cudaMemsetAsync(args.sums, 0, (size_t)args.m * args.n * sizeof(*args.sums),
+                        (cudaStream_t)stream) != cudaSuccess)
+        return VGQ_ECUDA;
+    const vgq_status status = w->format == VGQ_I8 ? run_gemm<WEIGHT_I8, 4>(args, stream)
+                                                  : run_gemm<WEIGHT_I4, 4>(args, stream);
+    return status == VGQ_OK ? run_finish(args, w, args.sums, stream) : status;
 }
 
 /* The product of coded tokens. */
-static vgq_status run_int8(const linear_args &args, const vgq_weight *w, void *stream)
+static vgq_status run_int8(linear_args args, const vgq_weight *w, void *stream)
 {
     int device, processors;
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
         return VGQ_ECUDA;
+    const int blocks = (int)vgq_least(narrow_blocks(*w, args.m), (size_t)MOST_BLOCKS);
+    const int stages = args.depth / VGQ_CUDA_DEPTH;
+    const int parts =
+        vgq_least(vgq_least(processors / blocks, (int)MOST_PARTS), stages / LEAST_PART);
+    if (args.sums && parts > 1 && stages - (stages + parts - 1) / parts >= LEAST_SPARED)
+        return run_split(args, w, parts, stream);
+    args.sums = NULL;
     if (w->scales == VGQ_PER_GROUP)
         return run_gemm<WEIGHT_I4_GROUPS, 4>(args, stream);
     const bool narrow = is_narrow(args, processors);
@@ -349,6 +282,9 @@ static vgq_status operands(const vgq_weight *weight, const void *packed, size_t 
     args->x_codes = (int8_t *)scratch;
     args->x_scale = (float *)(args->x_codes + codes_nbytes(call->m, args->depth));
     args->x_sum = (int32_t *)((char *)args->x_scale + each_nbytes(call->m));
+    args->split = args->depth / VGQ_CUDA_DEPTH;
+    if (sums_nbytes(*w, call->m))
+        args->sums = (int32_t *)((char *)args->x_sum + each_nbytes(call->m));
     return VGQ_OK;
 }
 
@@ -421,11 +357,7 @@ vgq_status vgq_finish_cuda(const vgq_weight *weight, const void *packed, size_t 
         return status;
     if (!in_parts(&w, call) || (call->m && !sums))
         return VGQ_EINVAL;
-    const size_t threads = call->m * ((w.n + 7) / 8);
-    if (threads > (size_t)VGQ_MOST_BLOCKS * VGQ_THREADS)
-        return VGQ_EINVAL;
-    return vgq_launch(finish_kernel, vgq_blocks(threads, VGQ_THREADS), VGQ_THREADS, 0, stream, args,
-                      sums, w.format == VGQ_I8 && w.asymmetric, vgq_by_vectors(sums, w.n, 8, 32));
+    return run_finish(args, &w, sums, stream);
 }
 
 vgq_status vgq_decode_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,

@@ -33,6 +33,9 @@ struct linear_args {
     int8_t *x_codes; /* [m][depth] */
     float *x_scale;  /* [m] */
     int32_t *x_sum;  /* [m] */
+    int32_t *sums; /* [m][n], zeros before: where parts of the depth are added up, `split` 64 inputs
+                      each; NULL: a block has all of it */
+    int split;
 };
 
 /* 1; NaN where the bytes were not packed for these kernels, so that every output shows it. */

@@ -321,6 +321,24 @@ template <weight_kind kind, int units> struct gemm_warp {
         store_eight(args, m, c, count, y);
     }
 
+    /* sums += acc: whole numbers, so the order in which blocks come does not show. */
+    __device__ __forceinline__ void add(const linear_args &args) const
+    {
+#pragma unroll
+        for (int i = 0; i < TILE_ROWS_MMA; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int m = (int)blockIdx.x * TILE_M + warp_m * 64 + i * 16 + half * 8 + lane / 4;
+                int32_t *const row = args.sums + (size_t)m * args.n;
+#pragma unroll
+                for (int at = 0; at < 2 * units; at++) {
+                    const int c = output(at / 8) + at % 8;
+                    if (m < args.m && c < args.n)
+                        atomicAdd(row + c, acc[i][at / 2][2 * half + at % 2]);
+                }
+            }
+    }
+
     __device__ __forceinline__ void finish(const linear_args &args, unsigned char *shared) const
     {
         const float packed = if_packed(args);
@@ -338,28 +356,31 @@ static __global__ void __launch_bounds__(TILE_THREADS, 2) gemm_kernel(const line
     unsigned char *const stages = vgq_dynamic();
     gemm_loader<kind, units> loader(args);
     gemm_warp<kind, units> warp;
-    const int tiles = args.depth / VGQ_CUDA_DEPTH;
+    const int all = args.depth / VGQ_CUDA_DEPTH, first = (int)blockIdx.z * args.split;
+    const int tiles = vgq_least(all, first + args.split);
     [[maybe_unused]] int group_left = args.group_steps, g = 0;
 
 #if VGQ_ARCH >= 800
     for (int tile = 0; tile < shape::stages - 1; tile++) {
-        if (tile < tiles)
-            loader.load(tile, stages + tile * shape::stage_nbytes);
+        if (first + tile < tiles)
+            loader.load(first + tile, stages + tile * shape::stage_nbytes);
         copy_commit();
     }
 #else
-    loader.fetch(0);
+    loader.fetch(first);
     loader.put(stages);
     __syncthreads();
 #endif
-    for (int tile = 0; tile < tiles; tile++) {
-        const unsigned char *const here = stages + tile % shape::stages * shape::stage_nbytes;
+    for (int tile = first; tile < tiles; tile++) {
+        const int stage = tile - first;
+        const unsigned char *const here = stages + stage % shape::stages * shape::stage_nbytes;
 #if VGQ_ARCH >= 800
         const int next = tile + shape::stages - 1;
         copy_wait<shape::stages - 2>();
         __syncthreads(); /* all have this stage, and are done with the one before it */
         if (next < tiles)
-            loader.load(next, stages + next % shape::stages * shape::stage_nbytes);
+            loader.load(next,
+                        stages + (stage + shape::stages - 1) % shape::stages * shape::stage_nbytes);
         copy_commit();
 #else
         if (tile + 1 < tiles)
@@ -378,10 +399,15 @@ static __global__ void __launch_bounds__(TILE_THREADS, 2) gemm_kernel(const line
         }
 #if VGQ_ARCH < 800
         if (tile + 1 < tiles)
-            loader.put(stages + (tile + 1) % shape::stages * shape::stage_nbytes);
+            loader.put(stages + (stage + 1) % shape::stages * shape::stage_nbytes);
         __syncthreads();
 #endif
     }
+    if constexpr (kind != WEIGHT_I4_GROUPS)
+        if (args.sums) {
+            warp.add(args);
+            return;
+        }
     warp.finish(args, stages);
 }
 

@@ -31,6 +31,8 @@ class Gpu(NamedTuple):
     """GB/s"""
     share: float
     """Of the INT8 peak that mma.sync can reach."""
+    fp8: float
+    """As int8, with float32 sums; 0: none."""
 
     @property
     def issued(self) -> float:
@@ -39,9 +41,9 @@ class Gpu(NamedTuple):
 
 
 GPUS = (
-    Gpu("H100 SXM", 132, 1.83, 989, 1979, 64, 3350, 6500, 0.60),
-    Gpu("A100 SXM", 108, 1.41, 312, 624, 32, 2039, 5000, 0.70),
-    Gpu("RTX 4090", 128, 2.52, 165, 660, 2, 1008, 5000, 0.70),
+    Gpu("H100 SXM", 132, 1.83, 989, 1979, 64, 3350, 6500, 0.60, 1979),
+    Gpu("A100 SXM", 108, 1.41, 312, 624, 32, 2039, 5000, 0.70, 0),
+    Gpu("RTX 4090", 128, 2.52, 165, 660, 2, 1008, 5000, 0.70, 330),
 )
 BF16_SHARE = 0.80
 """Of the BF16 peak that cuBLAS is assumed to reach, whatever the shape."""
@@ -160,6 +162,73 @@ def int_mm(gpu: Gpu, m: int, k: int, n: int) -> float:
     return coding(gpu, m, k) + 3 * LAUNCH + library + rest
 
 
+FP8_CODING = 2 + 6 + 5
+"""Bytes of an input that torch's operators move: the largest magnitude, the quotient to float32,
+the rounding to FP8."""
+
+
+def scaled_mm(gpu: Gpu, m: int, k: int, n: int) -> float | None:
+    """Seconds of the engine scaled_mm to bfloat16: five small kernels and the library's product."""
+    if not gpu.fp8:
+        return None
+    bandwidth = gpu.bandwidth * 1e9
+    library = max(
+        2 * macs(m, k, n) / (gpu.fp8 * 1e12 * BF16_SHARE), (m * k + n * k + 2 * m * n) / bandwidth
+    )
+    return FP8_CODING * m * k / bandwidth + 5 * LAUNCH + library
+
+
+NORM_BLOCKS = 9
+"""Of code_tokens_kernel with a norm, on a processor: csrc/cuda/resources.toml."""
+NORM_LATENCY = 1000
+"""Clocks, assumed: a row's way to shared memory, barriers, sums of lanes."""
+
+
+def norm(gpu: Gpu, m: int, k: int) -> float:
+    """Seconds that LayerNorm adds to coding: two chains of k / 16 additions of four clocks."""
+    turns = blocks(m, NORM_BLOCKS * gpu.processors)
+    return turns * (2 * 4 * k / 16 + NORM_LATENCY) / (gpu.clock * 1e9)
+
+
+WIDTH = 1024
+"""Channels of VGGT's blocks, whose four Linears are SHAPES."""
+
+
+def block_bf16(gpu: Gpu, m: int) -> float:
+    """Seconds of a block without its attention, as torch runs it kernel by kernel: two norms, two
+    LayerScales and two sums of WIDTH, a GELU of four times that, and the products."""
+    moved = 2 * m * WIDTH * (2 * 2 + 2 * 2 + 2 * 3 + 4 * 2)
+    return sum(bf16(gpu, m, *s) for s in SHAPES) + moved / (gpu.bandwidth * 1e9) + 10 * LAUNCH
+
+
+def block_int8(gpu: Gpu, m: int, weight: float) -> float:
+    """The same of a fused block: norms in the coding, all else in the products' ends."""
+    added = 2 * 2 * m * WIDTH / (gpu.bandwidth * 1e9)  # the residuals are read
+    products = sum(int8(gpu, m, *s, weight) for s in SHAPES)
+    return products + 2 * norm(gpu, m, WIDTH) + added + 3 * LAUNCH
+
+
+def parts(gpu: Gpu, m: int, k: int, n: int) -> int:
+    """In how many parts of its depth csrc/cuda/linear.cu cuts a product."""
+    narrow, stages = min(blocks(m, 128) * blocks(n, 64), 128), blocks(k, 64)
+    found = max(1, min(gpu.processors // narrow, 16, stages // 4))
+    return found if stages - blocks(stages, found) >= 32 else 1
+
+
+def product_in_parts(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
+    """Seconds of a small product in parts, their sums and what follows: three kernels."""
+    count, cut = blocks(m, 128) * blocks(n, 64), parts(gpu, m, k, n)
+    stages = blocks(blocks(k, 64), cut)
+    clocks = stages * max(stage_clocks(gpu, 64, weight).values()) + 4 * 64
+    turns = blocks(count * cut, gpu.processors)
+    seconds = max(
+        turns * clocks / (gpu.clock * 1e9),
+        count * cut * stages * stage_bytes(64, weight) / (gpu.l2 * 1e9),
+        gemm_bytes(m, k, n, weight) / (gpu.bandwidth * 1e9),
+    )
+    return seconds + (4 * m * n * (2 + cut)) / (gpu.l2 * 1e9) + 2 * LAUNCH
+
+
 def from_python(seconds: float, host: float) -> float:
     """Seconds of a call that is one of many: the GPU's or the host's, whichever takes longer."""
     return max(seconds, host)
@@ -253,6 +322,7 @@ def time_table(gpu: Gpu) -> list[str]:
         "W8A8 µs",
         "ratio",
         "int_mm µs",
+        "FP8 µs",
         "W4A8 µs",
         "ratio",
         "ratio from Python",
@@ -261,6 +331,7 @@ def time_table(gpu: Gpu) -> list[str]:
     for k, n in SHAPES:
         for m in TOKENS:
             base, w8, w4 = bf16(gpu, m, k, n), int8(gpu, m, k, n, 1), int8(gpu, m, k, n, W4)
+            fp8 = scaled_mm(gpu, m, k, n)
             eager = from_python(base, HOST_TORCH) / from_python(min(w8, w4), HOST)
             lines.append(
                 cells(
@@ -271,6 +342,7 @@ def time_table(gpu: Gpu) -> list[str]:
                     us(w8),
                     f"{base / w8:.2f}",
                     us(int_mm(gpu, m, k, n)),
+                    "-" if fp8 is None else us(fp8),
                     us(w4),
                     f"{base / w4:.2f}",
                     f"{eager:.2f}",
@@ -291,6 +363,28 @@ def few_table() -> list[str]:
     return lines
 
 
+def block_table() -> list[str]:
+    lines = head("GPU", "tokens", "BF16 µs", "W8A8 µs", "ratio", "W4A8 µs", "ratio")
+    for gpu in GPUS:
+        for m in TOKENS:
+            base, w8, w4 = block_bf16(gpu, m), block_int8(gpu, m, 1), block_int8(gpu, m, W4)
+            ratios = (us(w8), f"{base / w8:.2f}", us(w4), f"{base / w4:.2f}")
+            lines.append(cells(gpu.name, m, us(base), *ratios))
+    return lines
+
+
+def parts_table() -> list[str]:
+    lines = head("GPU", "inputs x outputs", "tokens", "whole depth µs", "parts", "in parts µs")
+    for gpu in GPUS:
+        for k, n in SHAPES[2:]:
+            for m in (1, 64, 256):
+                cut = parts(gpu, m, k, n)
+                whole = us(product(gpu, m, k, n, 1))
+                small = us(product_in_parts(gpu, m, k, n, 1)) if cut > 1 else "-"
+                lines.append(cells(gpu.name, f"{k} x {n}", m, whole, cut, small))
+    return lines
+
+
 def others_table() -> list[str]:
     lines = head("kernel", "MB", *(f"{gpu.name} µs" for gpu in GPUS))
     for name, n, bytes_, doubles in OTHERS:
@@ -304,12 +398,14 @@ def others_table() -> list[str]:
 
 def tables() -> str:
     """All of them, as docs/gpu.md has them."""
-    parts = [["**Work of a call**", "", *work_table()]]
-    parts += [["**A stage of the product**, 128 x 128 x 64", "", *loop_table()]]
-    parts += [[f"**{gpu.name}**, expected times", "", *time_table(gpu)] for gpu in GPUS]
-    parts += [[f"**Up to {FEW} tokens**, weight-only", "", *few_table()]]
-    parts += [["**The other kernels**, expected times", "", *others_table()]]
-    return "\n\n".join("\n".join(part) for part in parts)
+    found = [["**Work of a call**", "", *work_table()]]
+    found += [["**A stage of the product**, 128 x 128 x 64", "", *loop_table()]]
+    found += [[f"**{gpu.name}**, expected times", "", *time_table(gpu)] for gpu in GPUS]
+    found += [["**A block of VGGT without its attention**, expected times", "", *block_table()]]
+    found += [["**Few coded tokens**, W8A8, the product alone", "", *parts_table()]]
+    found += [[f"**Up to {FEW} tokens**, weight-only", "", *few_table()]]
+    found += [["**The other kernels**, expected times", "", *others_table()]]
+    return "\n\n".join("\n".join(part) for part in found)
 
 
 if __name__ == "__main__":

@@ -358,6 +358,13 @@ static void few()
                                 of.asymmetric);
             check_int8(weight, 131, {});
         }
+    for (const vgq_scales scales : {VGQ_TWO_LEVEL, VGQ_PER_ROW}) { /* parts of the depth */
+        shim::processors = 1000;
+        owned_weight weight(scales, 9, 2630, 128, scales == VGQ_PER_ROW);
+        options o;
+        o.residual = o.gelu = true;
+        check_int8(weight, 20, o);
+    }
     for (const int odd : {0, 1}) { /* what stands around a Linear in a block */
         owned_weight weight(VGQ_PER_ROW, 72 + (size_t)odd, 104 + (size_t)odd, 1, odd != 0);
         options o;
@@ -395,6 +402,12 @@ static void all()
                 check_float(weight, 1 + turn % 11, o);
                 turn++;
             }
+    { /* a row that is not staged */
+        owned_weight weight(VGQ_PER_ROW, 9, 4104, 1, true);
+        options o;
+        o.norm = true;
+        check_int8(weight, 2, o);
+    }
     check_foreign_bytes();
 }
 
