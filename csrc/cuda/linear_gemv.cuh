@@ -96,7 +96,7 @@ template <vgq_format format, int rows, int units> struct gemv_shape {
 };
 
 template <vgq_format format, int rows, int units>
-static __global__ void __launch_bounds__(GEMV_WARPS *VGQ_WARP, 3)
+static __global__ void __launch_bounds__(GEMV_WARPS *VGQ_WARP, rows > 2 ? 1 : 4)
     gemv_kernel(const linear_args args)
 {
     float *const shared = (float *)vgq_dynamic(); /* a chunk; [warps][rows][outputs] at the end */
