@@ -203,9 +203,9 @@ class QuantizedAttention(Swapped):
             parts = torch.cat([rope.regrouped(parts[:, :, :2]), parts[:, :, 2:]], dim=2)
             norms = [_regrouped(norm) for norm in norms]
         if ops.on_gpu(qkv):
-            both = (None if norm[0] is None else ops.Norm(*norm) for norm in norms)
+            q_norm, k_norm = (w if w is None else ops.Norm(w, b, eps) for w, b, eps in norms)
             self.__dict__["last_kernel"] = gpu_attention.NAME
-            return gpu_attention.attention(parts, *both, *rotation[:4])
+            return gpu_attention.attention(parts, q_norm, k_norm, *rotation[:4])
         given: Any = (*norms[0], *norms[1], *rotation[:4], self.mode, self.pv)
         if torch.compiler.is_compiling() or ops.is_recorded(qkv):
             return _attention_op(parts, *given)  # type: ignore[no-any-return]

@@ -481,7 +481,8 @@ def _float32(x: torch.Tensor | None) -> torch.Tensor | None:
     """On the GPU where it is, contiguous."""
     if x is None or (x.dtype == torch.float32 and x.is_contiguous()):
         return None if x is None else x.detach()
-    return ops.values(x).float()
+    wide: torch.Tensor = ops.values(x).float()
+    return wide
 
 
 # ---- the operator for graphs, tracers and transforms ---------------------------------------------

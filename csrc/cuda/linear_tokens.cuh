@@ -109,8 +109,7 @@ struct row_norm {
  * them. A second reading finds the row in the cache or, with a norm, in shared memory, where the
  * first one has left it normalized. */
 template <bool with_norm>
-static __global__ void __launch_bounds__(CODE_THREADS, 8)
-    code_tokens_kernel(const linear_args args)
+static __global__ void __launch_bounds__(CODE_THREADS, 8) code_tokens_kernel(const linear_args args)
 {
     __shared__ uint32_t largest_of[CODE_THREADS / VGQ_WARP];
     __shared__ int32_t sum_of[CODE_THREADS / VGQ_WARP];
