@@ -373,6 +373,19 @@ def test_the_names_beside_all_panels_have_room() -> None:
     assert len(shown) == 4 and all(one.get_fontsize() == 7 for labels in shown for one in labels)
 
 
+def test_no_label_of_an_axis_is_cut_off() -> None:
+    cut = []
+    for one in figures.drawings(made_of(seven())):
+        figure = one.draw()
+        figure.draw_without_rendering()
+        width, height = figure.bbox.size + 1
+        for label in (x.label for axis in figure.axes for x in (axis.xaxis, axis.yaxis)):
+            box = label.get_window_extent()
+            inside = -1 <= box.x0 and -1 <= box.y0 and box.x1 <= width and box.y1 <= height
+            cut += [] if inside or not label.get_text() else [(one.name, label.get_text())]
+    assert not cut
+
+
 def test_a_chart_shortens_a_name_in_its_middle() -> None:
     long = "INT8_Per_Channel_Asymmetric_A8_smoothquant_seed12"
     assert charts.label(long) == "INT8_Per_Channel_As…8_smoothquant_seed12"
