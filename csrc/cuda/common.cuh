@@ -148,8 +148,14 @@ template <typename T> static __device__ inline T vgq_half_warp_sum(T x)
     return x;
 }
 
-template <typename T> static __device__ inline T vgq_least(T a, T b) { return b < a ? b : a; }
-template <typename T> static __device__ inline T vgq_most(T a, T b) { return b > a ? b : a; }
+template <typename T> static __host__ __device__ inline T vgq_least(T a, T b)
+{
+    return b < a ? b : a;
+}
+template <typename T> static __host__ __device__ inline T vgq_most(T a, T b)
+{
+    return b > a ? b : a;
+}
 
 /* The smallest and the largest of `width` neighbouring threads, 16 or 32; all of the warp call. */
 template <typename T> static __device__ inline T vgq_warp_least(T x, int width)
