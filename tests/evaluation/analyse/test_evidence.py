@@ -115,7 +115,8 @@ def test_a_wide_spread_brings_advice_to_pin_threads() -> None:
     assert found.usable is Usable.YES and found.verdict.startswith("Times can be used")
     rows[3].time.forward_ms_iqr = 0.21 * rows[3].time.forward_ms_median
     found = times.verdict(rows, 2)
-    assert found.wide == [rows[3].name]
+    assert found.wide == [rows[3].name] and found.usable is Usable.SOME
+    assert "speedups hold" in found.verdict and "milliseconds of one row vary" in found.verdict
     assert "OMP_NUM_THREADS=2 OMP_PROC_BIND=close OMP_PLACES='{0},{1}'" in found.advice
     assert "OMP_PLACES='cores'" in times.verdict(rows, 64).advice
 

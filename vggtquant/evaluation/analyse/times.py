@@ -126,7 +126,7 @@ def verdict(rows: Sequence[Row], threads: int) -> Timing:
     waits = [row.timed.waited for row in beside if row.timed.waited is not None]
     waited = statistics.median(waits) if waits else None
     worked = [row for row in beside if row.timed.speedup_basis is Basis.PROCESSOR]
-    usable = Usable.YES
+    usable = Usable.SOME if wide else Usable.YES
     if lost or worked:
         usable = Usable.NO if len(lost) == len(beside) else Usable.SOME
     return Timing(
@@ -134,11 +134,13 @@ def verdict(rows: Sequence[Row], threads: int) -> Timing:
         wide=wide,
         advice=_advice(threads) if wide or lost or worked else None,
         usable=usable,
-        verdict=_words(usable, len(lost), len(worked), len(beside), waited),
+        verdict=_words(usable, len(lost), len(worked), len(wide), len(beside), waited),
     )
 
 
-def _words(usable: Usable, lost: int, worked: int, pairs: int, waited: float | None) -> str:
+def _words(
+    usable: Usable, lost: int, worked: int, wide: int, pairs: int, waited: float | None
+) -> str:
     busy = "" if waited is None else f"; our threads waited {100 * waited:.0f} % of their time"
     if not pairs:
         return "Times: one forward a scheme, nothing beside it. Do not rely on them."
@@ -155,13 +157,19 @@ def _words(usable: Usable, lost: int, worked: int, pairs: int, waited: float | N
             f"Times can be used in part: other programs kept this machine busy{busy}. Milliseconds "
             f"are too long; speedups with ~ are ratios of processor time.{missing}"
         )
-    return f"Times can be used in part: other programs ran at times{busy}.{missing}"
+    if lost:
+        return f"Times can be used in part: other programs ran at times{busy}.{missing}"
+    rows = "one row vary" if wide == 1 else f"{wide} rows vary"
+    return (
+        f"Times can be used in part: speedups hold, each is measured beside FP32{busy}. The "
+        f"milliseconds of {rows} too much to be compared."
+    )
 
 
 def _advice(threads: int) -> str:
     places = ",".join(f"{{{core}}}" for core in range(threads)) if threads <= 8 else "cores"
     return (
-        "Something else was running, or threads moved between cores: do not compare these times. "
+        "Something else was running, or threads moved between cores. "
         "Run again on a quiet machine with pinned threads: "
         f"OMP_NUM_THREADS={threads} OMP_PROC_BIND=close OMP_PLACES='{places}' vggtquant evaluate, "
         "or with fewer --threads than there are cores."
