@@ -2,10 +2,12 @@
 """The few rules that keep the layers apart; who needs an exception edits this and says why."""
 
 import ast
+import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -314,3 +316,24 @@ def test_what_is_special_to_a_model_stands_in_its_adapter(word: str) -> None:
             found.add(name)
     others = found - {"vggtquant.tiny.model"}
     assert [name for name in others if not name.startswith("vggtquant.adapters.")] == []
+
+
+def test_the_sources_without_kernels_say_so(tmp_path: Path) -> None:
+    """As in the folder of the sources, beside an installed package."""
+    for path in (ROOT / "vggtquant").rglob("*.py"):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    alone = "sys.meta_path[:] = [f for f in sys.meta_path if 'ditable' not in str(f)]"
+    program = (
+        f"import sys; {alone}; from vggtquant.commands import cli; sys.exit(cli.main(['info']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "no compiled kernels. Start Python in another folder" in done.stderr

@@ -15,6 +15,7 @@ import mmap
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -23,9 +24,20 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import forward_ad
 
-from . import _cpu, float8
+from . import float8
 from .about import forked
 from .errors import UserError
+
+try:
+    from . import _cpu
+except ImportError:
+    _HERE = Path(__file__).parent
+    if any(_HERE.glob("_cpu*.so")):
+        raise
+    raise UserError(
+        f"{_HERE} holds the sources of vggtquant and no compiled kernels. Start Python in another "
+        "folder, where it finds the installed package, or build the kernels here: pip install -e ."
+    ) from None
 
 _cuda: ModuleType | None
 try:
