@@ -50,7 +50,7 @@ LOOKS = {
     "baseline": Look("#222222", "", "s", "FP32 reference"),
     "reference": Look("#c0c0c0", "", "D", "float references (FP32 again, bfloat16)"),
     "weights": Look("#0072b2", "", "o", "packed weights, float activations"),
-    "a8": Look("#f0c77c", "////", "^", "packed weights, INT8 activations (A8)"),
+    "a8": Look("#f0c77c", "////", "^", "packed weights, 8-bit activations (A8)"),
 }
 _WITHHELD = "#bbbbbb"
 _PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind words on a grid

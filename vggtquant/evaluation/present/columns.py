@@ -115,7 +115,7 @@ def blocks(document: Document, *, wide: bool = True) -> list[Block]:
     narrower = shown if wide else [c for c in shown if c is not SMALLER]
     found = [
         Block("Schemes: packed weights, float activations", first, shown),
-        Block("With INT8 activations (_A8)", a8, narrower),
+        Block("With 8-bit activations (_A8)", a8, narrower),
         Block("FP32 again, and bfloat16: the noise floor", floor, narrower),
     ]
     return [block for block in found if block.rows]
