@@ -69,6 +69,12 @@ def test_the_rule_decides(bounds: dict, scheme: str | None, nearest: str | None)
     assert found.budget == Budget(**bounds) and found.rule == recommendation.RULE
 
 
+def test_one_scheme_alone_is_not_the_smallest_of_one() -> None:
+    assert _recommend(_rows()).reason.startswith("It is the smallest of 2 that keep within 1 point")
+    alone = _recommend(_rows()[:3]).reason
+    assert alone.startswith("It is the only one that keeps within 1 point of AUC@30")
+
+
 def test_a_scheme_that_loses_the_poses_is_never_recommended() -> None:
     """On photographs, INT4_Group_128 was recommended with 37.88 points of AUC@30 lost."""
     rows = [*_rows()[:2], _rows()[-1]]

@@ -293,10 +293,10 @@ def _reason(
     if floor is not None:
         bounds += f" and {percent(floor)} % of depth, FP32's noise floor"
     if pick is not None:
-        return (
-            f"It is the smallest of {len(fitting)} that keep within {bounds}: it loses "
-            f"{_lost(losses[pick.name])}."
-        )
+        one = len(fitting) == 1
+        which = "the only one" if one else f"the smallest of {len(fitting)}"
+        keeps = f"{'keeps' if one else 'keep'} within {bounds}"
+        return f"It is {which} that {keeps}: it loses {_lost(losses[pick.name])}."
     if near is None:
         return "No scheme finished with results that can be believed."
     return (

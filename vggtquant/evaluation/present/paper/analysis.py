@@ -140,7 +140,8 @@ def _recommendation(document: Document, say: Phrases) -> Iterator[str]:
             yield from _loss(document, say)
         return
     fitting = len(scored(document)) - len(advice.excluded)
-    yield say("recommended", scheme=row.name, count=fitting, bounds=_bounds(document, say))
+    words = "recommended_alone" if fitting == 1 else "recommended"
+    yield say(words, scheme=row.name, count=fitting, bounds=_bounds(document, say))
     yield from _loss(document, say)
     lost = advice.loss
     most = DEFAULT_DROP if given.max_drop is None else given.max_drop
