@@ -28,7 +28,7 @@ def test_evaluate_prints_a_table_and_the_paths(tmp_path: Path, capsys) -> None:
     out, err = capsys.readouterr()
     assert "INT8_Per_Channel_Symmetric" in out and "error %" in out
     assert f"wrote {tmp_path / 'out' / schema.JSON_NAME}" in out
-    assert "recommended: INT8_Per_Channel_Symmetric. It is the smallest" in out
+    assert "recommended: INT8_Per_Channel_Symmetric. It is the only one that keeps" in out
     assert max(map(len, out.splitlines())) <= 100 or str(tmp_path) in out
     assert "forecast" in err and "[4] INT8_Per_Channel_Symmetric:" in err
     assert "\x1b" not in out + err  # no colours or bars where no terminal is
