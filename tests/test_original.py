@@ -5,10 +5,9 @@ same quantized Linear layers one by one."""
 import copy
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
-from unittest import mock
 
+import original
 import pytest
 import torch
 from torch import nn
@@ -16,8 +15,6 @@ from torch import nn
 import vggtquant as vq
 from vggtquant.adapter import IMAGE_AXES, split_outputs
 from vggtquant.aggregator import QuantizedAggregator
-
-aggregator = pytest.importorskip("vggt.models.aggregator", reason="the original is not installed")
 
 WIDTH = 256
 LINEARS = vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]
@@ -42,37 +39,15 @@ FEW = 5.5
 SIZES = [(1, 1, 112, 112), (1, 2, 98, 140), (1, 10, 56, 70), (2, 2, 70, 98), (1, 3, 266, 42)]
 
 
-def narrow_vit(patch_size: int, num_register_tokens: int, **options: object) -> nn.Module:
-    from vggt.layers.attention import MemEffAttention
-    from vggt.layers.block import NestedTensorBlock
-    from vggt.layers.vision_transformer import DinoVisionTransformer
-
-    return DinoVisionTransformer(
-        patch_size=patch_size,
-        num_register_tokens=num_register_tokens,
-        embed_dim=WIDTH,
-        depth=3,
-        num_heads=4,
-        block_fn=partial(NestedTensorBlock, attn_class=MemEffAttention),
-        **options,
-    )
-
-
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     """48 blocks of 256 channels, whose LayerScale lets them change the stream."""
     from vggt.models.vggt import VGGT
 
     torch.manual_seed(0)
-    with mock.patch.object(aggregator, "vit_large", narrow_vit):
+    with original.encoder(WIDTH, depth=3, heads=4):
         model = VGGT(embed_dim=WIDTH, enable_track=False).eval().requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.normal_(parameter, std=0.2)
-        elif "norm" in name and name.endswith("weight"):
-            nn.init.uniform_(parameter, 0.5, 1.5)
-        elif name.endswith(("camera_token", "register_token")):
-            nn.init.normal_(parameter, std=0.5)
+    original.stir(model, norms=True)
     return model
 
 

@@ -76,12 +76,16 @@ class Swapped(StandIn):
     def _attention(self) -> QuantizedAttention:
         raise NotImplementedError
 
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A call's arguments after x, by name."""
+        return dict(zip(self.row.arguments[1:], args, strict=False)) | kwargs
+
     def _served(self, x: Any, args: Any, kwargs: Any) -> Rotation | None:
         """The call's rotation; None: the original has to take it."""
         others = self.row.arguments[1:]
         if not isinstance(x, Tensor) or x.ndim != 3 or len(args) > len(others):
             return None
-        given = dict(zip(others, args, strict=False)) | kwargs
+        given = self._named(args, kwargs)
         if not given.keys() <= set(others):
             return None
         where = given.pop(self.row.positions[0], None) if self.row.positions else None
@@ -173,7 +177,7 @@ class QuantizedAttention(Swapped):
         return self
 
     def _unserved(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = dict(zip(self.row.arguments[1:], args, strict=False)) | kwargs
+        given = self._named(args, kwargs)
         if self.codes_cache and given.get("use_cache"):
             return kv_cache.call(self.original.forward, x, given)
         return super()._unserved(x, args, kwargs)

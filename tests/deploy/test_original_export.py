@@ -1,36 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The original VGGT, narrow, shallow and with random weights, for any number of pictures."""
 
-from functools import partial
-from unittest import mock
-
 import numpy as np
 import onnxruntime as ort
+import original
 import pytest
 import torch
 from torch import nn
 
 import vggtquant as vq
 
-aggregator = pytest.importorskip("vggt.models.aggregator", reason="the original is not installed")
-
 WIDTH = 64
-
-
-def narrow_vit(patch_size: int, num_register_tokens: int, **options: object) -> nn.Module:
-    from vggt.layers.attention import MemEffAttention
-    from vggt.layers.block import NestedTensorBlock
-    from vggt.layers.vision_transformer import DinoVisionTransformer
-
-    return DinoVisionTransformer(
-        patch_size=patch_size,
-        num_register_tokens=num_register_tokens,
-        embed_dim=WIDTH,
-        depth=1,
-        num_heads=2,
-        block_fn=partial(NestedTensorBlock, attn_class=MemEffAttention),
-        **options,
-    )
 
 
 def shallow() -> nn.Module:
@@ -41,9 +21,9 @@ def shallow() -> nn.Module:
 
     torch.manual_seed(0)
     none = {f"enable_{head}": False for head in ("camera", "depth", "point", "track")}
-    with mock.patch.object(aggregator, "vit_large", narrow_vit):
+    with original.encoder(WIDTH, depth=1, heads=2):
         model = VGGT(embed_dim=WIDTH, **none)
-        model.aggregator = aggregator.Aggregator(
+        model.aggregator = original.aggregator.Aggregator(
             embed_dim=WIDTH, depth=2, num_heads=2, retained_layer_idx=[0, 1]
         )
     model.camera_head = CameraHead(dim_in=2 * WIDTH, trunk_depth=1, num_heads=2)
@@ -57,11 +37,7 @@ def shallow() -> nn.Module:
         intermediate_layer_idx=[0, 1, 1, 1],
     )
     model.eval().requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.normal_(parameter, std=0.2)
-        elif name.endswith(("camera_token", "register_token")):
-            nn.init.normal_(parameter, std=0.5)
+    original.stir(model)
     return model
 
 

@@ -35,14 +35,14 @@ def merge(folders: Sequence[str], output_dir: str) -> evaluate.Result:
         shards[part] = folder, head, records
     if not shards:
         raise UserError("no shard is given; wanted the output directories of all")
-    ordered = [shards[part] for part in sorted(shards)]
-    _check_alike(ordered)
+    shards = dict(sorted(shards.items()))
+    _check_alike([*shards.values()])
     missing = [part for part in range(1, parts + 1) if part not in shards]
     if missing:
         raise UserError(f"missing: {', '.join(f'shard {part}/{parts}' for part in missing)}")
     writable_folder(out)
-    merged = [record for _, _, records in ordered for record in records]
-    head = _head({part: head for part, (_, head, _) in sorted(shards.items())}, output_dir)
+    merged = [record for _, _, records in shards.values() for record in records]
+    head = _head({part: head for part, (_, head, _) in shards.items()}, output_dir)
     return evaluate.finish(out, head, merged)
 
 
@@ -54,8 +54,8 @@ def _part(folder: str, head: Head) -> tuple[int, int]:
 
 
 def _check_alike(shards: Sequence[tuple[str, Head, list[Record]]]) -> None:
-    """Refuses shards of other evaluations, and scenes that two of them have. Another instruction
-    set is none: the report names the machines."""
+    """Refuses shards of other evaluations, and scenes that two of them have. Instruction sets may
+    differ: the report names the machines."""
     first, wanted, _ = shards[0]
     owners: dict[str, str] = {}
     for folder, head, _ in shards:
