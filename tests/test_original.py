@@ -88,7 +88,7 @@ def test_every_output_is_near(model: nn.Module, before: list[Any], way: str) -> 
     for size, (exact, want), got in zip(
         SIZES, before, outputs(quantized(model, **WAYS[way])), strict=True
     ):
-        assert got.keys() == set(IMAGE_AXES)
+        assert got.keys() == set(IMAGE_AXES) - {"features"}  # which encoders alone give
         for key in got:
             apart, error = far(got[key], want[key]), far(want[key], exact[key])
             if "pose" in key:
