@@ -241,7 +241,7 @@ def begin() -> None:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    ops._cuda = Noted(module)  # type: ignore[assignment]
+    ops.native.cuda = Noted(module)  # type: ignore[assignment]
     assert ops.cuda_missing() is None
 
 

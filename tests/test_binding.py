@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import vggtquant
 from vggtquant import (
-    _cpu,  # the exception to "only ops.py imports _cpu": this is its test
+    _cpu,  # the exception to "only vggtquant/ops imports _cpu": this is its test
     _render,
 )
 

@@ -217,7 +217,7 @@ def test_the_module_imports_without_a_gpu_and_names_what_is_missing() -> None:
     pytest.importorskip("vggtquant._cuda", reason="built with VGGTQUANT_CUDA=0")
     code = (
         "from vggtquant import ops; import torch; "
-        "print(ops._cuda is not None, ops.cuda_missing(), torch.cuda.is_available())"
+        "print(ops.native.cuda is not None, ops.cuda_missing(), torch.cuda.is_available())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     built, *missing, available = done.stdout.split()

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import engines, float8, ops
+from vggtquant import engines, ops
+from vggtquant.ops import float8
 
 pytestmark = [
     pytest.mark.gpu,

@@ -426,6 +426,12 @@ def module_on_shim(workshop: Workshop) -> Path:
     return workshop.make(target, C_COMPILER, *flags, *sources, "-lstdc++", "-lm")
 
 
+def tensors_lie_on_a_gpu(patch: pytest.MonkeyPatch, answer: bool) -> None:
+    """What `on_gpu` says of a tensor from now on."""
+    for module in (ops, ops.native):
+        patch.setattr(module, "on_gpu", lambda x: answer and isinstance(x, torch.Tensor))
+
+
 @pytest.fixture
 def pretended(module_on_shim: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch CPU tensors go the way of CUDA tensors, to a _cuda that runs on the shim."""
@@ -434,9 +440,9 @@ def pretended(module_on_shim: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    monkeypatch.setattr(ops, "_cuda", module)
-    monkeypatch.setattr(ops, "on_gpu", lambda x: isinstance(x, torch.Tensor))
-    monkeypatch.setattr(ops, "_queue", lambda call, args, device: call(*args, 0))
+    monkeypatch.setattr(ops.native, "cuda", module)
+    tensors_lie_on_a_gpu(monkeypatch, True)
+    monkeypatch.setattr(ops.native, "queue", lambda call, args, device: call(*args, 0))
     with engines.use("fused"):
         yield
 
@@ -489,7 +495,7 @@ def test_quantize_is_the_same_on_both_devices(
         got = vq.quantize(x, config)
         back = got.dequantize()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ops, "on_gpu", lambda x: False)
+            tensors_lie_on_a_gpu(patch, False)
             want = vq.quantize(x, config)
             want_back = want.dequantize()
         assert isinstance(got.packed, torch.Tensor) and isinstance(want.packed, np.ndarray)
@@ -525,26 +531,26 @@ def test_given_scales_go_to_the_device(pretended: None) -> None:
 
 def test_arrays_on_two_devices_are_refused(pretended: None) -> None:
     with pytest.raises(UserError, match="arrays on cpu and meta are given; one is wanted"):
-        ops._run("compare", torch.zeros(3), torch.zeros(3, device="meta"), torch.zeros(11))
+        ops.native.run("compare", torch.zeros(3), torch.zeros(3, device="meta"), torch.zeros(11))
 
 
 def test_wrong_arguments_are_told(pretended: None) -> None:
-    run_ = ops._run
+    run_ = ops.native.run
     with pytest.raises(TypeError, match="an array of float32 is wanted, not of int32"):
         run_("compare", torch.zeros(3, dtype=torch.int32), torch.zeros(3), torch.zeros(11))
     with pytest.raises(ValueError, match="do not fit the shape"):
         run_("compare", torch.zeros(3), torch.zeros(4), torch.zeros(11, dtype=torch.float64))
     with pytest.raises(TypeError, match="an array is"):
-        assert ops._cuda is not None
-        ops._cuda.compare((0, 3, "float32"), (0, (3,), "float32"), (0, (11,), "float64"), 0)
+        assert ops.native.cuda is not None
+        ops.native.cuda.compare((0, 3, "float32"), (0, (3,), "float32"), (0, (11,), "float64"), 0)
     with pytest.raises(UserError, match="dense tensor on the CPU or a CUDA device"):
         vq.compare(torch.zeros(3).to_sparse(), torch.zeros(3))
 
 
 def test_without_a_build_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_cuda", None)
+    monkeypatch.setattr(ops.native, "cuda", None)
     with pytest.raises(UserError, match="no CUDA kernels; install the CUDA Toolkit .* VGGTQUANT_"):
-        ops._run("compare", torch.zeros(3), torch.zeros(3), torch.zeros(11))
+        ops.native.run("compare", torch.zeros(3), torch.zeros(3), torch.zeros(11))
     assert "VGGTQUANT_CUDA=1" in str(ops.cuda_missing())
 
 
@@ -561,7 +567,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> OnCpu:
     @contextlib.contextmanager
     def context() -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "on_gpu", lambda x: False)
+            tensors_lie_on_a_gpu(patch, False)
             yield
 
     return context

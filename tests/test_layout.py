@@ -106,7 +106,7 @@ def test_only_the_module_is_exported() -> None:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm is not installed")
-    for module in filter(None, (_cpu, ops._cuda, _render)):
+    for module in filter(None, (_cpu, ops.native.cuda, _render)):
         shown = subprocess.run(
             [nm, "-D", "--defined-only", str(module.__file__)], capture_output=True
         )
@@ -128,7 +128,7 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module, user", [("_cpu", "ops.py"), ("_cuda", "ops.py"), ("_render", "scenes.py")]
+    "module, user", [("_cpu", "native.py"), ("_cuda", "native.py"), ("_render", "scenes.py")]
 )
 def test_each_c_module_has_one_user(module: str, user: str) -> None:
     users = [path.name for path in PACKAGE.rglob("*.py") if module in imported(path)]

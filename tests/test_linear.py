@@ -568,8 +568,8 @@ def test_the_weight_of_a_gradient_is_decoded_panel_by_panel(
         largest.append(shape.rows)
         return decode(bits, shape, *rest)
 
-    monkeypatch.setattr(ops, "PANEL", 16)
-    monkeypatch.setattr(ops, "dequantize", watched)
+    monkeypatch.setattr(ops.products, "PANEL", 16)
+    monkeypatch.setattr(ops.products, "dequantize", watched)
     layer(x).sum().backward()
     assert largest == [16, 16, 5]
     torch.testing.assert_close(x.grad, layer.qtensor().dequantize().sum(0).expand(5, -1))
@@ -780,7 +780,7 @@ def test_settled_weights_are_the_same_bits_in_memory_of_their_own(
     linear.settle(quantized)
     assert all(layer.packed is old for layer, old in zip(layers, before, strict=True))
     monkeypatch.setattr(linear, "SETTLED", 0)
-    monkeypatch.setattr(ops, "_CHUNK", before[0].nbytes)
+    monkeypatch.setattr(ops.buffers, "_CHUNK", before[0].nbytes)
     linear.settle(quantized)
     for layer, old in zip(layers, before, strict=True):
         assert layer.packed is not old

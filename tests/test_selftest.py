@@ -91,7 +91,7 @@ def test_sizes_fit_free_memory_and_the_time_limit(monkeypatch: pytest.MonkeyPatc
 def test_without_a_gpu_one_line_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "_cuda", None)
+    monkeypatch.setattr(ops.native, "cuda", None)
     assert selftest.main(["--device", "cuda", "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "device 'cuda': this installation has no CUDA kernels" in line

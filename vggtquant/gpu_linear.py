@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from . import engines, float8, ops
+from . import engines, ops
+from .ops import float8
 
 FEW_TOKENS = 8
 """Up to which packed weights are multiplied with floats as they are: then reading them is all."""

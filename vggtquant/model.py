@@ -12,13 +12,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from . import float8, markup, ops, recognition
+from . import markup, ops, recognition
 from .blocks import GRADIENTS
 from .configs import QuantizationConfig, get_config
 from .conv import Conv, weight_rows
 from .dense import Swapped, convolutions_of, set_module, swap_convolutions
 from .errors import UserError, check_type
 from .linear import QuantizedLinear, settle
+from .ops import float8
 from .qtensor import QTensor, quantize
 from .selection import (
     PLAIN_LINEAR,

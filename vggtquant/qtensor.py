@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from . import float8, markup, ops
+from . import markup, ops
 from .configs import QuantizationConfig, QuantizationSpec, get_config
 from .errors import UserError
+from .ops import float8
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TWO_LEVEL_LIMIT = 1.05

@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import devices, engines, environment, float8, gpu_linear, ops
+from . import devices, engines, environment, gpu_linear, ops
 from .about import VERSION
 from .configs import CONFIGS, QuantizationConfig
 from .errors import UserError
 from .files import writable_folder, write_bytes
 from .linear import QuantizedLinear
+from .ops import float8
 from .qtensor import quantize
 
 JSON_NAME, TEXT_NAME = "selftest.json", "selftest.txt"

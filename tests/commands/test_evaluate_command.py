@@ -125,7 +125,7 @@ def test_an_unknown_scheme_shows_the_nearest(tmp_path: Path, capsys) -> None:
 def test_without_kernels_for_the_gpu_one_line_says_so(
     tmp_path: Path, capsys, monkeypatch, command: str
 ) -> None:
-    monkeypatch.setattr(ops, "_cuda", None)
+    monkeypatch.setattr(ops.native, "cuda", None)
     words = [*command.split(), "--device", "cuda", "--out", str(tmp_path / "out.safetensors")]
     assert cli.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()

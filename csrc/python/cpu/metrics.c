@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The metrics part of module vggtquant._cpu: parse, check shapes, call, report. Arrays come
- * contiguous from ops.py; bfloat16 comes as its bits, uint16. */
+ * contiguous from vggtquant/ops; bfloat16 comes as its bits, uint16. */
 #include "binding.h"
 
 /* Both arrays of `dims` dimensions and one shape, and room for count * width doubles. */

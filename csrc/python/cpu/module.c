@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The module vggtquant._cpu: its functions, and the choice of instruction set and threads. Types
- * and meanings stand in _cpu.pyi, contracts in vgq.h. Only vggtquant/ops.py imports it. */
+ * and meanings stand in _cpu.pyi, contracts in vgq.h. Only vggtquant/ops imports it. */
 #define VGQ_IMPORTS_NUMPY
 #include "binding.h"
 

@@ -2,7 +2,7 @@
  * The module vggtquant._cuda: the calls of _cpu on addresses of a CUDA device, each with a stream
  * as its last argument. No header of torch, NumPy or CUDA is needed, and importing needs neither a
  * driver nor a GPU. Types and meanings stand
- * in _cuda.pyi, contracts in vgq_cuda.h. Only vggtquant/ops.py imports it; it sees to it that the
+ * in _cuda.pyi, contracts in vgq_cuda.h. Only vggtquant/ops imports it; it sees to it that the
  * arrays are contiguous and lie on the current device. */
 #include "arrays.h"
 

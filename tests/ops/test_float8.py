@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import vggtquant as vq
-from vggtquant import float8, gpu_linear, ops
+from vggtquant import gpu_linear, ops
+from vggtquant.ops import float8
 
 pytestmark = pytest.mark.skipif(
     float8.missing(torch.device("cpu")) is not None,

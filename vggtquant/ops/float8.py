@@ -10,16 +10,14 @@ decoded to compute with it.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .errors import UserError
-
-if TYPE_CHECKING:
-    from .ops import Norm, Packed
+from ..errors import UserError
+from .records import Norm, Packed
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
