@@ -59,6 +59,12 @@ vgq_status vgq_integers_cuda(const vgq_weight *weight, const void *packed, size_
 vgq_status vgq_finish_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
                            const vgq_linear_call *call, const int32_t *sums, void *scratch,
                            size_t scratch_nbytes, void *stream);
+/* Tokens x[m][k] as FP8 (e4m3fn), behind the norm where its weight is given: codes[m][depth], zeros
+ * from k on, and scale[m]; the bits that torch's operators give in vggtquant/ops/float8.py. A row
+ * that is not finite has a code or a scale of NaN. VGQ_EINVAL: depth is less than k or no multiple
+ * of 4, codes are not aligned to 4 bytes. */
+vgq_status vgq_code_float8_cuda(size_t m, size_t k, vgq_dtype dtype, const void *x, vgq_norm norm,
+                                size_t depth, uint8_t *codes, float *scale, void *stream);
 /* The weight's values, n x k, rounded once to dtype: for products of many tokens by other means. */
 vgq_status vgq_decode_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,
                            vgq_dtype dtype, void *values, void *stream);

@@ -21,6 +21,7 @@ from pathlib import Path
 import linears
 import numpy as np
 import pytest
+import reference
 import test_core
 import torch
 from once import in_any_order, once
@@ -28,6 +29,7 @@ from once import in_any_order, once
 import vggtquant as vq
 from vggtquant import engines, gpu_linear, ops
 from vggtquant.errors import UserError
+from vggtquant.ops import float8
 
 ROOT = Path(__file__).parents[1]
 SHIM = ROOT / "tests" / "cuda_shim"
@@ -629,6 +631,38 @@ def test_every_engine_gives_the_cpu_s_result(
             assert (got - want).abs().max() <= 0.03 * want.abs().max()
         else:
             assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_fp8_codes_of_tokens_are_those_of_torch(pretended: None, dtype: torch.dtype) -> None:
+    """Every code between two numbers of the format, ragged rows, rows that are not finite; behind a
+    norm those of the norm's values."""
+    steps = torch.linspace(-448, 448, 896 * 64 + 1).reshape(-1, 1)
+    tiny = torch.linspace(-(2.0**-5), 2.0**-5, 4 * 64 + 1).reshape(-1, 1)
+    ends = torch.cat([torch.cat([x, torch.full_like(x, 448.0)], 1) for x in (steps, tiny)])
+    odd = torch.randn(9, 37)
+    odd[1], odd[2], odd[3, 5], odd[4, 0], odd[5, 36] = 0, -0.0, torch.nan, torch.inf, -torch.inf
+    odd[6], odd[7] = odd[6] * 1e-40, odd[7] * 6e4 / odd[7].abs().max()
+    for x in (ends, odd, torch.randn(1, 1), torch.randn(3, 130), torch.randn(2, 64)):
+        x = x.to(dtype)
+        depth = -(-x.shape[1] // 16) * 16
+        want, scale = float8.coded(x, None, depth)
+        got, own = gpu_linear._code_float8(x, None, depth)
+        not_a_number = want.float().isnan()
+        assert torch.equal(got.float().isnan(), not_a_number)
+        same = got.view(torch.uint8) == want.view(torch.uint8)
+        assert (same | not_a_number).all() and torch.equal(own.isnan(), scale.isnan())
+        assert torch.equal(own.nan_to_num(0), scale.nan_to_num(0))
+    for k in (24, 70, 4100):
+        x, weight, bias = torch.randn(5, k).to(dtype), torch.rand(k), torch.randn(k)
+        for added in (bias, None):
+            rows = reference.layer_norm(
+                x.float().numpy(), weight.numpy(), None if added is None else bias.numpy(), 1e-5
+            )
+            depth = -(-k // 16) * 16
+            want, scale = float8.coded(torch.from_numpy(rows), None, depth)
+            got, own = gpu_linear._code_float8(x, ops.Norm(weight, added, 1e-5), depth)
+            assert torch.equal(own, scale) and torch.equal(got.float(), want.float())
 
 
 def test_the_fastest_engine_is_taken_and_a_failing_one_is_not(

@@ -152,6 +152,16 @@ def _decoded(call: Call) -> str:
     return f"{str(call.dtype).removeprefix('torch.')} x {call.about.number} decoded"
 
 
+def _code_float8(
+    x: torch.Tensor, norm: ops.Norm | None, depth: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As float8.coded, in one kernel; a norm by docs/conventions.md, as INT8 tokens have it."""
+    codes = torch.empty((len(x), depth), dtype=torch.uint8, device=x.device)
+    scale = torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
+    ops.gpu_code_float8(x, norm, codes, scale)
+    return codes.view(float8.E4M3), scale
+
+
 def _scaled_mm(call: Call) -> torch.Tensor:
     """FP8 tokens by FP8 weights, as torch multiplies them."""
     return float8.linear(
@@ -164,6 +174,7 @@ def _scaled_mm(call: Call) -> torch.Tensor:
         gelu=call.gelu,
         layer_scale=call.layer_scale,
         residual=call.residual,
+        code=_code_float8,
     )
 
 

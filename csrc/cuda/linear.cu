@@ -142,6 +142,11 @@ size_t vgq_linear_cuda_nbytes(const vgq_weight *weight, const vgq_linear_call *c
 
 static size_t dtype_bits(vgq_dtype dtype) { return 8 * vgq_dtype_nbytes(dtype); }
 
+static bool norm_by_vectors(vgq_norm norm, size_t k)
+{
+    return vgq_by_vectors(norm.weight, k, 4, 32) && vgq_by_vectors(norm.bias, k, 4, 32);
+}
+
 static linear_args args_of(const vgq_weight &w, const void *packed)
 {
     const vgq_cuda_layout at = vgq_cuda_layout_of(&w);
@@ -150,6 +155,7 @@ static linear_args args_of(const vgq_weight &w, const void *packed)
     args.n = (int)w.n, args.k = (int)w.k, args.depth = (int)at.depth;
     args.groups = (int)at.groups, args.group = (int)w.group, args.group_steps = (int)at.group_steps;
     args.steps_inverse = ((1ull << 32) + at.group_steps - 1) / at.group_steps;
+    args.straight = at.groups == 1 || at.group_steps * VGQ_CUDA_STEP == w.group;
     args.columns = (int)at.columns;
     args.header = (const uint64_t *)packed;
     args.scale = (const float *)(bytes + VGQ_CUDA_HEADER);
@@ -177,12 +183,14 @@ static vgq_status run_gemm(const linear_args &args, void *stream)
                       TILE_THREADS, (gemm_shape<kind, units>::shared_nbytes), stream, args);
 }
 
-static vgq_status code_tokens(const linear_args &args, void *stream)
+template <typename token_codes> static vgq_status code_tokens(const linear_args &args, void *stream)
 {
     if (!args.norm.weight)
-        return vgq_launch(code_tokens_kernel<false>, args.m, CODE_THREADS, 0, stream, args);
+        return vgq_launch(code_tokens_kernel<token_codes, false>, args.m, CODE_THREADS, 0, stream,
+                          args);
     const size_t staged = args.k <= MOST_STAGED ? round_up(args.k, 4) * sizeof(float) : 0;
-    return vgq_launch(code_tokens_kernel<true>, args.m, CODE_THREADS, staged, stream, args);
+    return vgq_launch(code_tokens_kernel<token_codes, true>, args.m, CODE_THREADS, staged, stream,
+                      args);
 }
 
 /* What follows the sums. */
@@ -267,8 +275,7 @@ static vgq_status operands(const vgq_weight *weight, const void *packed, size_t 
     args->x_dtype = call->x_dtype, args->y_dtype = call->y_dtype;
     args->x = call->x, args->bias = call->bias, args->y = call->y;
     args->norm = call->norm;
-    args->norm_vectors = vgq_by_vectors(call->norm.weight, w->k, 4, 32) &&
-                         vgq_by_vectors(call->norm.bias, w->k, 4, 32);
+    args->norm_vectors = norm_by_vectors(call->norm, w->k);
     args->gelu = call->gelu != 0;
     args->layer_scale = call->layer_scale, args->residual = call->residual;
     args->x_vectors = vgq_by_vectors(call->x, w->k, 4, dtype_bits(call->x_dtype));
@@ -300,7 +307,7 @@ vgq_status vgq_linear_cuda(const vgq_weight *weight, const void *packed, size_t 
         return status;
     if (call->activations != VGQ_INT8_ACTIVATIONS)
         return vgq_blocks(call->m, GEMV_ROWS) > 65535 ? VGQ_EINVAL : run_float(args, &w, stream);
-    const vgq_status coded = code_tokens(args, stream);
+    const vgq_status coded = code_tokens<int8_codes>(args, stream);
     return coded == VGQ_OK ? run_int8(args, &w, stream) : coded;
 }
 
@@ -326,7 +333,24 @@ vgq_status vgq_code_tokens_cuda(const vgq_weight *weight, const void *packed, si
         operands(weight, packed, nbytes, call, scratch, scratch_nbytes, &w, &args);
     if (status != VGQ_OK)
         return status;
-    return in_parts(&w, call) ? code_tokens(args, stream) : VGQ_EINVAL;
+    return in_parts(&w, call) ? code_tokens<int8_codes>(args, stream) : VGQ_EINVAL;
+}
+
+vgq_status vgq_code_float8_cuda(size_t m, size_t k, vgq_dtype dtype, const void *x, vgq_norm norm,
+                                size_t depth, uint8_t *codes, float *scale, void *stream)
+{
+    if ((unsigned)dtype >= VGQ_DTYPES || !k || depth < k || depth % 4 || depth > 0x7fffff00u ||
+        m > 0x7fffff00u || (m && (!x || !codes || !scale)) || (uintptr_t)codes % 4)
+        return VGQ_EINVAL;
+    linear_args args = {};
+    args.m = (int)m, args.k = (int)k, args.depth = (int)depth;
+    args.straight = true;
+    args.x = x, args.x_dtype = dtype;
+    args.norm = norm;
+    args.x_vectors = vgq_by_vectors(x, k, 4, dtype_bits(dtype));
+    args.norm_vectors = norm_by_vectors(norm, k);
+    args.x_codes = (int8_t *)codes, args.x_scale = scale;
+    return code_tokens<float8_codes>(args, stream);
 }
 
 vgq_status vgq_integers_cuda(const vgq_weight *weight, const void *packed, size_t nbytes,

@@ -12,6 +12,7 @@
 struct linear_args {
     int m, n, k, depth;             /* depth: inputs, padded as the codes of the weight are */
     int groups, group, group_steps; /* of a row: groups, their inputs, products of each */
+    bool straight;                  /* no group is padded but the last one: input i is at i */
     uint64_t steps_inverse;         /* 2^32 / group_steps, rounded up: see group_of */
     int columns;                    /* n, padded to panels */
     vgq_dtype x_dtype, y_dtype;
@@ -54,6 +55,10 @@ static __device__ __forceinline__ int group_of(const linear_args &args, int step
  * many are there. Groups start at multiples of 8, so that no four straddle two. */
 static __device__ __forceinline__ int source_of(const linear_args &args, int at, int *count)
 {
+    if (args.straight) {
+        *count = vgq_most(0, vgq_least(4, args.k - at));
+        return at;
+    }
     const int g = group_of(args, at / VGQ_CUDA_STEP);
     const int j = at - g * args.group_steps * VGQ_CUDA_STEP, i = g * args.group + j;
     const int end = vgq_least((g + 1) * args.group, args.k);
@@ -61,9 +66,20 @@ static __device__ __forceinline__ int source_of(const linear_args &args, int at,
     return i;
 }
 
+static __device__ __forceinline__ float float_of_f16(uint32_t half)
+{
+#if defined(__CUDA_ARCH__)
+    float v;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"((uint16_t)half));
+    return v;
+#else
+    return vgq_float_of_f16((uint16_t)half);
+#endif
+}
+
 static __device__ __forceinline__ float widen(vgq_dtype dtype, uint32_t half)
 {
-    return dtype == VGQ_F16 ? vgq_float_of_f16((uint16_t)half) : vgq_float_of_bf16((uint16_t)half);
+    return dtype == VGQ_F16 ? float_of_f16(half) : vgq_float_of_bf16((uint16_t)half);
 }
 
 /* x[i..i+3] as floats; zeros from count on. */
@@ -77,8 +93,13 @@ static __device__ __forceinline__ void load4(const linear_args &args, size_t i, 
             return;
         }
         const uint2 two = *(const uint2 *)((const uint16_t *)args.x + i);
-        v[0] = widen(args.x_dtype, two.x & 0xffffu), v[1] = widen(args.x_dtype, two.x >> 16);
-        v[2] = widen(args.x_dtype, two.y & 0xffffu), v[3] = widen(args.x_dtype, two.y >> 16);
+        if (args.x_dtype == VGQ_F16) {
+            v[0] = float_of_f16(two.x & 0xffffu), v[1] = float_of_f16(two.x >> 16);
+            v[2] = float_of_f16(two.y & 0xffffu), v[3] = float_of_f16(two.y >> 16);
+        } else {
+            v[0] = vgq_float_of_bits(two.x << 16), v[1] = vgq_float_of_bits(two.x & 0xffff0000u);
+            v[2] = vgq_float_of_bits(two.y << 16), v[3] = vgq_float_of_bits(two.y & 0xffff0000u);
+        }
         return;
     }
     for (int j = 0; j < 4; j++)
@@ -151,7 +172,7 @@ static __device__ __forceinline__ void store_some(const linear_args &args, size_
 /* What eight neighbouring outputs do to their sums; held in registers while rows pass by. */
 struct eight_outputs {
     float scale[8], bias[8];
-    int32_t zero[8];
+    int32_t minus_zero[8];
 
     /* Outputs c..c+7, c a multiple of 8, of which `count` are there; scales and zero points are
      * padded to panels. */
@@ -165,7 +186,8 @@ struct eight_outputs {
             const float4 s = with_scales ? scales[j / 4] : float4{1, 1, 1, 1};
             const int4 z = with_zeros ? zeros[j / 4] : int4{0, 0, 0, 0};
             scale[j] = s.x, scale[j + 1] = s.y, scale[j + 2] = s.z, scale[j + 3] = s.w;
-            zero[j] = z.x, zero[j + 1] = z.y, zero[j + 2] = z.z, zero[j + 3] = z.w;
+            minus_zero[j] = -z.x, minus_zero[j + 1] = -z.y;
+            minus_zero[j + 2] = -z.z, minus_zero[j + 3] = -z.w;
         }
 #pragma unroll
         for (int j = 0; j < 8; j++)
@@ -175,7 +197,7 @@ struct eight_outputs {
     /* Output j of a token, from the sum of its products; docs/conventions.md, "Linear". */
     __device__ __forceinline__ float of(int j, int32_t sum, float x_scale, int32_t x_sum) const
     {
-        return (float)(sum - zero[j] * x_sum) * x_scale * scale[j] + bias[j];
+        return (float)(sum + minus_zero[j] * x_sum) * x_scale * scale[j] + bias[j];
     }
 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Activations as INT8 codes, a block a token: LayerNorm where it is asked for, the largest
- * magnitude, codes, their sum. docs/conventions.md, "Activations" and "Linear". */
+ * Activations as INT8 or FP8 codes, a block a token: LayerNorm where it is asked for, the largest
+ * magnitude, codes, the sum of INT8 ones. docs/conventions.md, "Activations" and "Linear". */
 #ifndef VGQ_LINEAR_TOKENS_CUH
 #define VGQ_LINEAR_TOKENS_CUH
 
@@ -105,10 +105,76 @@ struct row_norm {
     }
 };
 
+/* Four codes in a word, of which `count` are there and the others 0. INT8, as vgq_encode_token: 1.5
+ * x 2^23 leaves the nearest integer, ties to even, in the low bits of a float. */
+struct int8_codes {
+    float scale, inverse;
+    uint32_t finite; /* all bits, or none in a row that is not finite */
+
+    __device__ inline explicit int8_codes(uint32_t largest)
+    {
+        scale = vgq_token_scale(largest, VGQ_INT8_HIGHEST, &inverse);
+        finite = largest < 0x7f800000u ? ~0u : 0u;
+    }
+    __device__ inline uint32_t of(const float (&v)[4], int) const
+    {
+        uint32_t code[4];
+        for (int j = 0; j < 4; j++)
+            code[j] = vgq_bits_of_float(fminf(fmaxf(v[j] * inverse, -127.0f), 127.0f) + 0x1.8p23f);
+        return __byte_perm(__byte_perm(code[0], code[1], 0x40), __byte_perm(code[2], code[3], 0x40),
+                           0x5410) &
+               finite;
+    }
+    static __device__ inline int32_t sum(uint32_t word, int32_t sum)
+    {
+        return __dp4a((int)word, 0x01010101, sum);
+    }
+};
+
+/* FP8 (e4m3fn): v / scale, the scale at least 2^-126, rounded to nearest even; what torch's
+ * operators give in vggtquant/ops/float8.py. NaN and infinity: a scale of NaN or infinity. */
+struct float8_codes {
+    float scale;
+
+    __device__ inline explicit float8_codes(uint32_t largest)
+    {
+        const float s = vgq_float_of_bits(largest) / 448.0f;
+        scale = s < 0x1p-126f ? 0x1p-126f : s;
+    }
+    /* |v| is at most 448, by a rounding; below 2^-6 numbers are 2^-9 apart. */
+    static __device__ inline uint32_t one(float v)
+    {
+        const uint32_t bits = vgq_bits_of_float(v), sign = bits >> 24 & 0x80u;
+        const uint32_t size = bits & 0x7fffffffu;
+        if (size > 0x7f800000u)
+            return sign | 0x7fu;
+        if (size < 121u << 23)
+            return sign | (vgq_bits_of_float(vgq_float_of_bits(size) + 0x1p14f) - (141u << 23));
+        return sign | (size - (120u << 23) + 0x7ffffu + (size >> 20 & 1u)) >> 20;
+    }
+    static __device__ inline uint32_t two(float low, float high)
+    {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+        uint16_t pair;
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+        return pair;
+#else
+        return one(low) | one(high) << 8;
+#endif
+    }
+    __device__ inline uint32_t of(const float (&v)[4], int count) const
+    {
+        const uint32_t low = two(v[0] / scale, v[1] / scale);
+        const uint32_t word = low | two(v[2] / scale, v[3] / scale) << 16;
+        return count < 4 ? word & ((1u << 8 * count) - 1) : word;
+    }
+    static __device__ inline int32_t sum(uint32_t, int32_t sum) { return sum; }
+};
+
 /* A block codes a token: its largest magnitude, then codes, four a thread, where the product wants
  * them. A second reading finds the row in the cache or, with a norm, in shared memory, where the
  * first one has left it normalized. */
-template <bool with_norm>
+template <typename token_codes, bool with_norm>
 static __global__ void __launch_bounds__(CODE_THREADS, 8) code_tokens_kernel(const linear_args args)
 {
     __shared__ uint32_t largest_of[CODE_THREADS / VGQ_WARP];
@@ -142,9 +208,7 @@ static __global__ void __launch_bounds__(CODE_THREADS, 8) code_tokens_kernel(con
         for (int j = 0; j < 4; j++)
             largest = vgq_most(largest, vgq_bits_of_float(v[j]) & 0x7fffffffu);
     }
-    float inverse;
-    largest = block_most(largest, largest_of);
-    const float scale = vgq_token_scale(largest, VGQ_INT8_HIGHEST, &inverse);
+    const token_codes codes(block_most(largest, largest_of));
     int32_t sum = 0;
     for (int at = (int)threadIdx.x * 4; at < args.depth; at += CODE_THREADS * 4) {
         const int i = source_of(args, at, &count);
@@ -152,18 +216,16 @@ static __global__ void __launch_bounds__(CODE_THREADS, 8) code_tokens_kernel(con
         if constexpr (with_norm)
             if (!row.staged)
                 norm.apply(args, i, count, v);
-        uint32_t word = 0;
-        for (int j = 0; j < 4; j++) {
-            const int8_t code = vgq_encode_token(v[j], inverse);
-            word |= (uint32_t)(uint8_t)code << 8 * j;
-            sum += code;
-        }
+        const uint32_t word = codes.of(v, count);
+        sum = token_codes::sum(word, sum);
         *(uint32_t *)(args.x_codes + m * (size_t)args.depth + at) = word;
     }
-    sum = block_sum(sum, sum_of);
+    if (args.x_sum)
+        sum = block_sum(sum, sum_of);
     if (threadIdx.x == 0) {
-        args.x_scale[m] = scale;
-        args.x_sum[m] = sum;
+        args.x_scale[m] = codes.scale;
+        if (args.x_sum)
+            args.x_sum[m] = sum;
     }
 }
 

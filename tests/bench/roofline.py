@@ -57,16 +57,18 @@ FEW = 8
 W4 = 0.5 + 2 / 32
 """Bytes of an INT4 weight with the pairs of groups of 32."""
 
-# Counted in the SASS of sm_90: instructions of a warp in the loop over stages of 64 inputs.
-GEMM = {(1, 128): 176, (1, 64): 115, (W4, 128): 332, (W4, 64): 210}
-"""By bytes of a weight and outputs of a block. 64 of them, or 32, are products."""
-FEW_ROWS = {1: 270, 2: 270, 8: 395}
-"""By tokens: of 8 outputs, the tokens' way through shared memory included."""
-CODING = 55
-"""Of four inputs of each lane's token, both passes."""
-EPILOGUE = 90
-"""Of eight outputs of each lane, estimated from the PTX: sums from shared memory, two scales, zero
-point, bias, rounding, one store of 16 bytes. Two blocks of a processor are not taken to overlap."""
+# Counted in the SASS of sm_90 (nvcc 13.0, nvdisasm): instructions of a warp.
+GEMM = {(1, 256): 180, (1, 128): 183, (1, 64): 126, (W4, 128): 342, (W4, 64): 215}
+"""Of a stage of 64 inputs, by bytes of a weight and outputs of a block. 64 of them, of the narrow
+blocks 32, are products."""
+FEW_ROWS = {(1, 1): 212, (W4, 1): 253, (1, 8): 323, (W4, 8): 346}
+"""By bytes of a weight and tokens: of 8 outputs and 64 inputs, the tokens' way through shared
+memory included."""
+CODING, CODING_FP8 = 93, 110
+"""Of four inputs of each lane, both passes, from bfloat16."""
+EPILOGUE = 132
+"""Of eight outputs of each lane, to bfloat16: sums from shared memory, two scales, zero point,
+bias, rounding, one store of 16 bytes. Two blocks of a processor are not taken to overlap."""
 HOST, HOST_TORCH = 40e-6, 8e-6
 """Seconds of Python in a call of our Linear and of nn.Linear, timed on one core of an Intel Xeon
 (Sapphire Rapids) with kernels that do nothing; a CUDA graph spares both."""
@@ -77,7 +79,7 @@ def blocks(n: int, size: int) -> int:
 
 
 class Tiles(NamedTuple):
-    """How csrc/cuda/linear.cu, is_narrow, cuts a product."""
+    """How a product is cut into blocks."""
 
     width: int
     count: int
@@ -86,6 +88,7 @@ class Tiles(NamedTuple):
 
 
 def tiles(gpu: Gpu, m: int, n: int) -> Tiles:
+    """By `fused`: is_narrow in csrc/cuda/linear.cu."""
     wide, narrow = blocks(m, 128) * blocks(n, 128), blocks(m, 128) * blocks(n, 64)
     wide_turns, narrow_turns = blocks(wide, gpu.processors), blocks(narrow, gpu.processors)
     if 20 * wide_turns > 11 * narrow_turns:
@@ -93,21 +96,33 @@ def tiles(gpu: Gpu, m: int, n: int) -> Tiles:
     return Tiles(128, wide, wide_turns)
 
 
+def tiles_256(gpu: Gpu, m: int, n: int) -> Tiles:
+    """By blocks of 8 warps, of which a processor holds one; not built."""
+    count = blocks(m, 128) * blocks(n, 256)
+    return Tiles(256, count, blocks(count, gpu.processors))
+
+
+def warps(width: int) -> int:
+    """Of a block: 64 tokens each, by 32 outputs of a narrow one and 64 of the others."""
+    return 8 if width == 256 else 4
+
+
 def stage_clocks(gpu: Gpu, width: int, weight: float) -> dict[str, float]:
     """Of 128 tokens x `width` outputs x 64 inputs on a processor: each of what they need."""
     rate = gpu.int8 * 1e12 / 2 / gpu.processors / (gpu.clock * 1e9)
-    read = 4 * (64 * 64 + width / 2 * 64 * weight)  # by each of four warps
+    outputs = 2 * width / warps(width)  # of a warp
+    read = warps(width) * (64 * 64 + outputs * 64 * weight)
     return {
         "tensor cores": 128 * width * 64 / (rate * gpu.share),
-        "instructions": 4 * GEMM[weight, width] / 4,
+        "instructions": warps(width) * GEMM[weight, width] / 4,
         "shared memory": (read + stage_bytes(width, weight)) / 128,
     }
 
 
 def epilogue_clocks(width: int) -> float:
     """Of a block of 128 tokens x `width` outputs: its sums to shared memory, and EPILOGUE."""
-    outputs = 64 * width / 2 / 32  # of a lane
-    return outputs + outputs / 8 * EPILOGUE
+    outputs = 128 * width / warps(width) / 32  # of a lane
+    return warps(width) / 4 * (outputs + outputs / 8 * EPILOGUE)
 
 
 def stage_bytes(width: int, weight: float) -> float:
@@ -135,9 +150,14 @@ def coding(gpu: Gpu, m: int, k: int) -> float:
     return max(3 * m * k / (gpu.bandwidth * 1e9), CODING * m * k / 4 / 32 / gpu.issued)
 
 
-def product(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
+def coding_fp8(gpu: Gpu, m: int, k: int) -> float:
+    """The same to FP8."""
+    return max(3 * m * k / (gpu.bandwidth * 1e9), CODING_FP8 * m * k / 4 / 32 / gpu.issued)
+
+
+def product(gpu: Gpu, m: int, k: int, n: int, weight: float, cut: Tiles | None = None) -> float:
     """Seconds of the product of coded tokens; weight: bytes of one, 1 or W4."""
-    cut, stages = tiles(gpu, m, n), blocks(k, 64)
+    cut, stages = cut or tiles(gpu, m, n), blocks(k, 64)
     clocks = max(stage_clocks(gpu, cut.width, weight).values())
     return max(
         cut.turns * (stages * clocks + epilogue_clocks(cut.width)) / (gpu.clock * 1e9),
@@ -162,20 +182,15 @@ def int_mm(gpu: Gpu, m: int, k: int, n: int) -> float:
     return coding(gpu, m, k) + 3 * LAUNCH + library + rest
 
 
-FP8_CODING = 2 + 6 + 5
-"""Bytes of an input that torch's operators move: the largest magnitude, the quotient to float32,
-the rounding to FP8."""
-
-
 def scaled_mm(gpu: Gpu, m: int, k: int, n: int) -> float | None:
-    """Seconds of the engine scaled_mm to bfloat16: five small kernels and the library's product."""
+    """Seconds of the engine scaled_mm to bfloat16: coding and the library's product."""
     if not gpu.fp8:
         return None
     bandwidth = gpu.bandwidth * 1e9
     library = max(
         2 * macs(m, k, n) / (gpu.fp8 * 1e12 * BF16_SHARE), (m * k + n * k + 2 * m * n) / bandwidth
     )
-    return FP8_CODING * m * k / bandwidth + 5 * LAUNCH + library
+    return coding_fp8(gpu, m, k) + LAUNCH + library
 
 
 NORM_BLOCKS = 9
@@ -238,7 +253,7 @@ def weight_only(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
     """Seconds with float activations: packed weights read once, or decoded and multiplied."""
     if m <= FEW:
         moved = (weight * n * k + 2 * m * (k + n)) / (gpu.bandwidth * 1e9)
-        return max(moved, blocks(n, 8) * blocks(k, 64) * FEW_ROWS[m] / gpu.issued)
+        return max(moved, blocks(n, 8) * blocks(k, 64) * FEW_ROWS[weight, m] / gpu.issued)
     return (weight + 2) * n * k / (gpu.bandwidth * 1e9) + LAUNCH + bf16(gpu, m, k, n)
 
 
@@ -352,6 +367,20 @@ def time_table(gpu: Gpu) -> list[str]:
     return lines
 
 
+def wider_table() -> list[str]:
+    """How many times faster W8A8 would be with blocks of 256 outputs."""
+    lines = head("GPU", "inputs x outputs", *(f"{m} tokens" for m in TOKENS))
+    for gpu in GPUS:
+        for k, n in SHAPES:
+            times = []
+            for m in TOKENS:
+                before = coding(gpu, m, k) + LAUNCH
+                wider = before + product(gpu, m, k, n, 1, tiles_256(gpu, m, n))
+                times.append(f"{int8(gpu, m, k, n, 1) / wider:.2f}")
+            lines.append(cells(gpu.name, f"{k} x {n}", *times))
+    return lines
+
+
 def few_table() -> list[str]:
     lines = head("GPU", "inputs x outputs", "tokens", "BF16 µs", "W8 µs", "W4 µs")
     for gpu in GPUS:
@@ -403,6 +432,10 @@ def tables() -> str:
     found += [[f"**{gpu.name}**, expected times", "", *time_table(gpu)] for gpu in GPUS]
     found += [["**A block of VGGT without its attention**, expected times", "", *block_table()]]
     found += [["**Few coded tokens**, W8A8, the product alone", "", *parts_table()]]
+    found += [
+        ["**Blocks of 128 x 256**, W8A8: the time with those that are built, divided by theirs"]
+    ]
+    found[-1] += ["", *wider_table()]
     found += [[f"**Up to {FEW} tokens**, weight-only", "", *few_table()]]
     found += [["**The other kernels**, expected times", "", *others_table()]]
     return "\n\n".join("\n".join(part) for part in found)

@@ -170,6 +170,14 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector)
     return result;
 }
 
+/* c and the products of the four signed bytes of a and b. */
+static inline int __dp4a(int a, int b, int c)
+{
+    for (unsigned i = 0; i < 32; i += 8)
+        c += (int8_t)((unsigned)a >> i) * (int8_t)((unsigned)b >> i);
+    return c;
+}
+
 /* ---- the runtime's functions that the sources call ------------------------------------------ */
 
 typedef void *cudaStream_t;

@@ -29,6 +29,7 @@ from .convolution import Projection, Tables, Window, conv2d, conv_channels, resi
 from .gpu import (
     GpuProduct,
     check_gpu_call,
+    gpu_code_float8,
     gpu_code_tokens,
     gpu_decode,
     gpu_depth,
@@ -90,6 +91,7 @@ __all__ = [
     "exp",
     "filled",
     "fitted",
+    "gpu_code_float8",
     "gpu_code_tokens",
     "gpu_decode",
     "gpu_depth",

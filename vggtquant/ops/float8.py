@@ -10,6 +10,7 @@ decoded to compute with it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,25 @@ def multiplied(
     )
 
 
+def coded(x: torch.Tensor, norm: Norm | None, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (m, k), normalized where there is a norm, as float8 (m, depth), zeros from k on, and
+    their scales (m, 1): by torch's operators.
+
+    >>> codes, scale = coded(torch.tensor([[896.0, -2.0]]), None, 4)
+    >>> codes.float().tolist(), scale.tolist()
+    ([[448.0, -1.0, 0.0, 0.0]], [[2.0]])
+    """
+    k = x.shape[1]
+    if norm is not None:
+        weight, shift = (None if p is None else p.float() for p in norm[:2])
+        x = F.layer_norm(x.float(), (k,), weight, shift, norm.eps)
+    scale = row_scales(torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True))
+    codes = (x / scale).to(E4M3)  # none is above 448, by more than a rounding
+    if depth != k:
+        codes = F.pad(codes.view(torch.uint8), (0, depth - k)).view(E4M3)
+    return codes, scale
+
+
 def linear(
     packed: torch.Tensor,
     about: Packed,
@@ -146,25 +166,21 @@ def linear(
     gelu: bool = False,
     layer_scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    code: Callable[[torch.Tensor, Norm | None, int], tuple[torch.Tensor, torch.Tensor]] = coded,
 ) -> torch.Tensor:
     """residual + layer_scale * gelu(norm(x) w^T + bias), each where it is given, in `dtype`.
 
-    x (m, k). A row of x with a NaN or an infinity gives a row of NaN.
+    x (m, k). code: what takes x to codes and scales. A row with a NaN or an infinity gives a row of
+    NaN.
 
     Raises:
         UserError: the device has no FP8 product.
     """
     check(x.device)
-    if norm is not None:
-        weight, shift = (None if p is None else p.float() for p in norm[:2])
-        x = F.layer_norm(x.float(), (about.k,), weight, shift, norm.eps)
     if not len(x):
         return torch.empty((0, about.n), dtype=dtype, device=x.device)
     weight, weight_scale = _parts(packed, about)
-    scale = row_scales(torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True))
-    codes = (x / scale).to(E4M3)  # none is above 448, by more than a rounding
-    if weight.shape[1] != about.k:
-        codes = F.pad(codes.view(torch.uint8), (0, weight.shape[1] - about.k)).view(E4M3)
+    codes, scale = code(x, norm, weight.shape[1])
     if bias is not None and len(weight) != about.n:
         bias = F.pad(bias, (0, len(weight) - about.n))
     plain = not gelu and layer_scale is None and residual is None

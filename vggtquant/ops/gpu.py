@@ -84,6 +84,16 @@ def gpu_code_tokens(product: GpuProduct, scratch: torch.Tensor) -> None:
     native.run("code_tokens", product.described(), scratch)
 
 
+def gpu_code_float8(
+    x: torch.Tensor, norm: Norm | None, codes: torch.Tensor, scale: torch.Tensor
+) -> None:
+    """FP8 codes of tokens (m, k), normalized where there is a norm, as bytes (m, depth), zeros from
+    k on, and their scales, float32 (m, 1)."""
+    weight, bias, eps = norm or (None, None, 0.0)
+    described = (native.described(weight), native.described(bias), eps)
+    native.run("code_float8", x, described, codes, scale)
+
+
 def gpu_finish(product: GpuProduct, sums: torch.Tensor, scratch: torch.Tensor) -> None:
     """y from the sums of integers, int32 (m, n), and the tokens' scales."""
     native.run("finish", product.described(), sums, scratch)

@@ -322,6 +322,29 @@ static PyObject *py_code_tokens(PyObject *self, PyObject *args)
     return vgq_cuda_done(status);
 }
 
+static PyObject *py_code_float8(PyObject *self, PyObject *args)
+{
+    vgq_array x, norm_weight, norm_bias, codes, scale;
+    float eps;
+    void *stream;
+    vgq_status status;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&(O&O&f)O&O&n:code_float8", vgq_array_values, &x,
+                          vgq_array_optional_f32, &norm_weight, vgq_array_optional_f32, &norm_bias,
+                          &eps, vgq_array_u8, &codes, vgq_array_f32, &scale, &stream))
+        return NULL;
+    const size_t m = (size_t)x.shape[0], k = (size_t)x.shape[1], depth = (size_t)codes.shape[1];
+    if (x.dims != 2 || codes.dims != 2 || (size_t)codes.shape[0] != m || depth < k ||
+        scale.n != m || !fits_or_none(norm_weight, k) || !fits_or_none(norm_bias, k))
+        return vgq_wrong_sizes();
+    const vgq_norm norm = {norm_weight.data, norm_bias.data, eps};
+    Py_BEGIN_ALLOW_THREADS
+        status = vgq_code_float8_cuda(m, k, x.dtype, x.data, norm, depth, codes.data, scale.data,
+                                      stream);
+    Py_END_ALLOW_THREADS
+    return vgq_cuda_done(status);
+}
+
 static PyObject *py_integers(PyObject *self, PyObject *args)
 {
     vgq_weight w;
@@ -396,6 +419,7 @@ static PyMethodDef methods[] = {
     {"linear", py_linear, METH_VARARGS, "y = x w^T + bias."},
     {"depth", py_depth, METH_VARARGS, "Inputs of a packed weight's row, padding included."},
     {"code_tokens", py_code_tokens, METH_VARARGS, "Codes of tokens into the scratch of linear."},
+    {"code_float8", py_code_float8, METH_VARARGS, "FP8 codes and scales of tokens."},
     {"integers", py_integers, METH_VARARGS, "A packed weight's integers, by rows."},
     {"finish", py_finish, METH_VARARGS, "y from the sums of products of integers."},
     {"decode", py_decode, METH_VARARGS, "A packed weight's values."},
