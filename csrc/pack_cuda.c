@@ -60,14 +60,15 @@ static size_t word_at(const vgq_cuda_layout *layout, size_t c, size_t at, int *s
     return unit + (is_int4 ? lane * 8 + at / 32 % 2 * 4 : lane * 16 + at / 16 % 4 * 4);
 }
 
-/* Codes of one output: row-major q to the panel, or back. The receiver starts as zeros. */
-static void move_row(const vgq_weight *w, const vgq_cuda_layout *layout, size_t c, uint8_t *q,
-                     unsigned char *panel, int to_panel)
+/* Codes from input `done` on of one output: row-major q to the panel, or back. The receiver starts
+ * as zeros. */
+static void move_row(const vgq_weight *w, const vgq_cuda_layout *layout, size_t c, size_t done,
+                     uint8_t *q, unsigned char *panel, int to_panel)
 {
-    for (size_t g = 0; g < layout->groups; g++) {
+    for (size_t g = done / w->group; g < layout->groups; g++) {
         const size_t start = g * w->group, end = vgq_min(start + w->group, w->k);
         const size_t padded = g * layout->group_steps * VGQ_CUDA_STEP;
-        for (size_t i = start; i < end; i += 4) {
+        for (size_t i = done > start ? done : start; i < end; i += 4) {
             int shift;
             unsigned char *const at = panel + word_at(layout, c, padded + i - start, &shift);
             const size_t count = vgq_min(4, end - i);
@@ -81,6 +82,81 @@ static void move_row(const vgq_weight *w, const vgq_cuda_layout *layout, size_t 
             }
         }
     }
+}
+
+/* A unit's row and 64 inputs of q, all there: a transposition of 4 x 4 words, and its own inverse.
+ */
+static void move_i8(const uint8_t *from, uint8_t *to)
+{
+    uint32_t in[16], out[16];
+    memcpy(in, from, sizeof(in));
+    for (size_t i = 0; i < 16; i++)
+        out[i] = in[i % 4 * 4 + i / 4];
+    memcpy(to, out, sizeof(out));
+}
+
+/* The four nibbles of a half word, a byte each; and back. */
+static uint32_t spread(uint32_t half)
+{
+    half = (half | half << 8) & 0x00ff00ffu;
+    return (half | half << 4) & 0x0f0f0f0fu;
+}
+
+static uint16_t gathered(uint32_t nibbles)
+{
+    nibbles = (nibbles | nibbles >> 4) & 0x00ff00ffu;
+    return (uint16_t)(nibbles | nibbles >> 8);
+}
+
+/* The same of INT4: word 2t + p of the row has the inputs 32p + 4t.. and 32p + 16 + 4t.. */
+static void move_i4_to_panel(const uint8_t *q, uint8_t *row)
+{
+    uint16_t in[16];
+    uint32_t out[8];
+    memcpy(in, q, sizeof(in));
+    for (size_t p = 0; p < 2; p++)
+        for (size_t t = 0; t < 4; t++)
+            out[2 * t + p] = (spread(in[8 * p + t]) | spread(in[8 * p + 4 + t]) << 4) ^ 0x88888888u;
+    memcpy(row, out, sizeof(out));
+}
+
+static void move_i4_from_panel(const uint8_t *row, uint8_t *q)
+{
+    uint32_t in[8];
+    uint16_t out[16];
+    memcpy(in, row, sizeof(in));
+    for (size_t p = 0; p < 2; p++)
+        for (size_t t = 0; t < 4; t++) {
+            const uint32_t word = in[2 * t + p] ^ 0x88888888u;
+            out[8 * p + t] = gathered(word & 0x0f0f0f0fu);
+            out[8 * p + 4 + t] = gathered(word >> 4 & 0x0f0f0f0fu);
+        }
+    memcpy(q, out, sizeof(out));
+}
+
+/* Codes of a panel's outputs, whose first rows are at q, to the panel or back: tiles of 64 inputs,
+ * then what fills none. */
+static void move_panel(const vgq_weight *w, const vgq_cuda_layout *layout, size_t columns,
+                       uint8_t *q, unsigned char *panel, int to_panel)
+{
+    const size_t row_nbytes = vgq_row_nbytes(w->format, w->k);
+    const size_t tiles = layout->straight ? w->k / VGQ_CUDA_DEPTH : 0;
+    const size_t tile_nbytes = vgq_row_nbytes(w->format, VGQ_CUDA_DEPTH); /* of a row */
+    for (size_t tile = 0; tile < tiles; tile++)
+        for (size_t c = 0; c < columns; c++) {
+            uint8_t *const codes = q + c * row_nbytes + tile * tile_nbytes;
+            const size_t unit = tile * 8 + vgq_cuda_unit((unsigned)c);
+            unsigned char *const row =
+                panel + unit * layout->unit_nbytes + vgq_cuda_row((unsigned)c) * tile_nbytes;
+            if (w->format == VGQ_I8)
+                move_i8(to_panel ? codes : row, to_panel ? row : codes);
+            else if (to_panel)
+                move_i4_to_panel(codes, row);
+            else
+                move_i4_from_panel(row, codes);
+        }
+    for (size_t c = 0; c < columns; c++)
+        move_row(w, layout, c, tiles * VGQ_CUDA_DEPTH, q + c * row_nbytes, panel, to_panel);
 }
 
 /* Where the column part keeps the pair of a group and an output. */
@@ -163,8 +239,7 @@ static vgq_status pack(const vgq_weight *weight, void *packed, size_t nbytes)
             continue;
         const size_t first = p * VGQ_CUDA_PANEL, columns = vgq_min(VGQ_CUDA_PANEL, w.n - first);
         memset(panel, 0, layout.panel_nbytes);
-        for (size_t c = 0; c < columns; c++)
-            move_row(&w, &layout, c, w.q + (first + c) * vgq_row_nbytes(w.format, w.k), panel, 1);
+        move_panel(&w, &layout, columns, w.q + first * vgq_row_nbytes(w.format, w.k), panel, 1);
     }
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }
@@ -215,8 +290,7 @@ static vgq_status unpack(const void *packed, size_t nbytes, const vgq_weight *we
         const size_t first = p * VGQ_CUDA_PANEL, columns = vgq_min(VGQ_CUDA_PANEL, w.n - first);
         const size_t row_nbytes = vgq_row_nbytes(w.format, w.k);
         memset(w.q + first * row_nbytes, 0, columns * row_nbytes);
-        for (size_t c = 0; c < columns; c++)
-            move_row(&w, &layout, c, w.q + (first + c) * row_nbytes, panel, 0);
+        move_panel(&w, &layout, columns, w.q + first * row_nbytes, panel, 0);
     }
     return vgq_stopped() ? VGQ_ESTOPPED : VGQ_OK;
 }

@@ -155,7 +155,7 @@ static linear_args args_of(const vgq_weight &w, const void *packed)
     args.n = (int)w.n, args.k = (int)w.k, args.depth = (int)at.depth;
     args.groups = (int)at.groups, args.group = (int)w.group, args.group_steps = (int)at.group_steps;
     args.steps_inverse = ((1ull << 32) + at.group_steps - 1) / at.group_steps;
-    args.straight = at.groups == 1 || at.group_steps * VGQ_CUDA_STEP == w.group;
+    args.straight = at.straight;
     args.columns = (int)at.columns;
     args.header = (const uint64_t *)packed;
     args.scale = (const float *)(bytes + VGQ_CUDA_HEADER);

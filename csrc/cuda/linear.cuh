@@ -12,7 +12,7 @@
 struct linear_args {
     int m, n, k, depth;             /* depth: inputs, padded as the codes of the weight are */
     int groups, group, group_steps; /* of a row: groups, their inputs, products of each */
-    bool straight;                  /* no group is padded but the last one: input i is at i */
+    bool straight;                  /* as in vgq_cuda_layout */
     uint64_t steps_inverse;         /* 2^32 / group_steps, rounded up: see group_of */
     int columns;                    /* n, padded to panels */
     vgq_dtype x_dtype, y_dtype;

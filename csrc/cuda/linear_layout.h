@@ -53,6 +53,7 @@ enum {
 /* Counts, and where the parts begin, in bytes. */
 typedef struct vgq_cuda_layout {
     size_t groups, group_steps; /* of a row; products of a group */
+    int straight;               /* no group but the last is padded: input i lies where i does */
     size_t depth;               /* inputs, padded */
     size_t columns, panels;     /* outputs, padded */
     size_t column, codes, unit_nbytes, panel_nbytes, nbytes;
@@ -64,6 +65,7 @@ VGQ_LAYOUT vgq_cuda_layout vgq_cuda_layout_of(const vgq_weight *w)
     vgq_cuda_layout at;
     at.groups = (w->k + w->group - 1) / w->group;
     at.group_steps = (w->group + VGQ_CUDA_STEP - 1) / VGQ_CUDA_STEP;
+    at.straight = at.groups == 1 || w->group % VGQ_CUDA_STEP == 0;
     at.depth = (at.groups * at.group_steps + 1) / 2 * VGQ_CUDA_DEPTH;
     at.panels = (w->n + VGQ_CUDA_PANEL - 1) / VGQ_CUDA_PANEL;
     at.columns = at.panels * VGQ_CUDA_PANEL;
