@@ -69,7 +69,7 @@ CODING, CODING_FP8 = 93, 110
 EPILOGUE = 132
 """Of eight outputs of each lane, to bfloat16: sums from shared memory, two scales, zero point,
 bias, rounding, one store of 16 bytes. Two blocks of a processor are not taken to overlap."""
-HOST, HOST_TORCH = 40e-6, 8e-6
+HOST, HOST_TORCH = 32e-6, 6e-6
 """Seconds of Python in a call of our Linear and of nn.Linear, timed on one core of an Intel Xeon
 (Sapphire Rapids) with kernels that do nothing; a CUDA graph spares both."""
 

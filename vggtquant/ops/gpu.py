@@ -76,12 +76,12 @@ class GpuProduct(NamedTuple):
 
 def gpu_linear(product: GpuProduct, activations: Activations, scratch: torch.Tensor) -> None:
     """All parts at once; contracts in csrc/vgq_cuda.h, of the rest too."""
-    native.run("linear", product.described(), activations, scratch)
+    _queue("linear", scratch, product.described(), activations, native.described(scratch))
 
 
 def gpu_code_tokens(product: GpuProduct, scratch: torch.Tensor) -> None:
     """Codes, scales and sums of the tokens, normalized where the product says so, to scratch."""
-    native.run("code_tokens", product.described(), scratch)
+    _queue("code_tokens", scratch, product.described(), native.described(scratch))
 
 
 def gpu_code_float8(
@@ -91,24 +91,31 @@ def gpu_code_float8(
     k on, and their scales, float32 (m, 1)."""
     weight, bias, eps = norm or (None, None, 0.0)
     described = (native.described(weight), native.described(bias), eps)
-    native.run("code_float8", x, described, codes, scale)
+    rest = map(native.described, (codes, scale))
+    _queue("code_float8", x, native.described(x), described, *rest)
 
 
 def gpu_finish(product: GpuProduct, sums: torch.Tensor, scratch: torch.Tensor) -> None:
     """y from the sums of integers, int32 (m, n), and the tokens' scales."""
-    native.run("finish", product.described(), sums, scratch)
+    rest = map(native.described, (sums, scratch))
+    _queue("finish", scratch, product.described(), *rest)
 
 
 def gpu_integers(about: Packed, packed: torch.Tensor, integers: torch.Tensor) -> None:
     """The weight's integers, int8 (n, gpu_depth)."""
-    native.run("integers", _weight(about), packed, integers)
+    _queue("integers", packed, _weight(about), *map(native.described, (packed, integers)))
 
 
 def gpu_decode(about: Packed, packed: torch.Tensor, weight: torch.Tensor) -> None:
     """The weight's values (n, k), rounded once."""
-    native.run("decode", _weight(about), packed, weight)
+    _queue("decode", packed, _weight(about), *map(native.described, (packed, weight)))
 
 
 def _module() -> ModuleType:
     assert native.cuda is not None  # check_gpu_call
     return native.cuda
+
+
+def _queue(name: str, where: torch.Tensor, *args: Any) -> None:
+    """A call on the device of `where`, on which check_gpu_call has found all tensors."""
+    native.queue(getattr(_module(), name), args, where.device)

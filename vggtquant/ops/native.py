@@ -164,7 +164,7 @@ def on_gpu(x: object) -> bool:
 
 def described(x: Any) -> Any:
     """A tensor as _cuda wants it; anything else as it is."""
-    if not isinstance(x, torch.Tensor):
+    if x is None or not isinstance(x, torch.Tensor):
         return x
     return x.data_ptr(), tuple(x.shape), _dtype_word(x.dtype)
 
