@@ -328,13 +328,14 @@ def conv_int(
     stride: tuple[int, int],
     padding: tuple[int, int],
     relu: bool,
+    static: np.float32 = _DYNAMIC,
 ) -> NDArray[np.float32]:
     """A convolution of pictures x (n, height, width, in); codes (out, in, high, wide)."""
     highest = 254 if relu else 127
     high, wide = codes.shape[2:]
     pictures = []
     for picture in np.maximum(x, F32(0)) if relu else x:
-        absmax = F32(np.abs(picture).max())
+        absmax = F32(127) * static if static else F32(np.abs(picture).max())
         small = absmax < (2.0**-112 if relu else 2.0**-120)
         inverse, x_scale = (F32(0), F32(0)) if small else (highest / absmax, absmax / F32(highest))
         q = np.clip(np.rint(picture * inverse), -127, highest).astype(np.int64)

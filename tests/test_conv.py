@@ -135,6 +135,78 @@ def test_pictures_without_negative_values_have_unsigned_codes() -> None:
     assert errors[1] < 0.8 * errors[0]
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_static_range_holds_for_all_pictures(
+    isa: str, embedded: bool, rng: np.random.Generator
+) -> None:
+    """Values beyond it become its ends; codes have a sign, whatever x has."""
+    case = (3, 5, 6, 16, 70, (3, 3), (1, 1), (1, 1), False)
+    x, codes, scale, bias, packed, about, window = made(case, rng)
+    x[1] = np.abs(x[1])
+    layer = QuantizedConv2d.from_conv(nn.Conv2d(16, 70, 3, padding=1))
+    layer.packed, layer.bias = packed, nn.Parameter(torch.from_numpy(bias))
+    layer.input_scale = 0.01
+    given, rest = x, {}
+    if embedded:
+        columns, rows = (rng.uniform(-0.1, 0.1, (n, 8)).astype(np.float32) for n in (9, 11))
+        given = reference.resize(x, (11, 9))
+        given[..., :8] += columns
+        given[..., 8:] += rows[:, None]
+        tables = ops.Tables(torch.from_numpy(columns), torch.from_numpy(rows))
+        rest = {"size": (11, 9), "embedding": tables, "largest": torch.ones(3, 2)}
+    wanted = reference.conv_int(
+        given, codes, scale, bias, (1, 1), (1, 1), False, np.float32(layer.input_scale)
+    )
+    y, _ = layer.pictures(torch.from_numpy(x), torch.float32, **rest)
+    np.testing.assert_array_equal(y.detach().numpy(), wanted)
+    if not embedded:
+        found = layer(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        np.testing.assert_array_equal(found.detach().numpy(), wanted)
+
+
+def test_a_static_range_of_a_product_of_pixels() -> None:
+    for conv in (nn.ConvTranspose2d(16, 9, 2, 2), nn.Conv2d(16, 9, 1)):
+        layer = QuantizedConv2d.from_conv(conv)
+        x = torch.randn(2, 16, 5, 7)
+        x[0] *= 0.01
+        dynamic = layer(x)
+        layer.input_scale = x.abs().max().item() / (2 ** (layer.activation_bits - 1) - 1)
+        y = layer(x)
+        again = copy.deepcopy(layer)
+        again.load_state_dict(layer.state_dict())
+        assert torch.equal(again(x), y)
+        errors = [(z - conv(x)).flatten(1).norm(dim=1) for z in (dynamic, y)]
+        assert (errors[1][0] > 2 * errors[0][0]) == (layer.activation_bits == 8)
+
+
+def test_a_dense_head_with_static_ranges() -> None:
+    """As one module and as its parts; a bound of the embedding does not widen the range."""
+    torch.manual_seed(0)
+    model, given = Model().eval(), tokens_of(2, (5, 7))
+    whole, _ = vq.quantize_model(copy.deepcopy(model), "INT8_Fast")
+    layers = [m for m in whole.modules() if isinstance(m, QuantizedConv2d)]
+    seen: dict[QuantizedConv2d, float] = {}
+    head = whole.depth_head
+    whole.depth_head = head.original
+
+    def look(layer: Any, inputs: Any) -> None:
+        seen[layer] = max(seen.get(layer, 0), float(inputs[0].abs().max()))
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    with torch.inference_mode():
+        whole(*given)
+        for hook in hooks:
+            hook.remove()
+        for layer in layers:
+            layer.input_scale = seen[layer] / (127 if layer.activation_bits == 8 else 32512)
+        parts = whole(*given)
+        whole.depth_head = head
+        found, wanted = whole(*given), model(*given)
+    for a, b, c in zip(parts, found, wanted, strict=True):
+        assert (a.log() - b.log()).norm() / c.log().norm() < 0.01
+        assert 0 < (b.log() - c.log()).norm() / c.log().norm() < 0.05
+
+
 def test_numbers_at_the_edges(isa: str) -> None:
     layer = QuantizedConv2d.from_conv(nn.Conv2d(8, 4, 3, padding=1))
     x = torch.randn(4, 8, 5, 5)

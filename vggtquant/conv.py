@@ -40,6 +40,11 @@ class Shape:
         return self.transposed or (w.kernel == w.stride == (1, 1) and w.padding == (0, 0))
 
     @property
+    def activation_bits(self) -> int:
+        """Of a code of the input."""
+        return 16 if self.by_pixel and not self.transposed else 8
+
+    @property
     def folded(self) -> bool:
         """Whether weights have two parts."""
         return not self.by_pixel and self.outputs <= FOLDED
@@ -134,7 +139,8 @@ class QuantizedConv2d(QuantizedLinear):
     x (n, in_channels, height, width) of float32, float16 or bfloat16 gives (n, out_channels, …) of
     the same dtype; under CPU autocast, of autocast's. Memory is channels last. A picture's
     activations are coded with one scale, and without a sign where none is negative; those of a
-    transposed convolution with one a pixel, those of a 1x1 too, to 16 bits. Up to 32 outputs have
+    transposed convolution with one a pixel, those of a 1x1 too, to 16 bits. With a static range
+    (`input_scale`) all pictures have that scale, and codes have a sign. Up to 32 outputs have
     weights of two INT8 parts. Sums are exact integers: the same bits on every instruction set and
     thread count.
 
@@ -144,10 +150,17 @@ class QuantizedConv2d(QuantizedLinear):
     """
 
     def __init__(
-        self, q: Any, bias: Any, config: QuantizationConfig, name: str, shape: Shape
+        self,
+        q: Any,
+        bias: Any,
+        config: QuantizationConfig,
+        name: str,
+        shape: Shape,
+        inputs: ops.Inputs = ops.NO_INPUTS,
     ) -> None:
-        super().__init__(q, bias, config, name)
+        super().__init__(q, bias, config, name, inputs)
         self.shape = shape
+        self.activation_bits = shape.activation_bits
 
     @classmethod
     def from_conv(cls, conv: Conv, *, name: str = "") -> QuantizedConv2d:
@@ -165,7 +178,8 @@ class QuantizedConv2d(QuantizedLinear):
     @classmethod
     def from_product(cls, layer: QuantizedLinear, conv: Conv) -> QuantizedConv2d:
         """The convolution of conv's shape whose product is `layer`, as a file holds it."""
-        return cls(layer.qtensor(), conv.bias, layer.config, layer.name, _shape(conv))
+        inputs = ops.Inputs(None, None, layer.input_scale)
+        return cls(layer.qtensor(), conv.bias, layer.config, layer.name, _shape(conv), inputs)
 
     def sums(self) -> torch.Tensor:
         """The sum of each output's codes, int32: what unsigned activations want. Made once."""
@@ -186,9 +200,10 @@ class QuantizedConv2d(QuantizedLinear):
     def pictures(
         self, x: torch.Tensor, dtype: torch.dtype, **rest: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x (n, height, width, in) with a scale a picture; relu_x=True: of relu(x).
+        """x (n, height, width, in) with a scale a picture, or the static one.
 
-        y and its largest magnitudes; `rest` goes to ops.conv2d.
+        y and its largest magnitudes; `rest` goes to ops.conv2d. relu_x=True: of relu(x), which a
+        static scale takes for x itself: x has no negative values then.
         """
         y, largest = self._pictures(x, dtype, **rest)
         return self._told(x, y), largest
@@ -206,8 +221,9 @@ class QuantizedConv2d(QuantizedLinear):
         if bias is not None and self.shape.transposed:
             bias = bias.repeat(up * across)
         rows = x.reshape(-1, self.shape.inputs)
-        kind: Any = "int8" if self.shape.transposed else "int16"
-        y = ops.linear(self.packed, self._about, kind, rows, bias, dtype)
+        kind: Any = f"int{self.activation_bits}"
+        inputs = ops.Inputs(None, None, self.input_scale) if self.input_scale else None
+        y = ops.linear(self.packed, self._about, kind, rows, bias, dtype, inputs=inputs)
         self.last_kernel = ops.kernel_name(kind, 8)
         if not self.shape.transposed:
             return y.reshape(n, high, wide, self.shape.outputs)
@@ -217,6 +233,8 @@ class QuantizedConv2d(QuantizedLinear):
     def _pictures(
         self, x: torch.Tensor, dtype: torch.dtype, *, relu_x: bool = False, **rest: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.input_scale:
+            relu_x, x, rest = False, *self._in_range(x, **rest)
         bias = None if self.bias is None else self.bias.detach().float()
         if bias is not None and self.shape.folded:
             bias = torch.cat([bias, torch.zeros_like(bias)])
@@ -234,12 +252,36 @@ class QuantizedConv2d(QuantizedLinear):
         self.last_kernel = ops.kernel_name("int8", 8)
         return found
 
+    def _in_range(
+        self,
+        x: torch.Tensor,
+        *,
+        size: tuple[int, int] | None = None,
+        embedding: ops.Tables | None = None,
+        largest: torch.Tensor | None = None,
+        **rest: Any,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """x and the arguments of ops.conv2d for codes of the static range.
+
+        The kernel would widen it by a position embedding, so that is added here.
+        """
+        if embedding is not None:
+            x = ops.resize(x.float(), size or (x.shape[1], x.shape[2]))
+            half = x.shape[3] // 2
+            x[..., :half] += embedding.columns
+            x[..., half:] += embedding.rows[:, None]
+            size = None
+        most = torch.full((len(x), 2), 127 * self.input_scale, device="cpu")
+        return x, {**rest, "size": size, "largest": most}
+
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """forward of x (n, in, height, width) without autograd."""
         dtype = self._call(x)[1]
         inside = x.permute(0, 2, 3, 1)
         if self.shape.by_pixel:
             return self._by_pixel(inside, dtype).permute(0, 3, 1, 2)
+        if self.input_scale:
+            return self._pictures(inside, dtype)[0].permute(0, 3, 1, 2)
         # A picture without negative values, as a ReLU leaves it, has the finer unsigned codes.
         signs = (inside.amin((1, 2, 3)) >= 0).tolist()
         runs = (

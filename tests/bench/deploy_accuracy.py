@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from deploy import SCHEMES, with_ranges
+from deploy import SCHEMES, config_of, with_ranges
 
 import vggtquant as vq
 from vggtquant import models
@@ -51,9 +51,9 @@ def interval(differences: np.ndarray[Any, Any]) -> tuple[float, float]:
 def rows(args: argparse.Namespace, case: str) -> None:
     """Prints a line a runtime and score."""
     model = models.load_model("builtin:tiny").model
-    if SCHEMES[case]:
-        model, _ = vq.quantize_model(model, SCHEMES[case])
-    if case == "INT8 static":
+    if config := config_of(case):
+        model, _ = vq.quantize_model(model, config)
+    if "static" in case:
         seen = [pictures(scenes.make_scene(seed, FRAMES, SIDE)) for seed in range(8)]
         with_ranges(model, torch.cat(seen))
     found = [scenes.make_scene(scenes.HELD_OUT + i, FRAMES, SIDE) for i in range(args.scenes)]

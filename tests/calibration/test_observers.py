@@ -15,6 +15,7 @@ from torch import nn
 import vggtquant as vq
 from vggtquant import QuantizedLinear, ops, tiny
 from vggtquant.calibration.observers import HEADROOM, Observer, special_rows
+from vggtquant.conv import QuantizedConv2d
 
 W8A8 = vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]
 STATIC = replace(W8A8, name="static", activation_range="minmax")
@@ -173,6 +174,31 @@ def test_a_static_model_is_saved_bit_for_bit(images: torch.Tensor, tmp_path: Pat
         for other in (loaded, killed):
             assert torch.equal(other(images)["depth"], wanted["depth"])
             assert torch.equal(other(images)["pose_enc"], wanted["pose_enc"])
+
+
+def test_static_ranges_of_convolutions(images: torch.Tensor, tmp_path: Path) -> None:
+    config = replace(vq.CONFIGS["INT8_Fast"], name="fast", activation_range="minmax")
+    net, head = tiny.build(), tiny.build()
+    with torch.inference_mode():
+        wanted = head(images)["depth"]
+    vq.calibrate(net, images, config=config, method="rtn")
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, QuantizedConv2d)}
+    assert len(layers) == 18 and all(m.input_scale > 0 for m in layers.values())
+    largest: dict[str, float] = {}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(
+            lambda _, given, name=name: largest.update({name: float(given[0].abs().max())})
+        )
+    with torch.inference_mode():
+        found = net(images)
+    for name, layer in layers.items():  # another one's codes move it a little
+        limit = layer.input_scale * (127 if layer.activation_bits == 8 else 32512)
+        assert largest[name] == pytest.approx(limit / HEADROOM, rel=0.05)
+    assert 0 < (found["depth"] - wanted).norm() / wanted.norm() < 0.02
+    vq.save(net, tmp_path / "a.safetensors", float_dtype="float32")
+    loaded = vq.load(tmp_path / "a.safetensors")
+    with torch.inference_mode():
+        assert torch.equal(loaded(images)["depth"], found["depth"])
 
 
 def test_fused_blocks_read_inputs_the_same_way(images: torch.Tensor) -> None:

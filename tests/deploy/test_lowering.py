@@ -4,6 +4,7 @@
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 import vggtquant as vq
 from vggtquant import ops
 from vggtquant.conv import QuantizedConv2d
-from vggtquant.deploy import lowering, sites, trace
+from vggtquant.deploy import lowering, sites, tensorrt, trace
 from vggtquant.linear import QuantizedLinear
 
 
@@ -121,15 +122,94 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", by_default(CONVOLUTIONS, "two parts", "transposed"))
-def test_convolutions_have_our_weights(name, tmp_path):
+def test_a_transposed_convolution_has_our_bits(tmp_path):
+    torch.manual_seed(0)
+    for bias in (True, False):
+        layer = QuantizedConv2d.from_conv(nn.ConvTranspose2d(16, 9, (4, 3), (4, 3), bias=bias))
+        x = torch.randn(2, 16, 6, 8)
+        with torch.inference_mode():
+            nodes = check(layer, x, layer(x), tmp_path, "dynamic", exact=True)
+        assert nodes["MatMulInteger"] == 1 and "ConvTranspose" not in nodes
+
+
+@pytest.mark.parametrize("name", [n for n in CONVOLUTIONS if n != "1x1"])
+def test_a_static_convolution_is_ours(name, tmp_path):
+    torch.manual_seed(0)
+    layer = QuantizedConv2d.from_conv(CONVOLUTIONS[name])
+    x = torch.randn(2, layer.shape.inputs, 6, 8)
+    layer.input_scale = 0.8 * x.abs().max().item() / 127
+    with torch.inference_mode():
+        wanted = layer(x)
+    model, form = lowered(layer, x)
+    assert form == "static"
+    nodes = Counter(node.op_type for node in model.graph)
+    assert nodes["QuantizeLinear"] == 1 and nodes["DequantizeLinear"] == 2 + (name == "two parts")
+    y = computed(model, x, tmp_path, as_written=True)
+    # beyond the range a code is -128 and not -127: a hundredth of what such a value adds
+    apart = np.abs(y - wanted.numpy())
+    assert np.median(apart) <= 1e-6 * wanted.std().item() and apart.max() < 0.1 * wanted.std()
+
+
+class Twice(nn.Module):
+    """Two convolutions with a ReLU between them, which another addition may read too."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(16, 40, 3, padding=1), nn.Conv2d(40, 48, 3, padding=1))
+        self.read = read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.first(x).relu()
+        y = self.second(inner)
+        return y + inner.mean() if self.read else y
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_onnx_runtime_joins_convolutions_through_a_relu(read, tmp_path):
+    torch.manual_seed(0)
+    model, x = Twice(read).eval(), torch.randn(1, 16, 12, 20)
+    for name in ("first", "second"):
+        layer = QuantizedConv2d.from_conv(getattr(model, name))
+        layer.input_scale = 0.03
+        setattr(model, name, layer)
+    with torch.inference_mode():
+        wanted = model(x).numpy()
+    found = sites.with_sites(model)
+    graph = trace.as_onnx(torch.export.export(found.model, (x,)), 21)
+    lowering.lower(graph, found.layers)
+    graph.graph.inputs[0].name = "x"
+    pairs = Counter(node.op_type for node in graph.graph)["QuantizeLinear"]
+    assert pairs == (2 if read else 3)
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+    assert tensorrt.broken_rules(graph) == []
+    plain = computed(graph, x, tmp_path, as_written=True)
+    assert np.abs(plain - wanted).max() <= 0.05 * wanted.std()
+    y, kinds = fused(graph, x, tmp_path)
+    assert ("QLinearConv" in kinds) == (not read)
+    assert np.abs(y - wanted).max() <= 0.05 * wanted.std()
+
+
+def fused(model: ir.Model, x: torch.Tensor, folder: object) -> tuple[np.ndarray, set[str]]:
+    """What ONNX Runtime computes, and the kinds of its own nodes."""
+    path = f"{folder}/fused.onnx"
+    ir.save(model, path)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = f"{folder}/optimized.onnx"
+    y = ort.InferenceSession(path, options).run(None, {"x": x.numpy()})[0]
+    return y, {node.op_type for node in onnx.load(f"{folder}/optimized.onnx").graph.node}
+
+
+@pytest.mark.parametrize("name", by_default(CONVOLUTIONS, "two parts", "stride 2"))
+def test_convolutions_without_a_range_have_our_weights(name, tmp_path):
     layer = QuantizedConv2d.from_conv(CONVOLUTIONS[name])
     x = torch.randn(2, layer.shape.inputs, 6, 8)
     with torch.inference_mode():
         ours = layer(x)
         model, form = lowered(layer, x)
         y = computed(model, x, tmp_path, as_written=False)
-    assert form == "weights" and y.shape == tuple(ours.shape)
+    assert form == ("dynamic" if name == "transposed" else "weights")
+    assert y.shape == tuple(ours.shape)
     # Ours codes activations to INT8; the graph does not.
     assert np.abs(y - ours.numpy()).max() < 0.05 * ours.std().item()
     float_weights = CONVOLUTIONS[name](x).detach()

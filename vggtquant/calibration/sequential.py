@@ -20,8 +20,8 @@ from ..errors import UserError
 from ..model import LayerReport, Model, ModelReport, Progress
 from ..qtensor import QTensor, quantize
 from ..selection import Patterns
+from . import convolutions, folds, hadamard
 from . import data as inputs
-from . import folds, hadamard
 from .capture import Arguments, Replay, Segment, Store, segments
 from .folds import Smoothing
 from .methods import Method, corrected_bias, get_method
@@ -111,6 +111,10 @@ def calibrate(
     originals = dict(edits.originals)
     rest = walk.swap_rest(model, config, choice, include, exclude)
     layers += rest.convolutions
+    if rest.convolutions and config.activation_range != "dynamic":
+        missed = convolutions.measure(model, shown.batches, config.activation_range)
+        if missed:
+            notes.append(f"no sample reaches these, whose range is dynamic: {', '.join(missed)}")
     if keep_originals:
         originals |= rest.originals
     ops.trim()

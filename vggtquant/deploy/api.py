@@ -277,15 +277,24 @@ def _model(model: nn.Module | str | Path, scheme: Any) -> nn.Module:
 
 
 def _notes(found: Any) -> list[str]:
+    from . import lowering
+
     notes = []
     if found.attentions:
         notes.append(f"{found.attentions} attentions of our kernels are float in the graph")
-    convolutions = sum(isinstance(layer, QuantizedConv2d) for layer in found.layers.values())
-    if convolutions:
-        notes.append(f"{convolutions} INT8 convolutions have float activations in the graph")
-    wide = [n for n, layer in found.layers.items() if layer.activation_bits == 16]
+    convolutions = Counter(
+        (lowering.form_of(layer), layer.activation_bits)
+        for layer in found.layers.values()
+        if isinstance(layer, QuantizedConv2d)
+    )
+    if coded := convolutions["weights", 8]:
+        notes.append(
+            f"{coded} INT8 convolutions have float activations in the graph: a pair of "
+            "QuantizeLinear and DequantizeLinear wants a static range (activation_range)"
+        )
+    wide = sum(layer.activation_bits == 16 for layer in found.layers.values())
     if wide:
-        notes.append(f"{len(wide)} layers with 16-bit activations have float ones in the graph")
+        notes.append(f"{wide} layers with 16-bit activations have float ones in the graph")
     four = [
         n
         for n, layer in found.layers.items()

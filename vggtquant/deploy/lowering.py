@@ -9,6 +9,7 @@ FORMS says how a layer is written:
 - "static": QuantizeLinear and DequantizeLinear with the calibrated scale, then as "weights", which
   runtimes fuse to an integer product. What lies beyond the range becomes -128 and not -127.
 
+A convolution is "static" or "weights"; a transposed one is written as a Linear of each pixel.
 Residual additions and norms stay float.
 """
 
@@ -46,11 +47,13 @@ def form_of(layer: QuantizedLinear) -> Form:
         raise UserError(
             f"layer {layer.name}: FP8 is not exported; an INT8 or INT4 scheme is wanted"
         )
-    if isinstance(layer, QuantizedConv2d) or layer.spec.bits != 8:
+    if layer.spec.bits != 8 or not layer.config.quantize_activations or layer.activation_bits != 8:
         return "weights"
-    if not layer.config.quantize_activations or layer.activation_bits != 8:
-        return "weights"
-    return "static" if layer.input_scale else "dynamic"
+    if layer.input_scale:
+        return "static"
+    # ConvInteger takes 5 times a float convolution's time in ONNX Runtime (docs/deploy.md).
+    slow = isinstance(layer, QuantizedConv2d) and not layer.shape.transposed
+    return "weights" if slow else "dynamic"
 
 
 class _Nodes:
@@ -93,19 +96,14 @@ def lower(model: ir.Model, layers: dict[str, QuantizedLinear]) -> dict[str, Form
     graph = model.graph
     for node in [n for n in graph if n.domain == DOMAIN]:
         name = node.attributes["name"].as_string()
-        calls[name] += 1  # the camera head calls its layers four times
-        call = name if calls[name] == 1 else f"{name}.{calls[name]}"
+        call = name if node.op_type == "LinearSite" else f"{name}/{node.op_type}"
+        calls[call] += 1  # the camera head calls its layers four times
+        call = call if calls[call] == 1 else f"{call}.{calls[call]}"
         layer, nodes = layers[name], _Nodes(graph, name, call)
         forms[name] = form_of(layer)
         x = node.inputs[0]
         assert x is not None
-        if node.op_type == "WeightSite":
-            assert isinstance(layer, QuantizedConv2d)
-            y = _conv_weight(nodes, layer)
-        else:
-            y = FORMS[forms[name]](nodes, x, layer)
-            if layer.bias is not None:
-                y = nodes.op("Add", y, nodes.constant("bias", _bias(layer, x)))
+        y = SITES[node.op_type](nodes, x, layer, forms[name])
         old = node.outputs[0]
         y.shape, y.type = old.shape, old.type
         graph.insert_before(node, nodes.nodes)
@@ -120,11 +118,16 @@ def _weights(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
 
 
 def _static(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
+    values = _pair(nodes, _smoothed(nodes, x, layer), layer)
+    return nodes.op("MatMul", values, _decoded(nodes, layer.qtensor()))
+
+
+def _pair(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
+    """x as codes of the layer's static range stand for it."""
     scale = nodes.constant("input_scale", np.float32(layer.input_scale))
     zero = nodes.constant("input_zero_point", np.int8(0))
-    codes = nodes.op("QuantizeLinear", _smoothed(nodes, x, layer), scale, zero)
-    values = nodes.op("DequantizeLinear", codes, scale, zero)
-    return nodes.op("MatMul", values, _decoded(nodes, layer.qtensor()))
+    codes = nodes.op("QuantizeLinear", x, scale, zero)
+    return nodes.op("DequantizeLinear", codes, scale, zero)
 
 
 def _dynamic(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
@@ -160,6 +163,59 @@ FORMS: dict[Form, Callable[[_Nodes, ir.Value, QuantizedLinear], ir.Value]] = {
 }
 
 
+def _linear(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear, form: Form) -> ir.Value:
+    y = FORMS[form](nodes, x, layer)
+    if layer.bias is None:
+        return y
+    bias = _floats(layer.bias)
+    if isinstance(layer, QuantizedConv2d):
+        bias = np.tile(bias, math.prod(layer.shape.window.kernel))
+    # In x's rank: with fewer axes ONNX Runtime makes a Gemm of product and sum, which it has
+    # neither for blocked INT4 nor for INT8 with float results.
+    rank = 1 if x.shape is None else len(x.shape)
+    return nodes.op("Add", y, nodes.constant("bias", bias.reshape(*[1] * (rank - 1), -1)))
+
+
+def _conv_input(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear, form: Form) -> ir.Value:
+    """The pair of a static range. A ReLU between two convolutions has one before it as well: the
+    values are the same, and ONNX Runtime then computes the first convolution in integers."""
+    if form != "static":
+        return x
+    relu = x.producer()
+    before = None if relu is None or relu.op_type != "Relu" else relu.inputs[0]
+    conv = None if before is None else before.producer()
+    if relu is not None and before is not None and conv is not None and conv.op_type == "Conv":
+        readers = [node for node, _ in x.uses() if node.op_type != "WeightSite"]
+        if len(readers) == len(before.uses()) == 1 and not x.is_graph_output():
+            first = _Nodes(nodes.graph, nodes.name, f"{nodes.call}/before")
+            relu.replace_input_with(0, _pair(first, before, layer))
+            nodes.graph.insert_before(relu, first.nodes)
+    return _pair(nodes, x, layer)
+
+
+def _conv_weight(nodes: _Nodes, _: ir.Value, layer: QuantizedLinear, form: Form) -> ir.Value:
+    """The weight in torch's shape, by DequantizeLinear; one of two parts is their sum."""
+    assert isinstance(layer, QuantizedConv2d)
+    q, shape = layer.qtensor(), layer.shape
+    codes = kernels(torch.from_numpy(np.array(q.codes)), shape).numpy()
+    parts = []
+    for word, first in (("weight", 0), ("weight_rest", shape.outputs)):
+        some = slice(first, first + shape.outputs)
+        if len(codes[some]):
+            part = nodes.constant(f"{word}_codes", np.ascontiguousarray(codes[some]))
+            scale = nodes.constant(f"{word}_scale", _row_scales(q)[some])
+            parts.append(nodes.op("DequantizeLinear", part, scale, axis=0))
+    return parts[0] if len(parts) == 1 else nodes.op("Add", *parts)
+
+
+SITES: dict[str, Callable[[_Nodes, ir.Value, QuantizedLinear, Form], ir.Value]] = {
+    "LinearSite": _linear,
+    "InputSite": _conv_input,
+    "WeightSite": _conv_weight,
+}
+"""What takes the place of a site, by the operator that sites.py records."""
+
+
 def _smoothed(nodes: _Nodes, x: ir.Value, layer: QuantizedLinear) -> ir.Value:
     """x * weight + bias, for a calibrated layer that has them."""
     if layer.input_weight is not None:
@@ -192,39 +248,6 @@ def _decoded(nodes: _Nodes, q: QTensor) -> ir.Value:
     if q.stored_zero is not None:
         inputs.append(nodes.constant("weight_zero_point", zero, dtype))
     return nodes.op("DequantizeLinear", *inputs, **attributes)
-
-
-def _conv_weight(nodes: _Nodes, layer: QuantizedConv2d) -> ir.Value:
-    """The weight in torch's shape, by DequantizeLinear; one of two parts is their sum."""
-    q, shape = layer.qtensor(), layer.shape
-    up, across = shape.window.kernel
-    codes, scales = np.array(q.codes), _row_scales(q)
-    if shape.transposed:  # a scale for each place of the kernel: dequantized as a product's rows
-        rows = nodes.op(
-            "DequantizeLinear",
-            nodes.constant("weight_codes", codes),
-            nodes.constant("weight_scale", scales),
-            axis=0,
-        )
-        wanted = np.array([up, across, shape.outputs, shape.inputs], np.int64)
-        placed = nodes.op("Reshape", rows, nodes.constant("weight_shape", wanted))
-        return nodes.op("Transpose", placed, perm=[3, 2, 0, 1])
-    codes = kernels(torch.from_numpy(codes), shape).numpy()
-    parts = []
-    for word, first in (("weight", 0), ("weight_rest", shape.outputs)):
-        some = slice(first, first + shape.outputs)
-        if len(codes[some]):
-            part = nodes.constant(f"{word}_codes", np.ascontiguousarray(codes[some]))
-            scale = nodes.constant(f"{word}_scale", scales[some])
-            parts.append(nodes.op("DequantizeLinear", part, scale, axis=0))
-    return parts[0] if len(parts) == 1 else nodes.op("Add", *parts)
-
-
-def _bias(layer: QuantizedLinear, x: ir.Value) -> NDArray[np.float32]:
-    """The bias in x's rank: with fewer axes ONNX Runtime makes a Gemm of product and sum, which it
-    has neither for blocked INT4 nor for INT8 with float results."""
-    rank = 1 if x.shape is None else len(x.shape)
-    return _floats(layer.bias).reshape(*[1] * (rank - 1), -1)
 
 
 def _turned(a: Any) -> NDArray[Any]:

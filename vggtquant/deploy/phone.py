@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..conv import QuantizedConv2d
 from ..errors import UserError
 from ..linear import QuantizedLinear
 from . import check, lowering
@@ -93,6 +94,8 @@ def stand_in(name: str, layer: QuantizedLinear) -> nn.Module:
 
 def form_of(layer: QuantizedLinear) -> lowering.Form:
     """As in ONNX, but a static range is not used: XNNPACK takes each token's own."""
+    if isinstance(layer, QuantizedConv2d):
+        return "weights"
     form = lowering.form_of(layer)
     return "dynamic" if form == "static" else form
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..aggregator import QuantizedAggregator
 from ..blocks import Swapped
-from ..conv import QuantizedConv2d, Shape
+from ..conv import QuantizedConv2d
 from ..dense import QuantizedDPTHead, set_module
 from ..linear import QuantizedLinear
 
@@ -48,7 +48,10 @@ class LinearSite(nn.Module):
 
 
 class ConvSite(nn.Module):
-    """Stands for a QuantizedConv2d; its activations are float in the graph."""
+    """Stands for a QuantizedConv2d while a graph is recorded: its input and its weight are sites.
+
+    A transposed one is the Linear of each pixel that our kernels compute.
+    """
 
     def __init__(self, name: str, layer: QuantizedConv2d) -> None:
         super().__init__()
@@ -58,11 +61,22 @@ class ConvSite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (n, in, height, width) to (n, out, …)."""
-        window = self.shape.window
-        weight = _recorded("WeightSite", x, self.name, weight_shape(self.shape))
-        if self.shape.transposed:
-            return F.conv_transpose2d(x, weight, self.bias, window.stride)
-        return F.conv2d(x, weight, self.bias, window.stride, window.padding)
+        shape, window = self.shape, self.shape.window
+        if shape.transposed:
+            n, _, high, wide = x.shape
+            up, across = window.kernel
+            rows = (n, high, wide, up * across * shape.outputs)
+            y = _recorded("LinearSite", x.permute(0, 2, 3, 1), self.name, rows)
+            y = y.reshape(n, high, wide, up, across, shape.outputs).permute(0, 5, 1, 3, 2, 4)
+            return y.reshape(n, shape.outputs, high * up, wide * across)
+        weight = (shape.outputs, shape.inputs, *window.kernel)
+        return F.conv2d(
+            _recorded("InputSite", x, self.name, x.shape),
+            _recorded("WeightSite", x, self.name, weight),
+            self.bias,
+            window.stride,
+            window.padding,
+        )
 
 
 class Rotary(nn.Module):
@@ -83,12 +97,6 @@ class Rotary(nn.Module):
         sines = torch.stack([-sin, sin], -2).flatten(-3)
         a, b, c, d = tokens.chunk(4, dim=-1)
         return tokens * cosines + torch.cat([b, a, d, c], dim=-1) * sines
-
-
-def weight_shape(shape: Shape) -> tuple[int, int, int, int]:
-    """That of the weight of the torch module."""
-    both = (shape.inputs, shape.outputs) if shape.transposed else (shape.outputs, shape.inputs)
-    return (*both, *shape.window.kernel)
 
 
 @dataclass
