@@ -2,7 +2,10 @@
 """The choice of an engine, with a clock that says what the test says. What engines compute is
 test_cuda_shim.py's."""
 
+import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 
 from vggtquant import engines
 from vggtquant.errors import UserError
+from vggtquant.files import Replacement
 
 HERE = torch.device("cpu")
 
@@ -102,7 +106,72 @@ def test_a_choice_that_fails_later_is_dropped(file: Path) -> None:
     assert not bench.chooser.taken and bench.choose() == "decode"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"cpu": 3}', "\xff"])
+def test_a_dropped_choice_does_not_come_back_from_the_file(file: Path) -> None:
+    bench = Bench(file, ours=1.0, decode=2.0)
+    assert bench.choose() == "ours"
+    with pytest.warns(UserWarning, match="engine ours failed"):
+        bench.chooser.drop(HERE, "a kind", "ours", RuntimeError("of another size"))
+    assert bench.choose("another kind") == "ours"  # which writes and reads the file
+    assert bench.choose() == "decode"
+    assert Bench(file, ours=1.0, decode=2.0).choose() == "decode"
+
+
+def test_a_choice_without_memory_is_not_kept_for_later(file: Path) -> None:
+    bench = Bench(file, ours=torch.cuda.OutOfMemoryError("80 GiB are wanted"), decode=2.0)
+    with pytest.warns(UserWarning, match="engine ours failed and is not used: 80 GiB"):
+        assert bench.choose() == "decode"
+    assert not file.exists()
+    bench.seconds["ours"] = 1.0
+    assert bench.choose() == "ours"
+    assert Bench(file, ours=2.0, decode=1.0).choose() == "ours"
+
+
+def test_threads_time_one_after_the_other(file: Path) -> None:
+    """A trial beside another one says nothing."""
+    at_once, most = 0, 0
+
+    def clock(device: torch.device, call: Callable[[], object]) -> float:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.01)
+        at_once -= 1
+        return 1.0
+
+    chooser = engines.Chooser(clock, file)
+    calls = {"ours": lambda: None, "decode": lambda: None}
+    with ThreadPoolExecutor(4) as pool:
+        kinds = [f"kind {i}" for i in range(4)]
+        assert set(pool.map(lambda kind: chooser.choose(HERE, kind, calls), kinds)) == {"ours"}
+    assert most == 1 and set(json.loads(file.read_text())[engines.machine(HERE)]) == set(kinds)
+
+
+def test_a_file_that_another_process_writes_is_left_to_it(file: Path) -> None:
+    file.parent.mkdir()
+    with Replacement(file):
+        bench = Bench(file, ours=2.0, decode=1.0)
+        assert bench.choose() == bench.choose() == "decode"
+    assert bench.choose("another kind") == "decode"
+    assert set(json.loads(file.read_text())[engines.machine(HERE)]) == {"a kind", "another kind"}
+
+
+def test_a_user_without_a_home_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    bench = Bench(Path(), ours=2.0, decode=1.0)
+    bench.chooser.file = None
+    assert bench.choose() == bench.choose() == "decode"
+
+
+def no_home(path: Path) -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+BAD_ENTRIES = f'{{"{engines.machine(HERE)}": {{"a kind": ["ours"], "b": {{}}}}}}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"cpu": 3}', "\xff", "[" * 9999, BAD_ENTRIES])
 def test_a_file_that_cannot_be_read_is_as_good_as_none(file: Path, text: str) -> None:
     file.parent.mkdir()
     file.write_text(text, "latin-1")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,9 +52,12 @@ def bucket(tokens: int) -> int:
     return 1 << max(0, tokens - 1).bit_length()
 
 
-def cache_folder() -> Path:
-    """The user's, by the XDG Base Directory Specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggtquant"
+def cache_folder() -> Path | None:
+    """The user's, by the XDG Base Directory Specification; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggtquant"
+    except RuntimeError:
+        return None
 
 
 def machine(device: torch.device) -> str:
@@ -68,7 +72,7 @@ def machine(device: torch.device) -> str:
 
 @dataclass
 class Chooser:
-    """Choices by machine and kind of call, in memory and in a file."""
+    """Choices by machine and kind of call, in memory and in a file; threads wait for each other."""
 
     clock: Clock = _clock
     file: Path | None = None
@@ -78,7 +82,10 @@ class Chooser:
     """On engines that failed."""
     taken: dict[Hashable, str] = field(default_factory=dict)
     """Choices by a key that is quick to make, for who calls often."""
+    dropped: set[tuple[str, str, str]] = field(default_factory=set)
+    """Machine, kind and engine of choices that failed later."""
     _read: bool = False
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def choose(
         self, device: torch.device, kind: str, calls: Mapping[str, Callable[[], object]]
@@ -86,23 +93,37 @@ class Chooser:
         """The name of the engine for calls of a kind; calls: of the engines that serve it, in the
         table's order.
 
-        Raises what the last engine raised, where all fail.
+        A choice for which the memory of an engine was missing is not kept. Raises what the last
+        engine raised, where all fail.
         """
-        self._load()
-        here = self.known.setdefault(machine(device), {})
-        if here.get(kind) not in calls:
-            here[kind] = next(iter(calls)) if len(calls) == 1 else self._fastest(device, calls)
-            self._save()
-        return here[kind]
+        with self._lock:
+            self._load()
+            name = machine(device)
+            sound = {k: v for k, v in calls.items() if (name, kind, k) not in self.dropped}
+            sound = sound or dict(calls)
+            here = self.known.setdefault(name, {})
+            if here.get(kind) in sound:
+                return here[kind]
+            chosen, keep = next(iter(sound)), True
+            if len(sound) > 1:
+                chosen, keep = self._fastest(device, sound)
+            if keep:
+                here[kind] = chosen
+                self._save()
+            return chosen
 
     def drop(self, device: torch.device, kind: str, name: str, error: Exception) -> None:
         """Forgets a choice that failed later, on another number of tokens."""
-        self._note(name, error)
-        self.known.get(machine(device), {}).pop(kind, None)
-        self.taken.clear()
+        with self._lock:
+            self._note(name, error)
+            self.dropped.add((machine(device), kind, name))
+            self.taken.clear()
 
-    def _fastest(self, device: torch.device, calls: Mapping[str, Callable[[], object]]) -> str:
-        best, least, last = "", float("inf"), None
+    def _fastest(
+        self, device: torch.device, calls: Mapping[str, Callable[[], object]]
+    ) -> tuple[str, bool]:
+        """The engine, and whether every one had the memory to be tried."""
+        best, least, last, tried = "", float("inf"), None, True
         for name, call in calls.items():
             try:
                 call()  # the first call loads kernels
@@ -112,14 +133,14 @@ class Chooser:
                     seconds = min([seconds, *again])
             except RuntimeError as error:
                 self._note(name, error)
-                last = error
+                last, tried = error, tried and not isinstance(error, torch.cuda.OutOfMemoryError)
                 continue
             if seconds < (FASTER * least if best else least):
                 best, least = name, seconds
         if not best:
             assert last is not None
             raise last
-        return best
+        return best, tried
 
     def _note(self, name: str, error: Exception) -> None:
         words = f"engine {name} failed and is not used: {' '.join(str(error).split())[:200]}"
@@ -127,22 +148,24 @@ class Chooser:
             self.notes.append(words)
             warnings.warn(words, stacklevel=4)
 
-    def _path(self) -> Path:
-        return self.file or cache_folder() / FILE
+    def _path(self) -> Path | None:
+        folder = cache_folder()
+        return self.file or (None if folder is None else folder / FILE)
 
     def _load(self) -> None:
         """What earlier processes chose; a file that cannot be read is as good as none."""
         if self._read:
             return
         self._read = True
+        path = self._path()
         try:
-            found: Any = json.loads(self._path().read_text())
-        except (OSError, ValueError):
+            found: Any = None if path is None else json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError):
             return
-        if isinstance(found, dict):
-            for name, chosen in found.items():
-                if isinstance(chosen, dict):
-                    self.known[name] = chosen | self.known.get(name, {})
+        for name, chosen in found.items() if isinstance(found, dict) else ():
+            if isinstance(chosen, dict):
+                words = {k: v for k, v in chosen.items() if isinstance(v, str)}
+                self.known[name] = words | self.known.get(name, {})
 
     def _save(self) -> None:
         """With what others wrote meanwhile. Where nothing can be written, each process chooses."""
@@ -151,9 +174,12 @@ class Chooser:
         self._load()
         for name, chosen in mine.items():
             self.known[name] = self.known.get(name, {}) | chosen
+        path = self._path()
+        if path is None:
+            return
         try:
-            self._path().parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(self._path(), (json.dumps(self.known, indent=1) + "\n").encode())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, (json.dumps(self.known, indent=1) + "\n").encode())
         except (OSError, UserError):
             pass
 
