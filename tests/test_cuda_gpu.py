@@ -177,6 +177,21 @@ def test_fp8_is_multiplied_as_it_lies_in_memory(dtype: torch.dtype) -> None:
         assert layer.cuda()(x.cuda())[0].isnan().all() and layer(x.cuda()[:0]).shape == (0, n)
 
 
+@pytest.mark.parametrize(
+    "name", ["INT8_Per_Channel_Symmetric_A8", "INT4_Group_32", "FP8_Per_Channel"]
+)
+def test_tokens_and_weight_on_two_devices_are_refused(name: str) -> None:
+    layer = layer_of(vq.CONFIGS[name], 64, 48)
+    for x in (torch.randn(3, 64), torch.randn(3, 64).cuda()):
+        if x.device.type == "cpu":
+            layer.cuda()
+        with pytest.raises(
+            vq.UserError, match="x is on c.*, the layer on c.*; one device is wanted"
+        ):
+            layer(x)
+        layer.cpu()
+
+
 def test_a_graph_of_calls_can_be_captured_and_replayed() -> None:
     layer = layer_of(vq.CONFIGS["INT4_Group_32_A8"], 256, 128).cuda()
     x = torch.randn(300, 256, device="cuda")

@@ -432,6 +432,8 @@ def _product(
     dtype: torch.dtype,
     **around: Any,
 ) -> torch.Tensor:
+    if x.device != packed.device:
+        raise UserError(f"x is on {x.device}, the layer on {packed.device}; one device is wanted")
     if ops.on_gpu(x):
         y, kernel = _on_gpu(packed, about, activations, x, bias, dtype, **around)
     else:
