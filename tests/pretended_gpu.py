@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A torch device "cuda:0" that is this CPU, so that what needs a GPU runs without one.
+"""Torch devices "cuda:0" and "cuda:1" that are this CPU, so that what needs a GPU runs without one.
 
 Tensors there are wrappers of CPU tensors; `_cuda` is the module on the host shim, at the path in
 VGGTQUANT_PRETENDED. `python -m pytest -p pretended_gpu tests/test_cuda_gpu.py` runs the tests of a
@@ -27,26 +27,29 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-DEVICE = torch.device("cuda:0")
+GPUS = (torch.device("cuda:0"), torch.device("cuda:1"))
+current = [0]
+"""The last is the number of the current GPU."""
 capturing: list[Any] = []
 
 
 class Pretended(torch.Tensor):
-    """A tensor that says it is on the GPU; `inner` has its values."""
+    """A tensor that says it is on a GPU; `inner` has its values."""
 
     inner: torch.Tensor
+    place: torch.device
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Pretended:
+    def __new__(cls, inner: torch.Tensor, place: torch.device) -> Pretended:
         wrapper: Pretended = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             inner.shape,
             strides=inner.stride(),
             storage_offset=inner.storage_offset(),
             dtype=inner.dtype,
-            device=DEVICE,
+            device=place,
         )
-        wrapper.inner = inner
+        wrapper.inner, wrapper.place = inner, place
         return wrapper
 
     @classmethod
@@ -58,10 +61,12 @@ class Pretended(torch.Tensor):
         return called(func, args, kwargs or {})
 
 
-OF_A_DEVICE = {
-    torch.Tensor.device.__get__: DEVICE,  # type: ignore[attr-defined]
-    torch.Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
+OF_A_DEVICE: dict[Any, Any] = {
+    torch.Tensor.device.__get__: lambda x: x.place,  # type: ignore[attr-defined]
+    torch.Tensor.is_cuda.__get__: lambda x: True,  # type: ignore[attr-defined]
 }
+BETWEEN = ("to", "copy_", "_to_copy", "set_", "data")
+"""What takes tensors on two GPUs."""
 HOME = ("_local_scalar_dense", "item", "tolist", "__int__", "__float__", "__bool__", "cpu")
 TO, TO_CUDA = torch.Tensor.to, torch.Tensor.cuda
 
@@ -75,7 +80,7 @@ def is_device(x: Any) -> bool:
 def called(func: Any, args: Any, kwargs: Any) -> Any:
     """func with the tensors' values; what it gives lies where torch would have put it."""
     if func in OF_A_DEVICE:
-        return OF_A_DEVICE[func]
+        return OF_A_DEVICE[func](args[0])
     if getattr(func, "namespace", "") == "vggtquant" and func._opname == "linear":
         # A real GPU's tensors reach the operator's own code, which looks at their device.
         return sys.modules["vggtquant.linear"]._linear(*args, **kwargs)
@@ -101,9 +106,18 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
         raise RuntimeError(f"{name} brings a value home, which a capture cannot hold")
     if func is TO_CUDA:
         func, args, kwargs = torch.clone, args[:1], {}
-        devices.append(DEVICE)
+        devices.append(GPUS[current[-1]])
+    places = {x.place for x in given if x.inner.dim()}
+    if len(places) > 1 and name not in BETWEEN:
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device")
+    wanted = devices[0] if devices else None
+    place = GPUS[current[-1]] if wanted is None or wanted.index is None else wanted
+    if given and wanted is None:
+        place = given[0].place
     with cast:
         result = func(*args, **kwargs)
+    if given and result is given[0].inner and place != given[0].place:
+        result = result.clone()
     if capturing and given:
         capturing[-1].calls.append((again, (func, args, kwargs, result)))
     if home or not (given or devices):
@@ -115,7 +129,7 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
         if capturing:
             capturing[-1].pool.append(x)
         own = [wrapper for wrapper in given if wrapper.inner is x]
-        return own[0] if own else Pretended(x)
+        return own[0] if own else Pretended(x, place)
 
     return tree_map_only(torch.Tensor, outer, result)
 
@@ -194,6 +208,16 @@ class Noted:
         return noted
 
 
+@contextlib.contextmanager
+def made_current(device: Any) -> Iterator[None]:
+    index = device if isinstance(device, int) else torch.device(device).index
+    current.append(current[-1] if index is None else index)
+    try:
+        yield
+    finally:
+        current.pop()
+
+
 PROPERTIES = SimpleNamespace(
     name="a pretended GPU",
     major=9,
@@ -207,12 +231,12 @@ def begin() -> None:
     """From here on there is a GPU in this process."""
     torch.cuda._lazy_init = lambda: None
     torch.cuda.is_available = lambda: True
-    torch.cuda.device_count = lambda: 1
+    torch.cuda.device_count = lambda: len(GPUS)
     torch.cuda.get_device_name = lambda *_: "a pretended GPU"
     torch.cuda.get_device_capability = lambda *_: (PROPERTIES.major, PROPERTIES.minor)
     torch.cuda.get_device_properties = lambda *_: PROPERTIES
     torch.cuda.mem_get_info = lambda *_: (PROPERTIES.total_memory // 2, PROPERTIES.total_memory)
-    torch.cuda.current_device = lambda: 0
+    torch.cuda.current_device = lambda: current[-1]
     torch.cuda.empty_cache = lambda: None
     torch.cuda.reset_peak_memory_stats = lambda *_: None
     torch.cuda.max_memory_allocated = lambda *_: 3 << 20
@@ -220,7 +244,7 @@ def begin() -> None:
     torch.cuda.is_current_stream_capturing = lambda: bool(capturing)
     torch.cuda.synchronize = lambda *_: None
     torch.cuda._sleep = lambda _: None
-    torch.cuda.device = contextlib.nullcontext
+    torch.cuda.device = made_current
     torch.cuda.stream = contextlib.nullcontext
     torch.cuda.current_stream = lambda *_: Stream()
     torch.cuda.Stream, torch.cuda.Event = Stream, Event

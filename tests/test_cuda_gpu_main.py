@@ -90,6 +90,22 @@ def test_an_evaluation_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert written["environment"]["gpu"]["capability"] == gpu.capability
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_a_model_on_the_second_gpu(tmp_path: Path) -> None:
+    """It is evaluated where it is, with the errors that the first GPU has."""
+    seen = []
+    for place in ("cuda:0", "cuda:1"):
+        model = small().to(place)
+        with engines.use("fused"):
+            report = vq.evaluate(model, scene(), [A8, FP8], tmp_path, False, runs=1, warmup=0)
+        rows = {row.name: row for row in report.document.schemes}
+        assert all(row.ok for row in rows.values()), [row.reason for row in rows.values()]
+        assert report.document.settings.device == place
+        assert all(str(p.device) == place for p in model.parameters())
+        seen.append({name: row.error for name, row in rows.items()})
+    assert seen[0] == pytest.approx(seen[1], rel=0.1)
+
+
 def test_where_an_evaluation_takes_place() -> None:
     on_gpu = replace(vq.CONFIGS[A8], name="On_GPU", device="cuda")
     other = replace(on_gpu, name="Other", device="cuda:0")
