@@ -20,6 +20,7 @@ from vggtquant.commands.cli import main
 from vggtquant.evaluation.measure import bench, forecast, isolate, plan, variants
 from vggtquant.evaluation.present import text
 from vggtquant.run import run
+from vggtquant.selftest import compare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -193,4 +194,23 @@ def test_the_self_test_finds_no_fault_on_the_gpu() -> None:
     assert {check.kernel.split()[-1] for check in found.checks if check.kernel} == {
         *gpu_linear.NAMES
     }
+    tokens = [check for check in found.checks if check.what == "tokens"]
+    assert {check.dtype for check in tokens} == {"float32", "bfloat16"}
     assert torch.cuda.get_device_name() in selftest.text(found)
+
+
+def test_fp8_codes_that_differ_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    coded = gpu_linear.code_float8
+    arguments = vq.CONFIGS[FP8], selftest.Product(3, 40, 8), "bfloat16", torch.device("cuda:0")
+
+    def wrong(*given: object) -> tuple[torch.Tensor, torch.Tensor]:
+        codes, scale = coded(*given)
+        return codes, scale * 2
+
+    def fails(*given: object) -> None:
+        raise RuntimeError("no kernel image")
+
+    for code, words in ((wrong, "codes or scales differ"), (fails, "RuntimeError: no kernel")):
+        monkeypatch.setattr(gpu_linear, "code_float8", code)
+        check = compare.compare_tokens(*arguments)
+        assert not check.ok and str(check.reason).startswith(words)

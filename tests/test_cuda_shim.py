@@ -647,7 +647,7 @@ def test_fp8_codes_of_tokens_are_those_of_torch(pretended: None, dtype: torch.dt
         x = x.to(dtype)
         depth = -(-x.shape[1] // 16) * 16
         want, scale = float8.coded(x, None, depth)
-        got, own = gpu_linear._code_float8(x, None, depth)
+        got, own = gpu_linear.code_float8(x, None, depth)
         not_a_number = want.float().isnan()
         assert torch.equal(got.float().isnan(), not_a_number)
         same = got.view(torch.uint8) == want.view(torch.uint8)
@@ -661,7 +661,7 @@ def test_fp8_codes_of_tokens_are_those_of_torch(pretended: None, dtype: torch.dt
             )
             depth = -(-k // 16) * 16
             want, scale = float8.coded(torch.from_numpy(rows), None, depth)
-            got, own = gpu_linear._code_float8(x, ops.Norm(weight, added, 1e-5), depth)
+            got, own = gpu_linear.code_float8(x, ops.Norm(weight, added, 1e-5), depth)
             assert torch.equal(own, scale) and torch.equal(got.float(), want.float())
 
 

@@ -152,7 +152,7 @@ def _decoded(call: Call) -> str:
     return f"{str(call.dtype).removeprefix('torch.')} x {call.about.number} decoded"
 
 
-def _code_float8(
+def code_float8(
     x: torch.Tensor, norm: ops.Norm | None, depth: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As float8.coded, in one kernel; a norm by docs/conventions.md, as INT8 tokens have it."""
@@ -174,7 +174,7 @@ def _scaled_mm(call: Call) -> torch.Tensor:
         gelu=call.gelu,
         layer_scale=call.layer_scale,
         residual=call.residual,
-        code=_code_float8,
+        code=code_float8,
     )
 
 

@@ -114,6 +114,23 @@ def compare_codes(config: QuantizationConfig, size: Product, device: torch.devic
     return Check(*about, *((0.0, 0.0) if same else (None, 0.0, "codes or scales differ")))
 
 
+def compare_tokens(
+    config: QuantizationConfig, size: Product, dtype: str, device: torch.device
+) -> Check:
+    """Tokens' FP8 codes and scales from the GPU's kernel beside those of torch on the CPU."""
+    about = ("tokens", config.name, [size.m, size.k], dtype, None)
+    x, depth = tokens_of(size, DTYPES[dtype]), -(-size.k // float8.STEP) * float8.STEP
+    codes, scale = float8.coded(x, None, depth)
+    try:
+        got, own = gpu_linear.code_float8(x.to(device), None, depth)
+    except (RuntimeError, UserError) as error:
+        return Check(*about, None, 0.0, _line(error))
+    same = torch.equal(got.cpu().view(torch.uint8), codes.view(torch.uint8))
+    if same and torch.equal(own.cpu(), scale):
+        return Check(*about, 0.0, 0.0)
+    return Check(*about, None, 0.0, "codes or scales differ")
+
+
 def checks(device: torch.device, sizes: Sequence[Product], names: Sequence[str]) -> Iterator[Check]:
     """Every scheme at every size: codes, then products in both dtypes by every engine."""
     for name in names:
@@ -123,6 +140,8 @@ def checks(device: torch.device, sizes: Sequence[Product], names: Sequence[str])
         for size in sizes:
             if not config.quantize_activations or config.is_float8:
                 yield compare_codes(config, size, device)
+            if config.is_float8 and device != devices.CPU:
+                yield from (compare_tokens(config, size, dtype, device) for dtype in DTYPES)
             for dtype, engine in product(DTYPES, ways):
                 yield compare_product(config, size, dtype, device, engine)
 
