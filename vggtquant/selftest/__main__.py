@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command of the self-test."""
+"""Self-test of a machine: `python -m vggtquant.selftest --device cuda`.
+
+Compares every scheme with the scalar kernels of the CPU on ragged sizes, times Linear layers of
+VGGT's sizes beside torch's BF16, and reads memory. Writes selftest.json and selftest.txt, to be
+attached to a report. Sizes are fitted to free memory and the whole to a time limit.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,6 @@ from collections.abc import Sequence
 from .. import ops
 from ..errors import UserError
 from ..files import writable_folder, write_bytes
-from . import __doc__ as WHAT
 from . import selftest, text
 from .whole import LIMIT_S
 
@@ -20,7 +24,7 @@ JSON_NAME, TEXT_NAME = "selftest.json", "selftest.txt"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the self-test and writes its files; 0: all comparisons hold, 3: some do not, 2: bad
     input."""
-    parser = argparse.ArgumentParser(prog="python -m vggtquant.selftest", description=WHAT)
+    parser = argparse.ArgumentParser(prog="python -m vggtquant.selftest", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     parser.add_argument("--out", default="vggtquant_selftest", metavar="DIR", help="for the files")
     parser.add_argument(
