@@ -133,6 +133,13 @@ def product_shape(layer: nn.Module) -> tuple[int, int] | None:
     return shape.outputs * (2 if shape.folded else 1), up * across * inputs
 
 
+def packed_nbytes(conv: Conv) -> int:
+    """Bytes of a convolution's packed INT8 weight."""
+    shape = product_shape(conv)
+    assert shape is not None
+    return ops.packed_nbytes(ops.Packed(8, "per_row", *shape, shape[1], False))
+
+
 class QuantizedConv2d(QuantizedLinear):
     """A convolution whose INT8 weights are packed and multiplied as they are.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -329,24 +329,34 @@ def convolutions_of(model: nn.Module) -> dict[str, Conv]:
     return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
 
 
+def reasons_against(convolutions: Mapping[str, Conv]) -> dict[str, str]:
+    """Why each convolution of a model stays in float; "" for one that does not.
+
+    The last convolution of each part of the model and the 1x1 projections of tokens stay: they
+    would make most of the error, at a fiftieth of the time (docs/performance.md).
+    """
+    last_of = {name.partition(".")[0]: name for name in convolutions}
+
+    def reason(name: str, conv: Conv) -> str:
+        if is_projection(name):
+            return "a projection of tokens, which INT8 would cost most"
+        if last_of[name.partition(".")[0]] == name:
+            return "the last convolution of its head"
+        return reason_against(conv) or ""
+
+    return {name: reason(name, conv) for name, conv in convolutions.items()}
+
+
 def swap_convolutions(
     model: nn.Module, left_out: Callable[[str], str]
 ) -> tuple[list[Swapped], dict[str, nn.Module]]:
     """Put QuantizedConv2d and QuantizedDPTHead in place; what became of each convolution.
 
-    left_out: why a layer of a name stays, or "". The last convolution of each part of the model and
-    the 1x1 projections of tokens stay in float: they would make most of the error, at a fiftieth of
-    the time (docs/performance.md). The second result holds
-    what was swapped out, in the order in which setting it back restores the model.
+    left_out: why a layer of a name stays, or "". The second result holds what was swapped out, in
+    the order in which setting it back restores the model.
     """
     convolutions = convolutions_of(model)
-    last_of = {name.partition(".")[0]: name for name in convolutions}
-    reasons: dict[str, str] = {}
-    for name, conv in convolutions.items():
-        is_last = last_of[name.partition(".")[0]] == name
-        kept = "the last convolution of its head" if is_last else ""
-        kept = "a projection of tokens, which INT8 would cost most" if is_projection(name) else kept
-        reasons[name] = left_out(name) or kept or reason_against(conv) or ""
+    reasons = {name: left_out(name) or kept for name, kept in reasons_against(convolutions).items()}
     heads = {name: m for name, m in model.named_modules() if is_dense_head(m)}
     notes: dict[str, str | None] = {}
     originals: dict[str, nn.Module] = {}

@@ -55,7 +55,16 @@ from .native import (
     threads,
     use_isa,
 )
-from .products import fitted, input_gradient, kernel_name, lies_for_cuda, linear, pack, unpack
+from .products import (
+    fitted,
+    input_gradient,
+    kernel_name,
+    lies_for_cuda,
+    linear,
+    pack,
+    packed_nbytes,
+    unpack,
+)
 from .records import NO_INPUTS, Inputs, Norm, Packed, Shape, row_nbytes
 from .self_attention import WIDEST, attention, attention_kernel_name
 
@@ -119,6 +128,7 @@ __all__ = [
     "on_gpu",
     "openmp",
     "pack",
+    "packed_nbytes",
     "parameters",
     "quantize",
     "ranges",

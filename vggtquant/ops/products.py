@@ -32,11 +32,18 @@ def pack(
         return float8.pack(about, moved(q, None), moved(scale, None), like)
     cuda = "cuda_" if native.on_gpu(like) else ""
     nkg, scales, fmt = (about.n, about.k, about.group), about.scales, format_word(about.bits)
-    nbytes = getattr(native.cpu, f"{cuda}packed_nbytes")(fmt, scales, nkg, about.asymmetric)
-    packed = room(max(nbytes, 1), torch.uint8)
+    packed = room(max(packed_nbytes(about, like), 1), torch.uint8)
     parts = (None if part is None else moved(part, None) for part in (q, scale, factor, zero))
     getattr(native.cpu, f"{cuda}pack")(fmt, scales, nkg, *parts, packed.numpy())
     return packed if like is None else packed.to(like.device)
+
+
+def packed_nbytes(about: Packed, like: torch.Tensor | None = None) -> int:
+    """Bytes of a packed INT8 or INT4 weight where `like` is (None: the CPU)."""
+    cuda = "cuda_" if native.on_gpu(like) else ""
+    nkg = (about.n, about.k, about.group)
+    of_core = getattr(native.cpu, f"{cuda}packed_nbytes")
+    return int(of_core(format_word(about.bits), about.scales, nkg, about.asymmetric))
 
 
 def packed_weight(packed: torch.Tensor) -> Packed:

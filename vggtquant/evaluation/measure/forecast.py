@@ -22,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ... import devices, environment
 from ...configs import QuantizationConfig
+from ...conv import packed_nbytes
+from ...dense import convolutions_of, reasons_against
 from ...linear import QuantizedLinear
 from ...model import model_bytes
 from ..schema import Forecast
@@ -211,7 +213,7 @@ def costs(
             run = functools.partial(packed, x)
             mac_s = _seconds(device, run) / macs
             saved = sum(t.numel() * t.element_size() for t in layer.parameters()) - packed.nbytes
-            nbytes = max(0, held - int(saved * ratio))
+            nbytes = max(0, held - int(saved * ratio) - _saved_by_convolutions(model, config))
         forward_s = work.linear_macs * mac_s + (work.macs - work.linear_macs) * float_s
         found.append(
             Forecast(name=config.name, prepare_s=prepare_s, forward_s=forward_s, model_bytes=nbytes)
@@ -224,6 +226,18 @@ def _packed(layer: nn.Linear, config: QuantizationConfig, name: str) -> Quantize
     if config.quant_type == "mixed_precision":
         config = replace(config, sensitive_layers=())
     return QuantizedLinear.from_linear(layer, config)
+
+
+def _saved_by_convolutions(model: nn.Module, config: QuantizationConfig) -> int:
+    """Bytes by which the convolutions that become INT8 are smaller."""
+    if config.convolutions != "int8":
+        return 0
+    convolutions = convolutions_of(model)
+    return sum(
+        convolutions[name].weight.nbytes - packed_nbytes(convolutions[name])
+        for name, kept in reasons_against(convolutions).items()
+        if not kept
+    )
 
 
 def rescaled(found: Sequence[Forecast], ratio: float) -> list[Forecast]:
