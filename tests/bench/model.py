@@ -7,10 +7,9 @@
 The model may have random weights: speed and memory do not depend on them. Each variant runs in a
 fresh process, and the variants take turns for --rounds rounds; the fastest forward counts, since
 what else runs on the machine can only add. "Processors" is the processor time divided by the
-threads, which other work on the machine does not add to; ratios are of it. "Linear" is the time in
-Linear layers and convolutions that are modules of torch or ours, measured in a forward of its own.
-RSS is held against a process that has imported torch and nothing else: "at rest" after the swap,
-"peak" in the forwards after it.
+threads, which other work on the machine does not add to; ratios are of it. --calls adds, for ours,
+a table of the kernels' calls, timed in a forward of their own. RSS is held against a process that
+has imported torch and nothing else: "at rest" after the swap, "peak" in the forwards after it.
 
 --isa lowers torch, OpenVINO and our kernels to the same instruction set. OpenVINO's model is
 converted once (14 GB, minutes) and quantized by NNCF (longer); both are kept in --cache, as are our
@@ -36,6 +35,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import calls
 import machine
 import openvino_model
 import torch
@@ -128,14 +128,14 @@ def kept(args: argparse.Namespace, variant: Variant) -> nn.Module:
     return model
 
 
-def prepared(args: argparse.Namespace) -> tuple[Forward, nn.Module | None]:
-    """The forward of args.variant, and the module that computes it, where it is one of torch."""
+def prepared(args: argparse.Namespace) -> Forward:
+    """The forward of args.variant."""
     variant = VARIANTS[args.variant]
     if variant.engine == "openvino":
         path = openvino_model.place(args.cache, args.model, args.frames, args.size)
         precision = "bf16" if variant.bf16 else "f32"
         file = path / f"{variant.change}.xml"
-        return openvino_model.forward_of(file, precision, torch.get_num_threads()), None
+        return openvino_model.forward_of(file, precision, torch.get_num_threads())
     model = kept(args, variant) if variant.engine == "ours" else fresh(args, variant)
 
     def forward(images: torch.Tensor) -> Any:
@@ -143,26 +143,13 @@ def prepared(args: argparse.Namespace) -> tuple[Forward, nn.Module | None]:
         with torch.inference_mode(), cast:
             return model(images)
 
-    return forward, model
-
-
-def time_products(model: nn.Module) -> list[float]:
-    """A list that the time of each Linear's and convolution's call is appended to."""
-    seconds: list[float] = []
-    started: list[float] = []
-    for module in model.modules():
-        if hasattr(module, "in_features") or isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
-            module.register_forward_hook(
-                lambda *_: seconds.append(time.perf_counter() - started.pop())
-            )
-    return seconds
+    return forward
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """The figures of args.variant, in this process."""
     empty = rss()
-    forward, model = prepared(args)
+    forward = prepared(args)
     images = openvino_model.random_images(args.frames, args.size)
     rest = rss() - empty
     with open("/proc/self/clear_refs", "w") as refs:  # 5: forget the peak so far
@@ -176,12 +163,13 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             forward(images)
             seconds.append(time.perf_counter() - start)
             processor.append((time.process_time() - spent) / torch.get_num_threads())
-    figures: dict[str, Any] = {"s": seconds, "processor": processor, "products": None}
+    figures: dict[str, Any] = {"s": seconds, "processor": processor, "calls": None}
     figures |= {"rest": rest, "peak": rss("VmHWM") - empty}
-    if model is not None and args.products:
-        products = time_products(model)
-        forward(images)
-        figures["products"] = sum(products)
+    if args.calls and VARIANTS[args.variant].engine == "ours":
+        with machine.realtime(args.realtime), calls.timed() as found:
+            start = time.perf_counter()
+            forward(images)
+            figures["calls"] = calls.rows(found, time.perf_counter() - start)
     return figures
 
 
@@ -196,7 +184,7 @@ def environment(isa: str | None, engine: str) -> dict[str, str]:
 def command(args: argparse.Namespace, *more: str) -> list[str]:
     flags = ("model", "frames", "size", "runs", "cache")
     pairs = [(f"--{flag}", str(getattr(args, flag))) for flag in flags]
-    flags = ("cold", "products", "realtime")
+    flags = ("cold", "calls", "realtime")
     switches = [f"--{flag}" for flag in flags if getattr(args, flag)]
     return [sys.executable, __file__, *sum(pairs, ()), *switches, *more]
 
@@ -245,11 +233,10 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, d
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The best times and the largest memory of one variant's processes."""
-    products = [one["products"] for one in runs if one["products"] is not None]
     return {
         "s": min(s for one in runs for s in one["s"]),
         "processor": min(s for one in runs for s in one["processor"]),
-        "products": min(products, default=None),
+        "calls": runs[-1]["calls"],
         "rest": max(one["rest"] for one in runs),
         "peak": max(one["peak"] for one in runs),
     }
@@ -259,14 +246,10 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     """The rows in Markdown."""
     references = [name for name in REFERENCES if name in found]
     head = ["variant", "seconds", "processors"]
-    products = any(row["products"] is not None for row in found.values())
-    head += ["Linear, convolutions"] if products else []
     head += [f"against {name}" for name in references] + ["RSS at rest, GB", "RSS at peak, GB"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, row in found.items():
         cells = [name, f"{row['s']:.3g}", f"{row['processor']:.3g}"]
-        if products:
-            cells.append("" if row["products"] is None else f"{row['products']:.3g}")
         cells += [
             f"{found[reference]['processor'] / row['processor']:.2f}x" for reference in references
         ]
@@ -312,7 +295,7 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--cache", type=Path, default=cache_folder(), help="of OpenVINO's models")
     said.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated")
     said.add_argument("--results", type=Path, help="a file that keeps what was measured")
-    said.add_argument("--products", action="store_true", help="time products, in one forward more")
+    said.add_argument("--calls", action="store_true", help="time our calls, in one forward more")
     said.add_argument("--realtime", action="store_true", help="real-time priority while timed")
     said.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
 
@@ -343,6 +326,10 @@ def main() -> None:
     found = measure(args, lambda line: print(line, file=sys.stderr))
     print(f"{heading(args)}\n")
     print("\n".join(table(found)))
+    for name, row in found.items():
+        if row["calls"]:
+            print(f"\n{name}, by call:\n")
+            print("\n".join(calls.table(row["calls"])))
 
 
 if __name__ == "__main__":
