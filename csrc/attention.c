@@ -260,17 +260,24 @@ static float lane_sum(const float x[VGQ_LANES])
     return sum[0];
 }
 
+/* A few rows at a time: a row that is stored as soon as it is scaled would be read in wider pieces
+ * than it was just written, and wait for the memory. */
 static void store_span(const vgq_plan *plan, vgq_task *task, int bad)
 {
-    const size_t dim = plan->call.dim;
+    enum { AT_ONCE = 16 };
+    const size_t dim = plan->call.dim, rows = task->end - task->start;
     const size_t step = plan->call.heads * dim * vgq_dtype_nbytes(plan->call.y_dtype);
-    for (size_t t = task->start; t < task->end; t++) {
-        const size_t i = t - task->start;
-        const float inverse = bad ? NAN : 1.0f / lane_sum(task->own.to.lanes[i]);
+    char *y = task->y + task->start * step;
+    for (size_t i = 0, n; i < rows; i += n) {
+        n = vgq_min(AT_ONCE, rows - i);
         float *const o = task->own.o + i * plan->depth;
-        for (size_t c = 0; c < dim; c++)
-            o[c] *= inverse;
-        plan->store(dim, o, task->y + t * step);
+        for (size_t r = 0; r < n; r++) {
+            const float inverse = bad ? NAN : 1.0f / lane_sum(task->own.to.lanes[i + r]);
+            for (size_t c = 0; c < dim; c++)
+                o[r * plan->depth + c] *= inverse;
+        }
+        for (size_t r = 0; r < n; r++, y += step)
+            plan->store(dim, o + r * plan->depth, y);
     }
 }
 

@@ -109,34 +109,39 @@ static void sum_windows(const vgq_conv_task *task, size_t rows)
         }
 }
 
-/* One pixel's outputs of panel p, from floats to y: `first` is the first one's place there. */
-static void store_pixel(vgq_conv_task *task, size_t pixel, size_t first, size_t n, float *y)
+/* The residuals of `pixels` pixels as floats, rows of 64: n from `first` on, ldy from each other.
+ */
+static const float *residuals_of(const vgq_conv_task *task, size_t first, size_t pixels, size_t n,
+                                 size_t ldy)
 {
     const vgq_conv_plan *const plan = task->plan;
-    const vgq_conv_call *const call = &plan->call;
-    const vgq_quantize_kernels *const quantize = &plan->kernels->quantize;
-    const size_t nbytes = vgq_dtype_nbytes(call->y_dtype);
-    float widened[VGQ_PANEL];
-    const float *residual = NULL;
-    if (call->folded)
-        plan->kernels->conv.add(n, y + n, y);
-    if (call->residual)
-        residual = vgq_floats(plan->kernels, call->y_dtype, call->residual, first, n, widened);
-    plan->kernels->conv.last(1, n, y, VGQ_PANEL, call->relu_y, residual, call->relu_sum,
-                             &task->most);
-    if (!call->outputs) {
-        quantize->store[call->y_dtype](n, y, (char *)call->y + first * nbytes);
-        return;
+    float *const to = task->y + plan->product->mr * VGQ_PANEL;
+    if (!plan->call.residual)
+        return NULL;
+    for (size_t i = 0; i < pixels; i++) {
+        float *const row = to + i * VGQ_PANEL;
+        const float *const from = vgq_floats(plan->kernels, plan->call.y_dtype, plan->call.residual,
+                                             first + i * ldy, n, row);
+        if (from != row)
+            memcpy(row, from, n * sizeof(*row));
     }
+    return to;
+}
+
+/* The float product of a pixel's n outputs, which it pads, to y. */
+static void project_pixel(const vgq_conv_plan *plan, size_t pixel, size_t n, float *y)
+{
+    const vgq_conv_call *const call = &plan->call;
+    const size_t nbytes = vgq_dtype_nbytes(call->y_dtype);
+    float out[VGQ_PANEL];
     for (size_t c = n; c < VGQ_PANEL; c++)
         y[c] = 0;
-    float out[VGQ_PANEL];
     for (size_t o = 0, count; o < call->outputs; o += count) {
         count = vgq_min(VGQ_PANEL, call->outputs - o);
         plan->kernels->conv.project(count, y, call->last_weight + o * VGQ_PANEL,
                                     call->last_bias + o, out);
-        quantize->store[call->y_dtype](count, out,
-                                       (char *)call->y + (pixel * call->outputs + o) * nbytes);
+        plan->kernels->quantize.store[call->y_dtype](
+            count, out, (char *)call->y + (pixel * call->outputs + o) * nbytes);
     }
 }
 
@@ -148,7 +153,7 @@ static void store_pixels(vgq_conv_task *task, size_t pixel, size_t p, size_t pix
     const vgq_conv_plan *const plan = task->plan;
     const vgq_conv_call *const call = &plan->call;
     const vgq_conv_kernels *const conv = &plan->kernels->conv;
-    const size_t apart = plan->product->mr * VGQ_PANEL;
+    const size_t apart = plan->product->mr * VGQ_PANEL, nbytes = vgq_dtype_nbytes(call->y_dtype);
     const size_t whole = vgq_min(VGQ_PANEL, plan->w.n - p * VGQ_PANEL);
     const size_t n = call->folded ? whole / 2 : whole;
     const size_t ldy = call->folded ? n : plan->w.n, first = pixel * ldy + p * VGQ_PANEL;
@@ -159,10 +164,21 @@ static void store_pixels(vgq_conv_task *task, size_t pixel, size_t p, size_t pix
         conv->last(pixels, n, y, ldy, call->relu_y, residual, call->relu_sum, &task->most);
         return;
     }
-    conv->finish(pixels, call->kernel_height, apart, acc, columns, sums, task->x_scale, task->y,
+    float *const y = task->y;
+    conv->finish(pixels, call->kernel_height, apart, acc, columns, sums, task->x_scale, y,
                  VGQ_PANEL);
-    for (size_t i = 0; i < pixels; i++)
-        store_pixel(task, pixel + i, first + i * ldy, n, task->y + i * VGQ_PANEL);
+    for (size_t i = 0; i < pixels && call->folded; i++)
+        conv->add(n, y + i * VGQ_PANEL + n, y + i * VGQ_PANEL);
+    conv->last(pixels, n, y, VGQ_PANEL, call->relu_y, residuals_of(task, first, pixels, n, ldy),
+               call->relu_sum, &task->most);
+    for (size_t i = 0; i < pixels; i++) {
+        float *const row = y + i * VGQ_PANEL;
+        if (call->outputs)
+            project_pixel(plan, pixel + i, n, row);
+        else
+            plan->kernels->quantize.store[call->y_dtype](
+                n, row, (char *)call->y + (first + i * ldy) * nbytes);
+    }
 }
 
 static vgq_conv_columns columns_of(const vgq_conv_plan *plan, size_t p)
@@ -287,9 +303,11 @@ static void run_conv_task(const void *job, size_t index, unsigned char *own)
                     kept * plan->line * sizeof(*task.sums));
         }
     }
-    for (size_t i = 0; i < VGQ_LANES; i++) {
-        grow(&plan->largest[2 * task.picture], task.most.magnitude[i]);
-        grow(&plan->largest[2 * task.picture + 1], task.most.positive[i]);
+    for (size_t i = 0; i < VGQ_PANEL; i++) {
+        const int32_t magnitude = task.most.magnitude[i], positive = task.most.positive[i];
+        const int is_nan = magnitude > 0x7f800000; /* its relu too, whatever its sign is */
+        grow(&plan->largest[2 * task.picture], (uint32_t)magnitude);
+        grow(&plan->largest[2 * task.picture + 1], (uint32_t)(is_nan ? magnitude : positive));
     }
 }
 

@@ -24,10 +24,10 @@ typedef void vgq_unsigned_fn(size_t n, const float *x, float inverse, float *cod
 typedef void vgq_conv_finish_fn(size_t rows, size_t segments, size_t apart, const int32_t *acc,
                                 const vgq_conv_columns *columns, const int32_t *sums, float x_scale,
                                 float *y, size_t ldy);
-/* The largest magnitudes of outputs and of their relu, as the integers that their bits are: any
- * share of the outputs in each lane. */
+/* The largest magnitudes of the outputs of a panel's columns, and of those that are not negative,
+ * as the integers that their bits are. */
 typedef struct vgq_conv_most {
-    uint32_t magnitude[VGQ_LANES], positive[VGQ_LANES];
+    int32_t magnitude[VGQ_PANEL], positive[VGQ_PANEL];
 } vgq_conv_most;
 /* The last step of n outputs of some pixels, ldy elements from each other: y = relu(y) where
  * `relu`, plus residual (likewise; NULL: none), relu of that where `relu_sum`; `most` grows. */

@@ -104,6 +104,7 @@ typedef struct vgq_product {
     /* Whether it can multiply so many lines of codes with that weight; NULL: always. */
     int (*applies)(const vgq_weight *weight, size_t lines);
     size_t mr;                 /* most rows of a tile */
+    size_t most_nbytes;        /* of a task's codes, which have to stay in L2; 0: any */
     size_t code_nbytes;        /* of an activation's code */
     vgq_code_row_fn *code_row; /* NULL: the table's */
     int group_sums;            /* 1: tile reads the sums of the codes over each group */

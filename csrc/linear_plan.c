@@ -63,7 +63,10 @@ static void plan_codes(vgq_plan *plan)
 static void cut_rows(vgq_plan *plan)
 {
     const size_t wanted = 4 * (size_t)plan->crew.team;
-    const size_t least = (plan->lines + MOST_ROWS - 1) / MOST_ROWS;
+    const size_t limit = plan->product ? plan->product->most_nbytes : 0;
+    const size_t most =
+        limit ? vgq_min(MOST_ROWS, vgq_round_up(limit / plan->tokens.pitch, plan->mr)) : MOST_ROWS;
+    const size_t least = (plan->lines + most - 1) / most;
     plan->blocks = (wanted + plan->at.panels - 1) / plan->at.panels;
     plan->blocks = plan->blocks > least ? plan->blocks : least;
     plan->rows = vgq_round_up((plan->lines + plan->blocks - 1) / plan->blocks, plan->mr);

@@ -90,27 +90,40 @@ PRODUCT(product_bf16, tile_multiply_bf16)
 /* ---- INT8 -------------------------------------------------------------------------------------
  */
 
+/* s[GROUP][64], integers, times the scales of their keys; a row ends before the next begins, since
+ * rows lie a power of two apart, where a load would wait for stores of other rows. */
+static inline void scale_panel(const int32_t *first, const float *scale, float *s)
+{
+    __m512 by[4], high[4];
+    for (size_t c = 0; c < 4; c++) {
+        by[c] = _mm512_loadu_ps(scale + 16 * c);
+        high[c] = _mm512_mul_ps(by[c], _mm512_set1_ps(-ABOVE));
+    }
+    for (size_t r = 0; r < GROUP; r++, s += VGQ_KEYS) {
+        const __m512i begin = _mm512_set1_epi32(first[r]);
+        for (size_t c = 0; c < 4; c++) {
+            const __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(s + 16 * c), begin);
+            _mm512_storeu_ps(s + 16 * c, _mm512_fmadd_ps(_mm512_castsi512_ps(sum), by[c], high[c]));
+        }
+    }
+}
+
+/* A panel's sums are scaled while the tiles of the next panel are multiplied. */
 static void scores_i8_amx(size_t keys, size_t depth, const void *q, const int32_t *first,
                           const void *panels, const float *scale, float *s)
 {
     const tile_shapes shapes = shapes_of(GROUP);
     const char *k = panels;
     tile_configure(&shapes);
-    for (size_t j = 0; j < keys; j += VGQ_PANEL, k += depth * VGQ_PANEL)
+    for (size_t j = 0; j < keys; j += VGQ_PANEL, k += depth * VGQ_PANEL) {
         for (size_t half = 0; half < 2; half++)
             product_codes(1, depth / 64, q, depth, k + 2 * half * STRIPE, 4 * VGQ_PANEL,
                           s + j + 2 * half * 16, VGQ_KEYS * sizeof(*s));
-    tile_release(); /* or the system would save 8 KB at each switch of threads */
-    for (size_t j = 0; j < keys; j += 16) {
-        const __m512 by = _mm512_loadu_ps(scale + j);
-        const __m512 high = _mm512_mul_ps(by, _mm512_set1_ps(-ABOVE));
-        for (size_t r = 0; r < GROUP; r++) {
-            float *const at = s + r * VGQ_KEYS + j;
-            const __m512i sum =
-                _mm512_add_epi32(_mm512_loadu_si512(at), _mm512_set1_epi32(first[r]));
-            _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_castsi512_ps(sum), by, high));
-        }
+        if (j)
+            scale_panel(first, scale + j - VGQ_PANEL, s + j - VGQ_PANEL);
     }
+    tile_release(); /* or the system would save 8 KB at each switch of threads */
+    scale_panel(first, scale + keys - VGQ_PANEL, s + keys - VGQ_PANEL);
 }
 
 static void values_i8_amx(size_t rows, size_t keys, size_t depth, const void *p, const void *block,

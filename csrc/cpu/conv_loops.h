@@ -57,42 +57,36 @@ static void OWN(finish)(size_t rows, size_t segments, size_t apart, const int32_
     }
 }
 
-/* Up to 16 outputs of a pixel; n is a constant where there are 16. A NaN stays one. */
-static inline void OWN(last_part)(size_t n, float *restrict y, int relu,
-                                  const float *restrict residual, int relu_sum,
-                                  vgq_conv_most *restrict most)
+static inline void OWN(rectify)(size_t n, float *x)
 {
-    if (relu)
-        for (size_t i = 0; i < n; i++)
-            y[i] = y[i] <= 0 ? 0 : y[i];
-    if (residual)
-        for (size_t i = 0; i < n; i++)
-            y[i] += residual[i];
-    if (relu_sum)
-        for (size_t i = 0; i < n; i++)
-            y[i] = y[i] <= 0 ? 0 : y[i];
+    for (size_t i = 0; i < n; i++)
+        x[i] = x[i] <= 0 ? 0 : x[i]; /* a NaN stays one */
+}
+
+/* A positive float's bits are a positive integer, a negative one's a negative. */
+static inline void OWN(look)(size_t n, const float *restrict y, vgq_conv_most *restrict most)
+{
     for (size_t i = 0; i < n; i++) {
-        const uint32_t bits = vgq_bits_of_float(y[i]) & 0x7fffffffu;
-        const uint32_t above = y[i] <= 0 ? 0 : bits;
-        most->magnitude[i] = bits > most->magnitude[i] ? bits : most->magnitude[i];
-        most->positive[i] = above > most->positive[i] ? above : most->positive[i];
+        const int32_t bits = (int32_t)vgq_bits_of_float(y[i]), magnitude = bits & 0x7fffffff;
+        most->magnitude[i] = magnitude > most->magnitude[i] ? magnitude : most->magnitude[i];
+        most->positive[i] = bits > most->positive[i] ? bits : most->positive[i];
     }
 }
 
 static void OWN(last)(size_t pixels, size_t n, float *y, size_t ldy, int relu,
                       const float *residual, int relu_sum, vgq_conv_most *most)
 {
-    vgq_conv_most found = *most;
     for (size_t pixel = 0; pixel < pixels; pixel++, y += ldy) {
-        size_t i = 0;
-        for (; i + VGQ_LANES <= n; i += VGQ_LANES) {
-            const float *const added = residual ? residual + i : NULL;
-            OWN(last_part)(VGQ_LANES, y + i, relu, added, relu_sum, &found);
+        if (relu)
+            OWN(rectify)(n, y);
+        if (residual) {
+            OWN(add)(n, residual, y);
+            residual += ldy;
         }
-        OWN(last_part)(n - i, y + i, relu, residual ? residual + i : NULL, relu_sum, &found);
-        residual = residual ? residual + ldy : NULL;
+        if (relu_sum)
+            OWN(rectify)(n, y);
+        OWN(look)(n, y, most);
     }
-    *most = found;
 }
 
 static void OWN(project)(size_t outputs, const float *restrict y, const float *restrict weight,

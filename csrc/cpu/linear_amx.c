@@ -242,6 +242,7 @@ static int many_lines(const vgq_weight *w, size_t lines)
 static const vgq_product product_amx = {
     .applies = many_lines,
     .mr = BLOCK,
+    .most_nbytes = 1 << 20,
     .code_nbytes = 1,
     .weight_nbytes = 1,
     .offset = 128,
