@@ -542,6 +542,19 @@ def test_wrong_arguments_are_told(pretended: None) -> None:
         run_("compare", torch.zeros(3, dtype=torch.int32), torch.zeros(3), torch.zeros(11))
     with pytest.raises(ValueError, match="do not fit the shape"):
         run_("compare", torch.zeros(3), torch.zeros(4), torch.zeros(11, dtype=torch.float64))
+    x, codes, scale = torch.zeros(2, 8), torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(2, 1)
+    for wrong in (
+        (torch.zeros(3, 8), codes, scale),
+        (torch.zeros(16), codes, scale),
+        (x, codes.view(-1), scale),
+        (x, codes[:, :4].contiguous(), scale),
+        (x, codes, torch.zeros(3)),
+    ):
+        with pytest.raises(ValueError, match="do not fit the shape"):
+            ops.gpu_code_float8(wrong[0], None, *wrong[1:])
+    for norm in (ops.Norm(torch.zeros(7)), ops.Norm(torch.zeros(8), torch.zeros(9))):
+        with pytest.raises(ValueError, match="do not fit the shape"):
+            ops.gpu_code_float8(x, norm, codes, scale)
     with pytest.raises(TypeError, match="an array is"):
         assert ops.native.cuda is not None
         ops.native.cuda.compare((0, 3, "float32"), (0, (3,), "float32"), (0, (11,), "float64"), 0)

@@ -307,6 +307,77 @@ static void check_float(owned_weight &weight, size_t m, options o)
         }
 }
 
+/* The e4m3fn number nearest to v, half to even, by trying all of them. */
+static uint8_t nearest_float8(float v)
+{
+    uint8_t nearest = 0;
+    double least = INFINITY;
+    for (int code = 0; code < 127; code++) {
+        const int exponent = code >> 3, mantissa = code & 7;
+        const double number =
+            exponent ? std::ldexp(8 + mantissa, exponent - 10) : std::ldexp(mantissa, -9);
+        const double distance = std::fabs(std::fabs((double)v) - number);
+        if (distance < least || (distance == least && code % 2 == 0))
+            least = distance, nearest = (uint8_t)code;
+    }
+    return (uint8_t)(nearest | (std::signbit(v) ? 0x80 : 0));
+}
+
+static void check_float8(size_t m, size_t k, const options &o)
+{
+    vgq_weight w = {};
+    w.n = 1, w.k = k;
+    const operands drawn(w, m, o);
+    const size_t depth = (k + 15) / 16 * 16;
+    const buffer<uint8_t> x(drawn.x.size(), drawn.x.data()), codes(m * depth);
+    const buffer<float> scale(m);
+    const vgq_dtype dtype = o.x_dtype;
+    if (vgq_code_float8_cuda(m, k, dtype, x.at + o.x_offset * dtype_nbytes(dtype), drawn.call.norm,
+                             depth, codes, scale, NULL) != VGQ_OK)
+        wrong("vgq_code_float8_cuda", 0, 1, 0);
+    std::vector<float> row(k);
+    for (size_t r = 0; r < m; r++) {
+        float largest = 0;
+        for (size_t i = 0; i < k; i++)
+            row[i] = value_at(drawn.x.data(), dtype, o.x_offset + r * k + i);
+        for (const float v : row)
+            largest = std::fmax(largest, std::fabs(v));
+        const bool nan = std::any_of(row.begin(), row.end(), [](float v) { return v != v; });
+        const float want = nan ? NAN : std::fmax(largest / 448.0f, 0x1p-126f);
+        if (nan ? scale[r] == scale[r] : scale[r] != want)
+            wrong("a scale of FP8", r, scale[r], want);
+        for (size_t i = 0; i < depth; i++, checks++) {
+            const uint8_t code = codes[r * depth + i];
+            const float v = i < k ? row[i] / want : 0.0f;
+            const bool good = i >= k   ? code == 0
+                              : v != v ? (code & 0x7f) == 0x7f
+                                       : code == nearest_float8(v);
+            if (!good)
+                wrong("a code of FP8", r * depth + i, code, v != v ? 0x7f : nearest_float8(v));
+        }
+    }
+}
+
+static void refuse_float8()
+{
+    float x[8] = {}, scale[1];
+    alignas(4) uint8_t codes[16];
+    const vgq_norm none = {NULL, NULL, 0};
+    struct bad {
+        size_t m, k, depth;
+        const float *x;
+        uint8_t *codes;
+    };
+    for (const bad &b : {bad{1, 0, 16, x, codes}, bad{1, 8, 4, x, codes}, bad{1, 8, 10, x, codes},
+                         bad{1, 8, 8, NULL, codes}, bad{1, 8, 8, x, NULL},
+                         bad{1, 8, 8, x, codes + 1}, bad{(size_t)1 << 31, 8, 8, x, codes}})
+        if (vgq_code_float8_cuda(b.m, b.k, VGQ_F32, b.x, none, b.depth, b.codes, scale, NULL) !=
+            VGQ_EINVAL)
+            wrong("FP8 codes of a bad call", b.m, b.k, b.depth);
+    if (vgq_code_float8_cuda(0, 8, VGQ_F32, NULL, none, 8, NULL, NULL, NULL) != VGQ_OK)
+        wrong("FP8 codes of no tokens", 0, 1, 0);
+}
+
 /* Bytes that vgq_packing_cuda did not make: refused by their size, or told by NaN. */
 static void check_foreign_bytes()
 {
@@ -372,6 +443,11 @@ static void few()
         o.norm_bias = !odd, o.in_place = odd != 0, o.y_dtype = odd ? VGQ_F32 : VGQ_BF16;
         check_int8(weight, 9, o);
     }
+    for (const int odd : {0, 1}) { /* FP8, ragged rows that are not finite too */
+        options o;
+        o.x_dtype = odd ? VGQ_F32 : VGQ_BF16, o.hard = true, o.x_offset = (size_t)odd;
+        check_float8(10, 600 + (size_t)odd * 37, o);
+    }
     for (const vgq_scales scales : {VGQ_TWO_LEVEL, VGQ_PER_ROW})
         for (const size_t tokens : {2, 5}) { /* more inputs than a chunk has */
             owned_weight weight(scales, 70, 770, 32, scales == VGQ_PER_ROW);
@@ -407,6 +483,12 @@ static void all()
         options o;
         o.norm = true;
         check_int8(weight, 2, o);
+    }
+    refuse_float8();
+    for (const size_t k : {1, 3, 16, 70, 257, 4104}) {
+        options o;
+        o.x_dtype = (vgq_dtype)(k % 3), o.hard = true;
+        check_float8(9, k, o);
     }
     check_foreign_bytes();
 }
