@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 import vggtquant as vq
 from vggtquant.commands import cli
@@ -27,6 +28,30 @@ def test_version_and_help(capsys) -> None:
 
 
 # ---- bad input: exit code 2, one line, nothing written -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "memory is full (MemoryError)"),
+        (
+            RuntimeError("alloc_cpu.cpp: DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            "memory is full (alloc_cpu.cpp: DefaultCPUAllocator: can't allocate memory: 9 bytes)",
+        ),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 80.00 GiB"),
+            "the GPU's memory is full (CUDA out of memory. Tried to allocate 80.00 GiB)",
+        ),
+    ],
+)
+def test_memory_that_is_full_is_no_defect(capsys, monkeypatch, error, words) -> None:
+    def fails(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli.COMMANDS["info"], "main", fails)
+    assert cli.main(["info"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"vggtquant: error: {words}; fewer or smaller pictures take less"
 
 
 def test_an_unknown_isa_is_refused() -> None:

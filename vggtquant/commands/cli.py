@@ -133,8 +133,20 @@ def _guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namesp
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             _complain(f"the name {str(error.filename)[:60]}… is too long for a file", args.verbose)
             return 2
+        if (memory := _full(error)) is not None:
+            advice = "fewer or smaller pictures take less"
+            _complain(f"{memory} is full ({str(error) or 'MemoryError'}); {advice}", args.verbose)
+            return 2
         _complain(f"{type(error).__name__}: {error} (a defect; -v shows where)", args.verbose)
         return 1
+
+
+def _full(error: Exception) -> str | None:
+    """Which memory an error says is full; torch has an error of its own for that of a GPU."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU's memory"
+    none_left = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return "memory" if none_left else None
 
 
 @contextlib.contextmanager
