@@ -12,6 +12,7 @@ import vggtquant as vq
 from vggtquant.evaluation.analyse import rows
 from vggtquant.evaluation.analyse.document import assemble
 from vggtquant.evaluation.measure import journal, task, variants
+from vggtquant.evaluation.records import Head, Planning
 from vggtquant.evaluation.schema import (
     METRIC_NAMES,
     Bytes,
@@ -19,13 +20,11 @@ from vggtquant.evaluation.schema import (
     Data,
     Document,
     Environment,
-    Head,
     KernelUse,
     Kind,
     Layer,
     Metrics,
     Model,
-    Planning,
     PoseErrors,
     Proof,
     Row,

@@ -40,24 +40,8 @@ from .measure.isolate import Isolation
 from .measure.journal import Journal
 from .measure.plan import Planned, Settings
 from .measure.variants import Variant
-from .schema import (
-    Data,
-    Document,
-    Environment,
-    Facts,
-    Head,
-    Kind,
-    LayerAlone,
-    Model,
-    Record,
-    Row,
-    Scene,
-    SceneInput,
-    Skip,
-    State,
-    Status,
-    Why,
-)
+from .records import Facts, Head, LayerAlone, Record, Scene, Skip
+from .schema import Data, Document, Environment, Kind, Model, Row, SceneInput, State, Status, Why
 from .schema import Settings as SettingsBlock
 
 if TYPE_CHECKING:

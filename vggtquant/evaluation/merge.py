@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..files import writable_folder
 from . import evaluate
 from .measure import journal
-from .schema import Head, Record
+from .records import Head, Record
 
 
 def merge(folders: Sequence[str], output_dir: str) -> evaluate.Result:

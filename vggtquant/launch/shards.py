@@ -18,7 +18,7 @@ from ..evaluation import evaluate as job
 from ..evaluation.measure import journal
 from ..evaluation.measure.plan import Settings
 from ..evaluation.merge import merge
-from ..evaluation.schema import Scene
+from ..evaluation.records import Scene
 from ..files import writable_folder
 from ..progress import Progress, silent
 from .jobs import LAUNCHERS, Job, Launcher, Resources

@@ -14,17 +14,8 @@ from vggtquant.evaluation import evaluate
 from vggtquant.evaluation.analyse import evidence, times
 from vggtquant.evaluation.measure import journal, plan, timing, variants
 from vggtquant.evaluation.present import text
-from vggtquant.evaluation.schema import (
-    Alone,
-    Basis,
-    Document,
-    Kind,
-    Pair,
-    Pairing,
-    Status,
-    Usable,
-    Withheld,
-)
+from vggtquant.evaluation.records import Alone, Pair, Pairing
+from vggtquant.evaluation.schema import Basis, Document, Kind, Status, Usable, Withheld
 from vggtquant.progress import Progress
 
 

@@ -15,12 +15,8 @@ from vggtquant.evaluation.analyse import evidence, rows, times
 from vggtquant.evaluation.measure import inputs, plan, variants
 from vggtquant.evaluation.measure.bench import Bench, Passes, Sample
 from vggtquant.evaluation.measure.forward import linears
-from vggtquant.evaluation.schema import (
-    Kind,
-    Row,
-    Scene,
-    SceneInput,
-)
+from vggtquant.evaluation.records import Scene
+from vggtquant.evaluation.schema import Kind, Row, SceneInput
 from vggtquant.model import quantize_model, refuse_nonfinite
 
 INT8 = "INT8_Per_Channel_Symmetric"

@@ -25,7 +25,8 @@ from vggtquant.evaluation import evaluate, merge, schema
 from vggtquant.evaluation.measure import bench, journal, plan, timing, variants
 from vggtquant.evaluation.measure.forward import Outputs
 from vggtquant.evaluation.present import charts, page
-from vggtquant.evaluation.schema import Document, End, Skip, Why
+from vggtquant.evaluation.records import End, Skip
+from vggtquant.evaluation.schema import Document, Why
 from vggtquant.progress import Progress
 from vggtquant.tiny.model import TinyVGGT
 

@@ -19,7 +19,8 @@ from vggtquant.evaluation.analyse import shares
 from vggtquant.evaluation.measure import journal, layers
 from vggtquant.evaluation.measure.forward import forward
 from vggtquant.evaluation.present import files
-from vggtquant.evaluation.schema import Broke, Document, End, Record, Whole
+from vggtquant.evaluation.records import Broke, End, Record, Whole
+from vggtquant.evaluation.schema import Document
 
 INT4 = "INT4_Group_32"
 QUICK = ["--model", "toy:build", "--scenes", "2", "--max_images", "2", "--runs", "1"]

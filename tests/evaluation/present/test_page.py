@@ -23,15 +23,8 @@ from PIL import Image
 from vggtquant.evaluation.analyse import shares
 from vggtquant.evaluation.measure import layers, pictures
 from vggtquant.evaluation.present import charts, columns, heatmap, page, text
-from vggtquant.evaluation.schema import (
-    Document,
-    Layer,
-    LayerAlone,
-    Reading,
-    Sensitivity,
-    Status,
-    Whole,
-)
+from vggtquant.evaluation.records import LayerAlone, Whole
+from vggtquant.evaluation.schema import Document, Layer, Reading, Sensitivity, Status
 
 NASTY = '<script>alert("1")</script>\'"&amp;.png'
 VOID = {"br", "img", "meta", "wbr"}

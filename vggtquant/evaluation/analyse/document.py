@@ -18,18 +18,8 @@ from ...about import VERSION
 from ...metrics import METRICS
 from ..measure import pictures
 from ..measure.variants import Variant
-from ..schema import (
-    SCHEMA_VERSION,
-    Budget,
-    Document,
-    Generator,
-    Head,
-    MetricFacts,
-    Model,
-    Record,
-    Row,
-    State,
-)
+from ..records import Head, Record
+from ..schema import SCHEMA_VERSION, Budget, Document, Generator, MetricFacts, Model, Row, State
 from . import evidence, intervals, recommendation, rows, shares, times
 
 

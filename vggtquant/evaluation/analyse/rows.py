@@ -16,23 +16,17 @@ from msgspec import structs
 from ..measure import scores, task
 from ..measure.journal import is_over, kind
 from ..measure.variants import Variant
+from ..records import Alone, Broke, Facts, Pairing, Record, Scene, Skip
 from ..schema import (
-    Alone,
-    Broke,
     Bytes,
-    Facts,
     GpuMemory,
     KernelUse,
     Kind,
     Layer,
-    Pairing,
     Proof,
-    Record,
     Row,
-    Scene,
     SceneInput,
     SceneScores,
-    Skip,
     Status,
     Why,
 )

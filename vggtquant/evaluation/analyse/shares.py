@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from ..formatting import percent
 from ..measure import layers
 from ..measure.journal import kind
-from ..schema import Broke, Layer, LayerAlone, LayerShare, Record, Sensitivity, Whole
+from ..records import Broke, LayerAlone, Record, Whole
+from ..schema import Layer, LayerShare, Sensitivity
 
 RULE = (
     "share: of the final error, what one layer makes when it alone is quantized: the mean over "

@@ -13,7 +13,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from ..measure.timing import CALM, calm
-from ..schema import Basis, Kind, Pair, Row, Time, Timing, Usable, Withheld
+from ..records import Pair
+from ..schema import Basis, Kind, Row, Time, Timing, Usable, Withheld
 
 WIDE = 1.5
 _ENOUGH = 6  # calm pairs that are enough to leave the others out

@@ -23,18 +23,8 @@ from ...errors import UserError
 from ...linear import QuantizedLinear
 from ...model import ModelReport, model_bytes, restore_model
 from ...scoring.task_scores import Geometry
-from ..schema import (
-    Broke,
-    End,
-    Facts,
-    GpuMemory,
-    Kind,
-    Layer,
-    Pair,
-    Pairing,
-    Record,
-    Scene,
-)
+from ..records import Broke, End, Facts, Pair, Pairing, Record, Scene
+from ..schema import GpuMemory, Kind, Layer
 from . import pictures, scores, task, timing, variants
 from .forward import Outputs, Runner, forward, linears, plainly, put, same_bits, sha256, watch
 from .isolate import Isolation

@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from ... import adapters, devices, environment, ops
-from ..schema import Alone, GpuMemory, Isolated, Kind
+from ..records import Alone
+from ..schema import GpuMemory, Isolated, Kind
 from .forward import forward
 from .variants import Variant
 

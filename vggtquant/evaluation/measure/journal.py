@@ -3,7 +3,7 @@
 
 The first line is the head: what is evaluated, with what, on what, and every choice that was made.
 Then comes a record for each scene of each scheme and for whatever else was measured (their types
-are schema.Head and schema.Record). A record is on the disk before the next forward begins; a last
+are records.Head and records.Record). A record is on the disk before the next forward begins; a last
 line that a kill cut short is dropped. Everything that a report says is computed from head and
 records, so that a run which was continued or put together from shards says the same as one that
 was not.
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ...errors import UserError
-from ..schema import Broke, End, Head, Record, Retry, Skip
+from ..records import Broke, End, Head, Record, Retry, Skip
 
 NAME = "comprehensive_journal.jsonl"
 VERSION = 2

@@ -17,7 +17,8 @@ from torch import nn
 from ...configs import QuantizationConfig
 from ...errors import UserError
 from ...model import quantize_model, restore_model
-from ..schema import Broke, End, Layer, LayerAlone, Record, Whole
+from ..records import Broke, End, LayerAlone, Record, Whole
+from ..schema import Layer
 from . import scores
 from .forward import Outputs, watch
 from .journal import kind

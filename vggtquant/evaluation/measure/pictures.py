@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..schema import Pictures, PictureSet, ScenePictures
+from ..records import ScenePictures
+from ..schema import Pictures, PictureSet
 
 WIDEST = 192  # pixels; wider frames are shown by every second, third, ... pixel
 FRAME = 0

@@ -19,7 +19,8 @@ from ...data.scenes import MOST_SCENES
 from ...errors import UserError
 from ...notes import told
 from ..formatting import duration, megabytes
-from ..schema import Budget, Forecast, Head, Planning
+from ..records import Head, Planning
+from ..schema import Budget, Forecast
 from . import forecast, inputs, layers, timing, variants
 from .bench import Passes, Sample
 from .forward import Runner, forward, plainly

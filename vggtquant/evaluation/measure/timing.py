@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..schema import Pair
+from ..records import Pair
 
 # A scheme is timed for so many seconds and pairs; as long again, twice, while its pairs disagree.
 SECONDS, PAIRS, ROUNDS = 1.0, 24, 3
