@@ -35,13 +35,37 @@ def test_a_layer_of_int8_codes():
     assert 0 < (its - exact).abs().max() < 1.5 * error
 
 
-@pytest.mark.parametrize(
-    "scheme", ["INT4_Group_32", "INT8_Per_Channel_Symmetric", "INT4_Group_32_A8"]
-)
-def test_other_layers_are_decoded(scheme):
+@pytest.mark.parametrize("scheme", ["INT4_Group_32_A8", "INT4_Group_128_A8"])
+def test_a_layer_of_int4_codes(scheme):
+    """The same weights, in groups of at most the inputs; XNNPACK alone rounds the scales."""
     torch.manual_seed(0)
-    layer = QuantizedLinear.from_linear(nn.Linear(64, 32), scheme)
-    x = torch.randn(2, 7, 64)
+    layer = QuantizedLinear.from_linear(nn.Linear(96, 32), scheme)
+    if layer.spec.group_size > 96:
+        layer = QuantizedLinear.from_linear(nn.Linear(64, 32), scheme)
+    stand_in = phone.stand_in("a layer", layer)
+    assert isinstance(stand_in, phone.TokenLinear) and phone.form_of(layer) == "dynamic"
+    x = torch.randn(2, 7, layer.in_features)
+    exact = F.linear(x, layer.weight, layer.bias)
+    with torch.inference_mode():
+        ours, its = layer(x), stand_in(x)
+    error = (ours - exact).abs().max()
+    assert 0 < (its - exact).abs().max() < 1.5 * error
+
+
+@pytest.mark.parametrize(
+    ("scheme", "inputs"),
+    [
+        ("INT4_Group_32", 64),
+        ("INT8_Per_Channel_Symmetric", 64),
+        ("INT4_Group_64_A8", 96),  # a shorter last group
+        ("INT4_Group_64_A8", 40),  # a group that is no multiple of 32
+    ],
+)
+def test_other_layers_are_decoded(scheme, inputs):
+    torch.manual_seed(0)
+    layer = QuantizedLinear.from_linear(nn.Linear(inputs, 32), scheme)
+    x = torch.randn(2, 7, inputs)
+    assert phone.form_of(layer) == "weights"
     with torch.inference_mode():
         its = phone.stand_in("a layer", layer)(x)
         torch.testing.assert_close(its, F.linear(x, layer.weight, layer.bias))
@@ -107,6 +131,23 @@ def test_the_file_runs_in_xnnpack(tmp_path):
     assert result.nodes["XNNPACK INT8 linear"] == 2 == result.forms["dynamic"]
     assert not [name for name in result.nodes if name.startswith("quantize")]  # all in XNNPACK
     assert result.nbytes == result.path.stat().st_size
+
+
+@pytest.mark.slow
+def test_a_file_of_int4_weights_holds_them_in_four_bits(tmp_path):
+    pytest.importorskip("executorch", reason="ExecuTorch is not installed")
+    torch.manual_seed(0)
+    sizes = []
+    for scheme in (SCHEME, "INT4_Group_32_A8"):
+        model = Small().eval()
+        model.fc = nn.Sequential(nn.Linear(32, 2048), nn.GELU(), nn.Linear(2048, 32))
+        model, _ = vq.quantize_model(model, replace(vq.get_config(scheme), skip_first_last=False))
+        result = vq.export(model, tmp_path, size=(28, 42), frames=2, format="executorch")
+        assert result.agrees and result.forms["dynamic"] == 3
+        sizes.append(result.nbytes)
+    assert result.nodes["XNNPACK INT4 linear"] == 3
+    weights = 32 * 96 + 2 * 32 * 2048
+    assert sizes[0] - sizes[1] > 0.4 * weights  # of a byte each, less scales of two
 
 
 @pytest.mark.slow

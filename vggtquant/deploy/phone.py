@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program for phones: ExecuTorch's .pte, whose XNNPACK backend multiplies INT8 codes.
+"""A program for phones: ExecuTorch's .pte, whose XNNPACK backend multiplies INT8 and INT4 codes.
 
-A Linear with INT8 weights and activations keeps our weight codes and scales. XNNPACK codes each
-token itself: asymmetric, from the token's smallest and largest value, where ours are symmetric.
-Weights of other quantized layers are decoded to float, which is exact.
+A Linear with INT8 or INT4 weights and INT8 activations keeps our weight codes and scales; XNNPACK
+rounds the scales of groups to bfloat16. It codes each token itself: asymmetric, from the token's
+smallest and largest value, where ours are symmetric. Weights of other quantized layers are decoded
+to float, which is exact.
 """
 
 from __future__ import annotations
@@ -31,17 +32,27 @@ NAMES_METHOD = "output_names"
 """A method of the program that returns the names of forward's outputs, with spaces between."""
 
 
+BLOCK = 32
+"""XNNPACK's groups of INT4 weights have a multiple of so many inputs."""
+
+
 class TokenLinear(nn.Module):
-    """The operations that XNNPACK takes for a product of INT8 codes with a scale a token."""
+    """The operations that XNNPACK takes for a product of codes with a scale a token, and with one
+    an output or a group of its inputs."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
 
     def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__()
         q = layer.qtensor()
-        rows = q.shape[0]
-        scales = np.broadcast_to(q.scale, (rows,)).astype(np.float32)
+        self.group = min(q.spec.group_size, q.shape[1]) if q.spec.bits == 4 else 0
+        shape = (q.shape[0], q.shape[1] // self.group) if self.group else (q.shape[0],)
+        scales = np.broadcast_to(q.scale, shape).astype(np.float32)
         self.register_buffer("codes", torch.from_numpy(np.array(q.codes)))
         self.register_buffer("scales", torch.from_numpy(scales))
-        self.register_buffer("zeros", torch.zeros(rows, dtype=torch.int64, device="cpu"))
+        self.register_buffer("zeros", torch.zeros(shape, dtype=torch.int64, device="cpu"))
         self.bias, self.factors = layer.bias, (layer.input_weight, layer.input_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,9 +67,13 @@ class TokenLinear(nn.Module):
         span = (-128, 127, torch.int8)
         codes = ops.quantize_per_token(x, scale, zero, *span)
         x = ops.dequantize_per_token(codes, scale, zero, *span, torch.float32)
-        rows = ops.dequantize_per_channel(
-            self.codes, self.scales, self.zeros, 0, -127, 127, torch.int8
-        )
+        about = self.codes, self.scales, self.zeros
+        if self.group:
+            rows = ops.dequantize_per_channel_group(
+                *about, -8, 7, torch.int8, self.group, torch.float32
+            )
+        else:
+            rows = ops.dequantize_per_channel(*about, 0, -127, 127, torch.int8)
         return F.linear(x, rows, self.bias)
 
 
@@ -93,11 +108,21 @@ def stand_in(name: str, layer: QuantizedLinear) -> nn.Module:
 
 
 def form_of(layer: QuantizedLinear) -> lowering.Form:
-    """As in ONNX, but a static range is not used: XNNPACK takes each token's own."""
+    """As in ONNX, but a static range is not used: XNNPACK takes each token's own. INT4 weights are
+    multiplied by INT8 activations where XNNPACK's groups hold them."""
     if isinstance(layer, QuantizedConv2d):
         return "weights"
     form = lowering.form_of(layer)
+    coded = layer.config.quantize_activations and layer.activation_bits == 8
+    if layer.spec.bits == 4 and coded and _in_groups(layer):
+        return "dynamic"
     return "dynamic" if form == "static" else form
+
+
+def _in_groups(layer: QuantizedLinear) -> bool:
+    """Whether symmetric codes of whole groups are as XNNPACK has them."""
+    group = min(layer.spec.group_size, layer.in_features)
+    return layer.spec.symmetric and group % BLOCK == 0 and layer.in_features % group == 0
 
 
 def attention(
@@ -174,9 +199,9 @@ def _operators(module: Any, owner: str = "") -> Counter[str]:
 
 
 def _name(node: Any) -> str:
-    """As torch has it; "INT8 linear" for a product of codes with a scale a token."""
+    """As torch has it; "INT8 linear" or "INT4 linear" for a product with codes of tokens, by the
+    weight's."""
     word = str(node.target._schema.name).split("::")[-1]
-    if word != "linear":
+    if word != "linear" or "dequantize_per_token" not in str(node.args[0].target):
         return word
-    x = str(node.args[0].target)
-    return "INT8 linear" if "dequantize_per_token" in x else word
+    return "INT4 linear" if "per_channel_group" in str(node.args[1].target) else "INT8 linear"
