@@ -7,12 +7,20 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from .errors import UserError
+
+
+def refused(path: str | Path, error: OSError) -> UserError:
+    """The system's refusal to write a file as one line for the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"no room for {path} ({error.strerror}); nothing of it was kept")
+    return UserError(f"cannot write {path}: {error.strerror or error}")
 
 
 class Replacement:
@@ -68,11 +76,7 @@ class Replacement:
 
     def refused(self, error: OSError) -> UserError:
         """The system's refusal as one line for the user."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            words = f"no room for {self._shown} ({error.strerror}); nothing of it was kept"
-        else:
-            words = f"cannot write {self._shown}: {error.strerror or error}"
-        return UserError(words)
+        return refused(self._shown, error)
 
     def _locked(self) -> BinaryIO:
         """The partial file, open, and nobody else's."""
@@ -144,6 +148,42 @@ def writable_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
     return folder
+
+
+_STAGING = ".staging-"
+
+
+@contextlib.contextmanager
+def staging(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder for files of those names, which take their places when the body ends well.
+
+    The last one says that the rest is there: it comes last, and what stood under its name goes
+    first. A killed run leaves its folder, which the next run removes.
+
+    Raises:
+        UserError: the system refuses, or another run is writing there; what stood there stays.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run is writing into {folder}") from error
+        except OSError:
+            pass  # a file system without locks
+        for left in folder.glob(f"{_STAGING}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGING) as temporary:
+            made = Path(temporary)
+            yield made
+            (folder / names[-1]).unlink(missing_ok=True)
+            for name in names:
+                if (made / name).exists():
+                    os.replace(made / name, folder / name)
+    except OSError as error:
+        raise refused(folder / names[-1], error) from error
+    finally:
+        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vq.export and `vggtquant export`: files, checks, bad input."""
 
+import errno
 import importlib.util
+import os
 
 import numpy as np
 import onnx
@@ -12,8 +14,9 @@ import toy
 from torch import nn
 
 import vggtquant as vq
+from vggtquant import files
 from vggtquant.commands.cli import main
-from vggtquant.deploy import api, check, trace
+from vggtquant.deploy import api, check, onnx_file, trace
 
 SIZE = (28, 42)
 
@@ -165,6 +168,75 @@ def test_bad_input_is_one_line(words, tmp_path):
         vq.export(toy.build(), tmp_path, **given)
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "model.onnx").exists() or "images" in words
+
+
+def test_what_stands_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "model.onnx.data").mkdir()
+    with pytest.raises(vq.UserError, match=r"model\.onnx\.data is a directory"):
+        vq.export(toy.build(), tmp_path, size=SIZE)
+    (tmp_path / "file").touch()
+    with pytest.raises(vq.UserError, match="a file stands in its place"):
+        vq.export(toy.build(), tmp_path / "file", size=SIZE)
+
+
+def test_a_full_disk_keeps_what_stood_there(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_text("older")
+    (tmp_path / "model.onnx.data").write_text("older")
+
+    def full(model, path, external_data):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(onnx_file.ir, "save", full)
+    with pytest.raises(vq.UserError, match=r"no room for .*model\.onnx \(No space") as error:
+        vq.export(toy.build(), tmp_path, size=SIZE)
+    assert "\n" not in str(error.value)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "model.onnx": "older",
+        "model.onnx.data": "older",
+    }
+
+
+def test_a_killed_run_leaves_no_graph_beside_other_weights(tmp_path, monkeypatch):
+    """Killed between the two files: the older graph would read the new weights."""
+    names = ("weights", "graph")
+    for name in names:
+        (tmp_path / name).write_text("older")
+    moved: list[str] = []
+
+    class Killed(BaseException):
+        pass
+
+    def move(source, target):
+        moved.append(target.name)
+        os.rename(source, target)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", move)
+        with pytest.raises(Killed), files.staging(tmp_path, names) as made:
+            for name in names:
+                (made / name).write_text("new")
+    assert moved == ["weights"] and not (tmp_path / "graph").exists()
+    left = tmp_path / ".staging-of-a-killed-run"
+    left.mkdir()
+    with files.staging(tmp_path, names) as made:
+        assert not left.exists()
+        with pytest.raises(vq.UserError, match="another run is writing into"):
+            with files.staging(tmp_path, names):
+                raise AssertionError
+        for name in names:
+            (made / name).write_text("new")
+    assert {p.name for p in tmp_path.iterdir()} == set(names)
+
+
+@pytest.mark.parametrize("scheme", [None, "INT8_Per_Channel_Symmetric_A8"])
+def test_a_model_in_bfloat16(scheme, tmp_path):
+    model = toy.build()
+    if scheme:
+        vq.quantize_model(model, scheme)
+    with pytest.raises(vq.UserError, match=r"bfloat16.*float32 is wanted.*float_dtype"):
+        vq.export(model.bfloat16(), tmp_path, size=SIZE)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -11,6 +11,12 @@ from typing import Literal
 
 Format = Literal["onnx", "openvino", "executorch"]
 FORMATS: tuple[Format, ...] = ("onnx", "openvino", "executorch")
+FILES: dict[Format, tuple[str, ...]] = {
+    "onnx": ("model.onnx", "model.onnx.data"),
+    "openvino": ("model.xml", "model.bin"),
+    "executorch": ("model.pte",),
+}
+"""What each format writes: the file that is opened, and that of its weights."""
 FloatType = Literal["float32", "float16", "bfloat16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("float32", "float16", "bfloat16")
 OPSET, NEWEST_OPSET = 21, 25

@@ -18,7 +18,7 @@ from ..adapter import PATCH
 from ..conv import QuantizedConv2d
 from ..errors import PATH, UserError, check_type
 from ..files import writable_folder
-from . import FLOAT_TYPES, FORMATS, NEWEST_OPSET, OPSET, FloatType, Format
+from . import FILES, FLOAT_TYPES, FORMATS, NEWEST_OPSET, OPSET, FloatType, Format
 
 if TYPE_CHECKING:
     from .check import Difference
@@ -102,8 +102,8 @@ def export(
 
     Activations coded to INT8 stay so: with a calibrated static scale as QuantizeLinear and
     DequantizeLinear, else token by token before MatMulInteger. Attention is float in the graph.
-    ExecuTorch's XNNPACK codes tokens in its own way, so its file is compared with float activations
-    by the same bound.
+    ExecuTorch's XNNPACK codes tokens in its own way, so its file is compared with float
+    activations; its bound is of what our coding or its own changes, whichever is more.
 
     Raises:
         UserError: bad arguments, packages that are not installed, a model that cannot be recorded.
@@ -118,10 +118,14 @@ def export(
     _check(format, frames, opset, float_dtype)
     _need(format)
     from . import check as checks
-    from . import runtimes, sites
+    from . import phone, runtimes, sites
 
     folder = writable_folder(out)
+    for name in FILES[format]:
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name} is a directory; the name of a file is wanted")
     module = _model(model, scheme)
+    _check_dtype(module)
     _check_memory(module, frames, (height, width))
     asked = _Asked((height, width), frames, dynamic_frames, opset, float_dtype, force)
     if format == "executorch":
@@ -135,8 +139,11 @@ def export(
     # A copy of its own: recording leaves tensors without values in the caches of the first one.
     bounds = checks.bounds(ours, sites.with_sites(module), pictures, float_dtype)
     reference = ours
-    if format == "executorch":  # it codes tokens in its own way
-        reference = checks.with_float_activations(sites.with_sites(module), pictures)
+    if format == "executorch":  # it codes tokens in its own way, with noise of its own
+        coded = checks.expected(sites.with_sites(module, phone.stand_in).model, pictures)
+        own = checks.bounds(coded, sites.with_sites(module), pictures)
+        bounds = {name: max(bound, own[name]) for name, bound in bounds.items()}
+        reference = checks.with_float_activations(sites.with_sites(module), pictures, phone.Read)
     for name, runtime in runtimes.RUNTIMES.items():
         if format not in runtime.reads or not runtime.is_installed:
             continue
@@ -241,6 +248,16 @@ def _check(format: str, frames: object, opset: object, float_dtype: str) -> None
             f"opset is {opset}; {OPSET} to {NEWEST_OPSET} is wanted: INT4 needs {OPSET}, and torch "
             f"writes none above {NEWEST_OPSET}"
         )
+
+
+def _check_dtype(model: nn.Module) -> None:
+    """UserError for a model that takes no float32 pictures."""
+    for name, x in model.named_parameters():
+        if x.is_floating_point() and x.dtype != torch.float32:
+            raise UserError(
+                f"{name} is {str(x.dtype).removeprefix('torch.')}; float32 is wanted: give "
+                "model.float(), and float_dtype for narrow products in the graph"
+            )
 
 
 def _check_memory(model: nn.Module, frames: int, size: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ precision: these are then under torch.autocast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,13 +76,18 @@ def bounds(
         return dict.fromkeys(ours, FLOAT_BOUND)
     cast = torch.autocast("cpu", getattr(torch, float_dtype), float_dtype != "float32")
     with plain_autocast(), cast:
-        other = expected(_decoded(sites), images)
+        other = expected(_decoded(sites, Decoded), images)
     return {name: max(BOUND, NOISE * _sizes(ours[name], x)[0]) for name, x in other.items()}
 
 
-def with_float_activations(sites: Sites, images: Tensor) -> dict[str, NDArray[np.float32]]:
-    """Outputs of the same weights with float activations. The model of `sites` computes them."""
-    return expected(_decoded(sites), images)
+def with_float_activations(
+    sites: Sites, images: Tensor, decoded: Callable[[QuantizedLinear], nn.Module] | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """Outputs of the same weights with float activations. The model of `sites` computes them.
+
+    decoded: from a layer to the module that has its weight as the file has it; None: our own.
+    """
+    return expected(_decoded(sites, decoded or Decoded), images)
 
 
 def differences(
@@ -106,11 +112,11 @@ def _sizes(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[floa
     return float(np.percentile(apart, PERCENTILE)) / deviation, float(apart.max()) / deviation
 
 
-def _decoded(sites: Sites) -> nn.Module:
+def _decoded(sites: Sites, decoded: Callable[[QuantizedLinear], nn.Module]) -> nn.Module:
     """The model of `sites` with float activations: each weight is decoded when it is used."""
     model = sites.model
     for name, layer in sites.layers.items():
-        model = put(model, name, Decoded(layer))
+        model = put(model, name, decoded(layer))
     return model
 
 

@@ -3,41 +3,35 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
+from .. import files
 from ..errors import UserError
-
-NAMES = {"onnx": ("model.onnx", "model.onnx.data"), "openvino": ("model.xml", "model.bin")}
-"""The file of each format, and that of its weights."""
+from . import FILES, Format
 
 
-def write(model: ir.Model, folder: Path, format: str) -> tuple[Path, int]:
+def write(model: ir.Model, folder: Path, format: Format) -> tuple[Path, int]:
     """The file's path, and its bytes with those of its weights.
 
     It is checked by onnx, shapes included, before it takes the place of an older one.
 
     Raises:
-        UserError: the graph is refused by onnx's checker, or by OpenVINO.
+        UserError: the graph is refused by onnx's checker, or by OpenVINO; the disk refuses.
     """
-    name, weights = NAMES[format]
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-        graph = Path(temporary) / NAMES["onnx"][0]
-        ir.save(model, graph, external_data=NAMES["onnx"][1])
+    name, weights = FILES[format]
+    with files.staging(folder, (weights, name)) as made:
+        graph = made / FILES["onnx"][0]
+        ir.save(model, graph, external_data=FILES["onnx"][1])
         try:
             onnx.checker.check_model(str(graph), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise UserError(f"onnx refuses the graph: {str(error).splitlines()[0]}") from error
         if format == "openvino":
-            _convert(graph, Path(temporary) / name)
-        for part in (weights, name):  # the graph last: it says that the rest is there
-            if (Path(temporary) / part).exists():
-                os.replace(Path(temporary) / part, folder / part)
+            _convert(graph, made / name)
     parts = [folder / part for part in (name, weights) if (folder / part).exists()]
     return folder / name, sum(part.stat().st_size for part in parts)
 
@@ -47,6 +41,6 @@ def _convert(graph: Path, to: Path) -> None:
 
     try:
         found: Any = ov.convert_model(graph)
+        ov.save_model(found, to, compress_to_fp16=False)
     except Exception as error:  # of several kinds, by release
         raise UserError(f"OpenVINO refuses the graph: {str(error).splitlines()[-1]}") from error
-    ov.save_model(found, to, compress_to_fp16=False)

@@ -9,8 +9,6 @@ to float, which is exact.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -24,10 +22,10 @@ from torch.nn import functional as F
 
 from ..conv import QuantizedConv2d
 from ..errors import UserError
+from ..files import write_bytes
 from ..linear import QuantizedLinear
-from . import check, lowering
+from . import FILES, check, lowering
 
-NAME = "model.pte"
 NAMES_METHOD = "output_names"
 """A method of the program that returns the names of forward's outputs, with spaces between."""
 
@@ -89,6 +87,19 @@ class Stored(check.Decoded):
     def rows(self) -> Tensor:
         """The decoded weight."""
         return self.stored
+
+
+class Read(check.Decoded):
+    """A quantized layer with float activations and the weight that XNNPACK reads: it rounds the
+    scales of groups to bfloat16."""
+
+    def rows(self) -> Tensor:
+        """The decoded weight."""
+        if form_of(self.layer) == "weights" or self.layer.spec.bits != 4:
+            return super().rows()
+        coded = TokenLinear(self.layer)
+        scales = coded.scales.bfloat16().float().repeat_interleave(coded.group, 1)
+        return coded.codes * scales
 
 
 def stand_in(name: str, layer: QuantizedLinear) -> nn.Module:
@@ -163,11 +174,9 @@ def write(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ExecuTorch's own making
         edge, data = _lowered(program, names)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-        part = Path(temporary) / NAME
-        part.write_bytes(data)
-        os.replace(part, folder / NAME)
-    return folder / NAME, len(data), _operators(edge.exported_program().graph_module)
+    path = folder / FILES["executorch"][0]
+    write_bytes(path, data)
+    return path, len(data), _operators(edge.exported_program().graph_module)
 
 
 def _lowered(program: torch.export.ExportedProgram, names: list[str]) -> tuple[Any, bytes]:
