@@ -177,6 +177,41 @@ def test_fp8_is_multiplied_as_it_lies_in_memory(dtype: torch.dtype) -> None:
         assert layer.cuda()(x.cuda())[0].isnan().all() and layer(x.cuda()[:0]).shape == (0, n)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_stands_around_fp8(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 nothing of the product's size is made in float32."""
+    if (words := float8.missing(torch.device("cuda:0"))) is not None:
+        pytest.skip(words)
+    made: list[torch.dtype] = []
+    multiplied = float8.multiplied
+
+    def noted(*given: object) -> torch.Tensor:
+        made.append(given[-1])
+        return multiplied(*given)
+
+    layer = layer_of(vq.CONFIGS["FP8_Per_Channel"], 64, 72)
+    x, norm = torch.randn(20, 64).to(dtype), ops.Norm(torch.rand(64), torch.rand(64), 1e-6)
+    scale, residual = torch.rand(72), torch.randn(20, 72).to(dtype)
+    around = [{"norm": norm, "gelu": True}, {"layer_scale": scale}, {"residual": residual}]
+    around += [{"layer_scale": scale, "residual": residual}]
+    wants = [layer.fused(x, **words) for words in around]
+    layer.cuda()
+    monkeypatch.setattr(float8, "multiplied", noted)
+    for words, want in zip(around, wants, strict=True):
+        there = {name: to_gpu(value) for name, value in words.items()}
+        got = layer.fused(x.cuda(), **there)
+        assert got.dtype == dtype and got.device.type == "cuda"
+        limit = (0.01 if dtype == torch.float32 else 4e-2) * want.float().abs().max()
+        assert (got.cpu().float() - want.float()).abs().max() <= limit
+    assert set(made) == {torch.bfloat16 if dtype == torch.bfloat16 else torch.float32}
+
+
+def to_gpu(x: object) -> object:
+    if isinstance(x, ops.Norm):
+        return ops.Norm(x.weight.cuda(), None if x.bias is None else x.bias.cuda(), x.eps)
+    return x.cuda() if isinstance(x, torch.Tensor) else x
+
+
 @pytest.mark.parametrize(
     "name", ["INT8_Per_Channel_Symmetric_A8", "INT4_Group_32", "FP8_Per_Channel"]
 )

@@ -223,6 +223,15 @@ def block_int8(gpu: Gpu, m: int, weight: float) -> float:
     return products + 2 * norm(gpu, m, WIDTH) + added + 3 * LAUNCH
 
 
+def block_fp8(gpu: Gpu, m: int) -> float | None:
+    """The same in FP8: norms in the coding, GELU and twice LayerScale with a sum by torch."""
+    if not gpu.fp8:
+        return None
+    products = sum(scaled_mm(gpu, m, *s) or 0.0 for s in SHAPES)
+    moved = 2 * m * WIDTH * (4 * 2 + 2 * 3)
+    return products + 2 * norm(gpu, m, WIDTH) + moved / (gpu.bandwidth * 1e9) + 6 * LAUNCH
+
+
 def parts(gpu: Gpu, m: int, k: int, n: int) -> int:
     """In how many parts of its depth csrc/cuda/linear.cu cuts a product."""
     narrow, stages = min(blocks(m, 128) * blocks(n, 64), 128), blocks(k, 64)
@@ -393,11 +402,13 @@ def few_table() -> list[str]:
 
 
 def block_table() -> list[str]:
-    lines = head("GPU", "tokens", "BF16 µs", "W8A8 µs", "ratio", "W4A8 µs", "ratio")
+    titles = ("W8A8 µs", "ratio", "W4A8 µs", "ratio", "FP8 µs", "ratio")
+    lines = head("GPU", "tokens", "BF16 µs", *titles)
     for gpu in GPUS:
         for m in TOKENS:
             base, w8, w4 = block_bf16(gpu, m), block_int8(gpu, m, 1), block_int8(gpu, m, W4)
-            ratios = (us(w8), f"{base / w8:.2f}", us(w4), f"{base / w4:.2f}")
+            times = (w8, w4, block_fp8(gpu, m))
+            ratios = [w for t in times for w in ((us(t), f"{base / t:.2f}") if t else ("-", "-"))]
             lines.append(cells(gpu.name, m, us(base), *ratios))
     return lines
 
