@@ -694,6 +694,18 @@ def test_the_fastest_engine_is_taken_and_a_failing_one_is_not(
         assert layer.last_kernel == "int8 x int8, cuda int_mm"
         assert list(clock.taken.values()) == ["int_mm"]
 
+        def is_short(*tensors: torch.Tensor) -> torch.Tensor:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "_int_mm", is_short)
+            layer(x)
+            assert layer.last_kernel == "int8 x int8, cuda fused"
+            with engines.use("int_mm"), pytest.raises(torch.cuda.OutOfMemoryError):
+                layer(x)
+        layer(x)
+        assert layer.last_kernel == "int8 x int8, cuda int_mm"  # for there is memory again
+
         def fails(*tensors: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("not of this size")
 

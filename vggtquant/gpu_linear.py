@@ -248,8 +248,11 @@ def linear(call: Call) -> tuple[torch.Tensor, str]:
     engine = chosen(call) if call.m else serving(call)[-1]
     try:
         return engine.run(call), _name(engine, call)
-    except torch.cuda.OutOfMemoryError:
-        raise
+    except torch.cuda.OutOfMemoryError:  # the first engine takes no copy of weights or sums
+        first = serving(call)[0]
+        if engines.forced() is not None or engine.name == first.name:
+            raise
+        return first.run(call), _name(first, call)
     except RuntimeError as error:
         if engines.forced() is not None or engine.name == serving(call)[-1].name:
             raise

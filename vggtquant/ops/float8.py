@@ -127,8 +127,8 @@ def multiplied(
     if dtype != torch.bfloat16 and on_gpu:
         one = torch.ones((), device=scale.device)
         y = torch._scaled_mm(codes, weight.t(), one, one, out_dtype=torch.float32)
-        y = y * scale * rows
-        return y if bias is None else y + bias
+        y = y.mul_(scale)
+        return y.mul_(rows) if bias is None else torch.addcmul(bias, y, rows)
     out = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     added = None if bias is None else bias.to(out)
     return torch._scaled_mm(
