@@ -79,6 +79,8 @@ BREAKS = {
     "an operator that TensorRT does not have": _dynamic,
     "an operator that TensorRT does not have ": _other_domain,
     "a zero point that is not 0": lambda g: g.set("zero", np.int8(3)),
+    "codes without a sign": lambda g: g.set("zero", np.uint8(0)),
+    "codes without a sign ": lambda g: [n.replace_input_with(2, None) for n in g.nodes[:2]],
     "a scale that is not a positive constant": lambda g: g.set("scale", np.float32(-0.1)),
     "activations with more than one scale": lambda g: g.set("scale", np.ones(2, np.float32)),
     "a scale a channel along another axis than the outputs'": lambda g: g.nodes[

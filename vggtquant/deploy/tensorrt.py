@@ -44,6 +44,18 @@ def _nonzero(graph: ir.Graph) -> Iterator[str]:
             yield _name(node)
 
 
+def _unsigned(graph: ir.Graph) -> Iterator[str]:
+    """UINT8 or UINT4, which QuantizeLinear writes where nothing says another type."""
+    for node in _nodes(graph):
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        said = "output_dtype" in node.attributes
+        kind = None if zero is None else zero.dtype
+        if kind in (ir.DataType.UINT8, ir.DataType.UINT4):
+            yield _name(node)
+        elif node.op_type == "QuantizeLinear" and zero is None and not said:
+            yield _name(node)
+
+
 def _scales(graph: ir.Graph) -> Iterator[str]:
     for node in _nodes(graph):
         scale = node.inputs[1]
@@ -90,6 +102,7 @@ def _pairs(graph: ir.Graph) -> Iterator[str]:
 RULES: dict[str, Callable[[ir.Graph], Iterator[str]]] = {
     "an operator that TensorRT does not have": _unknown,
     "a zero point that is not 0": _nonzero,
+    "codes without a sign": _unsigned,
     "a scale that is not a positive constant": _scales,
     "activations with more than one scale": _activations,
     "a scale a channel along another axis than the outputs'": _channels,
