@@ -281,6 +281,8 @@ static vgq_status operands(const vgq_weight *weight, const void *packed, size_t 
     args->x_vectors = vgq_by_vectors(call->x, w->k, 4, dtype_bits(call->x_dtype));
     args->y_vectors = vgq_by_vectors(call->y, w->n, 8, dtype_bits(call->y_dtype));
     args->residual_vectors = vgq_by_vectors(call->residual, w->n, 8, dtype_bits(call->y_dtype));
+    args->plain = args->y_dtype == VGQ_BF16 && args->y_vectors && !call->gelu &&
+                  !call->layer_scale && !call->residual;
     if (!call->m || call->activations != VGQ_INT8_ACTIVATIONS)
         return VGQ_OK;
     if (!scratch || (uintptr_t)scratch % 16 ||

@@ -19,6 +19,7 @@ struct linear_args {
     bool gelu, x_vectors,
         y_vectors; /* whether rows of x may be read by 4; of y written by 8, of decoded ones by 4 */
     bool residual_vectors; /* whether those of the residual may be read by 8 */
+    bool plain;            /* y is bfloat16, written by 8, and nothing follows the bias */
     bool norm_vectors;     /* whether the norm's weight and bias may be read by 4 */
     const void *x;
     vgq_norm norm;            /* as in vgq_linear_call; with coded tokens only */
@@ -249,6 +250,18 @@ static __device__ __forceinline__ void store_eight(const linear_args &args, int 
     if (args.residual)
         add_residual(args, i, count, y);
     store_some(args, i, count, y);
+}
+
+/* The same where args.plain: a path without the questions that stand above. */
+static __device__ __forceinline__ void store_plain(const linear_args &args, int m, int c,
+                                                   const float (&y)[8])
+{
+    uint32_t pairs[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        pairs[j] = narrow(VGQ_BF16, y[2 * j]) | narrow(VGQ_BF16, y[2 * j + 1]) << 16;
+    *(uint4 *)((uint16_t *)args.y + ((size_t)m * args.n + c)) = {pairs[0], pairs[1], pairs[2],
+                                                                 pairs[3]};
 }
 
 /* Output `c` of token m to y, likewise. */

@@ -318,7 +318,10 @@ template <weight_kind kind, int units> struct gemm_warp {
             else
                 y[j] = outputs.of(j, (int32_t)word, x_scale, sum);
         }
-        store_eight(args, m, c, count, y);
+        if (args.plain && count == 8)
+            store_plain(args, m, c, y);
+        else
+            store_eight(args, m, c, count, y);
     }
 
     /* sums += acc: whole numbers, so the order in which blocks come does not show. */

@@ -66,9 +66,12 @@ FEW_ROWS = {(1, 1): 212, (W4, 1): 253, (1, 8): 323, (W4, 8): 346}
 memory included."""
 CODING, CODING_FP8 = 93, 110
 """Of four inputs of each lane, both passes, from bfloat16."""
-EPILOGUE = 132
-"""Of eight outputs of each lane, to bfloat16: sums from shared memory, two scales, zero point,
-bias, rounding, one store of 16 bytes. Two blocks of a processor are not taken to overlap."""
+EPILOGUE = 112
+"""Of eight outputs of each lane, to bfloat16, where nothing follows the bias: sums from shared
+memory, two scales, zero point, bias, rounding, one store of 16 bytes. Two blocks of a processor are
+not taken to overlap."""
+EPILOGUE_GELU, EPILOGUE_ADDED = 414, 196
+"""The same with GELU, whose polynomial takes 35 for one output; with LayerScale and a residual."""
 HOST, HOST_TORCH = 32e-6, 6e-6
 """Seconds of Python in a call of our Linear and of nn.Linear, timed on one core of an Intel Xeon
 (Sapphire Rapids) with kernels that do nothing; a CUDA graph spares both."""
@@ -119,10 +122,10 @@ def stage_clocks(gpu: Gpu, width: int, weight: float) -> dict[str, float]:
     }
 
 
-def epilogue_clocks(width: int) -> float:
-    """Of a block of 128 tokens x `width` outputs: its sums to shared memory, and EPILOGUE."""
+def epilogue_clocks(width: int, end: int = EPILOGUE) -> float:
+    """Of a block of 128 tokens x `width` outputs: its sums to shared memory, and `end`."""
     outputs = 128 * width / warps(width) / 32  # of a lane
-    return warps(width) / 4 * (outputs + outputs / 8 * EPILOGUE)
+    return warps(width) / 4 * (outputs + outputs / 8 * end)
 
 
 def stage_bytes(width: int, weight: float) -> float:
@@ -155,20 +158,28 @@ def coding_fp8(gpu: Gpu, m: int, k: int) -> float:
     return max(3 * m * k / (gpu.bandwidth * 1e9), CODING_FP8 * m * k / 4 / 32 / gpu.issued)
 
 
-def product(gpu: Gpu, m: int, k: int, n: int, weight: float, cut: Tiles | None = None) -> float:
+def product(
+    gpu: Gpu,
+    m: int,
+    k: int,
+    n: int,
+    weight: float,
+    cut: Tiles | None = None,
+    end: int = EPILOGUE,
+) -> float:
     """Seconds of the product of coded tokens; weight: bytes of one, 1 or W4."""
     cut, stages = cut or tiles(gpu, m, n), blocks(k, 64)
     clocks = max(stage_clocks(gpu, cut.width, weight).values())
     return max(
-        cut.turns * (stages * clocks + epilogue_clocks(cut.width)) / (gpu.clock * 1e9),
+        cut.turns * (stages * clocks + epilogue_clocks(cut.width, end)) / (gpu.clock * 1e9),
         cut.count * stages * stage_bytes(cut.width, weight) / (gpu.l2 * 1e9),
         gemm_bytes(m, k, n, weight) / (gpu.bandwidth * 1e9),
     )
 
 
-def int8(gpu: Gpu, m: int, k: int, n: int, weight: float) -> float:
+def int8(gpu: Gpu, m: int, k: int, n: int, weight: float, end: int = EPILOGUE) -> float:
     """Seconds of a Linear with INT8 activations: both kernels."""
-    return coding(gpu, m, k) + LAUNCH + product(gpu, m, k, n, weight)
+    return coding(gpu, m, k) + LAUNCH + product(gpu, m, k, n, weight, None, end)
 
 
 def int_mm(gpu: Gpu, m: int, k: int, n: int) -> float:
@@ -207,6 +218,8 @@ def norm(gpu: Gpu, m: int, k: int) -> float:
 
 WIDTH = 1024
 """Channels of VGGT's blocks, whose four Linears are SHAPES."""
+ENDS = (EPILOGUE, EPILOGUE_ADDED, EPILOGUE_GELU, EPILOGUE_ADDED)
+"""Of qkv, proj, fc1 and fc2."""
 
 
 def block_bf16(gpu: Gpu, m: int) -> float:
@@ -219,7 +232,7 @@ def block_bf16(gpu: Gpu, m: int) -> float:
 def block_int8(gpu: Gpu, m: int, weight: float) -> float:
     """The same of a fused block: norms in the coding, all else in the products' ends."""
     added = 2 * 2 * m * WIDTH / (gpu.bandwidth * 1e9)  # the residuals are read
-    products = sum(int8(gpu, m, *s, weight) for s in SHAPES)
+    products = sum(int8(gpu, m, *s, weight, end) for s, end in zip(SHAPES, ENDS, strict=True))
     return products + 2 * norm(gpu, m, WIDTH) + added + 3 * LAUNCH
 
 

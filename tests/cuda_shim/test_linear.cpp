@@ -436,6 +436,12 @@ static void few()
         o.residual = o.gelu = true;
         check_int8(weight, 20, o);
     }
+    for (const size_t n : {72, 76}) { /* nothing follows the bias: whole pieces of 8, and not */
+        owned_weight weight(VGQ_PER_ROW, n, 104, 1, true);
+        options o;
+        o.x_dtype = o.y_dtype = VGQ_BF16;
+        check_int8(weight, 21, o);
+    }
     for (const int odd : {0, 1}) { /* what stands around a Linear in a block */
         owned_weight weight(VGQ_PER_ROW, 72 + (size_t)odd, 104 + (size_t)odd, 1, odd != 0);
         options o;
