@@ -386,24 +386,46 @@ static void test_folded(void)
     free_scene(&s);
 }
 
-/* An output of bfloat16 is the float rounded; a panel and a part of one. */
+/* An output of bfloat16 is the float rounded, its residual the float that it stands for; a panel
+ * and a part of one. */
 static void test_rounded(void)
 {
     enum { N = 70 };
-    scene s = a_scene(8, N, 3, 1, 0, 0);
+    scene s = a_scene(8, N, 3, 1, 0, 2);
     const size_t count = s.call.pictures * s.call.out_height * s.call.out_width * N;
+    uint16_t *const want = malloc(count * sizeof(*want)), *const residual =
+                                                              malloc(count * sizeof(*residual));
+    for (size_t i = 0; i < count; i++) {
+        residual[i] = vgq_bf16_of_float(s.residual[i]);
+        s.residual[i] = vgq_float_of_bf16(residual[i]);
+    }
     CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &s.call, s.scratch, s.scratch_nbytes) == VGQ_OK,
           " ");
-    uint16_t *const want = malloc(count * sizeof(*want));
     for (size_t i = 0; i < count; i++)
         want[i] = vgq_bf16_of_float(s.y[i]);
     s.call.y_dtype = VGQ_BF16;
+    s.call.residual = residual;
     CHECK(vgq_conv2d_nbytes(&s.w, &s.call) <= s.scratch_nbytes, " ");
     CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &s.call, s.scratch, s.scratch_nbytes) == VGQ_OK,
           " ");
     CHECK(memcmp(want, s.y, count * sizeof(*want)) == 0, " ");
     free(want);
+    free(residual);
     free_scene(&s);
+}
+
+/* An output that is NaN is the largest, and so is its relu, whatever its sign. */
+static void test_nan(void)
+{
+    for (int sign = 0; sign < 2; sign++) {
+        scene s = a_scene(8, 5, 3, 1, 0, 0);
+        s.bias[3] = sign ? -NAN : NAN;
+        CHECK(vgq_conv2d(s.packed, s.packed_nbytes, &s.call, s.scratch, s.scratch_nbytes) == VGQ_OK,
+              " ");
+        for (size_t i = 0; i < 2 * s.call.pictures; i++)
+            CHECK(isnan(s.y_largest[i]), "%zu", i);
+        free_scene(&s);
+    }
 }
 
 static void test_resizing(void)
@@ -495,6 +517,7 @@ void test_convolutions(void)
     }
     test_folded();
     test_rounded();
+    test_nan();
     test_wrong_calls();
     test_wrong_weights();
     test_resizing();
