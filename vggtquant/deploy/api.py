@@ -101,7 +101,8 @@ def export(
     dictionary, its tensors as output_0, output_1, …
 
     Activations coded to INT8 stay so: with a calibrated static scale as QuantizeLinear and
-    DequantizeLinear, else token by token before MatMulInteger. Attention is float in the graph.
+    DequantizeLinear, else token by token before MatMulInteger. Inputs of convolutions stay so with
+    a static scale alone. Attention is float in the graph.
     ExecuTorch's XNNPACK codes tokens in its own way, so its file is compared with float
     activations; its bound is of what our coding or its own changes, whichever is more.
 
