@@ -23,9 +23,9 @@ every_config = pytest.mark.parametrize("config", vq.CONFIGS.values(), ids=vq.CON
 
 
 def test_the_names_are_the_public_ones() -> None:
-    fast = ["INT8_Fast", "INT4_Fast", "FP8_Per_Channel"]
+    fast = ["INT8_Fast", "INT4_Fast", "FP8_Per_Channel", "INT8_Fast_BF16", "INT4_Fast_BF16"]
     assert list(vq.CONFIGS) == NAMED + [f"{name}_A8" for name in NAMED[2:]] + fast
-    assert [config.name for config in configs.DEFAULTS] == list(vq.CONFIGS)[:-1]
+    assert [config.name for config in configs.DEFAULTS] == list(vq.CONFIGS)[:-3]
 
 
 def test_fields_and_defaults_are_the_public_ones() -> None:
@@ -41,6 +41,7 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
         "convolutions": "float", "attention_values": "bf16",
         "kv_cache": "float",
         "activation_range": "dynamic", "calibration": "rtn", "calibration_seed": 0,
+        "autocast": False,
     }  # fmt: skip
     assert list(configs.QUANT_TYPES) == [
         "fp32", "bf16", "int8_per_tensor_sym", "int8_per_tensor_asym", "int8_per_channel_sym",
@@ -52,10 +53,17 @@ def test_fields_and_defaults_are_the_public_ones() -> None:
 def test_a_name_says_what_its_config_does(config: QuantizationConfig) -> None:
     assert vq.CONFIGS[config.name] is config is vq.get_config(config.name)
     assert vq.get_config(config) is config
-    assert config.quantize_activations == config.name.endswith(("_A8", "_Fast", "FP8_Per_Channel"))
+    assert config.quantize_activations == (
+        config.name.endswith(("_A8", "_Fast", "FP8_Per_Channel", "_BF16"))
+        and config.name != "Baseline_BF16"
+    )
     assert config.quantizes == (not config.name.startswith("Baseline"))
     assert config.skip_first_last and config.device == "cpu"
     if not config.quantizes:
+        return
+    if config.autocast:
+        fast = vq.CONFIGS[config.name.removesuffix("_BF16")]
+        assert config == dataclasses.replace(fast, name=config.name, autocast=True)
         return
     if config.name.endswith("_Fast"):
         linears = "INT8_Per_Channel_Symmetric_A8" if config.bits == 8 else "INT4_Group_128_A8"

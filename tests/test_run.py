@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import vggtquant as vq
 from vggtquant import run
 from vggtquant.commands import cli
 from vggtquant.data import scenes
@@ -126,6 +128,22 @@ def test_a_built_in_scene_is_reconstructed(here: Path, points: str, scheme: str 
     names = {path.name for path in done.files}
     assert {"reconstruction.ply", "cameras.txt", "images.txt", "points3D.txt"} <= names
     assert not list((here / "out").rglob("*.tmp"))
+
+
+def test_autocast_by_flag_by_scheme_and_by_file(here: Path) -> None:
+    file = here / "fast.safetensors"
+    vq.quantize_file("builtin:tiny", "INT8_Fast_BF16", file, float_dtype="float32")
+
+    def depth(model: str | Path, **options: Any) -> NDArray[np.float32]:
+        run.run(model, "builtin:2", "out", max_images=2, size=56, **options)
+        with np.load(here / "out" / "predictions.npz") as stored:
+            found: NDArray[np.float32] = stored["depth"]
+        return found
+
+    by_scheme = depth("builtin:tiny", scheme="INT8_Fast_BF16")
+    assert np.array_equal(depth("builtin:tiny", scheme="INT8_Fast", autocast=True), by_scheme)
+    assert np.array_equal(depth(file), by_scheme)
+    assert not np.array_equal(depth("builtin:tiny", scheme="INT8_Fast"), by_scheme)
 
 
 def test_confidence_drops_points(here: Path) -> None:

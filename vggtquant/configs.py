@@ -124,6 +124,7 @@ _LATER = {
     "activation_range": "dynamic",
     "calibration": "rtn",
     "calibration_seed": 0,
+    "autocast": False,
 }
 """Default of the fields that the first version of the file format did not know."""
 
@@ -200,6 +201,9 @@ class QuantizationConfig:
     that no evaluation shows. quantize_model serves rtn alone; vq.calibrate takes its own method."""
     calibration_seed: int = 0
     """Which rendered pictures: 0 to 999."""
+    autocast: bool = False
+    """Whether evaluate and run compute what is not quantized in bfloat16: the forward runs under
+    torch.autocast. In a script of yours write that around the call of the model."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
@@ -249,6 +253,7 @@ class QuantizationConfig:
             "quantize_activations",
             "skip_first_last",
             "fuse",
+            "autocast",
         ):
             _one_of(field, getattr(self, field), (True, False))
         if not re.fullmatch(r"(cpu|cuda)(:\d+)?", self.device):
@@ -290,7 +295,7 @@ class QuantizationConfig:
         _one_of("kv_cache", self.kv_cache, ("float", "int8"))
         if self.kv_cache != "float" and self.attention == "float" and not self.fuse:
             raise UserError("kv_cache is 'int8', but attention is 'float' and fuse is False")
-        for field in ("attention", "fuse", "convolutions", "calibration"):
+        for field in ("attention", "fuse", "convolutions", "calibration", "autocast"):
             if not self.quantizes and getattr(self, field) != _LATER[field]:
                 raise UserError(f"{self.quant_type} quantizes nothing, so no {field} either")
 
@@ -298,6 +303,11 @@ class QuantizationConfig:
     def quantizes(self) -> bool:
         """Whether any layer is swapped."""
         return self.quant_type not in ("fp32", "bf16")
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether a forward runs under bfloat16 autocast."""
+        return self.autocast or self.quant_type == "bf16"
 
     @property
     def is_float8(self) -> bool:
@@ -411,9 +421,13 @@ CONFIGS |= {  # everything in integers, not the Linear layers alone
     )
 }
 DEFAULTS = tuple(CONFIGS.values())
-"""What an evaluation runs if it is not told which: each of CONFIGS but FP8, which few machines
-compute quickly."""
+"""What an evaluation runs if it is not told which: each of CONFIGS but those below. Few machines
+compute FP8 quickly, and bfloat16 pays where the CPU multiplies it."""
 CONFIGS["FP8_Per_Channel"] = QuantizationConfig("FP8_Per_Channel", "fp8_per_channel")
+CONFIGS |= {  # the fastest: what is not quantized in bfloat16
+    f"{name}_BF16": replace(CONFIGS[name], name=f"{name}_BF16", autocast=True)
+    for name in ("INT8_Fast", "INT4_Fast")
+}
 
 
 CONFIG_SUFFIXES = (".toml", ".json")

@@ -67,6 +67,7 @@ def run(
     device: str = "cpu",
     adapter: str | None = None,
     max_memory: str | None = None,
+    autocast: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Reconstruction:
     """Reconstructs pictures with a (quantized) model and writes the result into `out`.
@@ -139,7 +140,9 @@ def run(
     takes = f", {expected:.0f} s or more" if expected else ""
     say(f"reconstructing {count(done.frames)} of {shape}{takes}")
     start = time.perf_counter()
-    bf16 = config is not None and config.quant_type == "bf16"
+    held = [m.config for m in loaded.model.modules() if isinstance(m, QuantizedLinear)]
+    used = held if config is None else [config]
+    bf16 = autocast or any(one.is_bfloat16 for one in used)
     with Progress() as shown, shown.forward(loaded.model):
         outputs = _forward(loaded.model, frames.images.to(target), bf16=bf16)
     done.seconds = time.perf_counter() - start

@@ -24,6 +24,7 @@ from vggtquant.data import scenes
 INT8 = vq.CONFIGS["INT8_Per_Channel_Symmetric"]
 A8 = vq.CONFIGS["INT8_Per_Channel_Symmetric_A8"]
 INT4 = vq.CONFIGS["INT4_Group_128"]
+BOTH = ("INT8_Fast", "INT8_Fast_BF16", "INT4_Fast", "INT4_Fast_BF16")
 MIXED = vq.QuantizationConfig("mixed", "mixed_precision", bits=4)
 TABLES = {
     "quant_type": [
@@ -81,6 +82,7 @@ TABLES = {
         ("float", A8),
         ("int8", replace(A8, name="conv", convolutions="int8")),
     ],
+    "autocast": [(name, vq.CONFIGS[name]) for name in BOTH],
     "calibration_samples (INT4 groups of 128)": [
         ("none: quantize_model", INT4),
         *(
@@ -98,8 +100,10 @@ CALIBRATED = ("calibration_samples", "activation_range")
 """The tables whose rows but the first are made by vq.calibrate(method="gptq")."""
 
 
-def outputs_of(model: nn.Module, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    with torch.inference_mode():
+def outputs_of(
+    model: nn.Module, pictures: list[torch.Tensor], bf16: bool = False
+) -> list[dict[str, torch.Tensor]]:
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         device = next(model.parameters()).device
         found = [split_outputs(model(images.to(device))) for images in pictures]
         return [{name: value.cpu() for name, value in one.items()} for one in found]
@@ -140,7 +144,7 @@ def main() -> None:
         for i, (label, config) in enumerate(rows):
             make = vq.calibrate if i and title.startswith(CALIBRATED) else vq.quantize_model
             model, report = make(tiny.build(), config=config)
-            error = error_percent(reference, outputs_of(model, pictures))
+            error = error_percent(reference, outputs_of(model, pictures, config.autocast))
             size = vq.model_bytes(model) / 1e6
             print(
                 f"| `{label}` | {report.bits_per_weight:.2f} | {size:.2f} | {error:.3g} |",

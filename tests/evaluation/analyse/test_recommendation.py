@@ -94,14 +94,14 @@ def test_every_exclusion_names_its_bounds() -> None:
     found = _recommend(_rows(), max_drop=0.05, max_bytes=250_000, min_speedup=9)
     assert found.scheme is None
     assert found.excluded[FINE] == [
-        "loses 0.10 points of AUC@30, more than max_drop 0.05",
+        "loses 0.10 points of AUC@30 against FP32's poses, more than max_drop 0.05",
         "300000 bytes, more than max_bytes 250000",
         "1.50x FP32's speed, less than min_speedup 9",
     ]
     assert set(found.excluded) == {FINE, FAST, SMALL, TINY}
     found = _recommend(_rows())
     assert found.excluded[SMALL] == [
-        "loses 2.00 points of AUC@30, more than max_drop 1",
+        "loses 2.00 points of AUC@30 against FP32's poses, more than max_drop 1",
         "its depth is 1 % from FP32's, more than the noise floor's 0.3 %",
     ]
 

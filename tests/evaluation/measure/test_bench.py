@@ -130,6 +130,14 @@ def test_bfloat16_holds_the_same_bytes_and_differs(model: nn.Module, samples: li
     assert 0 < row.error < 0.05
 
 
+def test_a_scheme_under_autocast(model: nn.Module, samples: list[Sample]) -> None:
+    """What is not quantized is bfloat16 then: other outputs, the same bytes, the kernels run."""
+    plain, cast = (_run(model, samples, name) for name in ("INT8_Fast", "INT8_Fast_BF16"))
+    assert cast.status == "ok" and cast.proof is not None, cast.reason
+    assert cast.bytes == plain.bytes
+    assert 0 < cast.error < 0.1 and cast.error != plain.error
+
+
 def test_ground_truth_scores_of_rendered_scenes(model: nn.Module) -> None:
     row = _run(model, inputs.rendered(2, 3, 0, 28).take(2))
     assert {"auc_30", "depth_abs_rel", "rotation_median_deg"} <= row.task.truth.keys()

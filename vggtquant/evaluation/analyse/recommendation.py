@@ -174,7 +174,10 @@ def _too_much(row: Row, lost: Loss, budget: Budget, most: float, floor: float | 
     if lost.points is None and budget.max_drop is not None:
         words.append("no poses, so max_drop cannot be checked")
     elif lost.points is not None and lost.points > most:
-        words.append(f"loses {lost.points:.2f} points of AUC@30, more than max_drop {most:g}")
+        words.append(
+            f"loses {lost.points:.2f} points of AUC@30 against FP32's poses, more than "
+            f"max_drop {most:g}"
+        )
     if floor is not None and lost.depth is not None and lost.depth > floor:
         words.append(
             f"its depth is {percent(lost.depth)} % from FP32's, more than the noise floor's "

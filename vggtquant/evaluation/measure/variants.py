@@ -56,7 +56,7 @@ class Variant:
     @property
     def autocast(self) -> bool:
         """Whether the model runs under bfloat16 autocast."""
-        return self.config.quant_type == "bf16"
+        return self.config.is_bfloat16
 
     @property
     def sure_to_differ(self) -> str | None:
