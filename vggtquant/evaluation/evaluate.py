@@ -518,7 +518,8 @@ def _run_variant(
 ) -> None:
     there = records.of(variant.name)
     on_cpu = task.settings.place == devices.CPU
-    if variant.autocast and task.settings.configs is None and on_cpu:
+    is_default = variant.kind is Kind.REFERENCE and task.settings.configs is None
+    if variant.autocast and is_default and on_cpu:
         work = forecast.count(bench.model, bench.linears, _shape(planned.samples[0]), task.runner)
         if forecast.hopeless(work, len(planned.samples)):
             reason = Why.SLOW.text(times=f"{forecast.BF16_TIMES:g}", name=variant.name)
