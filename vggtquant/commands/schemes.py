@@ -38,7 +38,17 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _words(config: QuantizationConfig) -> str:
-    """What a configuration does to the weights."""
+    """What a configuration does."""
+    words = [_weights(config)]
+    if config.convolutions == "int8":
+        words.append("attention and convolutions in integers")
+    if config.autocast:
+        words.append("the rest in bfloat16")
+    return "; ".join(words)
+
+
+def _weights(config: QuantizationConfig) -> str:
+    """What it does to the weights."""
     if config.quant_type == "fp32":
         return "as they are: the reference"
     if config.quant_type == "bf16":
