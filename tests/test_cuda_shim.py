@@ -646,7 +646,14 @@ def test_every_engine_gives_the_cpu_s_result(
             assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, marks=pytest.mark.slow),
+        pytest.param(torch.float16, marks=pytest.mark.slow),
+        torch.bfloat16,
+    ],
+)
 def test_fp8_codes_of_tokens_are_those_of_torch(pretended: None, dtype: torch.dtype) -> None:
     """Every code between two numbers of the format, ragged rows, rows that are not finite; behind a
     norm those of the norm's values."""
