@@ -13,7 +13,7 @@ from .. import adapters
 from ..conv import QuantizedConv2d
 from ..dense import QuantizedDPTHead, set_module
 from .capture import hooks
-from .observers import Observer
+from .observers import HIGHEST, Observer
 
 
 def measure(model: nn.Module, batches: Sequence[torch.Tensor], kind: str) -> list[str]:
@@ -46,6 +46,5 @@ def measure(model: nn.Module, batches: Sequence[torch.Tensor], kind: str) -> lis
         for name, head in heads.items():
             set_module(model, name, head)
     for name, layer in layers.items():
-        highest = 127 if layer.activation_bits == 8 else 32512
-        layer.input_scale = seen[name].scale(kind, highest)
+        layer.input_scale = seen[name].scale(kind, HIGHEST[layer.activation_bits])
     return [name for name, layer in layers.items() if not layer.input_scale]

@@ -14,6 +14,9 @@ from collections.abc import Callable
 
 import torch
 
+HIGHEST = {8: 127, 16: 32512}
+"""The largest code of an activation, by its bits; docs/conventions.md, "Activations"."""
+
 PERCENTILE = 0.9999
 HEADROOM = 1.2
 """Of minmax: other pictures have larger values, of the few tokens of the camera head above all."""

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..linear import QuantizedLinear
 from ..qtensor import grid, recode
 from .folds import put
+from .observers import HIGHEST
 
 
 class _Round(torch.autograd.Function):
@@ -71,7 +72,7 @@ class TrainedLinear(nn.Module):
             x = x * layer.input_weight
             x = x if layer.input_bias is None else x + layer.input_bias
         if layer.config.quantize_activations:
-            highest = 127 if layer.activation_bits == 8 else 32512
+            highest = HIGHEST[layer.activation_bits]
             step = layer.input_scale or x.detach().abs().amax(-1, keepdim=True) / highest
             step = torch.as_tensor(step, device=x.device).clamp_min(2.0**-112)
             x = rounded((x / step).clamp(-highest, highest)) * step

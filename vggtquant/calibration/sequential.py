@@ -25,7 +25,7 @@ from . import data as inputs
 from .capture import Arguments, Replay, Segment, Store, segments
 from .folds import Smoothing
 from .methods import Method, corrected_bias, get_method
-from .observers import Observer, special_rows
+from .observers import HIGHEST, Observer, special_rows
 from .statistics import Ranges, Statistics
 
 _HELD_OUT = 0.2
@@ -370,7 +370,7 @@ class _Job:
                 corrected_bias(bias.detach(), weight, values, s), bias.requires_grad
             )
         if config.activation_range != "dynamic":
-            highest = 127 if config.layer_activation_bits(name) == 8 else 32512
+            highest = HIGHEST[config.layer_activation_bits(name)]
             how_read = how_read._replace(scale=seen.range.scale(config.activation_range, highest))
         return _Coded(q, bias, note, how_read)
 
